@@ -1,0 +1,227 @@
+package locker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+)
+
+// try makes one attempt to acquire l.
+func (c *core) try(ctx context.Context, l *Lease) error {
+	sent := time.Now()
+	r := l.grant.Request
+	if c.inProcess {
+		g, err := c.backend.Acquire(ctx, r)
+		return c.settle(ctx, l, sent, g, err)
+	}
+	// The attempt is detached from the caller's ctx: cut short, its outcome would be unknown. An answer that comes
+	// after the lease would have ended is of no use to anybody.
+	callCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), validFor(r.TTL))
+	g, err := c.bounded(ctx, callCtx, cancel, r, c.backend.Acquire)
+	return c.settle(ctx, l, sent, g, err)
+}
+
+// wait acquires l in the store's own line, or else by polling.
+func (c *core) wait(ctx context.Context, l *Lease) error {
+	if c.queue == nil {
+		return c.poll(ctx, l)
+	}
+	if c.inProcess {
+		// The common case without the cost of a derived context.
+		if err := c.try(ctx, l); !errors.Is(err, ErrLocked) {
+			return err
+		}
+	}
+	r := l.grant.Request
+	waitCtx, cancel := context.WithCancelCause(ctx)
+	defer context.AfterFunc(c.life, func() { cancel(ErrClosed) })()
+	var g Grant
+	var err error
+	if c.inProcess {
+		g, err = c.queue.Wait(waitCtx, r)
+		cancel(nil)
+	} else {
+		g, err = c.bounded(ctx, waitCtx, func() { cancel(nil) }, r, c.queue.Wait)
+	}
+	if err == nil && g.Sent.IsZero() {
+		c.undo(r, g, nil)
+		return fmt.Errorf("%s.Wait did not set Grant.Sent: the validity of the lease is unknown", c.name)
+	}
+	return c.settle(ctx, l, g.Sent, g, err)
+}
+
+// poll acquires l by trying again and again: after a pause that grows with each refusal, is jittered so that
+// waiters spread out, and is no longer than the holder's lease can still last.
+func (c *core) poll(ctx context.Context, l *Lease) error {
+	const first, longest = 2 * time.Millisecond, 40 * time.Millisecond
+	pause := time.NewTimer(time.Hour)
+	defer pause.Stop()
+	for delay := first; ; delay = min(2*delay, longest) {
+		err := c.try(ctx, l)
+		if !errors.Is(err, ErrLocked) {
+			return err
+		}
+		next := jittered(delay)
+		var held *Held
+		if errors.As(err, &held) {
+			l.setWaitsFor(held.Holder)
+			if held.Remaining > 0 {
+				next = min(next, held.Remaining+time.Millisecond)
+			}
+		}
+		pause.Reset(next)
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-c.life.Done():
+			return ErrClosed
+		}
+	}
+}
+
+// jittered returns a duration of d less up to half of it.
+func jittered(d time.Duration) time.Duration {
+	return d - rand.N(d/2+1)
+}
+
+// bounded calls op on a goroutine of its own and returns its result, or why the caller no longer waits for it:
+// clients do not all heed a ctx (go-redis by default ignores it in socket I/O). What a call that nobody waits
+// for any more was granted is given back when it returns. done is called when op has returned.
+func (c *core) bounded(ctx, callCtx context.Context, done func(), r Request,
+	op func(context.Context, Request) (Grant, error),
+) (Grant, error) {
+	type outcome struct {
+		grant Grant
+		err   error
+	}
+	answer := make(chan outcome)
+	left := make(chan struct{})
+	c.calls.Go(func() {
+		g, err := op(callCtx, r)
+		done()
+		select {
+		case answer <- outcome{g, err}:
+		case <-left:
+			c.undo(r, g, err)
+		}
+	})
+	select {
+	case o := <-answer:
+		return o.grant, o.err
+	case <-ctx.Done():
+	case <-c.life.Done():
+	case <-callCtx.Done():
+	}
+	close(left)
+	switch {
+	case ctx.Err() != nil:
+		return Grant{}, NotAcquired(context.Cause(ctx))
+	case c.life.Err() != nil:
+		return Grant{}, NotAcquired(ErrClosed)
+	}
+	return Grant{}, NotAcquired(&noAnswer{after: validFor(r.TTL)})
+}
+
+// settle turns the outcome of an acquire into a lease that is held, or into an error with nothing held.
+func (c *core) settle(ctx context.Context, l *Lease, sent time.Time, g Grant, err error) error {
+	r := l.grant.Request
+	if err != nil {
+		if outcomeUnknown(err) {
+			c.calls.Go(func() { c.undo(r, g, err) })
+		}
+		switch {
+		case errors.Is(err, ErrLocked):
+			return err
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case c.life.Err() != nil:
+			return ErrClosed
+		}
+		return err
+	}
+	if g.Token == 0 {
+		c.calls.Go(func() { c.undo(r, g, nil) })
+		return fmt.Errorf("%s granted the lock without a fencing token", c.name)
+	}
+	if g.TTL <= 0 {
+		g.TTL = r.TTL
+	}
+	ttl := g.TTL
+	g.Request = r
+	g.TTL = ttl
+	if g.Sent.IsZero() {
+		g.Sent = sent
+	}
+	if err := l.begin(ctx, g); err != nil {
+		c.calls.Go(func() { c.undo(r, g, nil) })
+		return err
+	}
+	return nil
+}
+
+// undo gives back what an acquire left behind that ended with g and err and that nobody wants. It runs detached
+// from every caller, and gives up after one TTL: what it then could not reach has expired.
+func (c *core) undo(r Request, g Grant, err error) {
+	if err != nil {
+		if !outcomeUnknown(err) {
+			return
+		}
+		g = Grant{}
+	}
+	g.Request = r
+	_ = c.release(g, time.Now().Add(r.TTL)) // there is nobody to tell
+}
+
+// release frees g in the store, trying again after errors until the given time, when the lock ends by itself.
+// ErrLost means that the lock was gone before the first attempt.
+func (c *core) release(g Grant, until time.Time) error {
+	if c.inProcess {
+		return c.backend.Release(context.Background(), g)
+	}
+	const first, longest = 5 * time.Millisecond, 250 * time.Millisecond
+	var failure error
+	for delay := first; ; delay = min(2*delay, longest) {
+		err := c.releaseOnce(g, until)
+		if err == nil || errors.Is(err, ErrLost) && failure != nil {
+			return nil // gone since a release whose answer we did not get: that release did it
+		}
+		if errors.Is(err, ErrLost) {
+			return err
+		}
+		failure = err
+		delay := jittered(delay)
+		if time.Until(until) <= delay {
+			return failure
+		}
+		time.Sleep(delay)
+	}
+}
+
+// releaseOnce is one bounded attempt. It leaves room for another one, since a hung connection may be the only
+// thing that is wrong.
+func (c *core) releaseOnce(g Grant, until time.Time) error {
+	bound := min(time.Until(until), renewalInterval(g.TTL))
+	if bound <= 0 {
+		return &noAnswer{}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), bound)
+	answer := make(chan error, 1)
+	c.calls.Go(func() {
+		defer cancel()
+		answer <- c.backend.Release(ctx, g)
+	})
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-answer: // cancel, called by the goroutine, may be what ended ctx
+		return err
+	default:
+		return &noAnswer{after: bound}
+	}
+}

@@ -1,0 +1,132 @@
+package locker
+
+import (
+	"context"
+	"encoding/hex"
+	"math/rand/v2"
+	"time"
+)
+
+// Backend is what a store must be able to do to carry locks; New makes a Locker of it. It is meant to be small
+// enough to write in an afternoon: one attempt, and no waiting, no renewing, no timers. Prove it with package
+// conformance. Everything a user sees beyond that (waiting, renewal, loss, deadlines, clean-up, Close) is New's.
+//
+// Each method may be called by many goroutines at once. New calls Renew and Release of one grant one after the
+// other, never at the same time, unless a call outlived its ctx: then New stops waiting for it, and goes on.
+//
+// ctx bounds each call: it ends when the answer is of no more use. A client that ignores it does no harm, but
+// holds a goroutine until it returns. ctx is not the caller's: an acquire whose caller has given up runs to its
+// end, so that its outcome is known, and is then undone.
+type Backend interface {
+	// Acquire makes one attempt to lock r.Name() for r.Owner, and does not wait for a holder to leave. In one
+	// atomic step the store must find the key free, set its owner and its expiry r.TTL from now by the store's
+	// own clock, and mint a token greater than that of every earlier grant of this key. A second call with the
+	// same owner, while it holds, returns the same token again: an answer can get lost and be asked for once more.
+	//
+	// It returns a *Held (or ErrLocked) when there is another owner, an error wrapping ErrInvalidOption for a TTL
+	// it cannot keep and ErrInvalidKey for a key it cannot store, both before the store is asked, and NotAcquired
+	// around an error after which the lock is certainly not held. After any other error New calls Release.
+	Acquire(ctx context.Context, r Request) (Grant, error)
+
+	// Renew pushes the expiry of each grant to its TTL from now, and returns an error for each, in the same order:
+	// nil, ErrLost if the key is free or has another owner, and any other error if the outcome is unknown. It must
+	// never bring back a lock that the store has let go. New passes the leases that are due at the same time
+	// together, so that a backend can renew them in one round trip.
+	Renew(ctx context.Context, gs []Grant) []error
+
+	// Release frees the key if g.Owner holds it, and returns ErrLost if not. Owners are compared whole.
+	//
+	// g.Token is 0 when the outcome of the acquire is unknown: the request may have been served, may still be on
+	// its way, or was never sent. Release must then leave nothing of g.Owner behind; a store that can do it
+	// should see to it that a request which arrives later is refused.
+	Release(ctx context.Context, g Grant) error
+
+	// Close frees what the backend itself has opened. New calls it once, after everything held has been released,
+	// with no other call under way that still heeded its ctx.
+	Close() error
+}
+
+// Queue is implemented by a Backend whose store has a waiting line of its own. Without it, Lock polls with
+// Acquire, backing off, which is neither fair nor as fast.
+type Queue interface {
+	// Wait is Acquire that waits for its turn: it returns when r.Owner has the lock, when the store says something
+	// that is not an answer, or when ctx ends, and then promptly. It tries at once, and joins the line in the same
+	// step if refused. It sets Grant.Sent to the moment before it sent the request that was granted.
+	//
+	// ctx is derived from the caller's. When it ends, Wait leaves the line, or returns an error for which New calls
+	// Release, which must then do so; a lock granted at that moment is returned or given up, never kept. While it
+	// waits, it calls r.Waiting when it learns who holds the lock.
+	Wait(ctx context.Context, r Request) (Grant, error)
+}
+
+// InProcess is implemented by a Backend that keeps its locks in the memory of this process and whose methods
+// therefore never block on I/O, and whose Wait returns as soon as ctx ends. New calls it on the caller's own
+// goroutine, which is faster, and does not bound its calls.
+type InProcess interface {
+	InProcess()
+}
+
+// Owner identifies one acquisition: 128 random bits, constant for the life of a lease. It is what ownership is
+// decided by; the fencing token is another thing.
+type Owner [16]byte
+
+// String returns the owner as 32 hexadecimal digits.
+func (o Owner) String() string { return hex.EncodeToString(o[:]) }
+
+// newOwner returns a fresh Owner. The generator of math/rand/v2 is ChaCha8, seeded by the operating system;
+// owners must be unique, not secret: who can write to the store can break its locks anyhow.
+func newOwner() (o Owner) {
+	a, b := rand.Uint64(), rand.Uint64()
+	for i := range 8 {
+		o[i], o[8+i] = byte(a>>(8*i)), byte(b>>(8*i))
+	}
+	return o
+}
+
+// Request asks a Backend for a lock. Fields will be added to it: shared locks, and several holders.
+type Request struct {
+	Prefix string // of the Locker; "" unless the option Prefix was given
+	Key    string // as the caller wrote it: 1 to MaxKeyLen bytes of any value
+	Owner  Owner
+	Holder string        // a name for people, to be stored beside the owner and returned in Held; may be ""
+	TTL    time.Duration // of the lease, from the moment when the store grants it
+
+	lease *Lease // who is told of Lost and Waiting; nil when the request does not come from a Locker
+}
+
+// Name returns the key with its prefix: two requests are for the same lock if their names are equal.
+func (r Request) Name() string { return r.Prefix + r.Key }
+
+// Lost tells the holder that the store has taken the lock away. A backend calls it when it learns of a loss
+// otherwise than by Renew, before anybody else can be granted the lock: a session ended, an operator freed the
+// key. It returns when the lease's Done is closed. cause becomes part of Lease.Err. Not for the losses that Renew
+// reports; without effect after the first time, and on a request that was not granted.
+func (r Request) Lost(cause error) {
+	if r.lease != nil {
+		r.lease.lose(cause)
+	}
+}
+
+// Waiting tells who holds the lock that the request waits for, so that a wait that ends by its ctx can say so.
+func (r Request) Waiting(holder string) {
+	if r.lease != nil {
+		r.lease.setWaitsFor(holder)
+	}
+}
+
+// Grant is a lock that a Backend has given.
+type Grant struct {
+	Request
+	Token uint64 // the fencing token; never 0
+
+	// Sent is a moment before the request that was granted was sent, with its monotonic clock reading: validity
+	// counts from here. Acquire may leave it zero for the moment of its call. Wait must set it.
+	Sent time.Time
+}
+
+// validFor is how long a lease may be trusted after its request was sent. The holder's clock and the store's may
+// run at slightly different rates, so the holder gives up 1 % and 2 ms early: the drift of the Redlock algorithm
+// (https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/).
+func validFor(ttl time.Duration) time.Duration {
+	return ttl - ttl/100 - 2*time.Millisecond
+}

@@ -1,0 +1,175 @@
+package conformance
+
+import (
+	"errors"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/lockerkit/locker"
+)
+
+var closeRules = []rule{
+	{name: "UnlocksHeld", body: closeUnlocksHeld, text: "Close unlocks what is held: the leases are done with ErrUnlocked, and the keys free at once."},
+	{name: "FailsWaiters", body: closeFailsWaiters, text: "Close ends waits with ErrClosed, and leaves nothing of them in line."},
+	{name: "Idempotent", body: closeIdempotent, text: "A second Close returns nil."},
+	{name: "UseAfterClose", body: useAfterClose, text: "After Close, Lock and TryLock return ErrClosed, and Unlock of a lease ErrUnlocked."},
+	{name: "LeaksNothing", body: leaksNothing, serial: true, text: "Close leaves no goroutine behind."},
+}
+
+func closeUnlocksHeld(c *check) {
+	a, b := c.open(), c.open()
+	const n = 50
+	keys := make([]string, n)
+	leases := make([]*locker.Lease, n)
+	for i := range keys {
+		keys[i] = c.key()
+	}
+	c.all(n, func(i int) { leases[i] = c.tryLock(a, keys[i]) })
+	if err := a.Close(); err != nil {
+		c.errorf("Close: %v", err)
+	}
+	for i, lease := range leases {
+		if lease == nil {
+			continue
+		}
+		if !isClosed(lease.Done()) || !errors.Is(lease.Err(), locker.ErrUnlocked) {
+			c.errorf("after Close, Err of a lease: %v; want ErrUnlocked", lease.Err())
+		}
+		next, err := b.TryLock(c.within(10*c.ttl), keys[i])
+		if err != nil {
+			c.errorf("TryLock of a key that Close has unlocked: %v", err)
+			continue
+		}
+		c.unlock(next)
+	}
+}
+
+func closeFailsWaiters(c *check) {
+	a, b, other := c.open(), c.open(), c.open()
+	key, own := c.key(), c.key()
+	lease := c.tryLock(a, key)
+	_ = c.tryLock(b, own)
+	waits := []*wait{
+		c.start(c.within(10*c.ttl), b, key), c.start(c.within(10*c.ttl), b, key),
+		c.start(c.within(10*c.ttl), b, own), // for a key that the same Close unlocks
+	}
+	c.settle()
+	start := time.Now()
+	if err := b.Close(); err != nil {
+		c.errorf("Close: %v", err)
+	}
+	for _, w := range waits {
+		if _, err := c.result(w); !errors.Is(err, locker.ErrClosed) {
+			c.errorf("Lock while its Locker was closed: %v; want ErrClosed", err)
+		}
+	}
+	if took := time.Since(start); took > c.soon() {
+		c.errorf("it took %v to close a Locker with waiters", took)
+	}
+	c.freeWithin(other, own, c.soon(), "after the Locker was closed that held it and waited for it")
+	w := c.start(c.within(10*c.ttl), other, key)
+	c.settle()
+	released := time.Now()
+	c.unlock(lease)
+	next, err := c.result(w)
+	if err != nil {
+		c.fatalf("Lock behind waiters whose Locker was closed: %v", err)
+	}
+	if took := w.at.Sub(released); took > c.soon() {
+		c.errorf("behind waiters whose Locker was closed, it took %v to get the lock", took)
+	}
+	c.unlock(next)
+}
+
+func closeIdempotent(c *check) {
+	l := c.open()
+	c.tryLock(l, c.key())
+	for i := range 3 {
+		if err := l.Close(); err != nil {
+			c.errorf("Close, call %d: %v", i+1, err)
+		}
+	}
+	l = c.open()
+	c.tryLock(l, c.key())
+	c.all(4, func(int) {
+		if err := l.Close(); err != nil {
+			c.errorf("Close from several goroutines: %v", err)
+		}
+	})
+}
+
+func useAfterClose(c *check) {
+	l := c.open()
+	key := c.key()
+	lease := c.tryLock(l, key)
+	if err := l.Close(); err != nil {
+		c.errorf("Close: %v", err)
+	}
+	if _, err := l.Lock(c.within(c.ttl), key); !errors.Is(err, locker.ErrClosed) {
+		c.errorf("Lock after Close: %v; want ErrClosed", err)
+	}
+	if _, err := l.TryLock(c.within(c.ttl), key); !errors.Is(err, locker.ErrClosed) {
+		c.errorf("TryLock after Close: %v; want ErrClosed", err)
+	}
+	if err := lease.Unlock(); !errors.Is(err, locker.ErrUnlocked) {
+		c.errorf("Unlock after Close: %v; want ErrUnlocked", err)
+	}
+	if lease.Key() != key || lease.Token() == 0 {
+		c.errorf("after Close a lease does not know its key or token any more")
+	}
+}
+
+func leaksNothing(c *check) {
+	use := func() {
+		a, b := c.open(), c.open()
+		key := c.key()
+		lease := c.tryLock(a, key)
+		w := c.start(c.within(10*c.ttl), b, key) // so that whatever a wait needs is there
+		c.settle()
+		waits := c.start(c.within(c.ttl/10), b, key)
+		time.Sleep(c.ttl / 2) // and a renewal
+		c.unlock(lease)
+		next, err := c.result(w)
+		if err != nil {
+			c.fatalf("Lock: %v", err)
+		}
+		_, _ = c.result(waits)
+		_, _ = a.TryLock(c.within(10*c.ttl), key)
+		ctx, cancel := next.Context(c.ctx)
+		defer cancel()
+		for _, l := range []locker.Locker{a, b} {
+			if err := l.Close(); err != nil {
+				c.errorf("Close: %v", err)
+			}
+		}
+		if ctx.Err() == nil {
+			c.errorf("the context of a lease has not ended with Close")
+		}
+	}
+	use() // what exists once per process may stay
+	before := runtime.NumGoroutine()
+	use()
+	for start := time.Now(); ; time.Sleep(c.ttl / 100) {
+		n := runtime.NumGoroutine()
+		if n <= before {
+			return
+		}
+		if time.Since(start) > c.ttl {
+			c.errorf("%d goroutines before a Locker was opened, %d after it was closed:\n%s", before, n, goroutines())
+			return
+		}
+	}
+}
+
+// goroutines returns the stacks of all goroutines but those of the test runner.
+func goroutines() string {
+	buf := make([]byte, 1<<20)
+	var b strings.Builder
+	for stack := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+		if !strings.Contains(stack, "testing.(*T).Run") && !strings.Contains(stack, "conformance.goroutines") {
+			b.WriteString(stack + "\n\n")
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,211 @@
+// Package conformance defines what a lock is: a suite of named tests, one for each rule of the contract of package
+// locker, that runs against any backend. All backends of this module pass it, and so can yours:
+//
+//	func TestConformance(t *testing.T) {
+//		conformance.Run(t, conformance.Harness{
+//			Open: func(t *testing.T, opts ...locker.Option) locker.Locker {
+//				return mybackend.New(connect(t), opts...)
+//			},
+//		})
+//	}
+//
+// A failure says what was seen, the rule that this breaks, and the line of the suite that saw it. Run it with -race,
+// and many times: to pass is evidence, not proof, because most of what goes wrong with locks goes wrong seldom.
+package conformance
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lockerkit/locker"
+)
+
+// Harness tells the suite how to reach a backend. Only Open is required; for each other hook that is nil, the tests
+// that need it are skipped with a message that says what was not proven.
+type Harness struct {
+	// Open returns a Locker over the store under test that shares nothing with those it returned before but the
+	// store: a client and connections of its own, as another process would have. The suite closes it. opts must
+	// reach locker.New after any of the harness's own. What else Open makes it should free with t.Cleanup.
+	Open func(t *testing.T, opts ...locker.Option) locker.Locker
+
+	// TTL is that of the leases in the tests, and what all of their waits derive from. Zero means one second. A
+	// store with coarse time needs a longer one; a shorter one makes the suite faster, and more sensitive to a
+	// machine that is busy with something else.
+	TTL time.Duration
+
+	// Features relaxes rules that the store cannot keep. The zero value is the strictest.
+	Features Features
+
+	// Cut severs the Locker that Open returned last in this same test from its store, at once and in the way
+	// that f names, until heal is called. It comes after Open, not before, because what has to be shown is what a
+	// Locker does that already holds something. Other Lockers go on undisturbed.
+	Cut func(t *testing.T, f Fault) (heal func())
+
+	// Restart restarts the store, with the loss of data that the deployment under test has to expect. It returns
+	// when the store answers again. It is called while no other test runs.
+	Restart func(t *testing.T)
+
+	// Break takes the lock of key (in full, with its prefix) away behind its holder's back, as an operator would who
+	// deletes the record.
+	Break func(t *testing.T, key string)
+
+	// Wrap, if set, runs the body of each test; for backends in memory it is synctest.Test, which makes the suite
+	// run in fake time.
+	Wrap func(t *testing.T, body func(t *testing.T))
+
+	// Trials is how many times lease/DoneBeforeRival tries each fault. Zero means 3.
+	Trials int
+}
+
+// Features says which rules a store cannot keep. A field that is not empty gives the reason, which the suite
+// prints where it relaxes the rule.
+type Features struct {
+	// Unordered: waiters are not served in order of arrival, and TryLock may overtake them (waiting/FIFO).
+	Unordered string
+
+	// ForgetsTokens: tokens may start again when the store restarts (fencing/SurvivesRestart).
+	ForgetsTokens string
+
+	// SharesKeys: some keys that differ exclude one another, or cannot be locked at all (exclusion/KeyAlphabet).
+	SharesKeys string
+
+	// WakeWithin replaces the 50 ms within which waiting/WakesOnRelease wants the next holder, for stores
+	// that are polled slowly. Zero means 50 ms.
+	WakeWithin time.Duration
+}
+
+// Fault is a way in which the connection between a Locker and its store fails.
+type Fault int
+
+// The faults that Cut has to be able to produce.
+const (
+	Refuse      Fault = iota // connections are reset, and new ones are refused
+	BlackHole                // whatever either side sends is lost without a trace
+	Hang                     // nothing is carried any more; after heal everything is
+	DropReplies              // requests reach the store, answers are lost
+)
+
+var faults = []Fault{Refuse, BlackHole, Hang, DropReplies}
+
+// String returns the name of the fault.
+func (f Fault) String() string {
+	switch f {
+	case Refuse:
+		return "refuse"
+	case BlackHole:
+		return "black-hole"
+	case Hang:
+		return "hang"
+	case DropReplies:
+		return "drop-replies"
+	}
+	return fmt.Sprintf("Fault(%d)", int(f))
+}
+
+// Run runs the suite. Sub-tests are named group/Rule, as in exclusion/OneHolder, and can be chosen with -run and -skip.
+// Those of a group run in parallel, except for the few that disturb the whole store or watch the whole process.
+func Run(t *testing.T, h Harness) {
+	if h.Open == nil {
+		t.Fatal("conformance: Harness.Open is nil")
+	}
+	h = h.withDefaults()
+	for _, group := range groups() {
+		t.Run(group.name, func(t *testing.T) {
+			for _, r := range group.rules {
+				t.Run(r.name, func(t *testing.T) { r.test(t, h) })
+			}
+		})
+	}
+}
+
+func (h Harness) withDefaults() Harness {
+	if h.TTL == 0 {
+		h.TTL = time.Second
+	}
+	if h.Wrap == nil {
+		h.Wrap = func(t *testing.T, body func(*testing.T)) { body(t) }
+	}
+	if h.Trials == 0 {
+		h.Trials = 3
+	}
+	if h.Features.WakeWithin == 0 {
+		h.Features.WakeWithin = 50 * time.Millisecond
+	}
+	return h
+}
+
+// group is the rules of one part of the contract.
+type group struct {
+	name  string
+	rules []rule
+}
+
+// rule is one rule of the contract and its test.
+type rule struct {
+	name   string
+	text   string // the rule in one sentence, printed with each failure
+	body   func(*check)
+	needs  func(Harness) string // why the rule cannot be tested with this harness; "" if it can
+	serial bool                 // run it while nothing else runs
+}
+
+func groups() []group {
+	return []group{
+		{"exclusion", exclusionRules},
+		{"waiting", waitingRules},
+		{"unlock", unlockRules},
+		{"lease", leaseRules},
+		{"fencing", fencingRules},
+		{"close", closeRules},
+		{"errors", errorRules},
+	}
+}
+
+// test runs the rule as t.
+func (r rule) test(t *testing.T, h Harness) {
+	if r.needs != nil {
+		if why := r.needs(h); why != "" {
+			t.Skipf("not proven: %s\nreason: %s", r.text, why)
+		}
+	}
+	if !r.serial { // the parallel tests of a group begin when its serial ones have ended
+		t.Parallel()
+	}
+	h.Wrap(t, func(t *testing.T) {
+		for _, p := range r.run(t, h) {
+			t.Errorf("%s", p)
+		}
+	})
+}
+
+func needsCut(h Harness) string {
+	if h.Cut == nil {
+		return "Harness.Cut is nil"
+	}
+	return ""
+}
+
+func needsBreak(h Harness) string {
+	if h.Break == nil {
+		return "Harness.Break is nil"
+	}
+	return ""
+}
+
+// problem is a failed check.
+type problem struct {
+	saw  string
+	rule string
+	at   string // file:line of the check
+}
+
+// String describes the problem for the author of a backend.
+func (p problem) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "saw:  %s\n", p.saw)
+	fmt.Fprintf(&b, "rule: %s\n", p.rule)
+	fmt.Fprintf(&b, "at:   %s", p.at)
+	return b.String()
+}

@@ -1,0 +1,81 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/lockerkit/locker"
+)
+
+var errorRules = []rule{
+	{name: "Typed", body: typed, text: "A caller can tell apart: somebody holds it; my wait ended; the store is unreachable; I had it and lost it. A dead store is never ErrLocked."},
+}
+
+// kinds are the errors of which at most one may be true of an error.
+var kinds = []error{
+	locker.ErrLocked, locker.ErrLost, locker.ErrUnlocked, locker.ErrClosed, locker.ErrInvalidKey, locker.ErrInvalidOption,
+	context.Canceled, context.DeadlineExceeded,
+}
+
+// isJust checks that err is want and none of the other kinds; a nil want is for an error of the store.
+func (c *check) isJust(err, want error, when string) {
+	if err == nil {
+		c.record(1, "no error %s", when)
+		return
+	}
+	if want != nil && !errors.Is(err, want) {
+		c.record(1, "%s: %v; want %v", when, err, want)
+	}
+	for _, kind := range kinds {
+		if kind != want && errors.Is(err, kind) {
+			c.record(1, "%s: the error %q is a %q", when, err, kind)
+		}
+	}
+}
+
+func typed(c *check) {
+	key := c.key()
+	b := c.open()
+	a := c.open()
+	lease := c.tryLock(a, key, locker.Holder("conformance-holder"))
+
+	_, err := b.TryLock(c.within(10*c.ttl), key)
+	c.isJust(err, locker.ErrLocked, "TryLock of a key that is held")
+	var e *locker.Error
+	if !errors.As(err, &e) {
+		c.errorf("the error of TryLock is a %T; want a *locker.Error", err)
+	} else if e.Key != key || e.Op == "" || e.Backend == "" {
+		c.errorf("the error does not say operation, key and backend: %+v", e)
+	} else if e.Holder != "" && e.Holder != "conformance-holder" {
+		c.errorf("the error says that %q holds the key; it is conformance-holder", e.Holder)
+	}
+	if !mentions(err, key) {
+		c.errorf("the text of the error does not mention the key: %v", err)
+	}
+
+	_, err = b.Lock(c.within(c.ttl/10), key)
+	c.isJust(err, context.DeadlineExceeded, "Lock whose wait ended")
+
+	c.unlock(lease)
+	c.isJust(lease.Err(), locker.ErrUnlocked, "Err after Unlock")
+
+	lost := c.tryLock(b, key, locker.NoRenew())
+	c.closedWithin(lost, 2*c.ttl, "although nothing renews the lease")
+	c.isJust(lost.Err(), locker.ErrLost, "Err after a loss")
+	c.isJust(lost.Unlock(), locker.ErrLost, "Unlock after a loss")
+
+	if c.h.Cut == nil {
+		c.t.Log("not proven: that a dead store is never ErrLocked (Harness.Cut is nil)")
+		return
+	}
+	defer c.cut(a, Refuse)()
+	start := time.Now()
+	_, err = a.TryLock(c.ctx, key)
+	c.isJust(err, nil, "TryLock while the store refuses connections")
+	_, err = a.Lock(c.ctx, key)
+	c.isJust(err, nil, "Lock while the store refuses connections")
+	if took := time.Since(start); took > 4*c.ttl {
+		c.errorf("it took %v to report twice that the store cannot be reached; want no longer than a TTL each", took)
+	}
+}

@@ -1,0 +1,215 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockerkit/locker"
+)
+
+var exclusionRules = []rule{
+	{name: "OneHolder", body: oneHolder, text: "Never are there two leases of a key that are both not done."},
+	{name: "Counter", body: counter, text: "A counter that is read and written under the lock, and not protected otherwise, loses nothing."},
+	{name: "TryLockHeld", body: tryLockHeld, text: "TryLock of a key that is held returns ErrLocked at once, and leaves the holder alone."},
+	{name: "NotReentrant", body: notReentrant, text: "A key that is held cannot be locked again, by the same Locker and goroutine neither."},
+	{name: "KeysAreIndependent", body: keysAreIndependent, text: "Keys that differ in any byte never block one another, nor does one free another."},
+	{name: "KeyAlphabet", body: keyAlphabet, needs: func(h Harness) string { return h.Features.SharesKeys }, text: "Any 1 to 1,024 bytes are a key and work like any other; anything else is ErrInvalidKey before the store is asked."},
+	{name: "PrefixIsolates", body: prefixIsolates, text: "Lockers with different prefixes do not see one another's locks; Lockers with the same prefix do."},
+	{name: "Relock", body: relock, text: "A key that was unlocked can be locked again, a hundred times in a row."},
+}
+
+func oneHolder(c *check) {
+	const lockers, goroutines, rounds = 3, 4, 12
+	key := c.key()
+	var current atomic.Pointer[locker.Lease]
+	ls := make([]locker.Locker, lockers)
+	for i := range ls {
+		ls[i] = c.open()
+	}
+	c.all(lockers*goroutines, func(i int) {
+		for range rounds {
+			lease := c.lock(ls[i%lockers], key)
+			if before := current.Swap(lease); before != nil && before.Err() == nil {
+				c.errorf("Lock returned a lease (token %d) while another (token %d) was held", lease.Token(), before.Token())
+			}
+			if i%2 == 0 {
+				time.Sleep(c.ttl / 1000) // so that the others meet a key that is held
+			}
+			c.unlock(lease)
+		}
+	})
+}
+
+func counter(c *check) {
+	const lockers, goroutines, rounds = 3, 4, 10
+	key := c.key()
+	var n atomic.Int64 // atomic only for the race detector: the increment is not
+	ls := make([]locker.Locker, lockers)
+	for i := range ls {
+		ls[i] = c.open()
+	}
+	c.all(lockers*goroutines, func(i int) {
+		for range rounds {
+			lease := c.lock(ls[i%lockers], key)
+			read := n.Load()
+			time.Sleep(c.ttl / 2000)
+			n.Store(read + 1)
+			c.unlock(lease)
+		}
+	})
+	if got, want := n.Load(), int64(lockers*goroutines*rounds); got != want {
+		c.errorf("the counter is %d after %d increments", got, want)
+	}
+}
+
+func tryLockHeld(c *check) {
+	key := c.key()
+	holder, other := c.open(), c.open()
+	lease := c.lock(holder, key)
+	var took []time.Duration
+	for range 5 {
+		start := time.Now()
+		c.refused(other, key, "of a key that another Locker holds")
+		took = append(took, time.Since(start))
+	}
+	if m := median(took); m > c.soon() {
+		c.errorf("TryLock took %v to say that the key is held", m)
+	}
+	if err := lease.Err(); err != nil {
+		c.errorf("the holder's lease ended: %v", err)
+	}
+	c.unlock(lease)
+	c.freeWithin(other, key, c.soon(), "after Unlock")
+}
+
+func notReentrant(c *check) {
+	key := c.key()
+	l := c.open()
+	lease := c.lock(l, key)
+	c.refused(l, key, "of a key that the same Locker holds")
+	again, err := l.Lock(c.within(c.ttl/4), key)
+	switch {
+	case err == nil:
+		c.errorf("Lock of a key that the same Locker and goroutine holds succeeded")
+		_ = again.Unlock()
+	case !errors.Is(err, context.DeadlineExceeded):
+		c.errorf("Lock of a key that the same Locker holds: %v; want it to wait until its ctx ends", err)
+	}
+	if err := lease.Err(); err != nil {
+		c.errorf("the holder's lease ended: %v", err)
+	}
+	c.unlock(lease)
+	c.freeWithin(l, key, c.soon(), "after Unlock")
+}
+
+func keysAreIndependent(c *check) {
+	base := c.key()
+	a, b := c.open(), c.open()
+	keys := []string{
+		"", "orders", "orders/", "orders//", "orders/4", "orders/42", "orders/42/", "Orders/42", "ORDERS/42", "orders/42 ",
+		" orders/42", "orders:42", "orders.42", "orders", "order", "{orders}", "{orders}/42", "{orders}/43", "orders\x00", "orders\x0042",
+	}
+	held := make(map[string]*locker.Lease)
+	for _, k := range keys {
+		key := base + k
+		if held[key] != nil {
+			continue
+		}
+		lease, err := a.TryLock(c.within(10*c.ttl), key)
+		if err != nil {
+			c.errorf("TryLock(%q) while %d other keys that begin or end alike are held: %v", key, len(held), err)
+			continue
+		}
+		held[key] = lease
+	}
+	for key := range held {
+		c.refused(b, key, "of a key that is held along with others")
+	}
+	for key, lease := range held {
+		c.unlock(lease)
+		delete(held, key)
+		c.freeWithin(b, key, c.soon(), "after Unlock")
+		for other, lease := range held {
+			if err := lease.Err(); err != nil {
+				c.errorf("Unlock of %q ended the lease of %q: %v", key, other, err)
+			}
+		}
+	}
+}
+
+func keyAlphabet(c *check) {
+	// With a prefix of its own, the test can use keys as short as it likes.
+	prefix := c.key() + ":"
+	a, b := c.open(locker.Prefix(prefix)), c.open(locker.Prefix(prefix))
+	keys := []string{
+		"a", " ", "  ", "\x00", "\x00\x00", "\n", "\r\n", "\t", "\x7f", "\xff", "\xff\xfe\xfd", "a\x00b", "a\xc3", "é", "e\u0301", "🔒", "🔒🔒",
+		"{", "}", "{}", "}{", "{{}}", "{a}", "{a}b", "a{b}c", "a}b", "a{b", "{}a", "a{}b{c}", ":", "::", "%", "%00", "%2F", "%s", "*", "?", "[a]", "\\", "\\\\",
+		"/", "//", ".", "..", "../a", "a/../b", "a/./b", "-", "--", "~", "$", "'", `"`, "`", ";", "#", "|", "<>", "con", "NUL",
+		strings.Repeat("k", 255), strings.Repeat("k", 256), strings.Repeat("k", locker.MaxKeyLen-1), strings.Repeat("k", locker.MaxKeyLen),
+		strings.Repeat("\x00", locker.MaxKeyLen), strings.Repeat("}", locker.MaxKeyLen), strings.Repeat("🔒", locker.MaxKeyLen/4),
+	}
+	leases := make([]*locker.Lease, len(keys))
+	c.all(len(keys), func(i int) {
+		lease, err := a.TryLock(c.within(10*c.ttl), keys[i])
+		if err != nil {
+			c.errorf("TryLock(%.40q), %d bytes: %v", keys[i], len(keys[i]), err)
+			return
+		}
+		if lease.Key() != keys[i] {
+			c.errorf("Lease.Key() = %.40q after TryLock(%.40q)", lease.Key(), keys[i])
+		}
+		leases[i] = lease
+	})
+	c.all(len(keys), func(i int) {
+		if leases[i] == nil {
+			return
+		}
+		c.refused(b, keys[i], "of a key that is held")
+		c.unlock(leases[i])
+		c.freeWithin(b, keys[i], c.soon(), "after Unlock")
+	})
+	if c.h.Cut != nil {
+		defer c.h.Cut(c.t, BlackHole)() // severs b: whoever asks the store now, waits
+	}
+	for _, key := range []string{"", strings.Repeat("k", locker.MaxKeyLen+1)} {
+		start := time.Now()
+		lease, err := b.TryLock(c.within(c.ttl), key)
+		if err == nil {
+			_ = lease.Unlock()
+		}
+		if !errors.Is(err, locker.ErrInvalidKey) {
+			c.errorf("TryLock with a key of %d bytes: %v; want ErrInvalidKey", len(key), err)
+		}
+		if took := time.Since(start); took > c.soon() {
+			c.errorf("it took %v to refuse a key of %d bytes", took, len(key))
+		}
+	}
+}
+
+func prefixIsolates(c *check) {
+	key := c.key()
+	a1, a2, b := c.open(locker.Prefix(key+"a:")), c.open(locker.Prefix(key+"a:")), c.open(locker.Prefix(key+"b:"))
+	la := c.tryLock(a1, key)
+	lb := c.tryLock(b, key)
+	if la.Key() != key {
+		c.errorf("Lease.Key() = %q; want it without the prefix: %q", la.Key(), key)
+	}
+	c.refused(a2, key, "of a key held by another Locker with the same prefix")
+	c.unlock(lb)
+	c.refused(a2, key, "after a Locker with another prefix unlocked its own")
+	c.unlock(la)
+	if _, err := a1.TryLock(c.ctx, key, locker.Prefix("x")); !errors.Is(err, locker.ErrInvalidOption) {
+		c.errorf("TryLock with the option Prefix: %v; want ErrInvalidOption", err)
+	}
+}
+
+func relock(c *check) {
+	key := c.key()
+	l := c.open()
+	for range 100 {
+		c.unlock(c.tryLock(l, key))
+	}
+}

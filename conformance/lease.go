@@ -1,0 +1,328 @@
+package conformance
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/lockerkit/locker"
+)
+
+var leaseRules = []rule{
+	{name: "OutlivesTTL", body: outlivesTTL, text: "A lease is renewed for as long as its holder lives, beyond its TTL."},
+	{name: "ExpiresWhenAbandoned", body: expiresWhenAbandoned, text: "The key of a holder that is cut off is free when its TTL has passed."},
+	{name: "NoRenew", body: noRenew, text: "A lease with NoRenew ends by itself when its TTL has passed, and not before."},
+	{name: "DoneBeforeRival", body: doneBeforeRival, needs: needsCut, text: "Of a holder that is cut off, Done is closed before any rival's Lock returns, every time."},
+	{name: "ErrSaysLost", body: errSaysLost, text: "Err is nil while the lease is held, and ErrLost once it is lost; contexts made of it end with that cause."},
+	{name: "CleanUnlockIsNotLoss", body: cleanUnlockIsNotLoss, text: "After Unlock, Done is closed and Err is ErrUnlocked, never ErrLost."},
+	{name: "RidesOutOneFailedRenewal", body: ridesOutOneFailedRenewal, needs: needsCut, text: "A lease survives a renewal that fails, if the store can be reached again before its validity is over."},
+	{name: "NeverResurrects", body: neverResurrects, needs: needsBreak, text: "A renewal that finds the key gone or taken reports the loss, and does not bring the lock back."},
+	{name: "TTLGranularity", body: ttlGranularity, text: "A TTL that the store cannot keep is refused, or the one granted is reported by Deadline: it is never silently another."},
+	{name: "WallClockIndependent", body: wallClockIndependent, text: "Deadlines are kept by the monotonic clock."},
+}
+
+func outlivesTTL(c *check) {
+	key := c.key()
+	a, b := c.open(), c.open()
+	lease := c.tryLock(a, key)
+	first := lease.Deadline()
+	for start := time.Now(); time.Since(start) < 3*c.ttl; {
+		select {
+		case <-lease.Done():
+			c.errorf("the lease ended %v after it began, with the holder alive: %v", time.Since(start), lease.Err())
+			return
+		case <-time.After(c.ttl / 5):
+		}
+		c.refused(b, key, "although the holder lives")
+		if left := time.Until(lease.Deadline()); left > c.ttl {
+			c.errorf("Deadline is %v ahead, with a TTL of %v", left, c.ttl)
+		}
+	}
+	if !lease.Deadline().After(first.Add(c.ttl)) {
+		c.errorf("after three TTLs Deadline has moved by %v only", lease.Deadline().Sub(first))
+	}
+	c.unlock(lease)
+	c.freeWithin(b, key, c.soon(), "after Unlock")
+}
+
+func expiresWhenAbandoned(c *check) {
+	key := c.key()
+	b, a := c.open(), c.open()
+	var lease *locker.Lease
+	if c.h.Cut != nil {
+		lease = c.tryLock(a, key)
+		defer c.cut(a, BlackHole)()
+	} else {
+		lease = c.tryLock(a, key, locker.NoRenew())
+	}
+	c.freeWithin(b, key, c.ttl+c.soon(), "after its holder was cut off")
+	if lease.Err() == nil {
+		c.errorf("the holder that was cut off still has its lease")
+	}
+}
+
+func noRenew(c *check) {
+	key := c.key()
+	a, b := c.open(), c.open()
+	start := time.Now()
+	lease := c.tryLock(a, key, locker.NoRenew())
+	deadline := lease.Deadline()
+	if deadline.Before(start.Add(c.ttl / 2)) {
+		c.errorf("Deadline is %v after the lease began, with a TTL of %v", deadline.Sub(start), c.ttl)
+	}
+	c.refused(b, key, "right after it was locked")
+	c.closedWithin(lease, 2*c.ttl, "although nothing renews the lease")
+	ended := time.Now()
+	if ended.Before(deadline) {
+		c.errorf("the lease ended %v before its Deadline", deadline.Sub(ended))
+	}
+	if err := lease.Err(); !errors.Is(err, locker.ErrLost) {
+		c.errorf("Err of a lease that ran out: %v; want ErrLost", err)
+	}
+	if !lease.Deadline().Equal(deadline) {
+		c.errorf("the Deadline of a lease with NoRenew moved by %v", lease.Deadline().Sub(deadline))
+	}
+	c.freeWithin(b, key, c.soon(), "after a lease that nothing renews ran out")
+}
+
+// doneBeforeRival makes Harness.Trials trials for each fault, several at a time.
+func doneBeforeRival(c *check) {
+	const atATime = 20
+	for _, f := range faults {
+		var mu sync.Mutex
+		var margins []time.Duration
+		for done := 0; done < c.h.Trials; done += atATime {
+			n := min(atATime, c.h.Trials-done)
+			trials := make([]func() (time.Duration, bool), n)
+			for i := range trials {
+				trials[i] = c.rivalTrial(f)
+			}
+			c.all(n, func(i int) {
+				if margin, ok := trials[i](); ok {
+					mu.Lock()
+					defer mu.Unlock()
+					margins = append(margins, margin)
+				}
+			})
+		}
+		if len(margins) > 0 {
+			slices.Sort(margins)
+			at := func(q int) time.Duration { return margins[(len(margins)-1)*q/100].Round(10 * time.Microsecond) }
+			c.t.Logf("%v: Done closed before the rival's Lock returned in %d trials, with a margin of min %v, p10 %v, median %v, p90 %v, max %v",
+				f, len(margins), at(0), at(10), at(50), at(90), at(100))
+		}
+	}
+}
+
+// rivalTrial opens a holder, which it will cut off at a random moment, and a rival. The trial returns the time
+// from the closing of the holder's Done to the return of the rival's Lock, as a goroutine that waits for Done saw it.
+func (c *check) rivalTrial(f Fault) func() (time.Duration, bool) {
+	key := c.key()
+	rival := c.open()
+	holder := c.open()
+	lease := c.tryLock(holder, key)
+	done := lease.Done()
+	closed := make(chan time.Time, 1)
+	c.do(func() {
+		<-done
+		closed <- time.Now()
+	})
+	// Cut is bound to the Locker opened last, so the connection is severed here and now; that other trials begin
+	// at other times is what makes the moment random, with respect to renewals.
+	time.Sleep(rand.N(c.ttl / 20))
+	heal := c.cut(holder, f)
+	return func() (time.Duration, bool) {
+		defer heal()
+		// Renewals that reach the store although their answers get lost make the rival wait longer.
+		next, err := rival.Lock(c.within(6*c.ttl), key)
+		wasClosed := isClosed(done)
+		at := time.Now()
+		if err != nil {
+			c.errorf("%v: the rival's Lock: %v", f, err)
+			_ = lease.Unlock()
+			return 0, false
+		}
+		defer c.unlock(next)
+		if !wasClosed {
+			c.errorf("%v: the rival's Lock returned while the Done of the holder was not closed", f)
+			return 0, false
+		}
+		if err := lease.Err(); !errors.Is(err, locker.ErrLost) {
+			c.errorf("%v: Err of the holder that was cut off: %v; want ErrLost", f, err)
+		}
+		return at.Sub(<-closed), true
+	}
+}
+
+func errSaysLost(c *check) {
+	lease := c.tryLock(c.open(), c.key(), locker.NoRenew())
+	ctx, cancel := lease.Context(c.ctx)
+	defer cancel()
+	if err := lease.Err(); err != nil {
+		c.errorf("Err of a lease that is held: %v", err)
+	}
+	if err := ctx.Err(); err != nil {
+		c.errorf("the context of a lease that is held has ended: %v", err)
+	}
+	c.closedWithin(lease, 2*c.ttl, "although nothing renews the lease")
+	if err := lease.Err(); !errors.Is(err, locker.ErrLost) || errors.Is(err, locker.ErrUnlocked) {
+		c.errorf("Err of a lease that ran out: %v; want ErrLost", err)
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(c.soon()):
+		c.errorf("the context of the lost lease has not ended")
+	}
+	late, cancelLate := lease.Context(c.ctx)
+	defer cancelLate()
+	for _, ctx := range []interface {
+		Err() error
+		Value(any) any
+	}{ctx, late} {
+		if ctx.Err() == nil {
+			c.errorf("the context of the lost lease has no error")
+		}
+	}
+	if cause := contextCause(late); !errors.Is(cause, locker.ErrLost) {
+		c.errorf("the cause of a context made of a lost lease: %v; want ErrLost", cause)
+	}
+	if cause := contextCause(ctx); !errors.Is(cause, locker.ErrLost) {
+		c.errorf("the cause of the context of a lost lease: %v; want ErrLost", cause)
+	}
+}
+
+func cleanUnlockIsNotLoss(c *check) {
+	lease := c.tryLock(c.open(), c.key())
+	ctx, cancel := lease.Context(c.ctx)
+	defer cancel()
+	done := lease.Done()
+	c.unlock(lease)
+	if !isClosed(done) {
+		c.errorf("Done is not closed after Unlock")
+	}
+	if !isClosed(lease.Done()) {
+		c.errorf("Done, asked for after Unlock, is not closed")
+	}
+	check := func(when string) {
+		if err := lease.Err(); !errors.Is(err, locker.ErrUnlocked) || errors.Is(err, locker.ErrLost) {
+			c.errorf("Err %s: %v; want ErrUnlocked", when, err)
+		}
+	}
+	check("after Unlock")
+	if cause := contextCause(ctx); !errors.Is(cause, locker.ErrUnlocked) {
+		c.errorf("the cause of the context of an unlocked lease: %v; want ErrUnlocked", cause)
+	}
+	time.Sleep(c.ttl + c.ttl/10)
+	check("a TTL after Unlock")
+}
+
+func ridesOutOneFailedRenewal(c *check) {
+	for _, f := range faults {
+		key := c.key()
+		other := c.open()
+		l := c.open()
+		lease := c.tryLock(l, key)
+		time.Sleep(c.ttl / 5)
+		heal := c.cut(l, f)
+		time.Sleep(c.ttl / 4) // the first renewal is sent, and fails
+		heal()
+		select {
+		case <-lease.Done():
+			c.errorf("%v: the lease was lost although the store was out of reach for a quarter of the TTL only: %v", f, lease.Err())
+			continue
+		case <-time.After(c.ttl + c.ttl/2):
+		}
+		c.refused(other, key, fmt.Sprintf("although the holder rode out a failed renewal (%v)", f))
+		c.unlock(lease)
+	}
+}
+
+func neverResurrects(c *check) {
+	c.all(2, func(i int) {
+		key := c.key()
+		a, b := c.open(), c.open()
+		lease := c.tryLock(a, key)
+		c.h.Break(c.t, key)
+		var next *locker.Lease
+		if i == 1 { // taken, not just gone
+			next = c.lock(b, key)
+		}
+		c.closedWithin(lease, c.ttl/2, "after the lock was taken away in the store, time enough for a renewal")
+		if err := lease.Err(); !errors.Is(err, locker.ErrLost) {
+			c.errorf("Err after the lock was taken away in the store: %v; want ErrLost", err)
+		}
+		if i == 0 {
+			c.freeWithin(b, key, c.ttl/4, "after the lock was taken away in the store")
+			return
+		}
+		select {
+		case <-next.Done():
+			c.errorf("the next holder's lease ended: %v", next.Err())
+		case <-time.After(c.ttl):
+			c.unlock(next)
+			c.freeWithin(a, key, c.ttl/4, "after the next holder unlocked")
+		}
+	})
+}
+
+func ttlGranularity(c *check) {
+	for _, ttl := range []time.Duration{
+		c.ttl + 1, c.ttl + 999*time.Nanosecond, c.ttl + 1500*time.Microsecond, c.ttl + 333333333, c.ttl + 10*time.Millisecond,
+	} {
+		c.do(func() {
+			key := c.key()
+			a, b := c.open(), c.open()
+			start := time.Now()
+			lease, err := a.TryLock(c.within(10*c.ttl), key, locker.TTL(ttl), locker.NoRenew())
+			granted := time.Now()
+			if err != nil {
+				if !errors.Is(err, locker.ErrInvalidOption) {
+					c.errorf("TryLock with TTL(%v): %v; want a lease, or ErrInvalidOption", ttl, err)
+				}
+				return
+			}
+			deadline := lease.Deadline()
+			if deadline.After(granted.Add(ttl)) {
+				c.errorf("with TTL(%v), Deadline is %v ahead", ttl, time.Until(deadline))
+			}
+			next := c.lock(b, key)
+			at := time.Now()
+			if at.Before(deadline) {
+				c.errorf("with TTL(%v), a rival had the lock %v before the Deadline", ttl, deadline.Sub(at))
+			}
+			if wait := at.Sub(start); wait > deadline.Sub(start)+ttl/50+c.soon() {
+				c.errorf("with TTL(%v) and a Deadline after %v, a rival had the lock only after %v", ttl, deadline.Sub(start), wait)
+			}
+			c.unlock(next)
+		})
+	}
+	l := c.open()
+	for _, ttl := range []time.Duration{0, -1, 1, time.Microsecond, 500 * time.Microsecond, 1 << 62} {
+		lease, err := l.TryLock(c.within(c.ttl), c.key(), locker.TTL(ttl))
+		if err == nil {
+			_ = lease.Unlock()
+		}
+		if !errors.Is(err, locker.ErrInvalidOption) {
+			c.errorf("TryLock with TTL(%v): %v; want ErrInvalidOption", ttl, err)
+		}
+	}
+}
+
+func wallClockIndependent(c *check) {
+	if !strings.Contains(time.Now().String(), " m=") {
+		c.t.Log("the fake time of testing/synctest has but one clock")
+		return
+	}
+	lease := c.tryLock(c.open(), c.key())
+	for _, when := range []string{"after Lock", "after a renewal"} {
+		if d := lease.Deadline(); !strings.Contains(d.String(), " m=") {
+			c.errorf("Deadline %s is %v, without a monotonic clock reading: a step of the wall clock would move it", when, d)
+		}
+		time.Sleep(c.ttl / 2)
+	}
+	c.unlock(lease)
+}

@@ -1,0 +1,148 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"github.com/lockerkit/locker"
+)
+
+var unlockRules = []rule{
+	{name: "FreesAtOnce", body: freesAtOnce, text: "When Unlock has returned, an independent Locker can lock the key at once."},
+	{name: "AfterContextEnded", body: afterContextEnded, text: "Unlock works when every ctx that had to do with the lease has ended."},
+	{name: "Twice", body: unlockTwice, text: "A second Unlock returns ErrUnlocked and changes nothing, whoever holds the key by then."},
+	{name: "StaleCannotFreeSuccessor", body: staleCannotFreeSuccessor, text: "Unlock of a lease that is over does not free the key of the next holder."},
+	{name: "ReportsLoss", body: reportsLoss, text: "Unlock of a lease that was lost returns ErrLost."},
+	{name: "NoRenewalAfter", body: noRenewalAfter, text: "After Unlock nothing that this lease did or does keeps the key locked."},
+	{name: "DuringRenewal", body: duringRenewal, text: "An Unlock that meets a renewal on its way frees the key for good all the same."},
+}
+
+func freesAtOnce(c *check) {
+	key := c.key()
+	a, b := c.open(), c.open()
+	for range 20 {
+		c.unlock(c.tryLock(a, key))
+		lease, err := b.TryLock(c.within(10*c.ttl), key)
+		if err != nil {
+			c.errorf("TryLock right after Unlock returned: %v", err)
+			return
+		}
+		c.unlock(lease)
+	}
+}
+
+func afterContextEnded(c *check) {
+	key := c.key()
+	a, b := c.open(), c.open()
+	ctx, cancel := context.WithCancel(c.ctx)
+	lease, err := a.Lock(ctx, key)
+	if err != nil {
+		c.fatalf("Lock: %v", err)
+	}
+	_, stop := lease.Context(ctx)
+	defer stop()
+	cancel()
+	c.unlock(lease)
+	c.freeWithin(b, key, c.soon(), "after Unlock with a ctx that had ended")
+}
+
+func unlockTwice(c *check) {
+	key := c.key()
+	a, b, other := c.open(), c.open(), c.open()
+	lease := c.tryLock(a, key)
+	c.unlock(lease)
+	if err := lease.Unlock(); !errors.Is(err, locker.ErrUnlocked) {
+		c.errorf("second Unlock: %v; want ErrUnlocked", err)
+	}
+	for _, l := range []locker.Locker{b, a} { // the same Locker too
+		next := c.tryLock(l, key)
+		if err := lease.Unlock(); !errors.Is(err, locker.ErrUnlocked) {
+			c.errorf("second Unlock while somebody else holds the key: %v; want ErrUnlocked", err)
+		}
+		c.refused(other, key, "after the former holder unlocked a second time")
+		c.unlock(next)
+	}
+}
+
+func staleCannotFreeSuccessor(c *check) {
+	key := c.key()
+	a, b, other := c.open(), c.open(), c.open()
+	stale := c.tryLock(a, key, locker.NoRenew())
+	next := c.lock(b, key) // when the first lease is over
+	if err := stale.Unlock(); !errors.Is(err, locker.ErrLost) {
+		c.errorf("Unlock of a lease that is over: %v; want ErrLost", err)
+	}
+	c.refused(other, key, "after a former holder, whose lease was over, unlocked")
+	if err := next.Err(); err != nil {
+		c.errorf("the next holder's lease ended when the former holder unlocked: %v", err)
+	}
+	c.unlock(next)
+
+	if c.h.Cut == nil {
+		return
+	}
+	// The same with a holder whose own clock still believes in the lease, while the store has given it away: only the
+	// store can tell. A holder that cannot reach the store retries until its lease is over, so it heals after that.
+	key = c.key()
+	cut := c.open()
+	stale = c.tryLock(cut, key, locker.TTL(c.ttl))
+	heal := c.cut(cut, Hang)
+	unlocked := make(chan error, 1)
+	c.do(func() {
+		time.Sleep(c.ttl / 10)
+		unlocked <- stale.Unlock()
+	})
+	next = c.lock(b, key)
+	heal()
+	<-unlocked
+	time.Sleep(c.ttl / 2) // whatever was on its way has arrived
+	c.refused(other, key, "after the Unlock of a former holder reached the store late")
+	if err := next.Err(); err != nil {
+		c.errorf("the next holder's lease ended when the former holder's Unlock arrived late: %v", err)
+	}
+	c.unlock(next)
+}
+
+func reportsLoss(c *check) {
+	lease := c.tryLock(c.open(), c.key(), locker.NoRenew())
+	c.closedWithin(lease, 2*c.ttl, "although nothing renews the lease")
+	err := lease.Unlock()
+	if !errors.Is(err, locker.ErrLost) {
+		c.errorf("Unlock of a lost lease: %v; want ErrLost", err)
+	}
+	if errors.Is(err, locker.ErrUnlocked) {
+		c.errorf("the error of Unlock of a lost lease is ErrUnlocked as well: %v", err)
+	}
+}
+
+func noRenewalAfter(c *check) {
+	a, b := c.open(), c.open()
+	c.all(8, func(i int) {
+		key := c.key()
+		lease := c.tryLock(a, key)
+		time.Sleep(time.Duration(i) * c.ttl / 10) // some before the first renewal, some after it
+		c.unlock(lease)
+		// If something went on renewing, it would show now, or when the next lease runs out.
+		next := c.tryLock(b, key, locker.NoRenew())
+		c.closedWithin(next, 2*c.ttl, "although nothing renews the lease")
+		c.freeWithin(b, key, c.soon(), "after a lease that nothing renews had run out")
+	})
+}
+
+func duringRenewal(c *check) {
+	a, b := c.open(), c.open()
+	c.all(16, func(int) {
+		key := c.key()
+		for range 3 {
+			lease := c.tryLock(a, key)
+			// Renewals are sent at a third of the TTL, or a little before.
+			time.Sleep(c.ttl*3/10 + rand.N(c.ttl/20))
+			c.unlock(lease)
+			c.freeWithin(b, key, c.ttl/4, "after an Unlock close to a renewal")
+		}
+		time.Sleep(c.ttl / 10)
+		c.freeWithin(b, key, c.ttl/4, "a while after an Unlock close to a renewal")
+	})
+}

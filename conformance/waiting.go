@@ -1,0 +1,380 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockerkit/locker"
+)
+
+var waitingRules = []rule{
+	{name: "WakesOnRelease", body: wakesOnRelease, text: "A waiter has the lock within 50 ms of the holder's Unlock (or what Features.WakeWithin says)."},
+	{name: "WakesOnExpiry", body: wakesOnExpiry, text: "When a holder vanishes, a waiter gets the lock when its TTL has passed, not before, and not much after."},
+	{name: "Cancelled", body: cancelled, text: "A Lock whose ctx is cancelled returns within 100 ms with the cause of the ctx."},
+	{name: "DeadlineExceeded", body: deadlineExceeded, text: "A Lock whose ctx reaches its deadline returns within 100 ms with context.DeadlineExceeded."},
+	{name: "AlreadyCancelled", body: alreadyCancelled, text: "Lock and TryLock with a ctx that has ended return its cause and ask the store nothing."},
+	{name: "CancelStorm", body: cancelStorm, text: "However many waiters are cancelled at whatever moments among handoffs, the key is free a round trip later."},
+	{name: "CancelledWaiterDoesNotBlockQueue", body: cancelledWaiterDoesNotBlockQueue, text: "A waiter that was cancelled does not delay those behind it."},
+	{name: "WaitDoesNotBoundHold", body: waitDoesNotBoundHold, text: "The ctx given to Lock bounds the wait only: the lease lives on when it ends."},
+	{name: "FIFO", body: fifo, needs: func(h Harness) string { return h.Features.Unordered }, text: "Waiters are served in order of arrival, across Lockers, and TryLock never overtakes them."},
+	{name: "HungStore", body: hungStore, needs: needsCut, text: "ctx is honoured while the store does not answer."},
+	{name: "LostReply", body: lostReply, needs: needsCut, text: "An acquire whose answer got lost leaves no orphan behind and does not lock its caller out."},
+}
+
+func wakesOnRelease(c *check) {
+	a, b := c.open(), c.open()
+	var took []time.Duration
+	for range 7 {
+		key := c.key()
+		lease := c.lock(a, key)
+		w := c.start(c.within(10*c.ttl), b, key)
+		c.settle()
+		released := time.Now()
+		c.unlock(lease)
+		next, err := c.result(w)
+		if err != nil {
+			c.fatalf("Lock while the holder unlocked: %v", err)
+		}
+		took = append(took, w.at.Sub(released))
+		c.unlock(next)
+	}
+	if m := median(took); m > c.h.Features.WakeWithin {
+		c.errorf("the waiter had the lock %v after Unlock began (median of %v); want within %v", m, took, c.h.Features.WakeWithin)
+	}
+}
+
+func wakesOnExpiry(c *check) {
+	key := c.key()
+	a, b := c.open(), c.open()
+	start := time.Now()
+	lease := c.lock(a, key, locker.NoRenew()) // and never unlocked: as if its process had died
+	granted := time.Now()
+	w := c.start(c.within(10*c.ttl), b, key)
+	next, err := c.result(w)
+	if err != nil {
+		c.fatalf("Lock of a key whose holder vanished: %v", err)
+	}
+	defer c.unlock(next)
+	if early := start.Add(c.ttl - c.ttl/100 - 2*time.Millisecond).Sub(w.at); early > 0 {
+		c.errorf("the waiter got the lock %v before the TTL of the vanished holder had passed", early)
+	}
+	if late := w.at.Sub(granted.Add(c.ttl)); late > c.soon() {
+		c.errorf("the waiter got the lock %v after the TTL of the vanished holder had passed; want at most %v", late, c.soon())
+	}
+	if lease.Err() == nil {
+		c.errorf("the vanished holder's lease is still not done")
+	}
+}
+
+// canceledBound is how long a Lock may take to return when its ctx ends.
+const canceledBound = 100 * time.Millisecond
+
+func cancelled(c *check) {
+	key := c.key()
+	a, b := c.open(), c.open()
+	lease := c.lock(a, key, locker.Holder("the holder"))
+	cause := errors.New("conformance: the cause of the cancellation")
+	var took []time.Duration
+	for range 5 {
+		ctx, cancel := context.WithCancelCause(c.ctx)
+		w := c.start(ctx, b, key)
+		c.settle()
+		at := time.Now()
+		cancel(cause)
+		_, err := c.result(w)
+		took = append(took, w.at.Sub(at))
+		switch {
+		case !errors.Is(err, cause):
+			c.errorf("Lock returned %v; want the cause that its ctx was cancelled with", err)
+		case errors.Is(err, locker.ErrLocked):
+			c.errorf("the error of a wait that was cancelled is ErrLocked: %v", err)
+		}
+	}
+	if m := median(took); m > canceledBound {
+		c.errorf("Lock returned %v after its ctx was cancelled (median of %v)", m, took)
+	}
+	c.unlock(lease)
+	c.freeWithin(b, key, c.soon(), "after all waiters were cancelled and the holder unlocked")
+}
+
+func deadlineExceeded(c *check) {
+	key := c.key()
+	a, b := c.open(), c.open()
+	lease := c.lock(a, key)
+	var late []time.Duration
+	for range 5 {
+		deadline := time.Now().Add(c.ttl / 10)
+		ctx, cancel := context.WithDeadline(c.ctx, deadline)
+		w := c.start(ctx, b, key)
+		_, err := c.result(w)
+		cancel()
+		late = append(late, w.at.Sub(deadline))
+		if !errors.Is(err, context.DeadlineExceeded) {
+			c.errorf("Lock returned %v; want context.DeadlineExceeded", err)
+		}
+		if w.at.Before(deadline) {
+			c.errorf("Lock gave up %v before its ctx ended", deadline.Sub(w.at))
+		}
+	}
+	if m := median(late); m > canceledBound {
+		c.errorf("Lock returned %v after the deadline of its ctx (median of %v)", m, late)
+	}
+	c.unlock(lease)
+	c.freeWithin(b, key, c.soon(), "after all waiters gave up and the holder unlocked")
+}
+
+func alreadyCancelled(c *check) {
+	key := c.key()
+	l, other := c.open(), c.open()
+	heal := func() {}
+	if c.h.Cut != nil {
+		l, other = other, l
+		heal = c.h.Cut(c.t, Hang) // severs l, the last opened: whoever asks the store now, waits
+	}
+	cause := errors.New("conformance: the cause of the cancellation")
+	ctx, cancel := context.WithCancelCause(c.ctx)
+	cancel(cause)
+	for _, lock := range []func(context.Context, string, ...locker.Option) (*locker.Lease, error){l.Lock, l.TryLock} {
+		start := time.Now()
+		lease, err := lock(ctx, key)
+		if err == nil {
+			c.errorf("a free key was locked although ctx had ended")
+			_ = lease.Unlock()
+		} else if !errors.Is(err, cause) {
+			c.errorf("with a ctx that has ended: %v; want the cause it ended with", err)
+		}
+		if took := time.Since(start); took > c.soon() {
+			c.errorf("it took %v to see that ctx has ended", took)
+		}
+	}
+	heal()
+	c.freeWithin(other, key, c.soon(), "after calls with a ctx that had ended")
+}
+
+func cancelStorm(c *check) {
+	const lockers, waiters = 4, 1000
+	key := c.key()
+	ls := make([]locker.Locker, lockers)
+	for i := range ls {
+		ls[i] = c.open()
+	}
+	first := c.lock(ls[0], key)
+	var granted atomic.Int64
+	c.do(func() {
+		c.settle()
+		c.unlock(first)
+	})
+	c.all(waiters, func(i int) {
+		ctx, cancel := context.WithTimeout(c.ctx, rand.N(c.ttl/2))
+		defer cancel()
+		lease, err := ls[i%lockers].Lock(ctx, key)
+		switch {
+		case err == nil:
+			granted.Add(1)
+			c.unlock(lease)
+		case !errors.Is(err, context.DeadlineExceeded):
+			c.errorf("Lock: %v; want context.DeadlineExceeded", err)
+		}
+	})
+	if granted.Load() == 0 {
+		c.errorf("none of %d waiters was served before its ctx ended, with half a TTL of time and nobody holding on to the lock", waiters)
+	}
+	// An orphan would hold the key, or block the line, for a TTL or longer.
+	c.freeWithin(c.open(), key, c.soon(), "after the last of the waiters had returned")
+}
+
+func cancelledWaiterDoesNotBlockQueue(c *check) {
+	key := c.key()
+	a, b, d := c.open(), c.open(), c.open()
+	lease := c.lock(a, key)
+	ctx, cancel := context.WithCancel(c.ctx)
+	first := c.start(ctx, b, key)
+	c.settle()
+	second := c.start(c.within(10*c.ttl), d, key)
+	c.settle()
+	cancel()
+	if _, err := c.result(first); !errors.Is(err, context.Canceled) {
+		c.errorf("Lock: %v; want context.Canceled", err)
+	}
+	released := time.Now()
+	c.unlock(lease)
+	next, err := c.result(second)
+	if err != nil {
+		c.fatalf("Lock behind a waiter that was cancelled: %v", err)
+	}
+	if took := second.at.Sub(released); took > c.soon() {
+		c.errorf("the waiter behind the cancelled one had the lock %v after Unlock", took)
+	}
+	c.unlock(next)
+}
+
+func waitDoesNotBoundHold(c *check) {
+	key := c.key()
+	a, b := c.open(), c.open()
+	ctx, cancel := context.WithCancel(c.ctx)
+	lease, err := a.Lock(ctx, key)
+	cancel()
+	if err != nil {
+		c.fatalf("Lock: %v", err)
+	}
+	select {
+	case <-lease.Done():
+		c.errorf("the lease ended with the ctx that was given to Lock: %v", lease.Err())
+		return
+	case <-time.After(c.ttl + c.ttl/2):
+	}
+	c.refused(b, key, "although the holder's lease was not unlocked")
+	c.unlock(lease)
+}
+
+func fifo(c *check) {
+	const lockers, waiters = 3, 9
+	key := c.key()
+	ls := make([]locker.Locker, lockers)
+	for i := range ls {
+		ls[i] = c.open()
+	}
+	lease := c.lock(ls[0], key)
+	var mu sync.Mutex
+	var served []int
+	waits := make([]*wait, waiters)
+	for i := range waits {
+		// With a TTL each that is longer than the test, so that a slow machine does not expire them.
+		waits[i] = c.start(c.within(20*c.ttl), ls[i%lockers], key)
+		c.settle() // until it is in line
+	}
+	overtaken := make(chan struct{})
+	stop := make(chan struct{})
+	c.do(func() { // somebody who tries to get in between
+		defer close(overtaken)
+		intruder := c.open()
+		for {
+			lease, err := intruder.TryLock(c.within(10*c.ttl), key)
+			if err == nil {
+				mu.Lock()
+				n := len(served)
+				mu.Unlock()
+				if n < waiters-1 { // the last one may just be about to say that it was served
+					c.errorf("TryLock got in with %d of %d waiters in line not yet served", waiters-n, waiters)
+				}
+				c.unlock(lease)
+				return
+			}
+			select {
+			case <-stop:
+				return
+			case <-time.After(c.ttl / 1000):
+			}
+		}
+	})
+	c.unlock(lease)
+	for i, w := range waits {
+		c.do(func() {
+			lease, err := c.result(w)
+			if err != nil {
+				c.errorf("Lock of waiter %d: %v", i, err)
+				return
+			}
+			mu.Lock()
+			served = append(served, i)
+			mu.Unlock()
+			time.Sleep(c.ttl / 200)
+			c.unlock(lease)
+		})
+	}
+	for _, w := range waits {
+		_, _ = c.result(w)
+	}
+	close(stop)
+	<-overtaken
+	mu.Lock()
+	defer mu.Unlock()
+	if !slices.IsSorted(served) {
+		c.errorf("the waiters were served in the order %v", served)
+	}
+}
+
+func hungStore(c *check) {
+	for _, f := range []Fault{Hang, BlackHole} {
+		c.do(func() {
+			key := c.key()
+			l := c.open()
+			c.unlock(c.lock(l, c.key())) // there are connections
+			heal := c.cut(l, f)
+			defer heal()
+			for _, lock := range []func(context.Context, string, ...locker.Option) (*locker.Lease, error){l.Lock, l.TryLock} {
+				deadline := time.Now().Add(c.ttl / 5)
+				ctx, cancel := context.WithDeadline(c.ctx, deadline)
+				lease, err := lock(ctx, key)
+				cancel()
+				if err == nil {
+					c.errorf("locked a key although the store does not answer (%v)", f)
+					_ = lease.Unlock()
+				} else if !errors.Is(err, context.DeadlineExceeded) {
+					c.errorf("while the store does not answer (%v): %v; want context.DeadlineExceeded", f, err)
+				}
+				if late := time.Since(deadline); late > canceledBound {
+					c.errorf("while the store did not answer (%v), the call returned %v after the deadline of its ctx", f, late)
+				}
+			}
+		})
+		c.helpers.Wait() // one after the other: Cut severs the Locker that was opened last
+	}
+}
+
+func lostReply(c *check) {
+	key := c.key()
+	observer := c.open()
+	l := c.open()
+	c.unlock(c.lock(l, c.key())) // there are connections
+	heal := c.cut(l, DropReplies)
+	defer heal()
+	// With a TTL so long that the key cannot become free by expiring.
+	ttl := locker.TTL(20 * c.ttl)
+	lease, err := l.TryLock(c.within(c.ttl/4), key, ttl)
+	if err == nil {
+		c.errorf("TryLock succeeded although no answer can have come")
+		_ = lease.Unlock()
+		return
+	}
+	if errors.Is(err, locker.ErrLocked) || errors.Is(err, locker.ErrLost) {
+		c.errorf("TryLock without an answer: %v", err)
+	}
+	_, err = l.Lock(c.within(c.ttl/4), key, ttl)
+	if !errors.Is(err, context.DeadlineExceeded) && (err == nil || errors.Is(err, locker.ErrLocked)) {
+		c.errorf("Lock without an answer: %v", err)
+	}
+	heal()
+	start := time.Now()
+	again, err := l.Lock(c.within(5*c.ttl), key)
+	if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		// One connection may still be to be found broken.
+		again, err = l.Lock(c.within(5*c.ttl), key)
+	}
+	if err != nil {
+		c.errorf("%v after the connection healed, the caller whose acquires went unanswered is locked out: %v", time.Since(start), err)
+		return
+	}
+	c.unlock(again)
+	c.freeWithin(observer, key, 5*c.ttl, "after acquires whose answers were lost")
+}
+
+// cut severs l, which must be the Locker opened last, and returns what heals it, once.
+func (c *check) cut(l locker.Locker, f Fault) (heal func()) {
+	c.mu.Lock()
+	last := c.opened[len(c.opened)-1]
+	c.mu.Unlock()
+	if last != l {
+		panic("conformance: Cut severs the Locker that was opened last, which is another one")
+	}
+	return sync.OnceFunc(c.h.Cut(c.t, f))
+}
+
+// mentions reports whether the text of err contains s.
+func mentions(err error, s string) bool { return err != nil && strings.Contains(err.Error(), s) }

@@ -1,0 +1,3 @@
+module github.com/lockerkit/locker
+
+go 1.26.0

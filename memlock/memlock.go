@@ -1,0 +1,280 @@
+// Package memlock keeps locks in memory: for a program that runs as one process, for local development, and as
+// the test double of every other backend. It keeps the whole contract of package locker: leases that really
+// expire, fencing tokens, a waiting line served in order of arrival. It works inside testing/synctest, in whose
+// fake time a lease of an hour expires at once.
+//
+// Locks are shared by the Lockers that come from one New by way of Open. They do not exclude other processes, and
+// are gone, with the count of tokens, when the process ends.
+package memlock
+
+import (
+	"context"
+	"errors"
+	"hash/maphash"
+	"sync"
+	"time"
+
+	"github.com/lockerkit/locker"
+)
+
+// ErrBroken is the reason in the ErrLost of a lease that Break took away.
+var ErrBroken = errors.New("taken away by Break")
+
+// Locker is a locker.Locker in memory.
+type Locker struct {
+	locker.Locker
+	store *store
+}
+
+var _ locker.Locker = (*Locker)(nil)
+
+// New returns a Locker over new, empty memory. It needs no Close unless you want its leases unlocked: it has no
+// goroutine and no connection of its own. The options are those of locker.New.
+func New(opts ...locker.Option) *Locker {
+	s := &store{seed: maphash.MakeSeed()}
+	for i := range s.shards {
+		s.shards[i].entries = make(map[string]*entry)
+	}
+	return s.open(opts)
+}
+
+// Open returns another Locker over the same memory, as another process has over a server: independent of the
+// first in everything but the locks, and to be closed by itself. Its options are its own.
+func (l *Locker) Open(opts ...locker.Option) *Locker { return l.store.open(opts) }
+
+// Break takes the lock of name, which is the key with the prefix of its Locker if it has one, away from its holder,
+// as an operator or a lost connection would: the lease ends with ErrLost, its Done is closed, and the next waiter
+// gets the lock, all before Break returns. It reports whether there was a holder. It is for testing what a program
+// does when it loses a lease.
+func (l *Locker) Break(name string) bool { return l.store.breakLock(name) }
+
+// store is the memory that several Lockers share. Keys are spread over shards, so that goroutines that use
+// different keys seldom meet.
+type store struct {
+	seed   maphash.Seed
+	shards [32]shard
+}
+
+func (s *store) open(opts []locker.Option) *Locker {
+	return &Locker{Locker: locker.New(backend{s}, opts...), store: s}
+}
+
+func (s *store) shard(name string) *shard {
+	return &s.shards[maphash.String(s.seed, name)%uint64(len(s.shards))]
+}
+
+// shard is a part of the keys.
+type shard struct {
+	mu      sync.Mutex
+	entries map[string]*entry // the keys that have a holder, or had one that has not been cleared away
+	token   uint64            // the last one given, for any key here: a counter per key would have to be kept for ever
+	spare   *entry            // for reuse
+	_       [64]byte          // keep neighbours off the same cache line
+}
+
+// entry is the state of one key. A key with neither holder nor waiters has none.
+type entry struct {
+	holder  locker.Grant
+	expires time.Time   // when the holder's lease ends
+	line    []*waiter   // in order of arrival
+	timer   *time.Timer // set while there is a line: to grant the lock when the holder's lease ends
+}
+
+// waiter is somebody in line.
+type waiter struct {
+	request locker.Request
+	granted chan locker.Grant // has room for the one grant
+}
+
+// lookup returns the entry of name if it has a living holder, and clears it away if its holder's lease is over.
+func (s *shard) lookup(name string, now time.Time) *entry {
+	e := s.entries[name]
+	if e != nil && !now.Before(e.expires) {
+		s.pass(name, e, now)
+		e = s.entries[name]
+	}
+	return e
+}
+
+// grant gives the key to r.
+func (s *shard) grant(e *entry, r locker.Request, now time.Time) locker.Grant {
+	s.token++
+	e.holder = locker.Grant{Request: r, Token: s.token, Sent: now}
+	e.expires = now.Add(r.TTL)
+	return e.holder
+}
+
+// pass gives the key to the next in line, or removes its entry if there is none.
+func (s *shard) pass(name string, e *entry, now time.Time) {
+	if len(e.line) == 0 {
+		if e.timer != nil {
+			e.timer.Stop()
+		}
+		delete(s.entries, name)
+		*e = entry{line: e.line}
+		s.spare = e
+		return
+	}
+	next := e.line[0]
+	e.line[0] = nil
+	e.line = e.line[1:]
+	next.granted <- s.grant(e, next.request, now)
+	s.watch(name, e, now)
+}
+
+// watch sees to it that a key with a line is passed on when its holder's lease ends.
+func (s *shard) watch(name string, e *entry, now time.Time) {
+	switch {
+	case len(e.line) == 0:
+	case e.timer == nil:
+		e.timer = time.AfterFunc(e.expires.Sub(now), func() { s.expire(name, e) })
+	default:
+		e.timer.Reset(e.expires.Sub(now))
+	}
+}
+
+// expire is the timer's function.
+func (s *shard) expire(name string, e *entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.entries[name] != e {
+		return
+	}
+	now := time.Now()
+	if s.lookup(name, now) == e {
+		s.watch(name, e, now) // the lease was renewed
+	}
+}
+
+// breakLock is Locker.Break.
+func (s *store) breakLock(name string) bool {
+	sh := s.shard(name)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	e := sh.lookup(name, time.Now())
+	if e == nil {
+		return false
+	}
+	e.holder.Lost(ErrBroken) // closes Done, before anybody else gets the lock
+	sh.pass(name, e, time.Now())
+	return true
+}
+
+// backend is a locker.Backend over a store.
+type backend struct{ *store }
+
+var (
+	_ locker.Backend   = backend{}
+	_ locker.Queue     = backend{}
+	_ locker.InProcess = backend{}
+)
+
+func (backend) InProcess()     {}
+func (backend) String() string { return "memory" }
+func (backend) Close() error   { return nil }
+
+// Acquire implements locker.Backend.
+func (b backend) Acquire(_ context.Context, r locker.Request) (locker.Grant, error) {
+	name := r.Name()
+	s := b.shard(name)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.acquire(name, r, time.Now())
+}
+
+func (s *shard) acquire(name string, r locker.Request, now time.Time) (locker.Grant, error) {
+	if e := s.lookup(name, now); e != nil {
+		if e.holder.Owner == r.Owner {
+			return e.holder, nil
+		}
+		return locker.Grant{}, &locker.Held{Holder: e.holder.Holder, Remaining: e.expires.Sub(now)}
+	}
+	e := s.spare
+	s.spare = nil
+	if e == nil {
+		e = new(entry)
+	}
+	s.entries[name] = e
+	return s.grant(e, r, now), nil
+}
+
+// Wait implements locker.Queue.
+func (b backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	name := r.Name()
+	s := b.shard(name)
+	s.mu.Lock()
+	now := time.Now()
+	g, err := s.acquire(name, r, now)
+	if err == nil {
+		s.mu.Unlock()
+		return g, nil
+	}
+	e := s.entries[name]
+	w := &waiter{request: r, granted: make(chan locker.Grant, 1)}
+	e.line = append(e.line, w)
+	if len(e.line) == 1 {
+		s.watch(name, e, now)
+	}
+	holder := e.holder.Holder
+	s.mu.Unlock()
+	r.Waiting(holder)
+
+	select {
+	case g := <-w.granted:
+		return g, nil
+	case <-ctx.Done():
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-w.granted: // at the same moment: pass it on, unless that lease is over already
+		now := time.Now()
+		if e := s.lookup(name, now); e != nil && e.holder.Owner == r.Owner {
+			s.pass(name, e, now)
+		}
+	default:
+		e.leave(w)
+	}
+	return locker.Grant{}, locker.NotAcquired(context.Cause(ctx))
+}
+
+// leave takes w out of the line.
+func (e *entry) leave(w *waiter) {
+	for i, other := range e.line {
+		if other == w {
+			copy(e.line[i:], e.line[i+1:])
+			e.line[len(e.line)-1] = nil
+			e.line = e.line[:len(e.line)-1]
+			return
+		}
+	}
+}
+
+// Renew implements locker.Backend.
+func (b backend) Renew(_ context.Context, gs []locker.Grant) []error {
+	errs := make([]error, len(gs))
+	for i, g := range gs {
+		errs[i] = b.withHeld(g, func(_ *shard, _ string, e *entry, now time.Time) { e.expires = now.Add(g.TTL) })
+	}
+	return errs
+}
+
+// Release implements locker.Backend.
+func (b backend) Release(_ context.Context, g locker.Grant) error {
+	return b.withHeld(g, (*shard).pass)
+}
+
+// withHeld calls f if g is held, with its shard locked, and returns ErrLost otherwise.
+func (b backend) withHeld(g locker.Grant, f func(*shard, string, *entry, time.Time)) error {
+	name := g.Name()
+	s := b.shard(name)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	e := s.lookup(name, now)
+	if e == nil || e.holder.Owner != g.Owner {
+		return locker.ErrLost
+	}
+	f(s, name, e, now)
+	return nil
+}
