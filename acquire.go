@@ -100,8 +100,8 @@ func (c *core) bounded(ctx, callCtx context.Context, done func(), r Request,
 	answer := make(chan outcome)
 	left := make(chan struct{})
 	c.calls.Go(func() {
+		defer done() // not before the answer is taken: it ends callCtx
 		g, err := op(callCtx, r)
-		done()
 		select {
 		case answer <- outcome{g, err}:
 		case <-left:

@@ -26,8 +26,9 @@ import (
 // that need it are skipped with a message that says what was not proven.
 type Harness struct {
 	// Open returns a Locker over the store under test that shares nothing with those it returned before but the
-	// store: a client and connections of its own, as another process would have. The suite closes it. opts must
-	// reach locker.New after any of the harness's own. What else Open makes it should free with t.Cleanup.
+	// store: a client and connections of its own, as another process would have. opts must reach locker.New after any
+	// of the harness's own. The suite closes what Open returns; that should also free what else Open has made,
+	// as close/LeaksNothing counts goroutines.
 	Open func(t *testing.T, opts ...locker.Option) locker.Locker
 
 	// TTL is that of the leases in the tests, and what all of their waits derive from. Zero means one second. A

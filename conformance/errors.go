@@ -69,7 +69,7 @@ func typed(c *check) {
 		c.t.Log("not proven: that a dead store is never ErrLocked (Harness.Cut is nil)")
 		return
 	}
-	defer c.cut(a, Refuse)()
+	defer c.cut(Refuse)()
 	start := time.Now()
 	_, err = a.TryLock(c.ctx, key)
 	c.isJust(err, nil, "TryLock while the store refuses connections")

@@ -172,7 +172,7 @@ func keyAlphabet(c *check) {
 		c.freeWithin(b, keys[i], c.soon(), "after Unlock")
 	})
 	if c.h.Cut != nil {
-		defer c.h.Cut(c.t, BlackHole)() // severs b: whoever asks the store now, waits
+		defer c.cut(BlackHole)() // severs b: whoever asks the store now, waits
 	}
 	for _, key := range []string{"", strings.Repeat("k", locker.MaxKeyLen+1)} {
 		start := time.Now()

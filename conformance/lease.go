@@ -55,7 +55,7 @@ func expiresWhenAbandoned(c *check) {
 	var lease *locker.Lease
 	if c.h.Cut != nil {
 		lease = c.tryLock(a, key)
-		defer c.cut(a, BlackHole)()
+		defer c.cut(BlackHole)()
 	} else {
 		lease = c.tryLock(a, key, locker.NoRenew())
 	}
@@ -134,7 +134,7 @@ func (c *check) rivalTrial(f Fault) func() (time.Duration, bool) {
 	// Cut is bound to the Locker opened last, so the connection is severed here and now; that other trials begin
 	// at other times is what makes the moment random, with respect to renewals.
 	time.Sleep(rand.N(c.ttl / 20))
-	heal := c.cut(holder, f)
+	heal := c.cut(f)
 	return func() (time.Duration, bool) {
 		defer heal()
 		// Renewals that reach the store although their answers get lost make the rival wait longer.
@@ -227,7 +227,7 @@ func ridesOutOneFailedRenewal(c *check) {
 		l := c.open()
 		lease := c.tryLock(l, key)
 		time.Sleep(c.ttl / 5)
-		heal := c.cut(l, f)
+		heal := c.cut(f)
 		time.Sleep(c.ttl / 4) // the first renewal is sent, and fails
 		heal()
 		select {

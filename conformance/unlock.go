@@ -88,7 +88,7 @@ func staleCannotFreeSuccessor(c *check) {
 	key = c.key()
 	cut := c.open()
 	stale = c.tryLock(cut, key, locker.TTL(c.ttl))
-	heal := c.cut(cut, Hang)
+	heal := c.cut(Hang)
 	unlocked := make(chan error, 1)
 	c.do(func() {
 		time.Sleep(c.ttl / 10)

@@ -135,7 +135,7 @@ func alreadyCancelled(c *check) {
 	heal := func() {}
 	if c.h.Cut != nil {
 		l, other = other, l
-		heal = c.h.Cut(c.t, Hang) // severs l, the last opened: whoever asks the store now, waits
+		heal = c.cut(Hang) // severs l, the last opened: whoever asks the store now, waits
 	}
 	cause := errors.New("conformance: the cause of the cancellation")
 	ctx, cancel := context.WithCancelCause(c.ctx)
@@ -241,13 +241,15 @@ func fifo(c *check) {
 		ls[i] = c.open()
 	}
 	lease := c.lock(ls[0], key)
+	for _, l := range ls {
+		c.refused(l, key, "of a key that is held") // and now it has a connection
+	}
 	var mu sync.Mutex
 	var served []int
 	waits := make([]*wait, waiters)
 	for i := range waits {
-		// With a TTL each that is longer than the test, so that a slow machine does not expire them.
 		waits[i] = c.start(c.within(20*c.ttl), ls[i%lockers], key)
-		c.settle() // until it is in line
+		time.Sleep(c.ttl / 10) // until it is in line: nothing tells when it is
 	}
 	overtaken := make(chan struct{})
 	stop := make(chan struct{})
@@ -302,12 +304,11 @@ func fifo(c *check) {
 
 func hungStore(c *check) {
 	for _, f := range []Fault{Hang, BlackHole} {
-		c.do(func() {
+		func() {
 			key := c.key()
 			l := c.open()
 			c.unlock(c.lock(l, c.key())) // there are connections
-			heal := c.cut(l, f)
-			defer heal()
+			defer c.cut(f)()
 			for _, lock := range []func(context.Context, string, ...locker.Option) (*locker.Lease, error){l.Lock, l.TryLock} {
 				deadline := time.Now().Add(c.ttl / 5)
 				ctx, cancel := context.WithDeadline(c.ctx, deadline)
@@ -323,8 +324,7 @@ func hungStore(c *check) {
 					c.errorf("while the store did not answer (%v), the call returned %v after the deadline of its ctx", f, late)
 				}
 			}
-		})
-		c.helpers.Wait() // one after the other: Cut severs the Locker that was opened last
+		}()
 	}
 }
 
@@ -333,7 +333,7 @@ func lostReply(c *check) {
 	observer := c.open()
 	l := c.open()
 	c.unlock(c.lock(l, c.key())) // there are connections
-	heal := c.cut(l, DropReplies)
+	heal := c.cut(DropReplies)
 	defer heal()
 	// With a TTL so long that the key cannot become free by expiring.
 	ttl := locker.TTL(20 * c.ttl)
@@ -365,16 +365,8 @@ func lostReply(c *check) {
 	c.freeWithin(observer, key, 5*c.ttl, "after acquires whose answers were lost")
 }
 
-// cut severs l, which must be the Locker opened last, and returns what heals it, once.
-func (c *check) cut(l locker.Locker, f Fault) (heal func()) {
-	c.mu.Lock()
-	last := c.opened[len(c.opened)-1]
-	c.mu.Unlock()
-	if last != l {
-		panic("conformance: Cut severs the Locker that was opened last, which is another one")
-	}
-	return sync.OnceFunc(c.h.Cut(c.t, f))
-}
+// cut severs the Locker that was opened last, and returns what heals it, once.
+func (c *check) cut(f Fault) (heal func()) { return sync.OnceFunc(c.h.Cut(c.t, f)) }
 
 // mentions reports whether the text of err contains s.
 func mentions(err error, s string) bool { return err != nil && strings.Contains(err.Error(), s) }

@@ -1,0 +1,61 @@
+package redistest
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// program makes an executable file that is not Redis.
+func program(t *testing.T, name string) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte("#!/bin/sh\nexit 7\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestFind(t *testing.T) {
+	onPath, named := program(t, "redis-server"), program(t, "my-redis")
+	t.Setenv("PATH", filepath.Dir(onPath))
+
+	t.Setenv(EnvProgram, named)
+	if got, err := Find(); got != named || err != nil {
+		t.Errorf("with $%s: %q, %v", EnvProgram, got, err)
+	}
+
+	t.Setenv(EnvProgram, "")
+	if got, err := Find(); got != onPath || err != nil {
+		t.Errorf("with the program on the PATH: %q, %v", got, err)
+	}
+
+	t.Setenv("PATH", "")
+	got, err := Find()
+	if _, statErr := os.Stat(usualPath); statErr == nil {
+		if got != usualPath || err != nil {
+			t.Errorf("with the program in the usual place: %q, %v", got, err)
+		}
+	} else if !errors.Is(err, ErrNotFound) {
+		t.Errorf("without a program: %q, %v", got, err)
+	}
+
+	// What the environment names is not replaced by something else.
+	t.Setenv(EnvProgram, filepath.Join(t.TempDir(), "missing"))
+	if got, err := Find(); !errors.Is(err, ErrNotFound) || !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("with a missing $%s: %q, %v", EnvProgram, got, err)
+	}
+	if _, err := Start(Options{}); !errors.Is(err, ErrNotFound) {
+		t.Errorf("Start = %v", err)
+	}
+}
+
+func TestStartOfSomethingElse(t *testing.T) {
+	t.Setenv(EnvProgram, program(t, "not-redis"))
+	_, err := Start(Options{})
+	if err == nil || !strings.Contains(err.Error(), "exit status 7") {
+		t.Errorf("Start = %v, want to read how the program ended", err)
+	}
+}

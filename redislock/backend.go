@@ -1,0 +1,179 @@
+package redislock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/lockerkit/locker"
+)
+
+const (
+	// fenceTTL is for how long the last token of a key is remembered after its last use. The clock alone makes tokens
+	// increase; remembering them covers a clock that is set back by less than this.
+	fenceTTL = time.Hour
+
+	// refuseLate is for how long a request that arrives after its owner has given up is refused: longer than any
+	// connection holds one back, unless the server itself is stopped.
+	refuseLate = time.Minute
+
+	// renewTogether is how many leases one script renews: the server does nothing else meanwhile.
+	renewTogether = 200
+)
+
+// valueOf is what a lock is set to: the owner, by which it is recognised, and the holder's name, for people.
+func valueOf(r locker.Request) string {
+	if r.Holder == "" {
+		return r.Owner.String()
+	}
+	return r.Owner.String() + ":" + r.Holder
+}
+
+// holderIn returns the holder's name in the value of a lock; a foreign client's value has none.
+func holderIn(value string) string {
+	const ownerLen = 32
+	if len(value) <= ownerLen || value[ownerLen] != ':' || strings.Trim(value[:ownerLen], "0123456789abcdef") != "" {
+		return ""
+	}
+	return value[ownerLen+1:]
+}
+
+// check refuses, before Redis is asked, what it could not keep.
+func check(r locker.Request) error {
+	if r.TTL%time.Millisecond != 0 {
+		return fmt.Errorf("%w: TTL(%v): Redis counts in whole milliseconds", locker.ErrInvalidOption, r.TTL)
+	}
+	return checkName(r.Name())
+}
+
+// Acquire implements locker.Backend.
+func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	if err := check(r); err != nil {
+		return locker.Grant{}, err
+	}
+	token, refusal, err := b.acquire(ctx, r, keysOf(r.Name()), "", "")
+	switch {
+	case err != nil:
+		return locker.Grant{}, err
+	case refusal != nil:
+		return locker.Grant{}, &locker.Held{Holder: refusal.holder, Remaining: refusal.remaining}
+	}
+	return locker.Grant{Request: r, Token: token}, nil
+}
+
+// refusal is why a lock was not granted.
+type refusal struct {
+	holder    string
+	remaining time.Duration // of the holder's lease, if it has an end
+	arrival   string        // in the line
+}
+
+// acquire makes one attempt. With a member it joins the line when refused, at the place of its arrival.
+func (b *backend) acquire(ctx context.Context, r locker.Request, k keys, member, arrival string) (uint64, *refusal, error) {
+	reply, err := b.client.runAgain(ctx, acquireScript, []string{k.lock, k.fence, k.queue, k.alive, k.gone + r.Owner.String()},
+		valueOf(r), r.TTL.Milliseconds(), fenceTTL.Milliseconds(), member, arrival, liveness.Milliseconds())
+	if err != nil {
+		return 0, nil, err
+	}
+	switch reply := reply.(type) {
+	case int64:
+		if reply > 0 {
+			return uint64(reply), nil, nil
+		}
+		return 0, nil, locker.NotAcquired(errors.New("redis: the request came after its owner had given up"))
+	case []any:
+		if len(reply) == 3 {
+			value, _ := reply[0].(string)
+			left, _ := reply[1].(int64)
+			arrival, _ := reply[2].(string)
+			return 0, &refusal{holderIn(value), time.Duration(max(left, 0)) * time.Millisecond, arrival}, nil
+		}
+	}
+	return 0, nil, fmt.Errorf("redis: unexpected reply %v", reply)
+}
+
+// Renew implements locker.Backend.
+func (b *backend) Renew(ctx context.Context, gs []locker.Grant) []error {
+	together := renewTogether
+	if b.client.cluster {
+		together = 1
+	}
+	work := &batch{script: renewScript}
+	for i := 0; i < len(gs); i += together {
+		part := gs[i:min(i+together, len(gs))]
+		names := make([]string, len(part))
+		args := make([]any, 0, 2*len(part))
+		for i, g := range part {
+			names[i] = g.Name()
+			args = append(args, valueOf(g.Request), g.TTL.Milliseconds())
+		}
+		work.add(ctx, names, args...)
+	}
+	failure := b.client.runBatch(ctx, work)
+	errs := make([]error, 0, len(gs))
+	for i, cmd := range work.cmds {
+		results, err := cmd.Slice()
+		for j := range min(together, len(gs)-i*together) {
+			switch {
+			case failure != nil:
+				errs = append(errs, explain(failure))
+			case err != nil:
+				errs = append(errs, explain(err))
+			case j >= len(results):
+				errs = append(errs, fmt.Errorf("redis: unexpected reply %v", results))
+			default:
+				errs = append(errs, renewed(results[j]))
+			}
+		}
+	}
+	return errs
+}
+
+// renewed turns the result for one lease into its error.
+func renewed(result any) error {
+	switch result := result.(type) {
+	case int64:
+		if result == 1 {
+			return nil
+		}
+		return locker.ErrLost
+	case string:
+		return explain(scriptError(result))
+	}
+	return fmt.Errorf("redis: unexpected result %v", result)
+}
+
+// scriptError is an error of Redis that a script has passed on.
+type scriptError string
+
+func (e scriptError) Error() string { return string(e) }
+
+// RedisError implements redis.Error.
+func (e scriptError) RedisError() {}
+
+// Release implements locker.Backend.
+func (b *backend) Release(ctx context.Context, g locker.Grant) error {
+	member, refuse := "", time.Duration(0)
+	if g.Token == 0 { // unknown outcome: it may be in line, or still on its way
+		member, refuse = b.line.member(g.Owner), refuseLate
+	}
+	return b.release(ctx, g.Request, keysOf(g.Name()), member, refuse)
+}
+
+// release frees the lock, takes member out of its line, and has later requests of the owner refused for a while.
+func (b *backend) release(ctx context.Context, r locker.Request, k keys, member string, refuse time.Duration) error {
+	// Not run again on errors: the second answer would say that the lock was not ours any more. Who called knows that.
+	reply, err := b.client.run(ctx, releaseScript, []string{k.lock, k.queue, k.alive, k.gone + r.Owner.String()},
+		valueOf(r), member, reservation.Milliseconds(), refuse.Milliseconds())
+	switch {
+	case err != nil:
+		return explain(err)
+	case reply == int64(1):
+		return nil
+	case reply == int64(0):
+		return locker.ErrLost
+	}
+	return fmt.Errorf("redis: unexpected reply %v", reply)
+}

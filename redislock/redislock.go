@@ -1,0 +1,116 @@
+// Package redislock keeps locks in Redis 6.2 or later, and in what speaks its protocol, by way of go-redis v9. One
+// server, for now.
+//
+// # The lock
+//
+// A lock is one plain string at exactly prefix+key, set with SET NX PX and owned by who knows its value: the layout of
+// the Redis documentation. It excludes, and is excluded by, every other client that uses it on the same key, such as
+// redsync, bsm/redislock or node-redlock: with Prefix(""), or with the prefix that they use. The default prefix is
+// "locker:".
+//
+// Each operation is one script and one round trip. Operations of concurrent goroutines share connections by way of
+// go-redis's automatic pipelining; renewals of many leases go together.
+//
+// # Fencing tokens
+//
+// The script that grants a lock mints its token: the greater of the previous token plus one and the server's clock in
+// microseconds. The previous one is kept under a companion key that expires an hour after its last use, so nothing
+// piles up; and as the clock goes on, tokens also increase when the server has lost everything. They can only go
+// back if the server's clock is set back across a restart without data, or, after a failover, between servers whose
+// clocks differ by more than the time since the last grant.
+//
+// # The waiting line
+//
+// Who is refused joins the line of the key in the same script. Unlock frees the key and calls the first in line with
+// one message to its process; only the first in line may then take the key. The first in line has a second to
+// do that before it is the next one's turn. A message that gets lost costs up to a second, as each process with waiters
+// also asks once a second, for all of them together, which also shows that they are alive: who has not been heard of
+// for four seconds is out of the line. Foreign clients do not know of the line, and overtake it.
+//
+// # What it does not guarantee
+//
+// A lock is as durable as the server's data. A server that restarts without its data, or a replica that takes
+// over and had not yet received the lock, grants it anew while the former holder still believes in it, until its next
+// renewal, a third of a TTL later. A server that evicts keys with a TTL evicts locks. Where two holders cost
+// money, let the resource check the fencing token; it increases in all of these cases.
+//
+// # Permissions
+//
+// Besides those of connecting (and CLIENT SETINFO, which go-redis can do without), a user needs the commands EVALSHA, EVAL,
+// SUBSCRIBE, and within scripts SET, GET, MGET, DEL, EXISTS, PEXPIRE, PTTL, TIME, ZADD, ZREM, ZRANGE, ZRANGEBYSCORE,
+// ZSCORE and PUBLISH; the keys that begin with the prefix and with "{" and the prefix; and the channels locker:*:
+//
+//	ACL SETUSER app on >secret ~locker:* ~{locker:* &locker:* -@all +eval +evalsha +subscribe +unsubscribe +ping +hello
+//	  +auth +select +client +set +get +mget +del +exists +pexpire +pttl +time +zadd +zrem +zrange +zrangebyscore +zscore +publish
+//
+// Keys that contain a hash tag of their own ("a{b}c") have companions that begin with that tag in braces. No server
+// configuration is changed.
+package redislock
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/lockerkit/locker"
+)
+
+// DefaultPrefix is the prefix of keys unless the option locker.Prefix says otherwise.
+const DefaultPrefix = "locker:"
+
+// New returns a Locker that keeps its locks in the Redis that rdb is connected to. The options are the defaults for its
+// leases, see locker.New.
+//
+// The Locker uses the client's connections and never closes them: Close the Locker first, then the client. Its commands
+// heed their ctx, and wait for an answer at most two seconds, whatever the client's options say. A single server with
+// a *redis.Client is what this version is tested with.
+func New(rdb redis.UniversalClient, opts ...locker.Option) locker.Locker {
+	return newLocker(newBackend(rdb, nil), opts)
+}
+
+// Open is New with a client of its own for the given URL, such as redis://user:password@host:6379/0, rediss://host or
+// unix:///run/redis.sock, with the parameters of redis.ParseURL. It does not connect yet. Close closes the client.
+func Open(url string, opts ...locker.Option) (locker.Locker, error) {
+	o, err := redis.ParseURL(url)
+	if err != nil {
+		return nil, fmt.Errorf("redislock: %w: %w", locker.ErrInvalidOption, err)
+	}
+	rdb := redis.NewClient(o)
+	return newLocker(newBackend(rdb, rdb.Close), opts), nil
+}
+
+func newLocker(b *backend, opts []locker.Option) locker.Locker {
+	return locker.New(b, append([]locker.Option{locker.Prefix(DefaultPrefix)}, opts...)...)
+}
+
+func newBackend(rdb redis.UniversalClient, closeClient func() error) *backend {
+	b := &backend{client: newClient(rdb), closeClient: closeClient}
+	b.line = newLine(b.client)
+	return b
+}
+
+// backend is a locker.Backend and locker.Queue.
+type backend struct {
+	client      *client
+	line        *line
+	closeClient func() error // nil if the client is the caller's
+}
+
+var (
+	_ locker.Backend = (*backend)(nil)
+	_ locker.Queue   = (*backend)(nil)
+)
+
+// String names the backend in errors.
+func (b *backend) String() string { return "redis" }
+
+// Close implements locker.Backend.
+func (b *backend) Close() error {
+	b.line.close()
+	err := b.client.close()
+	if b.closeClient != nil {
+		err = errors.Join(err, b.closeClient())
+	}
+	return err
+}
