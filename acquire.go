@@ -10,16 +10,20 @@ import (
 
 // try makes one attempt to acquire l.
 func (c *core) try(ctx context.Context, l *Lease) error {
-	sent := time.Now()
 	r := l.grant.Request
-	if c.inProcess {
-		g, err := c.backend.Acquire(ctx, r)
-		return c.settle(ctx, l, sent, g, err)
+	sent := time.Now()
+	until := sent.Add(validFor(r.TTL)) // an answer that comes later is of no use to anybody
+	var g Grant
+	var err error
+	if c.prompt {
+		call := &callCtx{Context: ctx, until: until}
+		g, err = c.backend.Acquire(call, r)
+		call.stop()
+	} else {
+		// The attempt is detached from the caller's ctx: cut short, its outcome would be unknown.
+		call, cancel := context.WithDeadline(context.WithoutCancel(ctx), until)
+		g, err = c.supervised(ctx, call, cancel, r, c.backend.Acquire)
 	}
-	// The attempt is detached from the caller's ctx: cut short, its outcome would be unknown. An answer that comes
-	// after the lease would have ended is of no use to anybody.
-	callCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), validFor(r.TTL))
-	g, err := c.bounded(ctx, callCtx, cancel, r, c.backend.Acquire)
 	return c.settle(ctx, l, sent, g, err)
 }
 
@@ -28,22 +32,15 @@ func (c *core) wait(ctx context.Context, l *Lease) error {
 	if c.queue == nil {
 		return c.poll(ctx, l)
 	}
-	if c.inProcess {
-		// The common case without the cost of a derived context.
-		if err := c.try(ctx, l); !errors.Is(err, ErrLocked) {
-			return err
-		}
-	}
 	r := l.grant.Request
-	waitCtx, cancel := context.WithCancelCause(ctx)
-	defer context.AfterFunc(c.life, func() { cancel(ErrClosed) })()
+	call := &callCtx{Context: ctx, life: c.life}
 	var g Grant
 	var err error
-	if c.inProcess {
-		g, err = c.queue.Wait(waitCtx, r)
-		cancel(nil)
+	if c.prompt {
+		g, err = c.queue.Wait(call, r)
+		call.stop()
 	} else {
-		g, err = c.bounded(ctx, waitCtx, func() { cancel(nil) }, r, c.queue.Wait)
+		g, err = c.supervised(ctx, call, call.stop, r, c.queue.Wait)
 	}
 	if err == nil && g.Sent.IsZero() {
 		c.undo(r, g, nil)
@@ -87,10 +84,10 @@ func jittered(d time.Duration) time.Duration {
 	return d - rand.N(d/2+1)
 }
 
-// bounded calls op on a goroutine of its own and returns its result, or why the caller no longer waits for it:
+// supervised calls op on a goroutine of its own and returns its result, or why the caller no longer waits for it:
 // clients do not all heed a ctx (go-redis by default ignores it in socket I/O). What a call that nobody waits
 // for any more was granted is given back when it returns. done is called when op has returned.
-func (c *core) bounded(ctx, callCtx context.Context, done func(), r Request,
+func (c *core) supervised(ctx, callCtx context.Context, done func(), r Request,
 	op func(context.Context, Request) (Grant, error),
 ) (Grant, error) {
 	type outcome struct {
@@ -139,6 +136,8 @@ func (c *core) settle(ctx context.Context, l *Lease, sent time.Time, g Grant, er
 			return context.Cause(ctx)
 		case c.life.Err() != nil:
 			return ErrClosed
+		case errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
+			return &noAnswer{after: time.Since(sent)} // the bound of the call: no ctx of the caller's has ended
 		}
 		return err
 	}
@@ -178,9 +177,6 @@ func (c *core) undo(r Request, g Grant, err error) {
 // release frees g in the store, trying again after errors until the given time, when the lock ends by itself.
 // ErrLost means that the lock was gone before the first attempt.
 func (c *core) release(g Grant, until time.Time) error {
-	if c.inProcess {
-		return c.backend.Release(context.Background(), g)
-	}
 	const first, longest = 5 * time.Millisecond, 250 * time.Millisecond
 	var failure error
 	for delay := first; ; delay = min(2*delay, longest) {
@@ -192,36 +188,42 @@ func (c *core) release(g Grant, until time.Time) error {
 			return err
 		}
 		failure = err
-		delay := jittered(delay)
-		if time.Until(until) <= delay {
+		pause := jittered(delay)
+		if time.Until(until) <= pause {
 			return failure
 		}
-		time.Sleep(delay)
+		time.Sleep(pause)
 	}
 }
 
-// releaseOnce is one bounded attempt. It leaves room for another one, since a hung connection may be the only
+// releaseOnce is one bounded attempt. It leaves time for another one, since a hung connection may be the only
 // thing that is wrong.
 func (c *core) releaseOnce(g Grant, until time.Time) error {
-	bound := min(time.Until(until), renewalInterval(g.TTL))
-	if bound <= 0 {
+	now := time.Now()
+	until = earlier(until, now.Add(renewalInterval(g.TTL)))
+	if !now.Before(until) {
 		return &noAnswer{}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), bound)
+	if c.prompt {
+		call := &callCtx{Context: context.Background(), until: until}
+		defer call.stop()
+		return c.backend.Release(call, g)
+	}
+	call, cancel := context.WithDeadline(context.Background(), until)
 	answer := make(chan error, 1)
 	c.calls.Go(func() {
 		defer cancel()
-		answer <- c.backend.Release(ctx, g)
+		answer <- c.backend.Release(call, g)
 	})
 	select {
 	case err := <-answer:
 		return err
-	case <-ctx.Done():
+	case <-call.Done():
 	}
 	select {
-	case err := <-answer: // cancel, called by the goroutine, may be what ended ctx
+	case err := <-answer: // cancel, called by the goroutine, may be what ended call
 		return err
 	default:
-		return &noAnswer{after: bound}
+		return &noAnswer{after: time.Since(now)}
 	}
 }

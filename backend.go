@@ -15,8 +15,8 @@ import (
 // other, never at the same time, unless a call outlived its ctx: then New stops waiting for it, and goes on.
 //
 // ctx bounds each call: it ends when the answer is of no more use. A client that ignores it does no harm, but
-// holds a goroutine until it returns. ctx is not the caller's: an acquire whose caller has given up runs to its
-// end, so that its outcome is known, and is then undone.
+// holds a goroutine until it returns. The ctx of Acquire does not end with the caller's: an attempt whose caller has
+// given up runs to its end, so that its outcome is known, and is then undone. (For backends that are Prompt it does.)
 type Backend interface {
 	// Acquire makes one attempt to lock r.Name() for r.Owner, and does not wait for a holder to leave. In one
 	// atomic step the store must find the key free, set its owner and its expiry r.TTL from now by the store's
@@ -59,11 +59,11 @@ type Queue interface {
 	Wait(ctx context.Context, r Request) (Grant, error)
 }
 
-// InProcess is implemented by a Backend that keeps its locks in the memory of this process and whose methods
-// therefore never block on I/O, and whose Wait returns as soon as ctx ends. New calls it on the caller's own
-// goroutine, which is faster, and does not bound its calls.
-type InProcess interface {
-	InProcess()
+// Prompt is implemented by a Backend whose Acquire, Wait and Release return as soon as their ctx ends, whatever the
+// store does, and which need no goroutine of New's to see to that. They are then called on the caller's own goroutine,
+// which is faster, with a ctx that does end with the caller's.
+type Prompt interface {
+	Prompt()
 }
 
 // Owner identifies one acquisition: 128 random bits, constant for the life of a lease. It is what ownership is

@@ -29,8 +29,8 @@ type Lease struct {
 	grant   Grant // immutable once begun
 
 	// The rest is guarded by core.mu.
-	err      error         // nil while held, and while it is being acquired
-	done     chan struct{} // made on demand, closed with err set
+	reason   error         // why it ended; nil while held, and while it is being acquired
+	done     chan struct{} // made on demand, closed with reason set
 	ended    []*leaseCtx   // contexts to cancel on the end
 	deadline time.Time
 	waitsFor string // while acquiring: the name of the holder
@@ -64,12 +64,12 @@ func (l *Lease) Deadline() time.Time {
 // Done returns a channel that is closed when the lease is lost or unlocked; Err then says which. Like that of a
 // context.Context, it can be waited for by any number of goroutines.
 func (l *Lease) Done() <-chan struct{} {
-	defer l.expire()
+	l.expire()
 	l.core.mu.Lock()
 	defer l.core.mu.Unlock()
 	if l.done == nil {
 		l.done = make(chan struct{})
-		if l.err != nil {
+		if l.reason != nil {
 			close(l.done)
 		}
 	}
@@ -80,21 +80,23 @@ func (l *Lease) Done() <-chan struct{} {
 // unlocked. It compares the clock with the deadline itself, so a process that was stopped and continues reads
 // ErrLost at once, before any timer of it has run.
 func (l *Lease) Err() error {
-	l.expire()
-	l.core.mu.Lock()
-	defer l.core.mu.Unlock()
-	return l.err
+	if reason := l.expire(); reason != nil {
+		return l.core.fail(opLease, l.Key(), reason)
+	}
+	return nil
 }
 
-// expire ends the lease as lost if its deadline has passed.
-func (l *Lease) expire() {
+// expire ends the lease as lost if its deadline has passed, and returns why it has ended, if it has.
+func (l *Lease) expire() error {
 	l.core.mu.Lock()
-	var ended []*leaseCtx
-	if l.err == nil && !time.Now().Before(l.deadline) {
-		ended = l.endLocked(l.expiredLocked())
+	var e ending
+	if l.reason == nil && !time.Now().Before(l.deadline) {
+		e = l.endLocked(l.expiredLocked())
 	}
+	reason := l.reason
 	l.core.mu.Unlock()
-	cancelAll(ended)
+	e.announce()
+	return reason
 }
 
 // Unlock ends the lease and frees the key in the store, so that the next waiter has it at once. Done is closed
@@ -108,54 +110,39 @@ func (l *Lease) expire() {
 // in both cases nothing is changed in the store.
 func (l *Lease) Unlock() error {
 	c := l.core
-	l.expire()
-	c.mu.Lock()
-	if err := l.err; err != nil {
-		c.mu.Unlock()
-		reason := error(ErrUnlocked)
-		if errors.Is(err, ErrLost) {
-			reason = err.(*Error).Err
-		}
+	if reason := l.expire(); reason != nil {
 		return c.fail(opUnlock, l.Key(), reason)
 	}
-	// Not closed, or the lease would have ended. Close waits for this release.
-	c.calls.Add(1)
-	defer c.calls.Done()
-	release := l.unlockLocked()
+	c.mu.Lock()
+	if reason := l.reason; reason != nil {
+		c.mu.Unlock()
+		return c.fail(opUnlock, l.Key(), reason)
+	}
+	c.calls.Add(1) // not closed, or the lease would have ended: Close waits for this release
+	e := l.endLocked(ErrUnlocked)
 	c.mu.Unlock()
-	return release()
+	defer c.calls.Done()
+	e.announce()
+	return l.release()
 }
 
-// unlockLocked ends l as unlocked and returns what is left to do without the mutex, or nil if l has ended
-// already. The caller holds core.mu.
-func (l *Lease) unlockLocked() (release func() error) {
-	if l.err != nil {
-		return nil
-	}
-	ended := l.endLocked(l.core.fail(opLease, l.Key(), ErrUnlocked))
-	deadline := l.deadline
-	var idle chan struct{}
-	if l.renewing > 0 {
-		idle = make(chan struct{})
-		l.idle = idle
-	}
-	return func() error {
-		cancelAll(ended)
-		if idle != nil {
-			// A renewal that is under way must not land after the release. It is bounded by its own ctx; one whose
-			// client ignores that is not waited for beyond the validity.
-			bound := time.NewTimer(time.Until(deadline))
-			defer bound.Stop()
-			select {
-			case <-idle:
-			case <-bound.C:
-			}
+// release frees the key of a lease that was ended as unlocked.
+func (l *Lease) release() error {
+	c := l.core
+	if idle := l.idle; idle != nil { // written before the lease ended, by endLocked
+		// A renewal that is under way must not land after the release. It is bounded by its own ctx; one whose
+		// client ignores that is not waited for beyond the validity.
+		bound := time.NewTimer(time.Until(l.deadline))
+		defer bound.Stop()
+		select {
+		case <-idle:
+		case <-bound.C:
 		}
-		if err := l.core.release(l.grant, deadline); err != nil {
-			return l.core.fail(opUnlock, l.Key(), err)
-		}
-		return nil
 	}
+	if err := c.release(l.grant, l.deadline); err != nil {
+		return c.fail(opUnlock, l.Key(), err)
+	}
+	return nil
 }
 
 // begin makes l a held lease under g, unless it is too late for that.
@@ -173,7 +160,7 @@ func (l *Lease) begin(ctx context.Context, g Grant) error {
 		return &noAnswer{after: time.Since(g.Sent)}
 	}
 	l.grant, l.deadline = g, deadline
-	if l.err == nil { // else the store took it away again meanwhile
+	if l.reason == nil { // else the store took it away again meanwhile
 		c.schedule.add(c, l)
 	}
 	return nil
@@ -183,48 +170,71 @@ func (l *Lease) begin(ctx context.Context, g Grant) error {
 func (l *Lease) lose(cause error) {
 	c := l.core
 	c.mu.Lock()
-	var ended []*leaseCtx
-	if l.err == nil {
-		ended = l.endLocked(l.lostLocked(cause))
+	var e ending
+	if l.reason == nil {
+		e = l.endLocked(lost(cause))
 	}
 	c.mu.Unlock()
-	cancelAll(ended)
+	e.announce()
 }
 
-// endLocked ends l with err and returns the contexts that the caller has to cancel once it has released core.mu.
-func (l *Lease) endLocked(err error) []*leaseCtx {
-	l.err = err
+// ending is what is left to do when a lease has ended and core.mu is free again.
+type ending struct {
+	lease    *Lease
+	contexts []*leaseCtx
+}
+
+// announce ends the contexts of the lease.
+func (e ending) announce() {
+	for _, c := range e.contexts {
+		c.cancel(e.lease.Err())
+	}
+}
+
+// endLocked ends l for the given reason. The caller holds core.mu, and calls announce of the result when it does not.
+func (l *Lease) endLocked(reason error) ending {
+	l.reason = reason
 	if l.done != nil {
 		close(l.done)
 	}
-	l.core.schedule.remove(l)
-	ended := l.ended
-	l.ended = nil
-	return ended
-}
-
-func (l *Lease) lostLocked(cause error) error {
-	err := ErrLost
-	if cause != nil && !errors.Is(cause, ErrLost) {
-		err = fmt.Errorf("%w: %w", ErrLost, cause)
-	} else if cause != nil {
-		err = cause
+	if l.renewing > 0 {
+		l.idle = make(chan struct{})
 	}
-	return l.core.fail(opLease, l.Key(), err)
+	l.core.schedule.remove(l)
+	e := ending{l, l.ended}
+	l.ended = nil
+	return e
 }
 
-// expiredLocked is the error of a lease whose deadline has passed, with the reason why it was not renewed.
+// lost is ErrLost with its cause.
+func lost(cause error) error {
+	switch {
+	case cause == nil:
+		return ErrLost
+	case errors.Is(cause, ErrLost):
+		return cause
+	}
+	return fmt.Errorf("%w: %w", ErrLost, cause)
+}
+
+// expiredLocked is the reason of a lease whose deadline has passed: why was it not renewed?
 func (l *Lease) expiredLocked() error {
 	switch {
 	case l.failure != nil:
-		return l.lostLocked(fmt.Errorf("not renewed in time: %w", l.failure))
+		return lost(fmt.Errorf("not renewed in time: %w", l.failure))
 	case l.noRenew:
-		return l.lostLocked(errors.New("its TTL has passed, and it is not renewed"))
+		return lost(errNotRenewed)
 	case l.renewing > 0:
-		return l.lostLocked(errors.New("not renewed in time: the store did not answer"))
+		return lost(errUnanswered)
 	}
-	return l.lostLocked(errors.New("not renewed in time: this process was paused, or overloaded"))
+	return lost(errPaused)
 }
+
+var (
+	errNotRenewed = errors.New("its TTL has passed, and it is not renewed")
+	errUnanswered = errors.New("not renewed in time: the store did not answer")
+	errPaused     = errors.New("not renewed in time: this process was paused, or is overloaded")
+)
 
 func (l *Lease) setWaitsFor(holder string) {
 	l.core.mu.Lock()
@@ -247,13 +257,13 @@ func (l *Lease) Context(parent context.Context) (ctx context.Context, cancel con
 	l.expire()
 	c := l.core
 	c.mu.Lock()
-	err := l.err
-	if err == nil {
+	held := l.reason == nil
+	if held {
 		l.ended = append(l.ended, lc)
 	}
 	c.mu.Unlock()
-	if err != nil {
-		cancelCause(err)
+	if !held {
+		cancelCause(l.Err())
 		return lc, func() {}
 	}
 	return lc, func() {
@@ -280,10 +290,4 @@ func (c *leaseCtx) Err() error {
 	}
 	c.lease.expire() // cancels this context
 	return c.Context.Err()
-}
-
-func cancelAll(ended []*leaseCtx) {
-	for _, c := range ended {
-		c.cancel(c.lease.Err())
-	}
 }

@@ -39,7 +39,7 @@ func New(b Backend, opts ...Option) Locker {
 		c.name = s.String()
 	}
 	c.queue, _ = b.(Queue)
-	_, c.inProcess = b.(InProcess)
+	_, c.prompt = b.(Prompt)
 	c.life, c.end = context.WithCancelCause(context.Background())
 	c.defaults, c.invalid = defaults(opts)
 	return c
@@ -47,15 +47,15 @@ func New(b Backend, opts ...Option) Locker {
 
 // core is the portable half: the Locker of every Backend.
 type core struct {
-	backend   Backend
-	queue     Queue  // nil if the backend has no waiting line
-	name      string // of the backend, for errors
-	inProcess bool
-	defaults  settings
-	invalid   error                   // of the options passed to New
-	life      context.Context         // ends with cause ErrClosed when Close begins
-	end       context.CancelCauseFunc // ends life
-	closing   sync.Once
+	backend  Backend
+	queue    Queue  // nil if the backend has no waiting line
+	name     string // of the backend, for errors
+	prompt   bool
+	defaults settings
+	invalid  error                   // of the options passed to New
+	life     context.Context         // ends with cause ErrClosed when Close begins
+	end      context.CancelCauseFunc // ends life
+	closing  sync.Once
 
 	// mu guards what follows and the state of every Lease. It is never held while the backend is called, so
 	// no method of a Lease waits for the store, Unlock excepted.
@@ -165,17 +165,18 @@ func (c *core) close() error {
 	c.mu.Lock()
 	c.closed = true
 	held := append([]*Lease(nil), c.schedule.leases...)
-	releases := make([]func() error, 0, len(held))
-	for _, l := range held {
-		if release := l.unlockLocked(); release != nil {
-			releases = append(releases, release)
-		}
+	ends := make([]ending, len(held))
+	for i, l := range held {
+		ends[i] = l.endLocked(ErrUnlocked)
 	}
 	c.schedule.stop()
 	c.mu.Unlock()
+	for _, e := range ends {
+		e.announce()
+	}
 
-	errs := make([]error, len(releases)+1)
-	parallel(len(releases), func(i int) { errs[i] = releases[i]() })
+	errs := make([]error, len(held)+1)
+	parallel(len(held), func(i int) { errs[i] = held[i].release() })
 
 	idle := make(chan struct{})
 	go func() { c.calls.Wait(); close(idle) }()
@@ -187,7 +188,7 @@ func (c *core) close() error {
 	case <-patience.C:
 	}
 	if err := c.backend.Close(); err != nil {
-		errs[len(releases)] = c.fail(opClose, "", err)
+		errs[len(held)] = c.fail(opClose, "", err)
 	}
 	return errors.Join(errs...)
 }

@@ -85,7 +85,7 @@ func earlier(a, b time.Time) time.Time {
 // attend is the timer's function: it ends the leases whose deadline has passed, and renews those that are due.
 // It never waits for a renewal to end a lease: a deadline that passes meanwhile fires the timer again.
 func (c *core) attend() {
-	var ended []*leaseCtx
+	var ends []ending
 	var due []*Lease
 	c.mu.Lock()
 	if c.closed {
@@ -97,7 +97,7 @@ func (c *core) attend() {
 	for len(c.leases) > 0 {
 		l := c.leases[0]
 		if !now.Before(l.deadline) {
-			ended = append(ended, l.endLocked(l.expiredLocked())...)
+			ends = append(ends, l.endLocked(l.expiredLocked()))
 			continue
 		}
 		early := slack(l.grant.TTL)
@@ -118,7 +118,9 @@ func (c *core) attend() {
 	}
 	c.arm(c)
 	c.mu.Unlock()
-	cancelAll(ended)
+	for _, e := range ends {
+		e.announce()
+	}
 	if len(due) > 0 {
 		defer c.calls.Done()
 		c.renew(due)
@@ -141,32 +143,33 @@ func (c *core) renew(due []*Lease) {
 	cancel()
 
 	c.mu.Lock()
-	var ended []*leaseCtx
+	var ends []ending
 	now := time.Now()
 	for i, l := range due {
 		err := fmt.Errorf("%s.Renew returned %d results for %d grants", c.name, len(errs), len(grants))
 		if len(errs) == len(grants) {
 			err = errs[i]
 		}
-		ended = append(ended, l.renewedLocked(sent, now, err)...)
+		ends = append(ends, l.renewedLocked(sent, now, err))
 	}
 	c.arm(c)
 	c.mu.Unlock()
-	cancelAll(ended)
+	for _, e := range ends {
+		e.announce()
+	}
 }
 
 // renewedLocked applies the answer to a renewal that was sent at the given time.
-func (l *Lease) renewedLocked(sent, now time.Time, err error) (ended []*leaseCtx) {
+func (l *Lease) renewedLocked(sent, now time.Time, err error) ending {
 	l.renewing--
 	if l.renewing == 0 && l.idle != nil {
 		close(l.idle)
-		l.idle = nil
 	}
 	switch {
-	case l.err != nil: // ended meanwhile
-		return nil
+	case l.reason != nil: // ended meanwhile
+		return ending{}
 	case errors.Is(err, ErrLost):
-		return l.endLocked(l.lostLocked(err))
+		return l.endLocked(lost(err))
 	case !now.Before(l.deadline): // too late, whatever the answer
 		if err != nil {
 			l.failure = err
@@ -184,7 +187,7 @@ func (l *Lease) renewedLocked(sent, now time.Time, err error) (ended []*leaseCtx
 		l.plan(sent)
 	}
 	heap.Fix(&l.core.leases, l.index)
-	return nil
+	return ending{}
 }
 
 // leaseHeap is a heap.Interface ordered by Lease.next.

@@ -164,12 +164,12 @@ func (s *store) breakLock(name string) bool {
 type backend struct{ *store }
 
 var (
-	_ locker.Backend   = backend{}
-	_ locker.Queue     = backend{}
-	_ locker.InProcess = backend{}
+	_ locker.Backend = backend{}
+	_ locker.Queue   = backend{}
+	_ locker.Prompt  = backend{}
 )
 
-func (backend) InProcess()     {}
+func (backend) Prompt()        {}
 func (backend) String() string { return "memory" }
 func (backend) Close() error   { return nil }
 

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
+	"strconv"
 	"time"
 
 	"github.com/lockerkit/locker"
@@ -23,22 +23,16 @@ const (
 	renewTogether = 200
 )
 
-// valueOf is what a lock is set to: the owner, by which it is recognised, and the holder's name, for people.
-func valueOf(r locker.Request) string {
-	if r.Holder == "" {
-		return r.Owner.String()
-	}
-	return r.Owner.String() + ":" + r.Holder
-}
+// ms returns a duration as Redis wants it.
+func ms(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
 
-// holderIn returns the holder's name in the value of a lock; a foreign client's value has none.
-func holderIn(value string) string {
-	const ownerLen = 32
-	if len(value) <= ownerLen || value[ownerLen] != ':' || strings.Trim(value[:ownerLen], "0123456789abcdef") != "" {
-		return ""
-	}
-	return value[ownerLen+1:]
-}
+// The arguments that are always the same.
+var (
+	fenceMs       = ms(fenceTTL)
+	refuseMs      = ms(refuseLate)
+	livenessMs    = ms(liveness)
+	reservationMs = ms(reservation)
+)
 
 // check refuses, before Redis is asked, what it could not keep.
 func check(r locker.Request) error {
@@ -53,7 +47,7 @@ func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 	if err := check(r); err != nil {
 		return locker.Grant{}, err
 	}
-	token, refusal, err := b.acquire(ctx, r, keysOf(r.Name()), "", "")
+	token, refusal, err := b.acquire(ctx, r, namesOf(r, b.line.process), false, "")
 	switch {
 	case err != nil:
 		return locker.Grant{}, err
@@ -70,10 +64,14 @@ type refusal struct {
 	arrival   string        // in the line
 }
 
-// acquire makes one attempt. With a member it joins the line when refused, at the place of its arrival.
-func (b *backend) acquire(ctx context.Context, r locker.Request, k keys, member, arrival string) (uint64, *refusal, error) {
-	reply, err := b.client.runAgain(ctx, acquireScript, []string{k.lock, k.fence, k.queue, k.alive, k.gone + r.Owner.String()},
-		valueOf(r), r.TTL.Milliseconds(), fenceTTL.Milliseconds(), member, arrival, liveness.Milliseconds())
+// acquire makes one attempt. If join is set it joins the line when refused, at the place of its arrival.
+func (b *backend) acquire(ctx context.Context, r locker.Request, n names, join bool, arrival string) (uint64, *refusal, error) {
+	member := ""
+	if join {
+		member = n.member
+	}
+	reply, err := b.client.runAgain(ctx, acquireScript, 5, n.lock, n.fence, n.queue, n.alive, n.gone,
+		n.value, ms(r.TTL), fenceMs, member, arrival, livenessMs)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -103,13 +101,12 @@ func (b *backend) Renew(ctx context.Context, gs []locker.Grant) []error {
 	work := &batch{script: renewScript}
 	for i := 0; i < len(gs); i += together {
 		part := gs[i:min(i+together, len(gs))]
-		names := make([]string, len(part))
-		args := make([]any, 0, 2*len(part))
+		words := make([]string, 3*len(part))
 		for i, g := range part {
-			names[i] = g.Name()
-			args = append(args, valueOf(g.Request), g.TTL.Milliseconds())
+			n := namesOf(g.Request, b.line.process)
+			words[i], words[len(part)+2*i], words[len(part)+2*i+1] = n.lock, n.value, ms(g.TTL)
 		}
-		work.add(ctx, names, args...)
+		work.add(ctx, len(part), words)
 	}
 	failure := b.client.runBatch(ctx, work)
 	errs := make([]error, 0, len(gs))
@@ -155,18 +152,17 @@ func (e scriptError) RedisError() {}
 
 // Release implements locker.Backend.
 func (b *backend) Release(ctx context.Context, g locker.Grant) error {
-	member, refuse := "", time.Duration(0)
+	n := namesOf(g.Request, b.line.process)
 	if g.Token == 0 { // unknown outcome: it may be in line, or still on its way
-		member, refuse = b.line.member(g.Owner), refuseLate
+		return b.release(ctx, n, n.member, refuseMs)
 	}
-	return b.release(ctx, g.Request, keysOf(g.Name()), member, refuse)
+	return b.release(ctx, n, "", "0")
 }
 
-// release frees the lock, takes member out of its line, and has later requests of the owner refused for a while.
-func (b *backend) release(ctx context.Context, r locker.Request, k keys, member string, refuse time.Duration) error {
+// release frees the lock, takes member out of its line, and has later requests of the owner refused for so many ms.
+func (b *backend) release(ctx context.Context, n names, member, refuse string) error {
 	// Not run again on errors: the second answer would say that the lock was not ours any more. Who called knows that.
-	reply, err := b.client.run(ctx, releaseScript, []string{k.lock, k.queue, k.alive, k.gone + r.Owner.String()},
-		valueOf(r), member, reservation.Milliseconds(), refuse.Milliseconds())
+	reply, err := b.client.run(ctx, releaseScript, 4, n.lock, n.queue, n.alive, n.gone, n.value, member, reservationMs, refuse)
 	switch {
 	case err != nil:
 		return explain(err)

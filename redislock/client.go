@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -14,22 +14,21 @@ import (
 	"github.com/lockerkit/locker"
 )
 
-const (
-	// direct is how many commands go out at the same time each on a pooled connection of its own. Up to about
-	// this number that is faster; beyond it, sharing a connection is, several times over.
-	direct = 8
+// maxTimeout bounds the wait for one answer, for clients that are configured to wait longer or for ever. Redis
+// answers scripts like these within microseconds; a connection that is silent for so long is broken.
+const maxTimeout = 2 * time.Second
 
-	// maxTimeout bounds the wait for one answer, for clients that are configured to wait longer or for ever. Redis
-	// answers scripts like these within microseconds; a connection that is silent for so long is broken.
-	maxTimeout = 2 * time.Second
-)
-
-// client sends commands, over the connections of a redis.UniversalClient.
+// client sends commands over the connections of a redis.UniversalClient.
+//
+// Single commands go through go-redis's automatic pipeline: those of all goroutines share one connection, in full
+// duplex, so that none waits for the answers of those before it. Under load that is several times as fast as a
+// connection each; and a caller whose ctx ends can stop waiting without breaking the connection, on which what it
+// sends next arrives in order. Batches go over pooled connections, so that renewals do not depend on that one.
 type client struct {
 	redis.UniversalClient
-	owned     bool // by the one who made it with newClient: close the pipe with it
-	cluster   bool // keys in one command must be in one slot
-	inFlight  atomic.Int64
+	clone   bool // made by newClient: the pipeline is not shared with the client's owner
+	cluster bool // keys in one command must be in one slot
+
 	startPipe sync.Once
 	pipe      *redis.AutoPipeliner // nil if the client has none
 }
@@ -49,16 +48,16 @@ func newClient(uc redis.UniversalClient) *client {
 	if clone.Options() != plain.Options() {
 		clone.Options().ContextTimeoutEnabled = true // else go-redis ignores a ctx while it waits for an answer
 	}
-	return &client{UniversalClient: clone, owned: true}
+	return &client{UniversalClient: clone, clone: true}
 }
 
-// close stops what newClient and do have started. The connections are the caller's.
+// close stops what the client has started. The connections are the caller's.
 func (c *client) close() error {
 	c.startPipe.Do(func() {}) // from now on there is none, or there is one
-	if c.pipe != nil && c.owned {
-		return c.pipe.Close()
+	if c.pipe == nil || !c.clone {
+		return nil // the pipeline of a client that is not our clone goes with that client
 	}
-	return nil // the pipeline of a shared client belongs to that client
+	return c.pipe.Close()
 }
 
 // once is a command that go-redis must not repeat by itself: only who knows whether a command may have been executed
@@ -68,26 +67,26 @@ type once struct{ *redis.Cmd }
 // NoRetry implements redis.Cmder.
 func (once) NoRetry() bool { return true }
 
-// command returns an EVALSHA of the script.
-func command(ctx context.Context, s *script, keys []string, args ...any) once {
-	all := make([]any, 0, 3+len(keys)+len(args))
-	all = append(all, "evalsha", s.sha, len(keys))
-	for _, k := range keys {
-		all = append(all, k)
+// command returns an EVALSHA of the script with the given keys, which come first, and arguments.
+func command(ctx context.Context, s *script, keys int, words []string) once {
+	args := make([]any, 3, 3+len(words))
+	args[0], args[1], args[2] = "evalsha", &s.sha, keys
+	for i := range words {
+		args = append(args, &words[i]) // a pointer, to save copying each into an interface of its own
 	}
-	return once{redis.NewCmd(ctx, append(all, args...)...)}
+	return once{redis.NewCmd(ctx, args...)}
 }
 
 // source turns the EVALSHA of a script that the server does not know into an EVAL, which also teaches it.
 func source(ctx context.Context, s *script, evalsha once) once {
-	args := append([]any(nil), evalsha.Args()...)
-	args[0], args[1] = "eval", s.source
+	args := slices.Clone(evalsha.Args())
+	args[0], args[1] = "eval", &s.source
 	return once{redis.NewCmd(ctx, args...)}
 }
 
 // run executes a script. It does not repeat it after an error, except when the server did not know the script.
-func (c *client) run(ctx context.Context, s *script, keys []string, args ...any) (any, error) {
-	cmd := command(ctx, s, keys, args...)
+func (c *client) run(ctx context.Context, s *script, keys int, words ...string) (any, error) {
+	cmd := command(ctx, s, keys, words)
 	err := c.do(ctx, cmd)
 	if isNoScript(err) {
 		cmd = source(ctx, s, cmd)
@@ -101,11 +100,11 @@ func (c *client) run(ctx context.Context, s *script, keys []string, args ...any)
 
 // runAgain executes a script that has the same effect when executed twice, and tries again when the connection fails:
 // one from the pool may have been broken long ago. An error is marked as certain if nothing was ever sent.
-func (c *client) runAgain(ctx context.Context, s *script, keys []string, args ...any) (any, error) {
+func (c *client) runAgain(ctx context.Context, s *script, keys int, words ...string) (any, error) {
 	sent := false
 	var failure error
 	for attempt := 1; ; attempt++ {
-		reply, err := c.run(ctx, s, keys, args...)
+		reply, err := c.run(ctx, s, keys, words...)
 		if err == nil {
 			return reply, nil
 		}
@@ -139,21 +138,24 @@ func pause(ctx context.Context, err error, attempt int) bool {
 	}
 }
 
-// do sends one command: on a connection of its own while there are few, else along with others on a shared one.
-func (c *client) do(ctx context.Context, cmd redis.Cmder) error {
-	n := c.inFlight.Add(1)
-	defer c.inFlight.Add(-1)
-	if n > direct {
-		c.startPipe.Do(func() {
-			// Full duplex: commands do not wait for the answers of those before them. A client that has no
-			// pipelines (redis.Ring) says so with an error.
-			c.pipe, _ = c.AutoPipelineWithOptions(&redis.AutoPipelineOptions{FullDuplex: true})
-		})
-		if c.pipe != nil {
-			return c.pipe.Process(ctx, cmd)
-		}
+// do sends one command and waits for the answer, or until ctx ends; cmd may then not be touched any more.
+func (c *client) do(ctx context.Context, cmd once) error {
+	c.startPipe.Do(func() {
+		// A client that has no pipelines (redis.Ring) says so with an error. The delay counts only while more than a
+		// hundred commands await answers: more of them then go into one write.
+		c.pipe, _ = c.AsyncAutoPipelineWithOptions(&redis.AutoPipelineOptions{FullDuplex: true, MaxFlushDelay: 100 * time.Microsecond})
+	})
+	if c.pipe != nil {
+		return c.pipe.Submit(ctx, cmd).WaitContext(ctx)
 	}
-	return c.Process(ctx, cmd)
+	answer := make(chan error, 1)
+	go func() { answer <- c.Process(ctx, cmd) }()
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // batch is a script to be run several times in one round trip.
@@ -162,8 +164,8 @@ type batch struct {
 	cmds   []once
 }
 
-func (b *batch) add(ctx context.Context, keys []string, args ...any) {
-	b.cmds = append(b.cmds, command(ctx, b.script, keys, args...))
+func (b *batch) add(ctx context.Context, keys int, words []string) {
+	b.cmds = append(b.cmds, command(ctx, b.script, keys, words))
 }
 
 // runBatch executes a batch; each of its commands then has its own result. It returns the error of the connection.

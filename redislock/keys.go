@@ -11,32 +11,68 @@ import (
 // companionMark is in the name of every companion key, right behind its hash tag.
 const companionMark = "}:locker:"
 
-// keys are the names of what belongs to one lock. The lock itself is at exactly prefix+key, where other libraries expect
+// names are what one request calls things in Redis. The lock is at exactly prefix+key, where other libraries expect
 // it; its companions are in the same hash slot of a Redis Cluster, whatever braces the key has.
-type keys struct {
+type names struct {
 	lock  string
 	fence string // string: the last token
 	queue string // sorted set: who waits, by arrival
 	alive string // sorted set: until when each of them is taken to be alive
-	gone  string // what the owner id is appended to, for owners that have given up
+	gone  string // exists for a while after this owner has given up
+
+	value  string // of the lock while this owner has it
+	member string // of queue and alive, for this owner
 }
 
-func keysOf(lock string) keys {
+// namesOf returns the names for a request that process makes.
+func namesOf(r locker.Request, process string) names {
+	lock := r.Name()
 	tag := hashTag(lock)
-	companion := func(kind string) string {
-		name := "{" + tag + companionMark + kind + ":"
-		if tag != lock {
-			name += lock // the tag alone does not tell it from others
+	owner := r.Owner.String()
+	rest := lock // what tells the companions from those of other locks with the same tag
+	if tag == lock {
+		rest = ""
+	}
+	// One string holds them all: this is done for every operation.
+	var b strings.Builder
+	b.Grow(4*(len(tag)+len(companionMark)+len(rest)+8) + 3*len(owner) + len(r.Holder) + len(process) + 8)
+	var ends [6]int
+	for i, kind := range [...]string{"fence:", "queue:", "alive:", "gone:"} {
+		b.WriteByte('{')
+		b.WriteString(tag)
+		b.WriteString(companionMark)
+		b.WriteString(kind)
+		b.WriteString(rest)
+		if kind == "gone:" {
+			b.WriteByte(':')
+			b.WriteString(owner)
 		}
-		return name
+		ends[i] = b.Len()
 	}
-	return keys{
-		lock:  lock,
-		fence: companion("fence"),
-		queue: companion("queue"),
-		alive: companion("alive"),
-		gone:  companion("gone"),
+	b.WriteString(owner)
+	if r.Holder != "" {
+		b.WriteByte(':')
+		b.WriteString(r.Holder)
 	}
+	ends[4] = b.Len()
+	b.WriteString(process)
+	b.WriteByte(':')
+	b.WriteString(owner)
+	ends[5] = b.Len()
+	all := b.String()
+	return names{
+		lock: lock, fence: all[:ends[0]], queue: all[ends[0]:ends[1]], alive: all[ends[1]:ends[2]],
+		gone: all[ends[2]:ends[3]], value: all[ends[3]:ends[4]], member: all[ends[4]:],
+	}
+}
+
+// holderIn returns the holder's name in the value of a lock; a foreign client's value has none.
+func holderIn(value string) string {
+	const ownerLen = 32
+	if len(value) <= ownerLen || value[ownerLen] != ':' || strings.Trim(value[:ownerLen], "0123456789abcdef") != "" {
+		return ""
+	}
+	return value[ownerLen+1:]
 }
 
 // checkName refuses lock names that could be those of companions.

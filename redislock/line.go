@@ -36,18 +36,14 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 	if err := check(r); err != nil {
 		return locker.Grant{}, err
 	}
-	k := keysOf(r.Name())
-	w, err := b.line.join(r, k)
-	if err != nil {
-		return locker.Grant{}, err
-	}
+	n := namesOf(r, b.line.process)
+	w := b.line.join(n)
 	defer b.line.leave(w)
-	member, arrival := b.line.member(r.Owner), ""
+	arrival := ""
 	for {
-		// Each attempt runs to its end when ctx ends, so that its outcome is known.
-		try, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.TTL)
 		sent := time.Now()
-		token, refused, err := b.acquire(try, r, k, member, arrival)
+		try, cancel := context.WithTimeout(ctx, r.TTL) // a later answer would be of no use
+		token, refused, err := b.acquire(try, r, n, true, arrival)
 		cancel()
 		switch {
 		case err != nil:
@@ -65,13 +61,8 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 		case <-ctx.Done():
 			err = context.Cause(ctx)
 		}
-		// Leave the line, which also passes the turn on if it was this waiter's.
-		try, cancel = context.WithTimeout(context.WithoutCancel(ctx), r.TTL)
-		defer cancel()
-		if left := b.release(try, r, k, member, 0); left == nil || errors.Is(left, locker.ErrLost) {
-			err = locker.NotAcquired(err)
-		}
-		return locker.Grant{}, err
+		b.line.withdraw(func(ctx context.Context) error { return b.release(ctx, n, n.member, "0") })
+		return locker.Grant{}, locker.NotAcquired(err) // nothing is under way, and who is in line is granted nothing
 	}
 }
 
@@ -84,7 +75,7 @@ type line struct {
 	mu      sync.Mutex
 	closed  bool
 	waiters map[string]*waiter  // by owner
-	keys    map[string]*lineKey // those that have waiters which were refused
+	keys    map[string]*lineKey // those that have waiters which were refused, by the name of the lock
 	stop    context.CancelFunc  // ends the goroutines of watch; nil while there are none
 	running sync.WaitGroup
 	quiet   bool          // nobody was waiting when retire was called last
@@ -93,17 +84,18 @@ type line struct {
 
 // lineKey is a key with waiters.
 type lineKey struct {
-	keys
+	names   names // as one of the waiters calls them; value and member are not used
 	waiters map[*waiter]struct{}
 	ask     time.Time // when to ask about it
 }
 
 // waiter is one call of Wait.
 type waiter struct {
+	names  names
 	owner  string
-	key    keys
-	called chan struct{} // has room for one
-	failed chan error    // has room for one
+	early  bool          // called before it was refused; guarded by line.mu
+	called chan struct{} // has room for one; made when the waiter is refused
+	failed chan error    // has room for one; likewise
 }
 
 func newLine(c *client) *line {
@@ -116,19 +108,32 @@ func newLine(c *client) *line {
 	}
 }
 
-// member is what an owner of this process is called in a line.
-func (l *line) member(owner locker.Owner) string { return l.process + ":" + owner.String() }
+// join makes a waiter that can be called. It costs little, as most are never refused.
+func (l *line) join(n names) *waiter {
+	w := &waiter{names: n, owner: n.member[len(l.process)+1:]}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.waiters[w.owner] = w
+	return w
+}
 
-// join makes a waiter that can be called. It costs nothing as long as the waiter is not refused.
-func (l *line) join(r locker.Request, k keys) (*waiter, error) {
-	w := &waiter{owner: r.Owner.String(), key: k, called: make(chan struct{}, 1), failed: make(chan error, 1)}
+// withdraw takes a waiter that no longer waits out of the line, in the background. If that fails, the waiter is
+// skipped when it has not been heard of for a while.
+func (l *line) withdraw(release func(context.Context) error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
-		return nil, locker.NotAcquired(locker.ErrClosed)
+		return
 	}
-	l.waiters[w.owner] = w
-	return w, nil
+	l.running.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), liveness)
+		defer cancel()
+		for attempt := 1; attempt <= attempts; attempt++ {
+			if err := release(ctx); errors.Is(err, locker.ErrLost) || !pause(ctx, err, attempt) {
+				return
+			}
+		}
+	})
 }
 
 // leave forgets a waiter.
@@ -136,10 +141,10 @@ func (l *line) leave(w *waiter) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.waiters, w.owner)
-	if k := l.keys[w.key.lock]; k != nil {
+	if k := l.keys[w.names.lock]; k != nil {
 		delete(k.waiters, w)
 		if len(k.waiters) == 0 {
-			delete(l.keys, w.key.lock)
+			delete(l.keys, w.names.lock)
 		}
 	}
 }
@@ -148,14 +153,20 @@ func (l *line) leave(w *waiter) {
 func (l *line) expect(w *waiter, remaining time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if w.called == nil {
+		w.called, w.failed = make(chan struct{}, 1), make(chan error, 1)
+		if w.early {
+			w.call()
+		}
+	}
 	if l.closed {
 		w.fail(locker.ErrClosed)
 		return
 	}
-	k := l.keys[w.key.lock]
+	k := l.keys[w.names.lock]
 	if k == nil {
-		k = &lineKey{keys: w.key, waiters: make(map[*waiter]struct{}), ask: time.Now().Add(time.Hour)}
-		l.keys[w.key.lock] = k
+		k = &lineKey{names: w.names, waiters: make(map[*waiter]struct{}), ask: time.Now().Add(time.Hour)}
+		l.keys[w.names.lock] = k
 	}
 	k.waiters[w] = struct{}{}
 	l.quiet = false
@@ -186,14 +197,23 @@ func (l *line) hurry() {
 	}
 }
 
+// call tells w to try again. The caller holds line.mu.
 func (w *waiter) call() {
+	if w.called == nil {
+		w.early = true
+		return
+	}
 	select {
 	case w.called <- struct{}{}:
 	default:
 	}
 }
 
+// fail ends the wait of w, if it does wait. The caller holds line.mu.
 func (w *waiter) fail(err error) {
+	if w.failed == nil {
+		return
+	}
 	select {
 	case w.failed <- err:
 	default:
@@ -322,7 +342,7 @@ func (l *line) poll(ctx context.Context) {
 
 // question is what is asked about one key.
 type question struct {
-	keys
+	names  names
 	owners []string
 }
 
@@ -335,7 +355,7 @@ func (l *line) due(now time.Time) (due []question, next time.Time) {
 		// Those that are nearly due go along.
 		if !now.IsZero() && k.ask.Before(now.Add(pollEvery/4)) && (len(due) > 0 || !k.ask.After(now)) && len(due) < pollTogether {
 			k.ask = now.Add(nextPoll(0))
-			q := question{keys: k.keys}
+			q := question{names: k.names}
 			for w := range k.waiters {
 				q.owners = append(q.owners, w.owner)
 			}
@@ -357,12 +377,12 @@ func (l *line) ask(ctx context.Context, due []question) {
 	for attempt := 1; ; attempt++ {
 		work = &batch{script: pollScript}
 		for _, q := range due {
-			args := make([]any, 0, 2+len(q.owners))
-			args = append(args, liveness.Milliseconds(), reservation.Milliseconds())
+			words := make([]string, 0, 5+len(q.owners))
+			words = append(words, q.names.lock, q.names.queue, q.names.alive, livenessMs, reservationMs)
 			for _, owner := range q.owners {
-				args = append(args, l.process+":"+owner)
+				words = append(words, l.process+":"+owner)
 			}
-			work.add(ctx, []string{q.lock, q.queue, q.alive}, args...)
+			work.add(ctx, 3, words)
 		}
 		err = l.client.runBatch(ctx, work)
 		if attempt == attempts || !pause(ctx, err, attempt) {
@@ -395,7 +415,7 @@ func (l *line) answer(q question, reply []any, err error) {
 		return
 	}
 	if left, ok := reply[0].(int64); ok && left >= 0 {
-		if k := l.keys[q.lock]; k != nil {
+		if k := l.keys[q.names.lock]; k != nil {
 			if ask := time.Now().Add(nextPoll(time.Duration(left) * time.Millisecond)); ask.Before(k.ask) {
 				k.ask = ask
 			}

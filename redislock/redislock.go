@@ -100,7 +100,11 @@ type backend struct {
 var (
 	_ locker.Backend = (*backend)(nil)
 	_ locker.Queue   = (*backend)(nil)
+	_ locker.Prompt  = (*backend)(nil)
 )
+
+// Prompt implements locker.Prompt.
+func (b *backend) Prompt() {}
 
 // String names the backend in errors.
 func (b *backend) String() string { return "redis" }

@@ -6,45 +6,48 @@
 --       liveness of the member in ms
 -- Returns the token if granted, {value of the holder, ms left, arrival} if refused, -1 if the owner has given up.
 local lock, fence, queue, alive, gone = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local value, ttl, fence_ttl, member, arrival, liveness = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-
+local value, member, arrival, liveness = ARGV[1], ARGV[4], ARGV[5], ARGV[6]
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 
--- max(previous + 1, clock): greater than every token before, also when Redis has forgotten the previous one.
-local function mint(previous)
-  local token = now
-  if previous and tonumber(previous) >= token then token = tonumber(previous) + 1 end
-  redis.call('SET', fence, string.format('%.0f', token), 'PX', fence_ttl)
-  return token
-end
-
 -- The write comes first: a read-only replica, a full or a loading server has to say so, and not "locked".
-if redis.call('SET', lock, value, 'NX', 'PX', ttl) then
+local granted, previous = redis.call('SET', lock, value, 'NX', 'PX', ARGV[2]), nil
+if granted then
   local known = redis.call('MGET', fence, gone)
+  previous = known[1]
   if known[2] then
     redis.call('DEL', lock) -- a late request of an owner who has given up, and whose clean-up came first
     return -1
   end
-  if redis.call('EXISTS', queue) == 0 then return mint(known[1]) end
-  if member ~= '' then
-    redis.call('ZADD', alive, 'XX', now / 1000 + liveness, member) -- not to be taken for dead just now
+  if redis.call('EXISTS', queue) == 1 then
+    if member ~= '' then
+      redis.call('ZADD', alive, 'XX', now / 1000 + liveness, member) -- not to be taken for dead just now
+    end
+    local head = first_in_line(queue, alive, now)
+    if not head or head == member then
+      leave_line(queue, alive, member)
+    else
+      redis.call('DEL', lock) -- others were here first
+      granted = false
+    end
   end
-  local head = first_in_line(queue, alive, now)
-  if not head or head == member then
-    leave_line(queue, alive, member)
-    return mint(known[1])
-  end
-  redis.call('DEL', lock) -- others were here first
 elseif redis.call('GET', lock) == value then
   -- The answer to an earlier attempt of this owner got lost.
-  redis.call('PEXPIRE', lock, ttl)
+  redis.call('PEXPIRE', lock, ARGV[2])
   local token = redis.call('GET', fence)
-  return token and tonumber(token) or mint()
+  if token then return tonumber(token) end
+  granted = true
 elseif member ~= '' and redis.call('EXISTS', gone) == 1 then
   return -1
 end
 
+if granted then
+  -- max(previous + 1, clock): greater than every token before, also when Redis has forgotten the previous one.
+  local token = now
+  if previous and tonumber(previous) >= token then token = tonumber(previous) + 1 end
+  redis.call('SET', fence, string.format('%.0f', token), 'PX', ARGV[3])
+  return token
+end
 if member ~= '' then
   if arrival == '' then arrival = string.format('%.0f', now) end
   redis.call('ZADD', queue, 'NX', arrival, member)
