@@ -16,9 +16,9 @@ func (c *core) try(ctx context.Context, l *Lease) error {
 	var g Grant
 	var err error
 	if c.prompt {
-		call := &callCtx{Context: ctx, until: until}
-		g, err = c.backend.Acquire(call, r)
-		call.stop()
+		l.call = callCtx{Context: ctx, until: until}
+		g, err = c.backend.Acquire(&l.call, r)
+		l.call.stop()
 	} else {
 		// The attempt is detached from the caller's ctx: cut short, its outcome would be unknown.
 		call, cancel := context.WithDeadline(context.WithoutCancel(ctx), until)
@@ -33,13 +33,14 @@ func (c *core) wait(ctx context.Context, l *Lease) error {
 		return c.poll(ctx, l)
 	}
 	r := l.grant.Request
-	call := &callCtx{Context: ctx, life: c.life}
 	var g Grant
 	var err error
 	if c.prompt {
-		g, err = c.queue.Wait(call, r)
-		call.stop()
+		l.call = callCtx{Context: ctx, life: c.life}
+		g, err = c.queue.Wait(&l.call, r)
+		l.call.stop()
 	} else {
+		call := &callCtx{Context: ctx, life: c.life}
 		g, err = c.supervised(ctx, call, call.stop, r, c.queue.Wait)
 	}
 	if err == nil && g.Sent.IsZero() {
@@ -162,7 +163,8 @@ func (c *core) settle(ctx context.Context, l *Lease, sent time.Time, g Grant, er
 }
 
 // undo gives back what an acquire left behind that ended with g and err and that nobody wants. It runs detached
-// from every caller, and gives up after one TTL: what it then could not reach has expired.
+// from every caller, and gives up after one TTL, as what it then could not reach has expired, or when the Locker is
+// closed and the store does not answer.
 func (c *core) undo(r Request, g Grant, err error) {
 	if err != nil {
 		if !outcomeUnknown(err) {
@@ -171,16 +173,16 @@ func (c *core) undo(r Request, g Grant, err error) {
 		g = Grant{}
 	}
 	g.Request = r
-	_ = c.release(g, time.Now().Add(r.TTL)) // there is nobody to tell
+	_ = c.release(g, time.Now().Add(r.TTL), new(callCtx)) // there is nobody to tell
 }
 
 // release frees g in the store, trying again after errors until the given time, when the lock ends by itself.
-// ErrLost means that the lock was gone before the first attempt.
-func (c *core) release(g Grant, until time.Time) error {
+// ErrLost means that the lock was gone before the first attempt. call is room for a context.
+func (c *core) release(g Grant, until time.Time, call *callCtx) error {
 	const first, longest = 5 * time.Millisecond, 250 * time.Millisecond
 	var failure error
 	for delay := first; ; delay = min(2*delay, longest) {
-		err := c.releaseOnce(g, until)
+		err := c.releaseOnce(g, until, call)
 		if err == nil || errors.Is(err, ErrLost) && failure != nil {
 			return nil // gone since a release whose answer we did not get: that release did it
 		}
@@ -192,38 +194,48 @@ func (c *core) release(g Grant, until time.Time) error {
 		if time.Until(until) <= pause {
 			return failure
 		}
-		time.Sleep(pause)
+		select {
+		case <-time.After(pause):
+		case <-c.life.Done():
+			// Close does not wait for a store that does not answer.
+			if err := c.releaseOnce(g, until, call); err != nil && !errors.Is(err, ErrLost) {
+				return failure
+			}
+			return nil
+		}
 	}
 }
 
 // releaseOnce is one bounded attempt. It leaves time for another one, since a hung connection may be the only
 // thing that is wrong.
-func (c *core) releaseOnce(g Grant, until time.Time) error {
-	now := time.Now()
-	until = earlier(until, now.Add(renewalInterval(g.TTL)))
-	if !now.Before(until) {
+func (c *core) releaseOnce(g Grant, until time.Time, call *callCtx) error {
+	left := time.Until(until)
+	if left <= 0 {
 		return &noAnswer{}
 	}
+	if bound := renewalInterval(g.TTL); left > bound {
+		left, until = bound, until.Add(bound-left)
+	}
 	if c.prompt {
-		call := &callCtx{Context: context.Background(), until: until}
+		*call = callCtx{Context: context.Background(), until: until}
 		defer call.stop()
 		return c.backend.Release(call, g)
 	}
-	call, cancel := context.WithDeadline(context.Background(), until)
+	ctx, cancel := context.WithDeadline(context.Background(), until)
 	answer := make(chan error, 1)
 	c.calls.Go(func() {
 		defer cancel()
-		answer <- c.backend.Release(call, g)
+		answer <- c.backend.Release(ctx, g)
 	})
 	select {
 	case err := <-answer:
 		return err
-	case <-call.Done():
+	case <-ctx.Done():
 	}
 	select {
-	case err := <-answer: // cancel, called by the goroutine, may be what ended call
+	case err := <-answer: // cancel, called by the goroutine, may be what ended ctx
 		return err
 	default:
-		return &noAnswer{after: time.Since(now)}
+		return &noAnswer{after: left}
 	}
 }

@@ -26,7 +26,8 @@ import (
 type Lease struct {
 	core    *core
 	noRenew bool
-	grant   Grant // immutable once begun
+	grant   Grant   // immutable once begun
+	call    callCtx // of the call of the backend that acquires or releases it
 
 	// The rest is guarded by core.mu.
 	reason   error         // why it ended; nil while held, and while it is being acquired
@@ -90,7 +91,7 @@ func (l *Lease) Err() error {
 func (l *Lease) expire() error {
 	l.core.mu.Lock()
 	var e ending
-	if l.reason == nil && !time.Now().Before(l.deadline) {
+	if l.reason == nil && time.Until(l.deadline) <= 0 {
 		e = l.endLocked(l.expiredLocked())
 	}
 	reason := l.reason
@@ -139,7 +140,7 @@ func (l *Lease) release() error {
 		case <-bound.C:
 		}
 	}
-	if err := c.release(l.grant, l.deadline); err != nil {
+	if err := c.release(l.grant, l.deadline, &l.call); err != nil {
 		return c.fail(opUnlock, l.Key(), err)
 	}
 	return nil
@@ -156,7 +157,7 @@ func (l *Lease) begin(ctx context.Context, g Grant) error {
 		return context.Cause(ctx) // granted after the caller gave up: as if it had not been
 	case c.closed:
 		return ErrClosed
-	case !time.Now().Before(deadline):
+	case time.Until(deadline) <= 0:
 		return &noAnswer{after: time.Since(g.Sent)}
 	}
 	l.grant, l.deadline = g, deadline

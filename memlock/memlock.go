@@ -12,6 +12,7 @@ import (
 	"errors"
 	"hash/maphash"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lockerkit/locker"
@@ -20,10 +21,14 @@ import (
 // ErrBroken is the reason in the ErrLost of a lease that Break took away.
 var ErrBroken = errors.New("taken away by Break")
 
+// ErrCut is the error of a Locker that Cut has severed from its memory.
+var ErrCut = errors.New("severed by Cut")
+
 // Locker is a locker.Locker in memory.
 type Locker struct {
 	locker.Locker
 	store *store
+	link  *link
 }
 
 var _ locker.Locker = (*Locker)(nil)
@@ -48,6 +53,48 @@ func (l *Locker) Open(opts ...locker.Option) *Locker { return l.store.open(opts)
 // does when it loses a lease.
 func (l *Locker) Break(name string) bool { return l.store.breakLock(name) }
 
+// Cut severs this Locker from its memory, as a network that fails severs another backend from its store: until heal is
+// called, all that it asks fails with ErrCut, and nothing of what it holds is renewed or unlocked. Its leases run
+// out, and those who wait on other Lockers of the same memory follow. It is for testing, and for showing, what a crash
+// or a partition does. Cut by itself while it is severed has no further effect.
+func (l *Locker) Cut() (heal func()) { return l.link.cut() }
+
+// link is the connection between a Locker and its memory.
+type link struct {
+	severed atomic.Bool
+	mu      sync.Mutex
+	down    chan struct{} // closed while severed
+}
+
+func newLink() *link { return &link{down: make(chan struct{})} }
+
+func (l *link) cut() (heal func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.severed.Swap(true) {
+		close(l.down)
+	}
+	return l.heal
+}
+
+func (l *link) heal() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.severed.Swap(false) {
+		l.down = make(chan struct{})
+	}
+}
+
+// severance returns a channel that is closed while, or as soon as, the link is severed.
+func (l *link) severance() <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.down
+}
+
+// errCut is ErrCut, after which nothing is locked.
+var errCut = locker.NotAcquired(ErrCut)
+
 // store is the memory that several Lockers share. Keys are spread over shards, so that goroutines that use
 // different keys seldom meet.
 type store struct {
@@ -56,7 +103,8 @@ type store struct {
 }
 
 func (s *store) open(opts []locker.Option) *Locker {
-	return &Locker{Locker: locker.New(backend{s}, opts...), store: s}
+	link := newLink()
+	return &Locker{Locker: locker.New(backend{s, link}, opts...), store: s, link: link}
 }
 
 func (s *store) shard(name string) *shard {
@@ -90,7 +138,7 @@ type waiter struct {
 func (s *shard) lookup(name string, now time.Time) *entry {
 	e := s.entries[name]
 	if e != nil && !now.Before(e.expires) {
-		s.pass(name, e, now)
+		s.pass(name, e)
 		e = s.entries[name]
 	}
 	return e
@@ -105,7 +153,7 @@ func (s *shard) grant(e *entry, r locker.Request, now time.Time) locker.Grant {
 }
 
 // pass gives the key to the next in line, or removes its entry if there is none.
-func (s *shard) pass(name string, e *entry, now time.Time) {
+func (s *shard) pass(name string, e *entry) {
 	if len(e.line) == 0 {
 		if e.timer != nil {
 			e.timer.Stop()
@@ -118,6 +166,7 @@ func (s *shard) pass(name string, e *entry, now time.Time) {
 	next := e.line[0]
 	e.line[0] = nil
 	e.line = e.line[1:]
+	now := time.Now()
 	next.granted <- s.grant(e, next.request, now)
 	s.watch(name, e, now)
 }
@@ -156,12 +205,15 @@ func (s *store) breakLock(name string) bool {
 		return false
 	}
 	e.holder.Lost(ErrBroken) // closes Done, before anybody else gets the lock
-	sh.pass(name, e, time.Now())
+	sh.pass(name, e)
 	return true
 }
 
 // backend is a locker.Backend over a store.
-type backend struct{ *store }
+type backend struct {
+	*store
+	link *link
+}
 
 var (
 	_ locker.Backend = backend{}
@@ -175,6 +227,9 @@ func (backend) Close() error   { return nil }
 
 // Acquire implements locker.Backend.
 func (b backend) Acquire(_ context.Context, r locker.Request) (locker.Grant, error) {
+	if b.link.severed.Load() {
+		return locker.Grant{}, errCut
+	}
 	name := r.Name()
 	s := b.shard(name)
 	s.mu.Lock()
@@ -200,6 +255,9 @@ func (s *shard) acquire(name string, r locker.Request, now time.Time) (locker.Gr
 
 // Wait implements locker.Queue.
 func (b backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	if b.link.severed.Load() {
+		return locker.Grant{}, errCut
+	}
 	name := r.Name()
 	s := b.shard(name)
 	s.mu.Lock()
@@ -217,25 +275,28 @@ func (b backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, erro
 	}
 	holder := e.holder.Holder
 	s.mu.Unlock()
+	severance := b.link.severance()
 	r.Waiting(holder)
 
 	select {
 	case g := <-w.granted:
 		return g, nil
+	case <-severance:
+		err = errCut
 	case <-ctx.Done():
+		err = locker.NotAcquired(context.Cause(ctx))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	select {
 	case <-w.granted: // at the same moment: pass it on, unless that lease is over already
-		now := time.Now()
-		if e := s.lookup(name, now); e != nil && e.holder.Owner == r.Owner {
-			s.pass(name, e, now)
+		if e := s.lookup(name, time.Now()); e != nil && e.holder.Owner == r.Owner {
+			s.pass(name, e)
 		}
 	default:
 		e.leave(w)
 	}
-	return locker.Grant{}, locker.NotAcquired(context.Cause(ctx))
+	return locker.Grant{}, err
 }
 
 // leave takes w out of the line.
@@ -254,7 +315,7 @@ func (e *entry) leave(w *waiter) {
 func (b backend) Renew(_ context.Context, gs []locker.Grant) []error {
 	errs := make([]error, len(gs))
 	for i, g := range gs {
-		errs[i] = b.withHeld(g, func(_ *shard, _ string, e *entry, now time.Time) { e.expires = now.Add(g.TTL) })
+		errs[i] = b.withHeld(g, func(_ *shard, _ string, e *entry) { e.expires = time.Now().Add(g.TTL) })
 	}
 	return errs
 }
@@ -265,16 +326,18 @@ func (b backend) Release(_ context.Context, g locker.Grant) error {
 }
 
 // withHeld calls f if g is held, with its shard locked, and returns ErrLost otherwise.
-func (b backend) withHeld(g locker.Grant, f func(*shard, string, *entry, time.Time)) error {
+func (b backend) withHeld(g locker.Grant, f func(*shard, string, *entry)) error {
+	if b.link.severed.Load() {
+		return ErrCut
+	}
 	name := g.Name()
 	s := b.shard(name)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Now()
-	e := s.lookup(name, now)
-	if e == nil || e.holder.Owner != g.Owner {
+	e := s.entries[name]
+	if e == nil || e.holder.Owner != g.Owner || time.Until(e.expires) <= 0 {
 		return locker.ErrLost
 	}
-	f(s, name, e, now)
+	f(s, name, e)
 	return nil
 }
