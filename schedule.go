@@ -30,7 +30,7 @@ func renewalInterval(ttl time.Duration) time.Duration { return ttl / 3 }
 func slack(ttl time.Duration) time.Duration { return renewalInterval(ttl) / 10 }
 
 func (s *schedule) add(c *core, l *Lease) {
-	l.plan(l.grant.Sent)
+	l.plan(l.grant.Sent, rand.Float64())
 	heap.Push(&s.leases, l)
 	s.arm(c)
 }
@@ -67,11 +67,12 @@ func (s *schedule) arm(c *core) {
 }
 
 // plan sets when l is looked at next, after a request that the store confirmed and that was sent at the given time.
-func (l *Lease) plan(sent time.Time) {
+// jitter, from 0 to 1, spreads the Lockers of a fleet; leases that were renewed together get the same, to stay together.
+func (l *Lease) plan(sent time.Time, jitter float64) {
 	l.next = l.deadline
 	if !l.noRenew {
-		interval := renewalInterval(l.grant.TTL)
-		l.next = earlier(sent.Add(interval-rand.N(slack(l.grant.TTL)+1)), l.deadline)
+		early := time.Duration(jitter * float64(slack(l.grant.TTL)))
+		l.next = earlier(sent.Add(renewalInterval(l.grant.TTL)-early), l.deadline)
 	}
 }
 
@@ -145,12 +146,13 @@ func (c *core) renew(due []*Lease) {
 	c.mu.Lock()
 	var ends []ending
 	now := time.Now()
+	jitter := rand.Float64()
 	for i, l := range due {
 		err := fmt.Errorf("%s.Renew returned %d results for %d grants", c.name, len(errs), len(grants))
 		if len(errs) == len(grants) {
 			err = errs[i]
 		}
-		ends = append(ends, l.renewedLocked(sent, now, err))
+		ends = append(ends, l.renewedLocked(sent, now, jitter, err))
 	}
 	c.arm(c)
 	c.mu.Unlock()
@@ -160,7 +162,7 @@ func (c *core) renew(due []*Lease) {
 }
 
 // renewedLocked applies the answer to a renewal that was sent at the given time.
-func (l *Lease) renewedLocked(sent, now time.Time, err error) ending {
+func (l *Lease) renewedLocked(sent, now time.Time, jitter float64, err error) ending {
 	l.renewing--
 	if l.renewing == 0 && l.idle != nil {
 		close(l.idle)
@@ -184,7 +186,7 @@ func (l *Lease) renewedLocked(sent, now time.Time, err error) ending {
 		if d := sent.Add(validFor(l.grant.TTL)); d.After(l.deadline) {
 			l.deadline = d
 		}
-		l.plan(sent)
+		l.plan(sent, jitter)
 	}
 	heap.Fix(&l.core.leases, l.index)
 	return ending{}
