@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -18,17 +19,33 @@ import (
 // answers scripts like these within microseconds; a connection that is silent for so long is broken.
 const maxTimeout = 2 * time.Second
 
+const (
+	// direct is how many commands go out at the same time each on a connection of its own. Up to about this many
+	// that is faster than sharing one: a goroutine that waits for its own answer is spared two changes of goroutine,
+	// each of which takes about as long as Redis does. Beyond it, sharing is several times as fast.
+	direct = 8
+
+	// patience is how long a command on a connection of its own waits for its answer. Such a wait cannot be broken off
+	// when the caller's ctx is cancelled, so it has to be short.
+	patience = 50 * time.Millisecond
+
+	// nearby is the time within which a server answers that is worth waiting for in this way.
+	nearby = patience / 5
+)
+
 // client sends commands over the connections of a redis.UniversalClient.
 //
-// Single commands go through go-redis's automatic pipeline: those of all goroutines share one connection, in full
-// duplex, so that none waits for the answers of those before it. Under load that is several times as fast as a
-// connection each; and a caller whose ctx ends can stop waiting without breaking the connection, on which what it
-// sends next arrives in order. Batches go over pooled connections, so that renewals do not depend on that one.
+// A command goes out on a pooled connection of its own while there are few and the server is near and answers.
+// Otherwise it goes through go-redis's automatic pipeline: the commands of all goroutines share one connection, in full
+// duplex, so that none waits for the answers of those before it, and a caller whose ctx ends can stop waiting without
+// breaking the connection. Batches go over pooled connections, so that renewals do not depend on that one.
 type client struct {
 	redis.UniversalClient
-	clone   bool // made by newClient: the pipeline is not shared with the client's owner
+	clone   bool // made by newClient: the pipeline is not shared with the client's owner, and ctx deadlines are heeded
 	cluster bool // keys in one command must be in one slot
 
+	inFlight  atomic.Int32
+	near      atomic.Bool // the last answer by the pipeline came fast, and none has failed to come since
 	startPipe sync.Once
 	pipe      *redis.AutoPipeliner // nil if the client has none
 }
@@ -116,6 +133,12 @@ func (c *client) runAgain(ctx context.Context, s *script, keys int, words ...str
 			break
 		}
 	}
+	if !isReply(failure) && ctx.Err() == nil {
+		// A server that wants a password just hangs up on long commands. It answers a short one.
+		if err := c.Ping(ctx).Err(); isReply(err) {
+			failure = err
+		}
+	}
 	if !sent {
 		return nil, locker.NotAcquired(explain(failure))
 	}
@@ -140,13 +163,26 @@ func pause(ctx context.Context, err error, attempt int) bool {
 
 // do sends one command and waits for the answer, or until ctx ends; cmd may then not be touched any more.
 func (c *client) do(ctx context.Context, cmd once) error {
+	defer c.inFlight.Add(-1)
+	if c.inFlight.Add(1) <= direct && c.near.Load() {
+		err := c.Process(hurried{ctx, time.Now().Add(patience)}, cmd)
+		if err != nil && !isReply(err) {
+			c.near.Store(false) // the next attempt goes by the pipeline, and can be broken off
+		}
+		return err
+	}
 	c.startPipe.Do(func() {
 		// A client that has no pipelines (redis.Ring) says so with an error. The delay counts only while more than a
 		// hundred commands await answers: more of them then go into one write.
 		c.pipe, _ = c.AsyncAutoPipelineWithOptions(&redis.AutoPipelineOptions{FullDuplex: true, MaxFlushDelay: 100 * time.Microsecond})
 	})
 	if c.pipe != nil {
-		return c.pipe.Submit(ctx, cmd).WaitContext(ctx)
+		start := time.Now()
+		err := c.pipe.Submit(ctx, cmd).WaitContext(ctx)
+		if c.clone && !c.near.Load() && err == nil && time.Since(start) < nearby {
+			c.near.Store(true)
+		}
+		return err
 	}
 	answer := make(chan error, 1)
 	go func() { answer <- c.Process(ctx, cmd) }()
@@ -156,6 +192,20 @@ func (c *client) do(ctx context.Context, cmd once) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// hurried is a context with an earlier deadline, which go-redis turns into that of the connection. It needs no timer.
+type hurried struct {
+	context.Context
+	until time.Time
+}
+
+// Deadline implements context.Context.
+func (h hurried) Deadline() (time.Time, bool) {
+	if deadline, ok := h.Context.Deadline(); ok && deadline.Before(h.until) {
+		return deadline, true
+	}
+	return h.until, true
 }
 
 // batch is a script to be run several times in one round trip.

@@ -47,7 +47,9 @@ var replies = []struct {
 	{"WRONGPASS ", ErrAuth, true},
 	{"invalid password", ErrAuth, true},
 	{"without any password configured", ErrAuth, true},
-	{"NOPERM ", ErrPermission, false}, // may concern a command in the middle of a script
+	{"unauthenticated", ErrAuth, true}, // said to long commands, and then the connection is closed
+	{"NOPERM ", ErrPermission, false},
+	{"The user executing the script can't", ErrPermission, false}, // may come from the middle of a script
 	{"WRONGTYPE ", ErrWrongType, true},
 	{"OOM ", ErrOutOfMemory, false},
 }

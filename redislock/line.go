@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"sync"
 	"time"
 
@@ -23,6 +24,9 @@ const (
 
 	// reservation is how long the first in line has to take a key that is free.
 	reservation = time.Second
+
+	// pingEvery is how long the subscription may be silent before it is asked whether it still works.
+	pingEvery = 3 * time.Second
 
 	// linger is how long the subscription outlives the last waiter.
 	linger = 10 * time.Second
@@ -78,8 +82,9 @@ type line struct {
 	keys    map[string]*lineKey // those that have waiters which were refused, by the name of the lock
 	stop    context.CancelFunc  // ends the goroutines of watch; nil while there are none
 	running sync.WaitGroup
-	quiet   bool          // nobody was waiting when retire was called last
-	kick    chan struct{} // has room for one: look at the times again
+	life    context.Context    // ends a while after close has begun
+	end     context.CancelFunc // ends life
+	kick    chan struct{}      // has room for one: look at the times again
 }
 
 // lineKey is a key with waiters.
@@ -99,8 +104,11 @@ type waiter struct {
 }
 
 func newLine(c *client) *line {
+	life, end := context.WithCancel(context.Background())
 	return &line{
 		client:  c,
+		life:    life,
+		end:     end,
 		process: fmt.Sprintf("%016x%016x", rand.Uint64(), rand.Uint64()),
 		waiters: make(map[string]*waiter),
 		keys:    make(map[string]*lineKey),
@@ -126,7 +134,7 @@ func (l *line) withdraw(release func(context.Context) error) {
 		return
 	}
 	l.running.Go(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), liveness)
+		ctx, cancel := context.WithTimeout(l.life, liveness)
 		defer cancel()
 		for attempt := 1; attempt <= attempts; attempt++ {
 			if err := release(ctx); errors.Is(err, locker.ErrLost) || !pause(ctx, err, attempt) {
@@ -169,7 +177,6 @@ func (l *line) expect(w *waiter, remaining time.Duration) {
 		l.keys[w.names.lock] = k
 	}
 	k.waiters[w] = struct{}{}
-	l.quiet = false
 	if ask := time.Now().Add(nextPoll(remaining)); ask.Before(k.ask) {
 		k.ask = ask
 		l.hurry()
@@ -231,73 +238,71 @@ func (l *line) close() {
 		l.stop()
 	}
 	l.mu.Unlock()
+	patience := time.AfterFunc(pollEvery, l.end) // for those who are about to leave the line
+	defer patience.Stop()
 	l.running.Wait()
+	l.end()
 }
 
-// watch subscribes, passes calls on, and lets poll run, until ctx ends or there has been nobody to call for a while.
+// watch listens for calls and polls, until ctx ends or there has been nobody to call for a while.
 func (l *line) watch(ctx context.Context) {
-	var polling sync.WaitGroup
-	defer polling.Wait()
 	ctx, cancel := context.WithCancel(ctx)
+	var listening sync.WaitGroup
+	defer listening.Wait()
 	defer cancel()
-	polling.Go(func() { l.poll(ctx) })
+	listening.Go(func() {
+		for ctx.Err() == nil {
+			err := explain(l.listen(ctx))
+			if errors.Is(err, ErrPermission) {
+				// Waiting would work without, slowly; but then nobody would find out why.
+				l.failAll(fmt.Errorf("cannot subscribe to the channel locker:*: %w", err))
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(rand.N(pollEvery)):
+			}
+		}
+	})
+	l.poll(ctx)
+}
 
-	messages, unsubscribe := l.subscribe(ctx)
-	defer unsubscribe()
-	idle := time.NewTicker(linger)
-	defer idle.Stop()
+// listen subscribes to the channel of this process and passes calls on, until that fails. A connection that is silent
+// is pinged, so that one which is dead without knowing it does not stay.
+func (l *line) listen(ctx context.Context) error {
+	sub := l.client.Subscribe(ctx, "locker:"+l.process)
+	defer sub.Close()
+	defer context.AfterFunc(ctx, func() { _ = sub.Close() })() // Receive does not heed ctx
+	pinged, failed := false, false
 	for {
-		select {
-		case <-ctx.Done():
-			return
-		case m, ok := <-messages:
-			switch m := m.(type) {
-			case *redis.Message:
-				l.mu.Lock()
-				if w := l.waiters[m.Payload]; w != nil {
-					w.call()
-				}
-				l.mu.Unlock()
-			case *redis.Subscription:
-				l.askNow() // subscribed, perhaps again: what was said before was not heard
-			}
-			if !ok {
-				messages = nil // the client was closed: the poll will find that out
-			}
-		case <-idle.C:
-			if l.retire() {
-				return
-			}
+		message, err := sub.ReceiveTimeout(ctx, pingEvery)
+		var netErr net.Error
+		switch {
+		case err == nil:
+			pinged, failed = false, false
+			l.heard(message)
+		case !pinged && errors.As(err, &netErr) && netErr.Timeout():
+			pinged = true
+			_ = sub.Ping(ctx)
+		case !pinged && !failed && !isReply(err):
+			failed = true // go-redis has replaced the connection, and will say so with a *redis.Subscription
+		default:
+			return err
 		}
 	}
 }
 
-// retire reports whether watch can end, as there has been nobody to call since the last time it was asked, and if so
-// makes room for another watch.
-func (l *line) retire() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.quiet && len(l.keys) == 0 {
-		l.stop = nil
-		return true
+// heard passes on what came by the subscription.
+func (l *line) heard(message any) {
+	switch message := message.(type) {
+	case *redis.Subscription:
+		l.askNow() // what was said before was not heard
+	case *redis.Message:
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if w := l.waiters[message.Payload]; w != nil {
+			w.call()
+		}
 	}
-	l.quiet = len(l.keys) == 0
-	return false
-}
-
-// subscribe returns the channel of messages to this process. A connection that fails is replaced, in the
-// background, which shows as another *redis.Subscription.
-func (l *line) subscribe(ctx context.Context) (messages <-chan any, unsubscribe func()) {
-	sub := l.client.Subscribe(ctx, "locker:"+l.process)
-	unsubscribe = func() { _ = sub.Close() }
-	_, err := sub.ReceiveTimeout(ctx, maxTimeout)
-	if err == nil {
-		l.askNow()
-	} else if err = explain(err); errors.Is(err, ErrPermission) {
-		// Waiting would work without, slowly; but then nobody would find out why.
-		l.failAll(fmt.Errorf("cannot subscribe to the channel locker:*: %w", err))
-	}
-	return sub.ChannelWithSubscriptions(), unsubscribe
 }
 
 func (l *line) failAll(err error) {
@@ -320,10 +325,11 @@ func (l *line) askNow() {
 	l.hurry()
 }
 
-// poll asks Redis, whenever that is due, whose turn it is, until ctx ends.
+// poll asks Redis, whenever that is due, whose turn it is, until ctx ends or there has been nobody to ask for.
 func (l *line) poll(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	busy := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
@@ -331,13 +337,29 @@ func (l *line) poll(ctx context.Context) {
 		case <-timer.C:
 		case <-l.kick:
 		}
-		due, next := l.due(time.Now())
+		due, next, waiting := l.due(time.Now())
 		if len(due) > 0 {
 			l.ask(ctx, due)
-			_, next = l.due(time.Time{})
+			_, next, _ = l.due(time.Time{})
+		}
+		if waiting {
+			busy = time.Now()
+		} else if time.Since(busy) > linger && l.retire() {
+			return
 		}
 		timer.Reset(time.Until(next))
 	}
+}
+
+// retire reports whether nobody is waiting, and if so makes room for another watch.
+func (l *line) retire() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.keys) > 0 {
+		return false
+	}
+	l.stop = nil
+	return true
 }
 
 // question is what is asked about one key.
@@ -346,8 +368,8 @@ type question struct {
 	owners []string
 }
 
-// due returns the keys to be asked about now, and when the next ones are.
-func (l *line) due(now time.Time) (due []question, next time.Time) {
+// due returns the keys to be asked about now, when the next ones are, and whether there are any.
+func (l *line) due(now time.Time) (due []question, next time.Time, waiting bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	next = time.Now().Add(pollEvery)
@@ -365,7 +387,7 @@ func (l *line) due(now time.Time) (due []question, next time.Time) {
 			next = k.ask
 		}
 	}
-	return due, next
+	return due, next, len(l.keys) > 0
 }
 
 // ask asks about keys and calls those whose turn it is.

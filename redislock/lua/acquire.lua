@@ -10,34 +10,35 @@ local value, member, arrival, liveness = ARGV[1], ARGV[4], ARGV[5], ARGV[6]
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 
--- The write comes first: a read-only replica, a full or a loading server has to say so, and not "locked".
-local granted, previous = redis.call('SET', lock, value, 'NX', 'PX', ARGV[2]), nil
+-- All reads that the user may lack a permission for come before the first write, which then stands alone. There is a
+-- write in any case: a read-only replica, a full or a loading server has to say so, and not "locked".
+local known = redis.call('MGET', fence, gone)
+local head = redis.call('ZRANGE', queue, 0, 0)[1]
+local granted, previous = redis.call('SET', lock, value, 'NX', 'PX', ARGV[2]), known[1]
 if granted then
-  local known = redis.call('MGET', fence, gone)
-  previous = known[1]
   if known[2] then
     redis.call('DEL', lock) -- a late request of an owner who has given up, and whose clean-up came first
     return -1
   end
-  if redis.call('EXISTS', queue) == 1 then
+  if head and head ~= member then
     if member ~= '' then
       redis.call('ZADD', alive, 'XX', now / 1000 + liveness, member) -- not to be taken for dead just now
     end
-    local head = first_in_line(queue, alive, now)
-    if not head or head == member then
-      leave_line(queue, alive, member)
-    else
-      redis.call('DEL', lock) -- others were here first
-      granted = false
-    end
+    drop_dead(queue, alive, now)
+    head = redis.call('ZRANGE', queue, 0, 0)[1]
+  end
+  if head == member then
+    leave_line(queue, alive, member)
+  elseif head then
+    redis.call('DEL', lock) -- others were here first
+    granted = false
   end
 elseif redis.call('GET', lock) == value then
   -- The answer to an earlier attempt of this owner got lost.
   redis.call('PEXPIRE', lock, ARGV[2])
-  local token = redis.call('GET', fence)
-  if token then return tonumber(token) end
+  if previous then return tonumber(previous) end
   granted = true
-elseif member ~= '' and redis.call('EXISTS', gone) == 1 then
+elseif known[2] then
   return -1
 end
 

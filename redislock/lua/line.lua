@@ -6,22 +6,25 @@ local function leave_line(queue, alive, member)
   redis.call('ZREM', alive, member)
 end
 
--- Removes those who have not been heard of in time, and returns who is first then.
-local function first_in_line(queue, alive, now)
+-- Removes those who have not been heard of in time.
+local function drop_dead(queue, alive, now)
   local dead = redis.call('ZRANGEBYSCORE', alive, '-inf', '(' .. string.format('%.3f', now / 1000), 'LIMIT', 0, 1000)
   for _, member in ipairs(dead) do leave_line(queue, alive, member) end
-  return redis.call('ZRANGE', queue, 0, 0)[1]
 end
 
--- Tells the first in line that the key is free, and reserves it: if nothing is heard for that long, it is the
--- turn of the next. Nobody is granted anything while dead. A message that cannot be sent costs time, not the turn.
+-- Tells the first in line who is alive that the key is free, and reserves it: if nothing is heard for that long, it is
+-- the turn of the next. Nobody is granted anything while dead. A message that cannot be sent costs time, not the turn.
 local function call_first(queue, alive, now, reservation)
-  local head = first_in_line(queue, alive, now)
-  if head then
-    local heard = redis.call('ZSCORE', alive, head)
-    local reserved = now / 1000 + reservation
-    if not heard or tonumber(heard) > reserved then redis.call('ZADD', alive, reserved, head) end
-    redis.pcall('PUBLISH', 'locker:' .. string.sub(head, 1, 32), string.sub(head, 34))
+  local head = redis.call('ZRANGE', queue, 0, 0)[1]
+  local heard = head and tonumber(redis.call('ZSCORE', alive, head) or 0)
+  if head and heard < now / 1000 then
+    redis.call('ZADD', alive, 0, head)
+    drop_dead(queue, alive, now)
+    head = redis.call('ZRANGE', queue, 0, 0)[1]
+    heard = head and tonumber(redis.call('ZSCORE', alive, head) or 0)
   end
-  return head
+  if not head then return end
+  local reserved = now / 1000 + reservation
+  if heard > reserved then redis.call('ZADD', alive, reserved, head) end
+  redis.pcall('PUBLISH', 'locker:' .. string.sub(head, 1, 32), string.sub(head, 34))
 end

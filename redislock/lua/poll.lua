@@ -20,13 +20,14 @@ end
 redis.call('PEXPIRE', queue, liveness)
 redis.call('PEXPIRE', alive, liveness)
 
+drop_dead(queue, alive, now)
 local left = redis.call('PTTL', lock)
 if left ~= -2 then
   reply[1] = left
   return reply
 end
 -- Free: the holder's lease ran out, or a message got lost.
-local head = first_in_line(queue, alive, now)
+local head = redis.call('ZRANGE', queue, 0, 0)[1]
 if not head then return reply end
 for i = 3, #ARGV do
   if ARGV[i] == head then

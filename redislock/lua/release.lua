@@ -16,7 +16,7 @@ local ours = holder == value
 if ours then redis.call('DEL', lock) end
 
 -- Also when it was not ours but free: it may have been reserved for who has just left the line.
-if (ours or member ~= '' and not holder) and redis.call('EXISTS', queue) == 1 then
+if ours or member ~= '' and not holder then
   local time = redis.call('TIME')
   call_first(queue, alive, time[1] * 1000000 + time[2], reservation)
 end

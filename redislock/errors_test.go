@@ -1,0 +1,217 @@
+package redislock_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/redistest"
+	"github.com/lockerkit/locker/redislock"
+)
+
+// checkFailure checks that TryLock and Lock fail with want, and with nothing else that means something.
+func checkFailure(t *testing.T, l locker.Locker, key string, want error) {
+	t.Helper()
+	for op, lock := range map[string]func(context.Context, string, ...locker.Option) (*locker.Lease, error){
+		"TryLock": l.TryLock, "Lock": l.Lock,
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		lease, err := lock(ctx, key)
+		cancel()
+		if err == nil {
+			_ = lease.Unlock()
+		}
+		if !errors.Is(err, want) {
+			t.Errorf("%s: %v; want %v", op, err, want)
+		}
+		for _, other := range []error{locker.ErrLocked, locker.ErrLost, context.DeadlineExceeded} {
+			if errors.Is(err, other) {
+				t.Errorf("%s: %v, which is a %v", op, err, other)
+			}
+		}
+		var reply redis.Error
+		if err != nil && !errors.As(err, &reply) {
+			t.Errorf("%s: what Redis said is not in %v", op, err)
+		}
+	}
+}
+
+func TestWrongType(t *testing.T) {
+	rdb := dial(t, redistest.Address(t))
+	l := open(t, rdb)
+	name := redislock.DefaultPrefix + t.Name()
+	ctx := t.Context()
+	rdb.HSet(ctx, name, "somebody's", "data")
+	defer rdb.Del(ctx, name)
+	checkFailure(t, l, t.Name(), redislock.ErrWrongType)
+	if got := rdb.HGet(ctx, name, "somebody's").Val(); got != "data" {
+		t.Errorf("the foreign hash was touched: %q", got)
+	}
+
+	// Somebody overwrites a lock that is held: it is lost, and not theirs to delete.
+	key := t.Name() + " overwritten"
+	lease := mustLock(t, l, key, locker.TTL(time.Second))
+	rdb.Del(ctx, redislock.DefaultPrefix+key)
+	rdb.HSet(ctx, redislock.DefaultPrefix+key, "somebody's", "data")
+	defer rdb.Del(ctx, redislock.DefaultPrefix+key)
+	<-lease.Done()
+	if err := lease.Err(); !errors.Is(err, locker.ErrLost) {
+		t.Errorf("Err: %v; want ErrLost", err)
+	}
+}
+
+func TestReadOnlyReplica(t *testing.T) {
+	master := redistest.New(t, redistest.Options{})
+	host, port, _ := net.SplitHostPort(master.Addr())
+	replica := redistest.New(t, redistest.Options{Args: []string{"--replicaof", host + " " + port}})
+	onMaster, onReplica := dial(t, master.Addr()), dial(t, replica.Addr())
+	l, stale := open(t, onMaster), open(t, onReplica)
+	lease := mustLock(t, l, "held")
+	eventually(t, 10*time.Second, "the lock is replicated", func() bool {
+		return onReplica.Exists(t.Context(), redislock.DefaultPrefix+"held").Val() == 1
+	})
+	checkFailure(t, stale, "free", redislock.ErrReadOnly)
+	checkFailure(t, stale, "held", redislock.ErrReadOnly) // and not ErrLocked: the replica does not decide that
+	mustUnlock(t, lease)
+}
+
+func TestAuthentication(t *testing.T) {
+	server := redistest.New(t, redistest.Options{Args: []string{"--requirepass", "secret"}})
+	for _, password := range []string{"", "wrong"} {
+		rdb := redis.NewClient(&redis.Options{Addr: server.Addr(), Password: password, DisableIdentity: true})
+		defer rdb.Close()
+		checkFailure(t, open(t, rdb), "k", redislock.ErrAuth)
+	}
+	rdb := redis.NewClient(&redis.Options{Addr: server.Addr(), Password: "secret"})
+	defer rdb.Close()
+	mustUnlock(t, mustLock(t, open(t, rdb), "k"))
+}
+
+// documentedACL are the permissions that the package documentation lists.
+const documentedACL = "~locker:* ~{locker:* &locker:* -@all +eval +evalsha +subscribe +unsubscribe +ping +hello +auth +select +client " +
+	"+set +get +mget +del +exists +pexpire +pttl +time +zadd +zrem +zrange +zrangebyscore +zscore +publish"
+
+func TestPermissions(t *testing.T) {
+	server := redistest.New(t, redistest.Options{})
+	admin := dial(t, server.Addr())
+	user := func(name, rules string) *redis.Client {
+		args := []any{"acl", "setuser", name, "on", ">pw"}
+		for _, rule := range strings.Fields(rules) {
+			args = append(args, rule)
+		}
+		if err := admin.Do(t.Context(), args...).Err(); err != nil {
+			t.Fatal(err)
+		}
+		rdb := redis.NewClient(&redis.Options{Addr: server.Addr(), Username: name, Password: "pw", DisableIdentity: true})
+		t.Cleanup(func() { _ = rdb.Close() })
+		return rdb
+	}
+	t.Run("those documented are enough", func(t *testing.T) {
+		a, b := open(t, user("app", documentedACL), locker.TTL(500*time.Millisecond)), open(t, user("app", documentedACL))
+		lease := mustLock(t, a, "k")
+		waited := make(chan *locker.Lease, 1)
+		go func() { waited <- mustLock(t, b, "k") }()
+		time.Sleep(time.Second) // a few renewals and a poll
+		if err := lease.Err(); err != nil {
+			t.Error(err)
+		}
+		released := time.Now()
+		mustUnlock(t, lease)
+		mustUnlock(t, <-waited)
+		if took := time.Since(released); took > 500*time.Millisecond {
+			t.Errorf("the handoff took %v: the message did not arrive", took)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Nanosecond)
+		_, _ = a.Lock(ctx, "k")
+		cancel()
+	})
+	for name, rules := range map[string]string{
+		"nokeys":     strings.Replace(documentedACL, "~locker:*", "~other:*", 1),
+		"noscripts":  strings.Replace(documentedACL, "+evalsha", "", 1),
+		"nocommand":  strings.Replace(documentedACL, "+mget", "", 1),
+		"nocommand2": strings.Replace(documentedACL, "+set ", "", 1),
+	} {
+		t.Run(name, func(t *testing.T) { checkFailure(t, open(t, user(name, rules)), "k", redislock.ErrPermission) })
+	}
+	t.Run("nochannel", func(t *testing.T) {
+		l := open(t, user("nochannel", strings.Replace(documentedACL, "&locker:*", "", 1)))
+		lease := mustLock(t, l, "k")
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if _, err := l.Lock(ctx, "k"); !errors.Is(err, redislock.ErrPermission) {
+			t.Errorf("Lock that has to wait: %v; want ErrPermission", err)
+		}
+		mustUnlock(t, lease)
+	})
+}
+
+func TestOutOfMemory(t *testing.T) {
+	server := redistest.New(t, redistest.Options{Args: []string{"--maxmemory", "1", "--maxmemory-policy", "noeviction"}})
+	checkFailure(t, open(t, dial(t, server.Addr())), "k", redislock.ErrOutOfMemory)
+}
+
+// TestLoading talks to a server that says it is loading, as one does that has a large data set: a real one is ready
+// too soon.
+func TestLoading(t *testing.T) {
+	server, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	go func() {
+		for {
+			conn, err := server.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				buf := make([]byte, 1<<16)
+				for {
+					n, err := conn.Read(buf)
+					if err != nil {
+						return
+					}
+					for range strings.Count(string(buf[:n]), "*") { // one answer to each command
+						_, _ = conn.Write([]byte("-LOADING Redis is loading the dataset in memory\r\n"))
+					}
+				}
+			}()
+		}
+	}()
+	checkFailure(t, open(t, dial(t, server.Addr().String())), "k", redislock.ErrLoading)
+}
+
+func TestUnreachable(t *testing.T) {
+	server := redistest.New(t, redistest.Options{})
+	l := open(t, dial(t, server.Addr()), locker.TTL(2*time.Second))
+	lease := mustLock(t, l, "held")
+	server.Kill()
+	start := time.Now()
+	for _, lock := range []func(context.Context, string, ...locker.Option) (*locker.Lease, error){l.TryLock, l.Lock} {
+		_, err := lock(t.Context(), "k")
+		if err == nil || errors.Is(err, locker.ErrLocked) || errors.Is(err, locker.ErrLost) || errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("with a dead server: %v", err)
+		}
+	}
+	if took := time.Since(start); took > 6*time.Second {
+		t.Errorf("two calls to a dead server took %v with a TTL of 2s", took)
+	}
+	<-lease.Done()
+	if err := lease.Err(); !errors.Is(err, locker.ErrLost) {
+		t.Errorf("Err: %v; want ErrLost", err)
+	}
+	if err := server.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, "a lock after the restart", func() bool {
+		again, err := l.TryLock(t.Context(), "held")
+		return err == nil && again.Unlock() == nil
+	})
+}

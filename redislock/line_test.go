@@ -1,0 +1,318 @@
+package redislock_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/faultproxy"
+	"github.com/lockerkit/locker/internal/redistest"
+	"github.com/lockerkit/locker/redislock"
+)
+
+// inLine returns how many wait for key, according to Redis.
+func inLine(t testing.TB, rdb *redis.Client, key string) int {
+	n, err := rdb.ZCard(context.Background(), "{"+redislock.DefaultPrefix+key+"}:locker:queue:").Result()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return int(n)
+}
+
+// commandCalls returns how many commands of clients the server has executed since CONFIG RESETSTAT: scripts, and
+// whatever else does not run inside them.
+func commandCalls(t testing.TB, rdb *redis.Client) (total, evalsha int) {
+	stats := rdb.Info(context.Background(), "commandstats").Val()
+	inner := map[string]bool{"set": true, "get": true, "mget": true, "del": true, "exists": true, "pexpire": true, "pttl": true, "time": true,
+		"zadd": true, "zrem": true, "zrange": true, "zrangebyscore": true, "zscore": true, "publish": true}
+	for _, m := range regexp.MustCompile(`cmdstat_([^:]+):calls=(\d+)`).FindAllStringSubmatch(stats, -1) {
+		n, _ := strconv.Atoi(m[2])
+		if m[1] == "evalsha" {
+			evalsha = n
+		}
+		if !inner[m[1]] && m[1] != "config|resetstat" && m[1] != "info" {
+			total += n
+		}
+	}
+	return total, evalsha
+}
+
+// TestLine has a hundred waiters from ten Lockers on one key: served in order of arrival, for at most four commands each.
+func TestLine(t *testing.T) {
+	const lockers, waiters = 10, 100
+	server := redistest.New(t, redistest.Options{})
+	rdb := dial(t, server.Addr())
+	ls := make([]locker.Locker, lockers)
+	for i := range ls {
+		ls[i] = open(t, dial(t, server.Addr()))
+	}
+	for _, l := range ls { // connect
+		mustUnlock(t, mustLock(t, l, "warm"))
+	}
+	first := mustLock(t, ls[0], "k")
+	rdb.ConfigResetStat(t.Context())
+	var mu sync.Mutex
+	var served []int
+	var handoffs []time.Duration
+	var unlocking time.Time // guarded by the lock itself, and by mu for the race detector
+	var wg sync.WaitGroup
+	for i := range waiters {
+		wg.Go(func() {
+			lease := mustLock(t, ls[i%lockers], "k")
+			at := time.Now()
+			mu.Lock()
+			served = append(served, i)
+			handoffs = append(handoffs, at.Sub(unlocking))
+			mu.Unlock()
+			mu.Lock()
+			unlocking = time.Now()
+			mu.Unlock()
+			mustUnlock(t, lease)
+		})
+		eventually(t, 10*time.Second, "the waiter is in line", func() bool { return inLine(t, rdb, "k") == i+1 })
+	}
+	mu.Lock()
+	unlocking = time.Now()
+	mu.Unlock()
+	mustUnlock(t, first)
+	wg.Wait()
+	total, evalsha := commandCalls(t, rdb)
+	if !slices.IsSorted(served) || len(served) != waiters {
+		t.Errorf("served in the order %v", served)
+	}
+	// Joining the line, the lock and the unlock: three. The rest are polls, as the line took a while to form.
+	if perHandoff := float64(evalsha) / waiters; perHandoff > 4 {
+		t.Errorf("%.2f scripts per handoff; want at most 4", perHandoff)
+	}
+	slices.Sort(handoffs)
+	p50 := handoffs[waiters/2]
+	t.Logf("%.2f scripts per handoff (%d commands of other kinds in all); from Unlock to the next holder p50 %v, p90 %v",
+		float64(evalsha)/waiters, total-evalsha, p50, handoffs[waiters*9/10])
+	// A PING in a tight loop finds every thread awake; a handoff wakes three, and so does a PING after a pause.
+	for pause, name := range map[time.Duration]string{0: "in a tight loop", time.Millisecond: "after a pause"} {
+		pings := make([]time.Duration, 200)
+		for i := range pings {
+			time.Sleep(pause)
+			start := time.Now()
+			rdb.Ping(t.Context())
+			pings[i] = time.Since(start)
+		}
+		slices.Sort(pings)
+		ping := pings[len(pings)/2]
+		t.Logf("PING %s: p50 %v; a handoff takes %.1f times as long", name, ping, float64(p50)/float64(ping))
+	}
+}
+
+// TestCancelledAcquiresLeaveNothing cancels many acquires at random moments among handoffs.
+func TestCancelledAcquiresLeaveNothing(t *testing.T) {
+	acquires := trials(t, 2000)
+	server := redistest.New(t, redistest.Options{})
+	rdb := dial(t, server.Addr())
+	before := runtime.NumGoroutine()
+	var lockers []locker.Locker
+	var clients []*redis.Client
+	for range 4 {
+		c := redis.NewClient(&redis.Options{Addr: server.Addr(), DisableIdentity: true})
+		clients = append(clients, c)
+		lockers = append(lockers, redislock.New(c, locker.TTL(time.Minute))) // an orphan would be seen
+	}
+	keys := []string{"a", "b", "c", "d", "e"}
+	var granted atomic.Int64
+	var wg sync.WaitGroup
+	room := make(chan struct{}, 200)
+	for i := range acquires {
+		room <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-room }()
+			ctx, cancel := context.WithTimeout(context.Background(), rand.N(20*time.Millisecond))
+			defer cancel()
+			lock := lockers[i%len(lockers)].Lock
+			if i%3 == 0 {
+				lock = lockers[i%len(lockers)].TryLock
+			}
+			lease, err := lock(ctx, keys[rand.N(len(keys))])
+			switch {
+			case err == nil:
+				granted.Add(1)
+				mustUnlock(t, lease)
+			case !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, locker.ErrLocked):
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	for _, key := range keys {
+		lease, err := lockers[0].Lock(t.Context(), key) // there is a line only for as long as clean-up is under way
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustUnlock(t, lease)
+	}
+	eventually(t, 6*time.Second, "nothing but fences and tombstones is left", func() bool {
+		for _, name := range rdb.Keys(context.Background(), "*").Val() {
+			if !strings.Contains(name, "}:locker:fence:") && !strings.Contains(name, "}:locker:gone:") {
+				return false
+			}
+		}
+		return true
+	})
+	for i, l := range lockers {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+		_ = clients[i].Close()
+	}
+	eventually(t, 5*time.Second, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= before })
+	t.Logf("%d of %d acquires were granted", granted.Load(), acquires)
+}
+
+// wired returns a client whose connections go through a proxy.
+func wired(t *testing.T, server *redistest.Server) (*redis.Client, *faultproxy.Proxy) {
+	rdb, proxy, _ := newWires(server).dial(t)
+	return rdb, proxy
+}
+
+func isSubscription(sent []byte) bool {
+	return bytes.Contains(bytes.ToLower(sent), []byte("subscribe"))
+}
+
+// TestLostMessages loses every message: that costs up to a second, and nothing else.
+func TestLostMessages(t *testing.T) {
+	server := redistest.New(t, redistest.Options{})
+	rdb := dial(t, server.Addr())
+	deaf, proxy := wired(t, server)
+	proxy.SetWhere(isSubscription, faultproxy.BlackHole())
+	holder, waiter := open(t, dial(t, server.Addr())), open(t, deaf)
+	for range 3 {
+		lease := mustLock(t, holder, "k")
+		granted := make(chan time.Time, 1)
+		var next *locker.Lease
+		go func() {
+			next = mustLock(t, waiter, "k")
+			granted <- time.Now()
+		}()
+		eventually(t, 5*time.Second, "the waiter is in line", func() bool { return inLine(t, rdb, "k") == 1 })
+		released := time.Now()
+		mustUnlock(t, lease)
+		if took := (<-granted).Sub(released); took > 1500*time.Millisecond {
+			t.Errorf("without its message, the waiter had the lock %v after Unlock; want a second at most", took)
+		}
+		mustUnlock(t, next)
+	}
+}
+
+// TestBrokenSubscription breaks the subscription: waiters are called again as soon as it is back.
+func TestBrokenSubscription(t *testing.T) {
+	server := redistest.New(t, redistest.Options{})
+	rdb := dial(t, server.Addr())
+	holder, waiter := open(t, dial(t, server.Addr())), open(t, dial(t, server.Addr()))
+	lease := mustLock(t, holder, "k")
+	granted := make(chan *locker.Lease, 1)
+	go func() { granted <- mustLock(t, waiter, "k") }()
+	subscribed := func() bool {
+		return strings.Contains(rdb.ClientList(context.Background()).Val(), "sub=1")
+	}
+	eventually(t, 5*time.Second, "the waiter has subscribed", subscribed)
+	if err := rdb.Do(t.Context(), "client", "kill", "type", "pubsub").Err(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 5*time.Second, "the waiter has subscribed again", subscribed)
+	mustUnlock(t, lease)
+	mustUnlock(t, <-granted)
+}
+
+// TestDeadWaiterIsSkipped cuts off the first in line: it delays the next one by its reservation, and no more.
+func TestDeadWaiterIsSkipped(t *testing.T) {
+	server := redistest.New(t, redistest.Options{})
+	rdb := dial(t, server.Addr())
+	dying, proxy := wired(t, server)
+	holder, first, second := open(t, dial(t, server.Addr())), open(t, dying), open(t, dial(t, server.Addr()))
+	lease := mustLock(t, holder, "k")
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() { _, _ = first.Lock(ctx, "k") }()
+	eventually(t, 5*time.Second, "the first waiter is in line", func() bool { return inLine(t, rdb, "k") == 1 })
+	granted := make(chan *locker.Lease, 1)
+	go func() { granted <- mustLock(t, second, "k") }()
+	eventually(t, 5*time.Second, "the second waiter is in line", func() bool { return inLine(t, rdb, "k") == 2 })
+	proxy.Set(faultproxy.BlackHole())
+	released := time.Now()
+	mustUnlock(t, lease)
+	next := <-granted
+	if took := time.Since(released); took > 3*time.Second {
+		t.Errorf("behind a dead waiter it took %v to get the lock", took)
+	}
+	mustUnlock(t, next)
+	eventually(t, 5*time.Second, "the dead waiter has left the line", func() bool { return inLine(t, rdb, "k") == 0 })
+}
+
+// TestLineSurvivesFlush loses the line itself: those who wait join it again, at their old places.
+func TestLineSurvivesFlush(t *testing.T) {
+	server := redistest.New(t, redistest.Options{})
+	rdb := dial(t, server.Addr())
+	l := open(t, dial(t, server.Addr()))
+	lease := mustLock(t, l, "k")
+	order := make(chan int, 3)
+	for i := range 3 {
+		go func() {
+			lease := mustLock(t, l, "k")
+			order <- i
+			mustUnlock(t, lease)
+		}()
+		eventually(t, 5*time.Second, "the waiter is in line", func() bool { return inLine(t, rdb, "k") == i+1 })
+	}
+	rdb.FlushAll(t.Context())
+	for range 3 {
+		<-order // as the lock was lost with everything else, they get it: in order, or nearly
+	}
+	if err := lease.Unlock(); !errors.Is(err, locker.ErrLost) {
+		t.Errorf("Unlock after FLUSHALL: %v; want ErrLost", err)
+	}
+}
+
+func TestOneSubscriptionForManyKeys(t *testing.T) {
+	server := redistest.New(t, redistest.Options{})
+	rdb := dial(t, server.Addr())
+	holder, waiter := open(t, dial(t, server.Addr())), open(t, dial(t, server.Addr()))
+	const keys = 200
+	var leases []*locker.Lease
+	var waits sync.WaitGroup
+	for i := range keys {
+		key := strconv.Itoa(i)
+		leases = append(leases, mustLock(t, holder, key))
+		waits.Go(func() { mustUnlock(t, mustLock(t, waiter, key)) })
+	}
+	eventually(t, 10*time.Second, "all of them wait", func() bool { return inLine(t, rdb, strconv.Itoa(keys-1)) == 1 })
+	clients := rdb.ClientList(t.Context()).Val()
+	if n := strings.Count(clients, "sub=1"); n != 1 {
+		t.Errorf("%d subscriptions for %d waiters of one Locker; want 1", n, keys)
+	}
+	if n := strings.Count(clients, "\n"); n > 24 { // two Lockers: eight direct, one shared, one subscription; batches
+		t.Errorf("%d connections for %d locks and as many waiters", n, keys)
+	}
+	// While nothing happens, the waiters of a process ask together.
+	rdb.ConfigResetStat(t.Context())
+	start := time.Now()
+	time.Sleep(3 * time.Second)
+	_, evalsha := commandCalls(t, rdb)
+	if perKey := float64(evalsha) / keys / time.Since(start).Seconds(); perKey > 2 {
+		t.Errorf("%.1f scripts per second for each key that is waited for", perKey)
+	}
+	for _, lease := range leases {
+		mustUnlock(t, lease)
+	}
+	waits.Wait()
+}
