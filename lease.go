@@ -65,7 +65,7 @@ func (l *Lease) Deadline() time.Time {
 // Done returns a channel that is closed when the lease is lost or unlocked; Err then says which. Like that of a
 // context.Context, it can be waited for by any number of goroutines.
 func (l *Lease) Done() <-chan struct{} {
-	l.expire()
+	_ = l.expire()
 	l.core.mu.Lock()
 	defer l.core.mu.Unlock()
 	if l.done == nil {
@@ -255,7 +255,7 @@ func (l *Lease) waitedFor() string {
 func (l *Lease) Context(parent context.Context) (ctx context.Context, cancel context.CancelFunc) {
 	inner, cancelCause := context.WithCancelCause(parent)
 	lc := &leaseCtx{Context: inner, lease: l, cancel: cancelCause}
-	l.expire()
+	_ = l.expire()
 	c := l.core
 	c.mu.Lock()
 	held := l.reason == nil
@@ -289,6 +289,6 @@ func (c *leaseCtx) Err() error {
 	if err := c.Context.Err(); err != nil {
 		return err
 	}
-	c.lease.expire() // cancels this context
+	_ = c.lease.expire() // cancels this context
 	return c.Context.Err()
 }

@@ -28,7 +28,7 @@ func (c *check) isJust(err, want error, when string) {
 		c.record(1, "%s: %v; want %v", when, err, want)
 	}
 	for _, kind := range kinds {
-		if kind != want && errors.Is(err, kind) {
+		if !errors.Is(kind, want) && errors.Is(err, kind) {
 			c.record(1, "%s: the error %q is a %q", when, err, kind)
 		}
 	}

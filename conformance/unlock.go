@@ -89,10 +89,11 @@ func staleCannotFreeSuccessor(c *check) {
 	cut := c.open()
 	stale = c.tryLock(cut, key, locker.TTL(c.ttl))
 	heal := c.cut(Hang)
-	unlocked := make(chan error, 1)
+	unlocked := make(chan struct{})
 	c.do(func() {
 		time.Sleep(c.ttl / 10)
-		unlocked <- stale.Unlock()
+		_ = stale.Unlock() // as the store was out of reach
+		close(unlocked)
 	})
 	next = c.lock(b, key)
 	heal()

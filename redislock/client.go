@@ -153,6 +153,9 @@ func pause(ctx context.Context, err error, attempt int) bool {
 	if err == nil || isReply(err) || errors.Is(err, redis.ErrClosed) || ctx.Err() != nil {
 		return false
 	}
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= 0 {
+		return false
+	}
 	select {
 	case <-ctx.Done():
 		return false
@@ -176,6 +179,11 @@ func (c *client) do(ctx context.Context, cmd once) error {
 		// hundred commands await answers: more of them then go into one write.
 		c.pipe, _ = c.AsyncAutoPipelineWithOptions(&redis.AutoPipelineOptions{FullDuplex: true, MaxFlushDelay: 100 * time.Microsecond})
 	})
+	if h, ok := ctx.(hurried); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(h.Context, h.until)
+		defer cancel()
+	}
 	if c.pipe != nil {
 		start := time.Now()
 		err := c.pipe.Submit(ctx, cmd).WaitContext(ctx)
@@ -194,7 +202,8 @@ func (c *client) do(ctx context.Context, cmd once) error {
 	}
 }
 
-// hurried is a context with an earlier deadline, which go-redis turns into that of the connection. It needs no timer.
+// hurried is a context with an earlier deadline, which has no timer: go-redis turns it into that of the connection, and
+// do into a real one where it has to wait by itself.
 type hurried struct {
 	context.Context
 	until time.Time

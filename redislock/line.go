@@ -46,9 +46,7 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 	arrival := ""
 	for {
 		sent := time.Now()
-		try, cancel := context.WithTimeout(ctx, r.TTL) // a later answer would be of no use
-		token, refused, err := b.acquire(try, r, n, true, arrival)
-		cancel()
+		token, refused, err := b.acquire(hurried{ctx, sent.Add(r.TTL)}, r, n, true, arrival) // a later answer would be of no use
 		switch {
 		case err != nil:
 			return locker.Grant{}, err
@@ -270,8 +268,9 @@ func (l *line) watch(ctx context.Context) {
 // is pinged, so that one which is dead without knowing it does not stay.
 func (l *line) listen(ctx context.Context) error {
 	sub := l.client.Subscribe(ctx, "locker:"+l.process)
-	defer sub.Close()
-	defer context.AfterFunc(ctx, func() { _ = sub.Close() })() // Receive does not heed ctx
+	closeSub := func() { _ = sub.Close() }
+	defer closeSub()
+	defer context.AfterFunc(ctx, closeSub)() // Receive does not heed ctx
 	pinged, failed := false, false
 	for {
 		message, err := sub.ReceiveTimeout(ctx, pingEvery)

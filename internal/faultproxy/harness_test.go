@@ -174,7 +174,7 @@ func echoes(t *testing.T, client net.Conn) {
 // expectEOF reads the end of the stream and nothing before.
 func expectEOF(t *testing.T, conn net.Conn) {
 	t.Helper()
-	if n, err := conn.Read(make([]byte, 100)); n != 0 || err != io.EOF {
+	if n, err := conn.Read(make([]byte, 100)); n != 0 || !errors.Is(err, io.EOF) {
 		t.Fatalf("read %d bytes, %v; want EOF", n, err)
 	}
 }

@@ -89,7 +89,7 @@ func (p *pipe) endRead(data []byte, err error) {
 	}
 	switch {
 	case err == nil, errors.Is(err, os.ErrDeadlineExceeded): // interrupted by change
-	case err == io.EOF && !p.back.dead:
+	case errors.Is(err, io.EOF) && !p.back.dead:
 		p.ended = true
 		p.put(item{kind: finItem, at: time.Now()})
 	default:

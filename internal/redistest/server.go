@@ -259,7 +259,7 @@ func (s *Server) awaitUp(deadline time.Time) error {
 		}
 		err := isUp(s.Addr(), try)
 		if s.child.ended() { // then the answer, if any, was not from our server
-			return fmt.Errorf("redistest: %s ended at once: %v", s.program, s.child.err)
+			return fmt.Errorf("redistest: %s ended at once: %w", s.program, s.child.err)
 		}
 		if err == nil {
 			return nil

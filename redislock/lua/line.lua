@@ -14,16 +14,19 @@ end
 
 -- Tells the first in line who is alive that the key is free, and reserves it: if nothing is heard for that long, it is
 -- the turn of the next. Nobody is granted anything while dead. A message that cannot be sent costs time, not the turn.
-local function call_first(queue, alive, now, reservation)
+local function call_first(queue, alive, reservation)
   local head = redis.call('ZRANGE', queue, 0, 0)[1]
-  local heard = head and tonumber(redis.call('ZSCORE', alive, head) or 0)
-  if head and heard < now / 1000 then
+  if not head then return end
+  local time = redis.call('TIME')
+  local now = time[1] * 1000000 + time[2]
+  local heard = tonumber(redis.call('ZSCORE', alive, head) or 0)
+  if heard < now / 1000 then
     redis.call('ZADD', alive, 0, head)
     drop_dead(queue, alive, now)
     head = redis.call('ZRANGE', queue, 0, 0)[1]
-    heard = head and tonumber(redis.call('ZSCORE', alive, head) or 0)
+    if not head then return end
+    heard = tonumber(redis.call('ZSCORE', alive, head) or 0)
   end
-  if not head then return end
   local reserved = now / 1000 + reservation
   if heard > reserved then redis.call('ZADD', alive, reserved, head) end
   redis.pcall('PUBLISH', 'locker:' .. string.sub(head, 1, 32), string.sub(head, 34))

@@ -36,7 +36,7 @@ for i = 3, #ARGV do
   end
 end
 if tonumber(redis.call('ZSCORE', alive, head) or 0) > now / 1000 + reservation then
-  call_first(queue, alive, now, reservation) -- not called yet
+  call_first(queue, alive, reservation) -- not called yet
 end
 reply[1] = reservation
 return reply

@@ -16,8 +16,5 @@ local ours = holder == value
 if ours then redis.call('DEL', lock) end
 
 -- Also when it was not ours but free: it may have been reserved for who has just left the line.
-if ours or member ~= '' and not holder then
-  local time = redis.call('TIME')
-  call_first(queue, alive, time[1] * 1000000 + time[2], reservation)
-end
+if ours or member ~= '' and not holder then call_first(queue, alive, reservation) end
 return ours and 1 or 0

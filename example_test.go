@@ -1,0 +1,138 @@
+package locker_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/memlock"
+)
+
+func Example() {
+	ctx := context.Background()
+	l := memlock.New() // redislock.New(rdb) in production
+	defer l.Close()
+
+	lease, err := l.Lock(ctx, "orders/42")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer lease.Unlock()
+
+	if _, err := l.TryLock(ctx, "orders/42"); errors.Is(err, locker.ErrLocked) {
+		fmt.Println("somebody is at work on order 42")
+	}
+	// Output: somebody is at work on order 42
+}
+
+func ExampleDo() {
+	l := memlock.New()
+	defer l.Close()
+	err := locker.Do(context.Background(), l, "nightly-report", func(ctx context.Context) error {
+		// ctx ends if the lock is lost: pass it on to whatever takes time.
+		fmt.Println("writing the report")
+		return ctx.Err()
+	}, locker.TTL(30*time.Second))
+	fmt.Println(err)
+	// Output:
+	// writing the report
+	// <nil>
+}
+
+// A fleet of workers elects one of them. When the leader leaves, the next one takes over at once.
+func ExampleLead() {
+	memory := memlock.New()
+	ctx, stop := context.WithTimeout(context.Background(), time.Minute)
+	defer stop()
+
+	jobs := make(chan int, 3)
+	for job := range 3 {
+		jobs <- job
+	}
+	done := make(chan struct{})
+	for range 4 { // in production, each in a process of its own
+		go func() {
+			l := memory.Open()
+			defer l.Close()
+			_ = locker.Lead(ctx, l, "queue", func(ctx context.Context, lease *locker.Lease) error {
+				select {
+				case job := <-jobs:
+					fmt.Println("job", job)
+					return nil // steps down; return only when ctx ends to stay the leader
+				default:
+					close(done)
+				}
+				<-ctx.Done()
+				return ctx.Err()
+			})
+		}()
+	}
+	<-done
+	// Output:
+	// job 0
+	// job 1
+	// job 2
+}
+
+// account is a resource that defends itself: it remembers the greatest token it has seen.
+type account struct {
+	balance int
+	fence   uint64
+}
+
+var errStale = errors.New("stale token: another holder has been here")
+
+func (a *account) set(balance int, token uint64) error {
+	if token < a.fence {
+		return errStale
+	}
+	a.balance, a.fence = balance, token
+	return nil
+}
+
+// A holder that was paused for longer than its TTL does not know that it has lost the lock. Its token gives it away.
+func ExampleLease_Token() {
+	ctx := context.Background()
+	memory := memlock.New()
+	var acct account
+
+	paused, _ := memory.Lock(ctx, "account")
+	memory.Break("account") // its lease runs out while it is paused
+	next, _ := memory.Open().Lock(ctx, "account")
+
+	fmt.Println(acct.set(200, next.Token()))
+	fmt.Println(acct.set(100, paused.Token()))
+	fmt.Println(acct.balance)
+	// Output:
+	// <nil>
+	// stale token: another holder has been here
+	// 200
+}
+
+func ExampleLease_Done() {
+	l := memlock.New()
+	defer l.Close()
+	lease, _ := l.Lock(context.Background(), "k")
+	l.Break("k") // what an operator, or a lost connection, does
+	select {
+	case <-lease.Done():
+		fmt.Println(errors.Is(lease.Err(), locker.ErrLost))
+	case <-time.After(time.Second): // the work
+	}
+	// Output: true
+}
+
+func ExampleLease_Context() {
+	l := memlock.New()
+	defer l.Close()
+	lease, _ := l.Lock(context.Background(), "k")
+	ctx, cancel := lease.Context(context.Background())
+	defer cancel()
+	_ = lease.Unlock()
+	<-ctx.Done()
+	fmt.Println(errors.Is(context.Cause(ctx), locker.ErrUnlocked))
+	// Output: true
+}
