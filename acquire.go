@@ -16,9 +16,10 @@ func (c *core) try(ctx context.Context, l *Lease) error {
 	var g Grant
 	var err error
 	if c.prompt {
-		l.call = callCtx{Context: ctx, until: until}
-		g, err = c.backend.Acquire(&l.call, r)
-		l.call.stop()
+		call := l.acquireCall()
+		call.Context, call.until = ctx, until
+		g, err = c.backend.Acquire(call, r)
+		call.stop()
 	} else {
 		// The attempt is detached from the caller's ctx: cut short, its outcome would be unknown.
 		call, cancel := context.WithDeadline(context.WithoutCancel(ctx), until)
@@ -36,9 +37,10 @@ func (c *core) wait(ctx context.Context, l *Lease) error {
 	var g Grant
 	var err error
 	if c.prompt {
-		l.call = callCtx{Context: ctx, life: c.life}
-		g, err = c.queue.Wait(&l.call, r)
-		l.call.stop()
+		call := l.acquireCall()
+		call.Context, call.life = ctx, c.life
+		g, err = c.queue.Wait(call, r)
+		call.stop()
 	} else {
 		call := &callCtx{Context: ctx, life: c.life}
 		g, err = c.supervised(ctx, call, call.stop, r, c.queue.Wait)
@@ -48,6 +50,14 @@ func (c *core) wait(ctx context.Context, l *Lease) error {
 		return fmt.Errorf("%s.Wait did not set Grant.Sent: the validity of the lease is unknown", c.name)
 	}
 	return c.settle(ctx, l, g.Sent, g, err)
+}
+
+// acquireCall returns a context for a call that acquires l.
+func (l *Lease) acquireCall() *callCtx {
+	if l.acquiring.Context == nil {
+		return &l.acquiring
+	}
+	return new(callCtx) // not the first attempt
 }
 
 // poll acquires l by trying again and again: after a pause that grows with each refusal, is jittered so that
@@ -128,7 +138,7 @@ func (c *core) settle(ctx context.Context, l *Lease, sent time.Time, g Grant, er
 	r := l.grant.Request
 	if err != nil {
 		if outcomeUnknown(err) {
-			c.calls.Go(func() { c.undo(r, g, err) })
+			c.undoLater(r, g, err)
 		}
 		switch {
 		case errors.Is(err, ErrLocked):
@@ -143,7 +153,7 @@ func (c *core) settle(ctx context.Context, l *Lease, sent time.Time, g Grant, er
 		return err
 	}
 	if g.Token == 0 {
-		c.calls.Go(func() { c.undo(r, g, nil) })
+		c.undoLater(r, g, nil)
 		return fmt.Errorf("%s granted the lock without a fencing token", c.name)
 	}
 	if g.TTL <= 0 {
@@ -156,10 +166,15 @@ func (c *core) settle(ctx context.Context, l *Lease, sent time.Time, g Grant, er
 		g.Sent = sent
 	}
 	if err := l.begin(ctx, g); err != nil {
-		c.calls.Go(func() { c.undo(r, g, nil) })
+		c.undoLater(r, g, nil)
 		return err
 	}
 	return nil
+}
+
+// undoLater calls undo in the background.
+func (c *core) undoLater(r Request, g Grant, err error) {
+	c.calls.Go(func() { c.undo(r, g, err) })
 }
 
 // undo gives back what an acquire left behind that ended with g and err and that nobody wants. It runs detached
@@ -173,32 +188,33 @@ func (c *core) undo(r Request, g Grant, err error) {
 		g = Grant{}
 	}
 	g.Request = r
-	_ = c.release(g, time.Now().Add(r.TTL), new(callCtx)) // there is nobody to tell
+	_ = c.release(g, time.Now().Add(r.TTL), r.TTL, new(callCtx)) // there is nobody to tell
 }
 
-// release frees g in the store, trying again after errors until the given time, when the lock ends by itself.
-// ErrLost means that the lock was gone before the first attempt. call is room for a context.
-func (c *core) release(g Grant, until time.Time, call *callCtx) error {
+// release frees g in the store, trying again after errors until the given time, when the lock ends by itself and which
+// is so much ahead. ErrLost means that the lock was gone before the first attempt. call is room for the context of that.
+func (c *core) release(g Grant, until time.Time, left time.Duration, call *callCtx) error {
 	const first, longest = 5 * time.Millisecond, 250 * time.Millisecond
 	var failure error
 	for delay := first; ; delay = min(2*delay, longest) {
-		err := c.releaseOnce(g, until, call)
+		err := c.releaseOnce(g, until, left, call)
 		if err == nil || errors.Is(err, ErrLost) && failure != nil {
 			return nil // gone since a release whose answer we did not get: that release did it
 		}
 		if errors.Is(err, ErrLost) {
 			return err
 		}
-		failure = err
+		failure, call = err, new(callCtx)
 		pause := jittered(delay)
 		if time.Until(until) <= pause {
 			return failure
 		}
 		select {
 		case <-time.After(pause):
+			left = time.Until(until)
 		case <-c.life.Done():
 			// Close does not wait for a store that does not answer.
-			if err := c.releaseOnce(g, until, call); err != nil && !errors.Is(err, ErrLost) {
+			if err := c.releaseOnce(g, until, time.Until(until), call); err != nil && !errors.Is(err, ErrLost) {
 				return failure
 			}
 			return nil
@@ -208,8 +224,7 @@ func (c *core) release(g Grant, until time.Time, call *callCtx) error {
 
 // releaseOnce is one bounded attempt. It leaves time for another one, since a hung connection may be the only
 // thing that is wrong.
-func (c *core) releaseOnce(g Grant, until time.Time, call *callCtx) error {
-	left := time.Until(until)
+func (c *core) releaseOnce(g Grant, until time.Time, left time.Duration, call *callCtx) error {
 	if left <= 0 {
 		return &noAnswer{}
 	}
@@ -217,7 +232,7 @@ func (c *core) releaseOnce(g Grant, until time.Time, call *callCtx) error {
 		left, until = bound, until.Add(bound-left)
 	}
 	if c.prompt {
-		*call = callCtx{Context: context.Background(), until: until}
+		call.Context, call.until = context.Background(), until
 		defer call.stop()
 		return c.backend.Release(call, g)
 	}

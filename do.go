@@ -17,7 +17,7 @@ func Do(ctx context.Context, l Locker, key string, f func(context.Context) error
 	if err != nil {
 		return err
 	}
-	return errors.Join(hold(ctx, lease, func(ctx context.Context, _ *Lease) error { return f(ctx) }))
+	return join(hold(ctx, lease, func(ctx context.Context, _ *Lease) error { return f(ctx) }))
 }
 
 // Lead keeps trying to be the one who holds key until ctx ends, and calls work while it is: the elected leader
@@ -32,9 +32,9 @@ func Do(ctx context.Context, l Locker, key string, f func(context.Context) error
 // ctx not ended, Lead unlocks and returns it.
 //
 // Lead rides out a store that fails, trying again after a pause that is jittered, grows to two seconds, and
-// starts small again after each success. It returns the cause of ctx when that ends, joined with an
-// error of work that is not just that cause, and errors that trying again cannot mend: ErrClosed, ErrInvalidKey,
-// ErrInvalidOption, errors.ErrUnsupported.
+// starts small again after each success. When ctx ends it returns the cause of that: just that, so that it can be
+// compared with ==, if nothing else went wrong, else joined with what did. It also returns errors that trying
+// again cannot mend: ErrClosed, ErrInvalidKey, ErrInvalidOption, errors.ErrUnsupported.
 func Lead(ctx context.Context, l Locker, key string, work func(context.Context, *Lease) error, opts ...Option) error {
 	const shortest, longest = 50 * time.Millisecond, 2 * time.Second
 	for pause := shortest; ; {
@@ -50,9 +50,9 @@ func Lead(ctx context.Context, l Locker, key string, work func(context.Context, 
 			failure, unlocked := hold(ctx, lease, work)
 			switch {
 			case ctx.Err() != nil:
-				return stopped(ctx, errors.Join(failure, unlocked))
+				return stopped(ctx, join(failure, unlocked))
 			case failure != nil && !errors.Is(unlocked, ErrLost):
-				return errors.Join(failure, unlocked)
+				return join(failure, unlocked)
 			}
 			// Stepped down, or lost. A store that could not be told of the unlock is ridden out as any other failure.
 		case hopeless(err):
@@ -76,6 +76,17 @@ func hold(ctx context.Context, lease *Lease, f func(context.Context, *Lease) err
 		unlocked = lease.Unlock()
 	}()
 	return f(ctx, lease), nil
+}
+
+// join is errors.Join that leaves a single error as it is.
+func join(a, b error) error {
+	switch {
+	case a == nil:
+		return b
+	case b == nil:
+		return a
+	}
+	return errors.Join(a, b)
 }
 
 // stopped returns the result of Lead once ctx has ended: its cause, with whatever else went wrong.

@@ -77,6 +77,32 @@ func ExampleLead() {
 	// job 2
 }
 
+// On shutdown, the job in hand may take a moment to finish: it runs on a context that ends with the lease, and not
+// at once with Lead's.
+func ExampleLead_grace() {
+	l := memlock.New()
+	defer l.Close()
+	shutdown, stop := context.WithCancel(context.Background())
+	err := locker.Lead(shutdown, l, "queue", func(ctx context.Context, lease *locker.Lease) error {
+		inHand, cancel := lease.Context(context.WithoutCancel(ctx))
+		defer cancel()
+		defer context.AfterFunc(ctx, func() { time.AfterFunc(5*time.Second, cancel) })()
+		for job := 1; ctx.Err() == nil; job++ { // no new job once ctx has ended
+			if job == 3 {
+				stop()
+			}
+			fmt.Println("job", job, "done:", inHand.Err() == nil)
+		}
+		return nil
+	})
+	fmt.Println(err)
+	// Output:
+	// job 1 done: true
+	// job 2 done: true
+	// job 3 done: true
+	// context canceled
+}
+
 // account is a resource that defends itself: it remembers the greatest token it has seen.
 type account struct {
 	balance int

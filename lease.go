@@ -26,8 +26,11 @@ import (
 type Lease struct {
 	core    *core
 	noRenew bool
-	grant   Grant   // immutable once begun
-	call    callCtx // of the call of the backend that acquires or releases it
+	grant   Grant // immutable once begun
+
+	// The contexts of the calls of the backend that acquire and release the lease: they are part of it to save two
+	// allocations, and each is used once, since a client may hold on to the context of a call (for its metrics, say).
+	acquiring, releasing callCtx
 
 	// The rest is guarded by core.mu.
 	reason   error         // why it ended; nil while held, and while it is being acquired
@@ -111,36 +114,42 @@ func (l *Lease) expire() error {
 // in both cases nothing is changed in the store.
 func (l *Lease) Unlock() error {
 	c := l.core
-	if reason := l.expire(); reason != nil {
-		return c.fail(opUnlock, l.Key(), reason)
-	}
 	c.mu.Lock()
-	if reason := l.reason; reason != nil {
-		c.mu.Unlock()
+	left := time.Until(l.deadline)
+	reason, e := l.reason, ending{}
+	switch {
+	case reason != nil:
+	case left <= 0:
+		reason = l.expiredLocked()
+		e = l.endLocked(reason)
+	default:
+		c.calls.Add(1) // not closed, or the lease would have ended: Close waits for this release
+		defer c.calls.Done()
+		e = l.endLocked(ErrUnlocked)
+	}
+	c.mu.Unlock()
+	e.announce()
+	if reason != nil {
 		return c.fail(opUnlock, l.Key(), reason)
 	}
-	c.calls.Add(1) // not closed, or the lease would have ended: Close waits for this release
-	e := l.endLocked(ErrUnlocked)
-	c.mu.Unlock()
-	defer c.calls.Done()
-	e.announce()
-	return l.release()
+	return l.release(left)
 }
 
-// release frees the key of a lease that was ended as unlocked.
-func (l *Lease) release() error {
+// release frees the key of a lease that was ended as unlocked, with so much of its validity left.
+func (l *Lease) release(left time.Duration) error {
 	c := l.core
 	if idle := l.idle; idle != nil { // written before the lease ended, by endLocked
 		// A renewal that is under way must not land after the release. It is bounded by its own ctx; one whose
 		// client ignores that is not waited for beyond the validity.
-		bound := time.NewTimer(time.Until(l.deadline))
+		bound := time.NewTimer(left)
 		defer bound.Stop()
 		select {
 		case <-idle:
 		case <-bound.C:
 		}
+		left = time.Until(l.deadline)
 	}
-	if err := c.release(l.grant, l.deadline, &l.call); err != nil {
+	if err := c.release(l.grant, l.deadline, left, &l.releasing); err != nil {
 		return c.fail(opUnlock, l.Key(), err)
 	}
 	return nil

@@ -176,7 +176,7 @@ func (c *core) close() error {
 	}
 
 	errs := make([]error, len(held)+1)
-	parallel(len(held), func(i int) { errs[i] = held[i].release() })
+	parallel(len(held), func(i int) { errs[i] = held[i].release(time.Until(held[i].deadline)) })
 
 	idle := make(chan struct{})
 	go func() { c.calls.Wait(); close(idle) }()

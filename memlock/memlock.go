@@ -138,7 +138,7 @@ type waiter struct {
 func (s *shard) lookup(name string, now time.Time) *entry {
 	e := s.entries[name]
 	if e != nil && !now.Before(e.expires) {
-		s.pass(name, e)
+		_ = s.pass(name, e)
 		e = s.entries[name]
 	}
 	return e
@@ -152,8 +152,8 @@ func (s *shard) grant(e *entry, r locker.Request, now time.Time) locker.Grant {
 	return e.holder
 }
 
-// pass gives the key to the next in line, or removes its entry if there is none.
-func (s *shard) pass(name string, e *entry) {
+// pass gives the key to the next in line, or removes its entry if there is none. It does not fail.
+func (s *shard) pass(name string, e *entry) error {
 	if len(e.line) == 0 {
 		if e.timer != nil {
 			e.timer.Stop()
@@ -161,7 +161,7 @@ func (s *shard) pass(name string, e *entry) {
 		delete(s.entries, name)
 		*e = entry{line: e.line}
 		s.spare = e
-		return
+		return nil
 	}
 	next := e.line[0]
 	e.line[0] = nil
@@ -169,6 +169,7 @@ func (s *shard) pass(name string, e *entry) {
 	now := time.Now()
 	next.granted <- s.grant(e, next.request, now)
 	s.watch(name, e, now)
+	return nil
 }
 
 // watch sees to it that a key with a line is passed on when its holder's lease ends.
@@ -205,7 +206,7 @@ func (s *store) breakLock(name string) bool {
 		return false
 	}
 	e.holder.Lost(ErrBroken) // closes Done, before anybody else gets the lock
-	sh.pass(name, e)
+	_ = sh.pass(name, e)
 	return true
 }
 
@@ -291,7 +292,7 @@ func (b backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, erro
 	select {
 	case <-w.granted: // at the same moment: pass it on, unless that lease is over already
 		if e := s.lookup(name, time.Now()); e != nil && e.holder.Owner == r.Owner {
-			s.pass(name, e)
+			_ = s.pass(name, e)
 		}
 	default:
 		e.leave(w)
@@ -315,7 +316,14 @@ func (e *entry) leave(w *waiter) {
 func (b backend) Renew(_ context.Context, gs []locker.Grant) []error {
 	errs := make([]error, len(gs))
 	for i, g := range gs {
-		errs[i] = b.withHeld(g, func(_ *shard, _ string, e *entry) { e.expires = time.Now().Add(g.TTL) })
+		errs[i] = b.withHeld(g, func(_ *shard, _ string, e *entry) error {
+			now := time.Now()
+			if !now.Before(e.expires) {
+				return locker.ErrLost // though nobody has asked for it since
+			}
+			e.expires = now.Add(g.TTL)
+			return nil
+		})
 	}
 	return errs
 }
@@ -326,7 +334,7 @@ func (b backend) Release(_ context.Context, g locker.Grant) error {
 }
 
 // withHeld calls f if g is held, with its shard locked, and returns ErrLost otherwise.
-func (b backend) withHeld(g locker.Grant, f func(*shard, string, *entry)) error {
+func (b backend) withHeld(g locker.Grant, f func(*shard, string, *entry) error) error {
 	if b.link.severed.Load() {
 		return ErrCut
 	}
@@ -335,9 +343,8 @@ func (b backend) withHeld(g locker.Grant, f func(*shard, string, *entry)) error 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.entries[name]
-	if e == nil || e.holder.Owner != g.Owner || time.Until(e.expires) <= 0 {
+	if e == nil || e.holder.Owner != g.Owner {
 		return locker.ErrLost
 	}
-	f(s, name, e)
-	return nil
+	return f(s, name, e)
 }

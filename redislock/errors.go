@@ -61,7 +61,7 @@ func explain(err error) error {
 	case err == nil:
 		return nil
 	case isContext(err):
-		return &noAnswer{err}
+		return errNoAnswer
 	case !errors.As(err, &reply):
 		return err
 	}
@@ -77,12 +77,9 @@ func explain(err error) error {
 	return err
 }
 
-// noAnswer is the error of a command whose ctx ended. That ctx is a bound that package locker has set: for the caller
+// errNoAnswer is the error of a command whose ctx ended. That ctx is a bound that package locker has set: for the caller
 // of Lock, whose own has not ended, context.DeadlineExceeded would mean something else.
-type noAnswer struct{ cause error }
-
-func (e *noAnswer) Error() string { return "redis: no answer in time: " + e.cause.Error() }
-func (e *noAnswer) Timeout() bool { return true }
+var errNoAnswer = errors.New("redis: the server did not answer in time")
 
 func isContext(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)

@@ -50,6 +50,7 @@ package redislock
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -112,7 +113,15 @@ func (b *backend) String() string { return "redis" }
 // Close implements locker.Backend.
 func (b *backend) Close() error {
 	b.line.close()
-	err := b.client.close()
+	// The pipeline waits for what is under way, for long if the server does not answer. Whoever closes a Locker is in
+	// a hurry then; it ends by itself.
+	piped := make(chan error, 1)
+	go func() { piped <- b.client.close() }()
+	var err error
+	select {
+	case err = <-piped:
+	case <-time.After(maxTimeout):
+	}
 	if b.closeClient != nil {
 		err = errors.Join(err, b.closeClient())
 	}

@@ -1,0 +1,181 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/memlock"
+)
+
+// What happens in the story, in the middle of which job.
+const (
+	crashAt  = 4
+	returnAt = 7
+	leaveAt  = 10
+	lastJob  = 13
+)
+
+// fleet is this program as a whole fleet in memory. It tells a story of two handovers, and checks that it went well.
+type fleet struct {
+	cfg     config
+	console *console
+	memory  *memlock.Locker // what all Lockers share
+	queue   *memoryQueue
+	frozen  chan struct{} // closed when the leader that has crashed may go on
+	thaw    func()        // closes it
+
+	mu        sync.Mutex
+	scenes    map[int64]func(*member) // by job; each is played once
+	events    []event
+	crashed   *member
+	crashTime time.Time
+	downtime  time.Duration // from the crash until the next leader
+	handover  time.Duration // from the polite leave until the next leader
+	curtain   context.CancelCauseFunc
+	failures  []error // of members
+}
+
+// member is a worker of the fleet, with a Locker of its own as each process would have.
+type member struct {
+	*worker
+	own  *memlock.Locker
+	stop context.CancelFunc
+}
+
+func newFleet(cfg config, out io.Writer) *fleet {
+	start := time.Now()
+	clock := func() string { return fmt.Sprintf("%7.3fs", time.Since(start).Seconds()) }
+	f := &fleet{
+		cfg:     cfg,
+		console: &console{out: out, clock: clock, width: len("fleet")},
+		memory:  memlock.New(),
+		queue:   new(memoryQueue),
+		frozen:  make(chan struct{}),
+	}
+	f.thaw = sync.OnceFunc(func() { close(f.frozen) })
+	f.scenes = map[int64]func(*member){crashAt: f.crash, returnAt: f.comeBack, leaveAt: f.leave}
+	return f
+}
+
+func (f *fleet) say(format string, args ...any) { f.console.say("fleet", format, args...) }
+
+var (
+	errTheEnd = errors.New("the story is over")
+	errStuck  = errors.New("the story does not go on")
+	errFailed = errors.New("a worker failed")
+)
+
+// run implements program.
+func (f *fleet) run(ctx context.Context) error {
+	f.say("%d workers, one queue; no server; the TTL of leases is %v", f.cfg.workers, f.cfg.ttl)
+	// Generous: what it really takes is 2 TTLs and lastJob jobs.
+	patience := 30*time.Second + 5*f.cfg.ttl + 5*lastJob*f.cfg.job
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errStuck)
+	defer cancel()
+	ctx, f.curtain = context.WithCancelCause(ctx)
+	defer f.curtain(nil)
+	defer context.AfterFunc(ctx, f.thaw)() // whatever happens, nobody stays frozen
+
+	var members sync.WaitGroup
+	for i := range f.cfg.workers {
+		m := f.newMember(i + 1)
+		ctx, stop := context.WithCancel(ctx)
+		m.stop = stop
+		members.Go(func() {
+			defer stop()
+			if err := errors.Join(m.run(ctx), m.own.Close()); err != nil {
+				f.fail(err)
+			}
+		})
+	}
+	members.Wait()
+	switch cause := context.Cause(ctx); {
+	case cause == errStop:
+		return errors.New("stopped before the end of the story") // what failed thereby is of no interest
+	case cause == errTheEnd && len(f.failures) == 0:
+		return f.verdict()
+	default:
+		return errors.Join(append(f.failures, cause)...)
+	}
+}
+
+// fail ends the story if it has not ended yet.
+func (f *fleet) fail(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.failures = append(f.failures, err)
+	f.curtain(errFailed)
+}
+
+func (f *fleet) newMember(number int) *member {
+	m := &member{own: f.memory.Open(locker.TTL(f.cfg.ttl))}
+	m.worker = &worker{
+		name: fmt.Sprintf("w%d", number), key: f.cfg.key, locks: m.own, queue: f.queue,
+		do:    func(ctx context.Context, job int64) error { return f.do(ctx, m, job) },
+		grace: f.cfg.grace, insist: true, tell: f.tell,
+	}
+	return m
+}
+
+// do is the work of a member, with a scene in the middle of some jobs.
+func (f *fleet) do(ctx context.Context, m *member, job int64) error {
+	half := f.cfg.job / 2
+	if err := sleep(ctx, half); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	scene := f.scenes[job]
+	delete(f.scenes, job)
+	f.mu.Unlock()
+	if scene != nil {
+		scene(m)
+	}
+	return sleep(ctx, f.cfg.job-half)
+}
+
+// crash makes m vanish: its Locker is cut off, so that nothing is renewed and nothing unlocked, and its work stands
+// still, as that of a process that was stopped does.
+func (f *fleet) crash(m *member) {
+	f.say("%s crashes in the middle of job %d; nothing is unlocked", m.name, crashAt)
+	heal := m.own.Cut()
+	f.mu.Lock()
+	f.crashed, f.crashTime = m, time.Now()
+	f.mu.Unlock()
+	<-f.frozen // heeding no context
+	heal()
+}
+
+// comeBack lets the leader that has crashed go on where it was, in the belief that it leads.
+func (f *fleet) comeBack(*member) {
+	f.say("%s comes back, as a process that was only frozen; it has job %d in hand", f.crashed.name, crashAt)
+	f.thaw()
+}
+
+// leave stops the leader as a signal does.
+func (f *fleet) leave(m *member) {
+	f.say("%s is told to stop, in the middle of job %d", m.name, leaveAt)
+	m.stop()
+}
+
+// tell prints and remembers what happens to the members, and ends the story after the last job.
+func (f *fleet) tell(e event) {
+	if e.what != starts { // the leader's next line is about the same job
+		f.console.say(e.worker, "%v", e)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.events = append(f.events, e)
+	switch {
+	case e.what == leads && e.before.Left:
+		f.handover = e.before.Ago
+	case e.what == leads && f.crashed != nil:
+		f.downtime = time.Since(f.crashTime)
+	case e.what == done && e.job == lastJob:
+		f.curtain(errTheEnd)
+	}
+}

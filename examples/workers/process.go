@@ -1,0 +1,50 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+// process is this program as one worker of a fleet.
+type process struct {
+	*worker
+	store   store
+	status  *status
+	console *console
+}
+
+func newProcess(cfg config, s store, out io.Writer) *process {
+	p := &process{store: s, status: newStatus(cfg)}
+	// Times of day, so that the lines of several processes can be put in order.
+	p.console = &console{out: out, clock: func() string { return time.Now().Format("15:04:05.000000") }}
+	p.worker = &worker{
+		name: cfg.name, key: cfg.key, locks: s.locks, queue: s.queue,
+		do:    func(ctx context.Context, _ int64) error { return sleep(ctx, cfg.job) },
+		grace: cfg.grace, jobs: cfg.jobs, insist: cfg.insist, tell: p.tell,
+	}
+	return p
+}
+
+func (p *process) tell(e event) {
+	p.console.say(e.worker, "%v", e)
+	p.status.tell(e)
+}
+
+func (p *process) say(format string, args ...any) { p.console.say(p.name, format, args...) }
+
+// run implements program. The web server is the last to end: nobody who is connected to it can delay the unlock.
+func (p *process) run(ctx context.Context) error {
+	addr, hangUp, err := p.status.serve()
+	if err != nil {
+		return fmt.Errorf("-http: %w", err)
+	}
+	defer hangUp()
+	if addr != "" {
+		p.say("serves its state at http://%s/", addr)
+	}
+	err = p.worker.run(ctx)
+	return errors.Join(err, p.store.locks.Close(), p.store.close())
+}
