@@ -95,9 +95,9 @@ func (f *fleet) run(ctx context.Context) error {
 	}
 	members.Wait()
 	switch cause := context.Cause(ctx); {
-	case cause == errStop:
+	case errors.Is(cause, errStop):
 		return errors.New("stopped before the end of the story") // what failed thereby is of no interest
-	case cause == errTheEnd && len(f.failures) == 0:
+	case errors.Is(cause, errTheEnd) && len(f.failures) == 0:
 		return f.verdict()
 	default:
 		return errors.Join(append(f.failures, cause)...)

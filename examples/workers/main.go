@@ -73,7 +73,7 @@ func run(args []string, stdout, stderr io.Writer, signals <-chan os.Signal) int 
 		return exitUsage
 	}
 
-	err, code := supervise(program, signals, cfg.stopWithin)
+	code, err := supervise(program, signals, cfg.stopWithin)
 	if err == nil {
 		return 0
 	}
@@ -97,7 +97,7 @@ var errStop = errors.New("told to stop")
 
 // supervise runs p, stops it in an orderly way at the first signal, and gives up on it at the second, or when the stop
 // takes longer than within.
-func supervise(p program, signals <-chan os.Signal, within time.Duration) (err error, code int) {
+func supervise(p program, signals <-chan os.Signal, within time.Duration) (code int, err error) {
 	ctx, stop := context.WithCancelCause(context.Background())
 	defer stop(nil)
 	ended := make(chan error, 1)
@@ -105,7 +105,7 @@ func supervise(p program, signals <-chan os.Signal, within time.Duration) (err e
 
 	select {
 	case err := <-ended:
-		return err, exitFailure
+		return exitFailure, err
 	case sig := <-signals:
 		p.say("told to stop (%v): takes no new job, unlocks and exits within %v; once more to exit at once", sig, within)
 		stop(errStop)
@@ -117,11 +117,11 @@ func supervise(p program, signals <-chan os.Signal, within time.Duration) (err e
 		if err == nil {
 			p.say("has stopped")
 		}
-		return err, exitFailure
+		return exitFailure, err
 	case sig := <-signals:
 		number, _ := sig.(syscall.Signal)
-		return fmt.Errorf("told to stop again (%v): exit at once", sig), exitSignal + int(number)
+		return exitSignal + int(number), fmt.Errorf("told to stop again (%v): exit at once", sig)
 	case <-timeout.C:
-		return fmt.Errorf("still not stopped after %v: exit at once", within), exitFailure
+		return exitFailure, fmt.Errorf("still not stopped after %v: exit at once", within)
 	}
 }

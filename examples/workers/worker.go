@@ -46,7 +46,7 @@ func (w *worker) run(ctx context.Context) error {
 		}
 		return err
 	}, locker.Holder(w.name))
-	if err == context.Cause(ctx) { // and nothing else: the job is in and the key unlocked
+	if err == context.Cause(ctx) { //nolint:errorlint // just that, and nothing else: the job is in and the key unlocked
 		return nil
 	}
 	return fmt.Errorf("%s: %w", w.name, err)
