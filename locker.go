@@ -145,10 +145,6 @@ func (c *core) enter() error {
 }
 
 func (c *core) fail(op, key string, err error) *Error {
-	var certain *notAcquired
-	if errors.As(err, &certain) {
-		err = certain.err // a mark for New, of no interest to users
-	}
 	return &Error{Op: op, Key: key, Backend: c.name, Holder: holderOf(err), Err: err}
 }
 

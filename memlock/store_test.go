@@ -1,0 +1,126 @@
+package memlock_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/memlock"
+)
+
+func TestBreak(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := memlock.New(locker.Prefix("p:"))
+		if l.Break("p:k") {
+			t.Error("broke a lock that nobody holds")
+		}
+		lease, err := l.Lock(t.Context(), "k")
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := lease.Done()
+		doneFirst := make(chan bool, 1)
+		go func() {
+			next, err := l.Open(locker.Prefix("p:")).Lock(context.Background(), "k")
+			select {
+			case <-done:
+				doneFirst <- err == nil && next.Token() > lease.Token()
+			default:
+				doneFirst <- false
+			}
+		}()
+		synctest.Wait()
+		if l.Break("k") || !l.Break("p:k") {
+			t.Error("Break takes the key with its prefix")
+		}
+		if err := lease.Err(); !errors.Is(err, locker.ErrLost) || !errors.Is(err, memlock.ErrBroken) {
+			t.Errorf("Err: %v; want ErrLost with ErrBroken", err)
+		}
+		if !<-doneFirst {
+			t.Error("the next holder had the lock before Done was closed")
+		}
+	})
+}
+
+// TestCut has what lease/DoneBeforeRival has for stores on a network: of a holder that is severed, Done is closed before
+// anybody else gets the lock.
+func TestCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		memory := memlock.New(locker.TTL(time.Second))
+		for i := range 20 {
+			holder, rival, waiter := memory.Open(locker.TTL(time.Second)), memory.Open(), memory.Open()
+			lease, err := holder.Lock(t.Context(), "k")
+			if err != nil {
+				t.Fatal(err)
+			}
+			failed := make(chan error, 1)
+			go func() {
+				_, err := waiter.Lock(context.Background(), "k")
+				failed <- err
+			}()
+			synctest.Wait()
+			time.Sleep(time.Duration(i) * 40 * time.Millisecond)
+			heal, _ := holder.Cut(), waiter.Cut()
+			if err := <-failed; !errors.Is(err, memlock.ErrCut) {
+				t.Errorf("a waiter that was severed: %v; want ErrCut", err)
+			}
+			done, cut := lease.Done(), time.Now()
+			next, err := rival.Lock(t.Context(), "k")
+			if err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case <-done:
+			default:
+				t.Error("the rival had the lock before Done was closed")
+			}
+			if waited := time.Since(cut); waited > time.Second {
+				t.Errorf("the rival waited for %v", waited)
+			}
+			if _, err := holder.TryLock(t.Context(), "other"); !errors.Is(err, memlock.ErrCut) || errors.Is(err, locker.ErrLocked) {
+				t.Errorf("TryLock of a severed Locker: %v; want ErrCut", err)
+			}
+			heal()
+			if err := next.Unlock(); err != nil {
+				t.Error(err)
+			}
+			again, err := holder.Lock(t.Context(), "k")
+			if err != nil {
+				t.Fatalf("after heal: %v", err)
+			}
+			if err := again.Unlock(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// A grant and the end of the waiter's ctx may meet: the lock is never kept by nobody.
+func TestCancelledWaitersLeaveTheLockFree(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := memlock.New(locker.TTL(time.Hour))
+		for range 200 {
+			lease, err := l.TryLock(t.Context(), "k")
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			for range 3 {
+				go func() {
+					if lease, err := l.Lock(ctx, "k"); err == nil {
+						_ = lease.Unlock()
+					}
+				}()
+			}
+			synctest.Wait()
+			go cancel()
+			if err := lease.Unlock(); err != nil {
+				t.Error(err)
+			}
+			synctest.Wait()
+		}
+	})
+}
