@@ -95,9 +95,13 @@ func jittered(d time.Duration) time.Duration {
 	return d - rand.N(d/2+1)
 }
 
+// abandonedPatience is how long a call whose caller has left may still take.
+const abandonedPatience = time.Second
+
 // supervised calls op on a goroutine of its own and returns its result, or why the caller no longer waits for it:
 // clients do not all heed a ctx (go-redis by default ignores it in socket I/O). What a call that nobody waits
-// for any more was granted is given back when it returns. done is called when op has returned.
+// for any more was granted is given back when it returns. done, which ends callCtx, is called when op has returned, and
+// when it has not a while after the caller has left: to wait for an answer that got lost would keep an orphan.
 func (c *core) supervised(ctx, callCtx context.Context, done func(), r Request,
 	op func(context.Context, Request) (Grant, error),
 ) (Grant, error) {
@@ -124,6 +128,7 @@ func (c *core) supervised(ctx, callCtx context.Context, done func(), r Request,
 	case <-callCtx.Done():
 	}
 	close(left)
+	time.AfterFunc(abandonedPatience, done)
 	switch {
 	case ctx.Err() != nil:
 		return Grant{}, NotAcquired(context.Cause(ctx))

@@ -10,35 +10,44 @@ import (
 // Backend is what a store must be able to do to carry locks; New makes a Locker of it. It is meant to be small
 // enough to write in an afternoon: one attempt, and no waiting, no renewing, no timers. Prove it with package
 // conformance. Everything a user sees beyond that (waiting, renewal, loss, deadlines, clean-up, Close) is New's.
+// A String method, if there is one, names the backend in errors.
 //
-// Each method may be called by many goroutines at once. New calls Renew and Release of one grant one after the
-// other, never at the same time, unless a call outlived its ctx: then New stops waiting for it, and goes on.
+// Each method may be called by many goroutines at once. For one owner, New makes one call after the other: it calls
+// Release when Acquire has returned, also with an error, and never while a Renew of the same grant is under way, unless
+// that call outlived its ctx: then New stops waiting for it, and goes on.
 //
 // ctx bounds each call: it ends when the answer is of no more use. A client that ignores it does no harm, but
 // holds a goroutine until it returns. The ctx of Acquire does not end with the caller's: an attempt whose caller has
-// given up runs to its end, so that its outcome is known, and is then undone. (For backends that are Prompt it does.)
+// given up has a second more, so that its outcome becomes known, and is then undone. (For backends that are Prompt, it
+// does end with the caller's.)
 type Backend interface {
 	// Acquire makes one attempt to lock r.Name() for r.Owner, and does not wait for a holder to leave. In one
-	// atomic step the store must find the key free, set its owner and its expiry r.TTL from now by the store's
-	// own clock, and mint a token greater than that of every earlier grant of this key. A second call with the
-	// same owner, while it holds, returns the same token again: an answer can get lost and be asked for once more.
+	// atomic step the store must find the key free (which it is when its holder's lease has expired), set its owner,
+	// set its expiry r.TTL from now by the store's own clock, and mint a token greater than that of every earlier grant
+	// of this key. A second call with the same owner, while it holds, returns the same token again and sets the expiry
+	// anew: answers get lost, and clients repeat requests.
 	//
-	// It returns a *Held (or ErrLocked) when there is another owner, an error wrapping ErrInvalidOption for a TTL
-	// it cannot keep and ErrInvalidKey for a key it cannot store, both before the store is asked, and NotAcquired
-	// around an error after which the lock is certainly not held. After any other error New calls Release.
+	// The Grant needs the Token; its Request is filled in by New, except that a TTL in it other than zero is taken for
+	// the one that the store has granted.
+	//
+	// It returns a *Held (or ErrLocked) when there is another owner; before the store is asked, an error wrapping
+	// ErrInvalidOption for a TTL that it cannot keep and ErrInvalidKey for a key that it cannot store. After any other
+	// error the outcome counts as unknown, and New calls Release; NotAcquired around an error saves that, where
+	// the lock is certainly not held.
 	Acquire(ctx context.Context, r Request) (Grant, error)
 
 	// Renew pushes the expiry of each grant to its TTL from now, and returns an error for each, in the same order:
-	// nil, ErrLost if the key is free or has another owner, and any other error if the outcome is unknown. It must
-	// never bring back a lock that the store has let go. New passes the leases that are due at the same time
-	// together, so that a backend can renew them in one round trip.
+	// nil; ErrLost if the key has another owner or is free, which it also is if the lease has expired and nobody has
+	// taken it since; and any other error if the outcome is unknown. It must never bring back a lock that the store has
+	// let go. New passes the leases that are due at the same time together, so that a backend can renew them in one
+	// round trip.
 	Renew(ctx context.Context, gs []Grant) []error
 
 	// Release frees the key if g.Owner holds it, and returns ErrLost if not. Owners are compared whole.
 	//
-	// g.Token is 0 when the outcome of the acquire is unknown: the request may have been served, may still be on
-	// its way, or was never sent. Release must then leave nothing of g.Owner behind; a store that can do it
-	// should see to it that a request which arrives later is refused.
+	// g.Token is 0 when the outcome of the acquire is unknown: Acquire or Wait has returned an error, but the request may
+	// have been served, may still be on its way, or was never sent. Release must then leave nothing of g.Owner
+	// behind; a store that can do it should see to it that a request which arrives later is refused.
 	Release(ctx context.Context, g Grant) error
 
 	// Close frees what the backend itself has opened. New calls it once, after everything held has been released,

@@ -49,10 +49,35 @@ func (c *callCtx) stop() {
 func (c *callCtx) Done() <-chan struct{} { return c.derive().Done() }
 
 // Err implements context.Context.
-func (c *callCtx) Err() error { return c.derive().Err() }
+func (c *callCtx) Err() error {
+	if ctx := c.current(); ctx != nil {
+		return ctx.Err()
+	}
+	switch {
+	case c.Context.Err() != nil:
+		return c.Context.Err()
+	case c.life != nil && c.life.Err() != nil:
+		return context.Canceled
+	case !c.until.IsZero() && time.Until(c.until) <= 0:
+		return context.DeadlineExceeded
+	}
+	return nil
+}
 
-// Value implements context.Context. It goes through the derived context so that its relatives find it.
-func (c *callCtx) Value(key any) any { return c.derive().Value(key) }
+// Value implements context.Context. By the time that package context looks for its own values, it has asked for Done.
+func (c *callCtx) Value(key any) any {
+	if ctx := c.current(); ctx != nil {
+		return ctx.Value(key)
+	}
+	return c.Context.Value(key)
+}
+
+// current returns the real context if there is one yet.
+func (c *callCtx) current() context.Context {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.derived
+}
 
 // Deadline implements context.Context.
 func (c *callCtx) Deadline() (time.Time, bool) {

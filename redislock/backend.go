@@ -26,14 +26,6 @@ const (
 // ms returns a duration as Redis wants it.
 func ms(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
 
-// The arguments that are always the same.
-var (
-	fenceMs       = ms(fenceTTL)
-	refuseMs      = ms(refuseLate)
-	livenessMs    = ms(liveness)
-	reservationMs = ms(reservation)
-)
-
 // check refuses, before Redis is asked, what it could not keep.
 func check(r locker.Request) error {
 	if r.TTL%time.Millisecond != 0 {
@@ -66,20 +58,22 @@ type refusal struct {
 
 // acquire makes one attempt. If join is set it joins the line when refused, at the place of its arrival.
 func (b *backend) acquire(ctx context.Context, r locker.Request, n names, join bool, arrival string) (uint64, *refusal, error) {
-	member := ""
-	if join {
-		member = n.member
+	words := []string{n.lock, n.fence, n.gone, n.queue, n.alive, n.value, ms(r.TTL), n.member, arrival}
+	if !join {
+		words = words[:7]
 	}
-	reply, err := b.client.runAgain(ctx, acquireScript, 5, n.lock, n.fence, n.queue, n.alive, n.gone,
-		n.value, ms(r.TTL), fenceMs, member, arrival, livenessMs)
+	reply, err := b.client.runAgain(ctx, acquireScript, 5, words...)
 	if err != nil {
 		return 0, nil, err
 	}
 	switch reply := reply.(type) {
-	case int64:
-		if reply > 0 {
-			return uint64(reply), nil, nil
+	case string:
+		token, err := strconv.ParseUint(reply, 10, 64)
+		if err != nil {
+			return 0, nil, fmt.Errorf("redis: unexpected token %q", reply)
 		}
+		return token, nil, nil
+	case int64:
 		return 0, nil, locker.NotAcquired(errors.New("redis: the request came after its owner had given up"))
 	case []any:
 		if len(reply) == 3 {
@@ -154,15 +148,21 @@ func (e scriptError) RedisError() {}
 func (b *backend) Release(ctx context.Context, g locker.Grant) error {
 	n := namesOf(g.Request, b.line.process)
 	if g.Token == 0 { // unknown outcome: it may be in line, or still on its way
-		return b.release(ctx, n, n.member, refuseMs)
+		return b.release(ctx, n, n.member, ms(refuseLate))
 	}
-	return b.release(ctx, n, "", "0")
+	return b.release(ctx, n)
 }
 
-// release frees the lock, takes member out of its line, and has later requests of the owner refused for so many ms.
-func (b *backend) release(ctx context.Context, n names, member, refuse string) error {
+// leave takes a waiter out of line that has no request on its way.
+func (b *backend) leave(ctx context.Context, n names) error {
+	return b.release(ctx, n, n.member, "0")
+}
+
+// release frees the lock; with a member and a time, see release.lua.
+func (b *backend) release(ctx context.Context, n names, memberAndRefuse ...string) error {
+	words := append([]string{n.lock, n.queue, n.alive, n.gone, n.value}, memberAndRefuse...)
 	// Not run again on errors: the second answer would say that the lock was not ours any more. Who called knows that.
-	reply, err := b.client.run(ctx, releaseScript, 4, n.lock, n.queue, n.alive, n.gone, n.value, member, reservationMs, refuse)
+	reply, err := b.client.run(ctx, releaseScript, 4, words...)
 	switch {
 	case err != nil:
 		return explain(err)

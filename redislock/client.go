@@ -167,8 +167,8 @@ func pause(ctx context.Context, err error, attempt int) bool {
 // do sends one command and waits for the answer, or until ctx ends; cmd may then not be touched any more.
 func (c *client) do(ctx context.Context, cmd once) error {
 	defer c.inFlight.Add(-1)
-	if c.inFlight.Add(1) <= direct && c.near.Load() {
-		err := c.Process(hurried{ctx, time.Now().Add(patience)}, cmd)
+	if c.inFlight.Add(1) <= direct && c.near.Load() && ctx.Err() == nil {
+		err := c.Process(&brief{Context: ctx, until: time.Now().Add(patience)}, cmd)
 		if err != nil && !isReply(err) {
 			c.near.Store(false) // the next attempt goes by the pipeline, and can be broken off
 		}
@@ -202,19 +202,40 @@ func (c *client) do(ctx context.Context, cmd once) error {
 	}
 }
 
-// hurried is a context with an earlier deadline, which has no timer: go-redis turns it into that of the connection, and
-// do into a real one where it has to wait by itself.
+// hurried is a context with an earlier deadline, which has no timer: do turns it into a real one where it has to.
 type hurried struct {
 	context.Context
 	until time.Time
 }
 
 // Deadline implements context.Context.
-func (h hurried) Deadline() (time.Time, bool) {
-	if deadline, ok := h.Context.Deadline(); ok && deadline.Before(h.until) {
+func (h hurried) Deadline() (time.Time, bool) { return h.until, true }
+
+// brief is the context of a command on a connection of its own. go-redis turns its deadline into that of the connection,
+// so that it needs no timer, and asks for Done twice: to see whether it has ended already, which do has done, and if it
+// has to wait for a free connection, which is when it gets it. To make a channel that ends when everything does that may
+// end a call costs about as much as to write the command.
+type brief struct {
+	context.Context
+	until time.Time
+	asked bool
+}
+
+// Deadline implements context.Context.
+func (b *brief) Deadline() (time.Time, bool) {
+	if deadline, ok := b.Context.Deadline(); ok && deadline.Before(b.until) {
 		return deadline, true
 	}
-	return h.until, true
+	return b.until, true
+}
+
+// Done implements context.Context.
+func (b *brief) Done() <-chan struct{} {
+	if !b.asked {
+		b.asked = true
+		return nil
+	}
+	return b.Context.Done()
 }
 
 // batch is a script to be run several times in one round trip.

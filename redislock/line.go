@@ -63,7 +63,7 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 		case <-ctx.Done():
 			err = context.Cause(ctx)
 		}
-		b.line.withdraw(func(ctx context.Context) error { return b.release(ctx, n, n.member, "0") })
+		b.line.withdraw(func(ctx context.Context) error { return b.leave(ctx, n) })
 		return locker.Grant{}, locker.NotAcquired(err) // nothing is under way, and who is in line is granted nothing
 	}
 }
@@ -125,7 +125,7 @@ func (l *line) join(n names) *waiter {
 
 // withdraw takes a waiter that no longer waits out of the line, in the background. If that fails, the waiter is
 // skipped when it has not been heard of for a while.
-func (l *line) withdraw(release func(context.Context) error) {
+func (l *line) withdraw(leave func(context.Context) error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -135,7 +135,7 @@ func (l *line) withdraw(release func(context.Context) error) {
 		ctx, cancel := context.WithTimeout(l.life, liveness)
 		defer cancel()
 		for attempt := 1; attempt <= attempts; attempt++ {
-			if err := release(ctx); errors.Is(err, locker.ErrLost) || !pause(ctx, err, attempt) {
+			if err := leave(ctx); errors.Is(err, locker.ErrLost) || !pause(ctx, err, attempt) {
 				return
 			}
 		}
@@ -398,8 +398,8 @@ func (l *line) ask(ctx context.Context, due []question) {
 	for attempt := 1; ; attempt++ {
 		work = &batch{script: pollScript}
 		for _, q := range due {
-			words := make([]string, 0, 5+len(q.owners))
-			words = append(words, q.names.lock, q.names.queue, q.names.alive, livenessMs, reservationMs)
+			words := make([]string, 0, 3+len(q.owners))
+			words = append(words, q.names.lock, q.names.queue, q.names.alive)
 			for _, owner := range q.owners {
 				words = append(words, l.process+":"+owner)
 			}

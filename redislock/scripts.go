@@ -21,22 +21,20 @@ var (
 	//go:embed lua/poll.lua
 	pollLua string
 
-	acquireScript = newScript(compact(lineLua + acquireLua))
-	releaseScript = newScript(compact(lineLua + releaseLua))
-	renewScript   = newScript(compact(renewLua))
-	pollScript    = newScript(compact(lineLua + pollLua))
+	acquireScript = newScript(acquireLua)
+	releaseScript = newScript(releaseLua)
+	renewScript   = newScript(renewLua)
+	pollScript    = newScript(pollLua)
 )
 
 // script is a Lua script and the name by which a server that has seen it knows it.
 type script struct{ source, sha string }
 
-func newScript(source string) *script {
-	sum := sha1.Sum([]byte(source)) //nolint:gosec // not for security
-	return &script{source: source, sha: hex.EncodeToString(sum[:])}
-}
-
-// compact removes comments and indentation, which the server would have to keep.
-func compact(lua string) string {
+// newScript fills in what stands for constants and for the functions of line.lua, and removes comments and indentation,
+// which the server would have to keep.
+func newScript(lua string) *script {
+	lua = strings.ReplaceAll(lua, "$line", lineLua)
+	lua = strings.NewReplacer("$fence", ms(fenceTTL), "$liveness", ms(liveness), "$reservation", ms(reservation)).Replace(lua)
 	var b strings.Builder
 	for line := range strings.Lines(lua) {
 		line, _, _ = strings.Cut(line, "--")
@@ -45,5 +43,7 @@ func compact(lua string) string {
 			b.WriteByte('\n')
 		}
 	}
-	return b.String()
+	source := b.String()
+	sum := sha1.Sum([]byte(source)) //nolint:gosec // not for security
+	return &script{source: source, sha: hex.EncodeToString(sum[:])}
 }

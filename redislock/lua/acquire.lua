@@ -1,59 +1,62 @@
 -- One attempt to take a lock, for an owner who may have a place in its line.
 --
--- KEYS  lock, fence, queue, alive, gone
--- ARGV  value (owner and holder's name), TTL in ms, TTL of the fence in ms,
---       member of the line ('' to be refused without joining it), arrival in it ('' the first time),
---       liveness of the member in ms
+-- KEYS  lock, fence, gone, queue, alive
+-- ARGV  value (owner and holder's name), TTL in ms; and to join the line if refused:
+--       member of the line, arrival in it ('' the first time)
 -- Returns the token if granted, {value of the holder, ms left, arrival} if refused, -1 if the owner has given up.
-local lock, fence, queue, alive, gone = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local value, member, arrival, liveness = ARGV[1], ARGV[4], ARGV[5], ARGV[6]
+local lock, fence, gone, queue, alive = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local value, member, arrival = ARGV[1], ARGV[3], ARGV[4]
+
+-- The clock in us, as text: numbers of this size take longer to print than anything else here.
 local time = redis.call('TIME')
-local now = time[1] * 1000000 + time[2]
+local now = time[1] .. string.sub('00000' .. time[2], -6)
 
--- All reads that the user may lack a permission for come before the first write, which then stands alone. There is a
--- write in any case: a read-only replica, a full or a loading server has to say so, and not "locked".
-local known = redis.call('MGET', fence, gone)
-local head = redis.call('ZRANGE', queue, 0, 0)[1]
-local granted, previous = redis.call('SET', lock, value, 'NX', 'PX', ARGV[2]), known[1]
-if granted then
-  if known[2] then
-    redis.call('DEL', lock) -- a late request of an owner who has given up, and whose clean-up came first
-    return -1
-  end
-  if head and head ~= member then
-    if member ~= '' then
-      redis.call('ZADD', alive, 'XX', now / 1000 + liveness, member) -- not to be taken for dead just now
-    end
-    drop_dead(queue, alive, now)
-    head = redis.call('ZRANGE', queue, 0, 0)[1]
-  end
-  if head == member then
-    leave_line(queue, alive, member)
-  elseif head then
-    redis.call('DEL', lock) -- others were here first
-    granted = false
-  end
-elseif redis.call('GET', lock) == value then
-  -- The answer to an earlier attempt of this owner got lost.
-  redis.call('PEXPIRE', lock, ARGV[2])
-  if previous then return tonumber(previous) end
-  granted = true
-elseif known[2] then
-  return -1
-end
-
-if granted then
-  -- max(previous + 1, clock): greater than every token before, also when Redis has forgotten the previous one.
-  local token = now
-  if previous and tonumber(previous) >= token then token = tonumber(previous) + 1 end
-  redis.call('SET', fence, string.format('%.0f', token), 'PX', ARGV[3])
+-- The token is max(previous + 1, clock): greater than every one before, also when Redis has forgotten the previous one.
+local function grant()
+  local previous = redis.call('SET', fence, now, 'PX', $fence, 'GET')
+  if not previous or #previous == #now and previous < now then return now end
+  local token = string.format('%.0f', math.max(tonumber(now), tonumber(previous) + 1))
+  redis.call('SET', fence, token, 'PX', $fence)
   return token
 end
-if member ~= '' then
-  if arrival == '' then arrival = string.format('%.0f', now) end
-  redis.call('ZADD', queue, 'NX', arrival, member)
-  redis.call('ZADD', alive, now / 1000 + liveness, member)
-  redis.call('PEXPIRE', queue, liveness)
-  redis.call('PEXPIRE', alive, liveness)
+
+-- There is a write in any case: a read-only replica, a full or a loading server has to say so, and not "locked". All
+-- reads come before it that the user may lack a permission for.
+local special = redis.call('EXISTS', gone, queue) > 0
+local free = redis.call('SET', lock, value, 'NX', 'PX', ARGV[2])
+if free and not special then return grant() end
+
+if not free and redis.call('GET', lock) == value then
+  -- The answer to an earlier attempt of this owner got lost.
+  redis.call('PEXPIRE', lock, ARGV[2])
+  return redis.call('GET', fence) or grant()
 end
-return {redis.call('GET', lock) or '', redis.call('PTTL', lock), arrival}
+if special and redis.call('EXISTS', gone) == 1 then
+  if free then redis.call('DEL', lock) end
+  return -1 -- a late request of an owner who has given up, and whose clean-up came first
+end
+
+$line
+local ms = tonumber(now) / 1000
+if free then
+  local head = redis.call('ZRANGE', queue, 0, 0)[1]
+  if head and head ~= member then
+    if member then redis.call('ZADD', alive, 'XX', ms + $liveness, member) end -- not to be taken for dead just now
+    drop_dead(queue, alive, ms)
+    head = redis.call('ZRANGE', queue, 0, 0)[1]
+  end
+  if not head then return grant() end
+  if head == member then
+    leave_line(queue, alive, member)
+    return grant()
+  end
+  redis.call('DEL', lock) -- others were here first
+end
+if member then
+  if arrival == '' then arrival = now end
+  redis.call('ZADD', queue, 'NX', arrival, member)
+  redis.call('ZADD', alive, ms + $liveness, member)
+  redis.call('PEXPIRE', queue, $liveness)
+  redis.call('PEXPIRE', alive, $liveness)
+end
+return {redis.call('GET', lock) or '', redis.call('PTTL', lock), arrival or ''}

@@ -7,27 +7,26 @@ local function leave_line(queue, alive, member)
 end
 
 -- Removes those who have not been heard of in time.
-local function drop_dead(queue, alive, now)
-  local dead = redis.call('ZRANGEBYSCORE', alive, '-inf', '(' .. string.format('%.3f', now / 1000), 'LIMIT', 0, 1000)
+local function drop_dead(queue, alive, ms)
+  local dead = redis.call('ZRANGEBYSCORE', alive, '-inf', '(' .. string.format('%.3f', ms), 'LIMIT', 0, 1000)
   for _, member in ipairs(dead) do leave_line(queue, alive, member) end
 end
 
 -- Tells the first in line who is alive that the key is free, and reserves it: if nothing is heard for that long, it is
 -- the turn of the next. Nobody is granted anything while dead. A message that cannot be sent costs time, not the turn.
-local function call_first(queue, alive, reservation)
+local function call_first(queue, alive)
   local head = redis.call('ZRANGE', queue, 0, 0)[1]
   if not head then return end
   local time = redis.call('TIME')
-  local now = time[1] * 1000000 + time[2]
+  local ms = time[1] * 1000 + time[2] / 1000
   local heard = tonumber(redis.call('ZSCORE', alive, head) or 0)
-  if heard < now / 1000 then
+  if heard < ms then
     redis.call('ZADD', alive, 0, head)
-    drop_dead(queue, alive, now)
+    drop_dead(queue, alive, ms)
     head = redis.call('ZRANGE', queue, 0, 0)[1]
     if not head then return end
     heard = tonumber(redis.call('ZSCORE', alive, head) or 0)
   end
-  local reserved = now / 1000 + reservation
-  if heard > reserved then redis.call('ZADD', alive, reserved, head) end
+  if heard > ms + $reservation then redis.call('ZADD', alive, ms + $reservation, head) end
   redis.pcall('PUBLISH', 'locker:' .. string.sub(head, 1, 32), string.sub(head, 34))
 end
