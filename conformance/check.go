@@ -182,7 +182,9 @@ func (c *check) freeWithin(l locker.Locker, key string, d time.Duration, why str
 			if took := time.Since(start); took > d {
 				c.record(1, "the key was free only after %v %s; want within %v", took, why, d)
 			}
-			c.unlock(lease)
+			if err := lease.Unlock(); err != nil {
+				c.record(1, "Unlock: %v", err)
+			}
 			return
 		}
 		if !errors.Is(err, locker.ErrLocked) {

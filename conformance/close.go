@@ -148,10 +148,10 @@ func leaksNothing(c *check) {
 		}
 	}
 	use() // what exists once per process may stay
-	before := runtime.NumGoroutine()
+	before := len(stacks())
 	use()
 	for start := time.Now(); ; time.Sleep(c.ttl / 100) {
-		n := runtime.NumGoroutine()
+		n := len(stacks())
 		if n <= before {
 			return
 		}
@@ -162,11 +162,20 @@ func leaksNothing(c *check) {
 	}
 }
 
+// stacks returns the stack of each goroutine. Unlike those that runtime.NumGoroutine counts, none of them has just ended.
+func stacks() []string {
+	for size := 1 << 16; ; size *= 2 {
+		buf := make([]byte, size)
+		if n := runtime.Stack(buf, true); n < size {
+			return strings.Split(string(buf[:n]), "\n\n")
+		}
+	}
+}
+
 // goroutines returns the stacks of all goroutines but those of the test runner.
 func goroutines() string {
-	buf := make([]byte, 1<<20)
 	var b strings.Builder
-	for stack := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
+	for _, stack := range stacks() {
 		if !strings.Contains(stack, "testing.(*T).Run") && !strings.Contains(stack, "conformance.goroutines") {
 			b.WriteString(stack + "\n\n")
 		}

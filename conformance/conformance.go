@@ -41,7 +41,8 @@ type Harness struct {
 
 	// Cut severs the Locker that Open returned last in this same test from its store, at once and in the way
 	// that f names, until heal is called. It comes after Open, not before, because what has to be shown is what a
-	// Locker does that already holds something. Other Lockers go on undisturbed.
+	// Locker does that already holds something. Other Lockers go on undisturbed. A second Cut before heal replaces
+	// the fault by another.
 	Cut func(t *testing.T, f Fault) (heal func())
 
 	// Restart restarts the store, with the loss of data that the deployment under test has to expect. It returns

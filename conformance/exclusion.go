@@ -108,8 +108,8 @@ func notReentrant(c *check) {
 func keysAreIndependent(c *check) {
 	base := c.key()
 	a, b := c.open(), c.open()
-	keys := []string{
-		"", "orders", "orders/", "orders//", "orders/4", "orders/42", "orders/42/", "Orders/42", "ORDERS/42", "orders/42 ",
+	keys := []string{ // some of them before those that they begin with, some after
+		"", "orders/42", "orders", "orders/", "orders//", "orders/4", "orders/42/", "Orders/42", "ORDERS/42", "orders/42 ",
 		" orders/42", "orders:42", "orders.42", "orders", "order", "{orders}", "{orders}/42", "{orders}/43", "orders\x00", "orders\x0042",
 	}
 	held := make(map[string]*locker.Lease)

@@ -130,7 +130,7 @@ func survivesRestart(c *check) {
 		c.unlock(lease)
 	}
 	for range 3 {
-		lease := c.lock(before, key)
+		lease := c.lock(before, key, locker.NoRenew()) // or a store that forgets nothing would let it live on
 		seen.next(lease, "Unlock")
 		c.h.Restart(c.t)
 		fresh := c.open()

@@ -63,6 +63,24 @@ func expiresWhenAbandoned(c *check) {
 	if lease.Err() == nil {
 		c.errorf("the holder that was cut off still has its lease")
 	}
+
+	if c.h.Cut == nil {
+		return
+	}
+	// The same with one that is cut off in the middle of an acquire, after the store's first answer was lost: if there
+	// is anything left to ask of the store then, such as to set the TTL, it is not asked for any more.
+	key = c.key()
+	a = c.open()
+	c.unlock(c.lock(a, c.key())) // there are connections
+	heal := c.cut(DropReplies)
+	defer heal()
+	acquiring := c.start(c.within(10*c.ttl), a, key)
+	c.settle()
+	defer c.cut(BlackHole)()
+	c.freeWithin(b, key, c.ttl+c.soon(), "after somebody was cut off while acquiring it")
+	if _, err := c.result(acquiring); err == nil {
+		c.errorf("Lock succeeded although no answer can have come")
+	}
 }
 
 func noRenew(c *check) {
@@ -149,6 +167,8 @@ func (c *check) rivalTrial(f Fault) func() (time.Duration, bool) {
 		defer c.unlock(next)
 		if !wasClosed {
 			c.errorf("%v: the rival's Lock returned while the Done of the holder was not closed", f)
+			heal()
+			_ = lease.Unlock() // or who waits for Done might do so for ever
 			return 0, false
 		}
 		if err := lease.Err(); !errors.Is(err, locker.ErrLost) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/lockerkit/locker"
@@ -44,6 +45,7 @@ func afterContextEnded(c *check) {
 	_, stop := lease.Context(ctx)
 	defer stop()
 	cancel()
+	c.settle() // whatever ends with ctx has ended
 	c.unlock(lease)
 	c.freeWithin(b, key, c.soon(), "after Unlock with a ctx that had ended")
 }
@@ -68,7 +70,9 @@ func unlockTwice(c *check) {
 
 func staleCannotFreeSuccessor(c *check) {
 	key := c.key()
-	a, b, other := c.open(), c.open(), c.open()
+	// The name of the holder plays no part in ownership, however much room it takes beside the owner.
+	name := locker.Holder(strings.Repeat("h", locker.MaxHolderLen))
+	a, b, other := c.open(name), c.open(name), c.open()
 	stale := c.tryLock(a, key, locker.NoRenew())
 	next := c.lock(b, key) // when the first lease is over
 	if err := stale.Unlock(); !errors.Is(err, locker.ErrLost) {
@@ -86,7 +90,7 @@ func staleCannotFreeSuccessor(c *check) {
 	// The same with a holder whose own clock still believes in the lease, while the store has given it away: only the
 	// store can tell. A holder that cannot reach the store retries until its lease is over, so it heals after that.
 	key = c.key()
-	cut := c.open()
+	cut := c.open(name)
 	stale = c.tryLock(cut, key, locker.TTL(c.ttl))
 	heal := c.cut(Hang)
 	unlocked := make(chan struct{})

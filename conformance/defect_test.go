@@ -1,0 +1,166 @@
+package conformance
+
+import (
+	"path/filepath"
+	"regexp"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"github.com/lockerkit/locker"
+)
+
+// defect is how a broken backend differs from the reference; the zero defect is the reference itself.
+//
+// What locker.New keeps for every backend (deadlines, ctx, Close, ...) is broken by a Locker around that of New.
+type defect struct {
+	name    string
+	store   func(*store)
+	backend func(*testing.T, *client) locker.Backend // nil means queued
+	locker  func(*testing.T, locker.Locker) locker.Locker
+	caught  []string // the rules that have to fail, as group/Rule
+	fine    []string // rules that the defect has nothing to do with, which have to pass
+}
+
+var defects = slices.Concat(exclusionDefects, waitingDefects, ownershipDefects, leaseDefects, tokenDefects, closeDefects)
+
+// TestReference proves that the suite asks for nothing impossible: with all hooks provided and nothing relaxed.
+func TestReference(t *testing.T) {
+	Run(t, new(defect).harness())
+}
+
+// TestReferenceInRealTime is for the rule about the two clocks, as fake time has one.
+func TestReferenceInRealTime(t *testing.T) {
+	for _, p := range new(defect).problems(t, "lease/WallClockIndependent") {
+		t.Error(p)
+	}
+}
+
+// TestDefects proves that the suite catches broken backends, under the rules that they break.
+func TestDefects(t *testing.T) {
+	for _, d := range defects {
+		t.Run(d.name, func(t *testing.T) {
+			d.judge(t, true) // before any other runs in parallel
+			t.Parallel()
+			d.judge(t, false)
+		})
+	}
+}
+
+// judge runs either the serial rules or the others of those that the defect says something about.
+func (d *defect) judge(t *testing.T, serial bool) {
+	for _, name := range d.caught {
+		if ruleNamed(t, name).serial != serial {
+			continue
+		}
+		problems := d.problems(t, name)
+		if len(problems) == 0 {
+			t.Errorf("%s does not catch it", name)
+		}
+		for _, p := range problems {
+			p.check(t, ruleNamed(t, name))
+		}
+	}
+	for _, name := range d.fine {
+		if ruleNamed(t, name).serial != serial {
+			continue
+		}
+		for _, p := range d.problems(t, name) {
+			t.Errorf("%s fails, too:\n%s", name, p)
+		}
+	}
+}
+
+// problems returns what a rule finds.
+func (d *defect) problems(t *testing.T, name string) (problems []problem) {
+	r := ruleNamed(t, name)
+	h := d.harness()
+	if name == "lease/WallClockIndependent" {
+		h.Wrap = nil
+	}
+	h = h.withDefaults()
+	h.Wrap(t, func(t *testing.T) { problems = r.run(t, h) })
+	return problems
+}
+
+var position = regexp.MustCompile(`^([a-z_]+\.go):[1-9][0-9]*$`)
+
+// check checks that a problem says all that the author of a backend needs.
+func (p problem) check(t *testing.T, r rule) {
+	t.Helper()
+	if p.saw == "" || p.rule == "" || p.rule != r.text {
+		t.Errorf("incomplete problem %+v of rule %s", p, r.name)
+	}
+	at := position.FindStringSubmatch(p.at)
+	if at == nil || at[1] == "check.go" {
+		t.Errorf("%q is not the position of a check", p.at)
+	} else if found, err := filepath.Glob(at[1]); err != nil || len(found) != 1 {
+		t.Errorf("%q is no file of the suite", at[1])
+	}
+}
+
+// TestEveryRuleCatchesSomething is about rules that could as well be left out.
+func TestEveryRuleCatchesSomething(t *testing.T) {
+	catches := make(map[string]bool)
+	for _, d := range defects {
+		for _, name := range d.caught {
+			catches[name] = true
+		}
+	}
+	for _, g := range groups() {
+		for _, r := range g.rules {
+			if name := g.name + "/" + r.name; !catches[name] {
+				t.Errorf("no broken backend is known that %s catches", name)
+			}
+		}
+	}
+}
+
+func ruleNamed(t *testing.T, name string) rule {
+	t.Helper()
+	for _, g := range groups() {
+		for _, r := range g.rules {
+			if g.name+"/"+r.name == name {
+				return r
+			}
+		}
+	}
+	t.Fatalf("there is no rule %s", name)
+	return rule{}
+}
+
+// harness returns a harness in which each test has a world of its own.
+func (d *defect) harness() Harness {
+	var mu sync.Mutex
+	worlds := make(map[*testing.T]*world)
+	of := func(t *testing.T) *world {
+		mu.Lock()
+		defer mu.Unlock()
+		if worlds[t] == nil {
+			worlds[t] = &world{store: newStore()}
+			if d.store != nil {
+				d.store(worlds[t].store)
+			}
+		}
+		return worlds[t]
+	}
+	return Harness{
+		Open: func(t *testing.T, opts ...locker.Option) locker.Locker {
+			c := of(t).connect()
+			var b locker.Backend = queued{c}
+			if d.backend != nil {
+				b = d.backend(t, c)
+			}
+			l := locker.New(b, opts...)
+			if d.locker != nil {
+				l = d.locker(t, l)
+			}
+			return l
+		},
+		Cut:     func(t *testing.T, f Fault) (heal func()) { return of(t).cut(f) },
+		Restart: func(t *testing.T) { of(t).restart() },
+		Break:   func(t *testing.T, key string) { of(t).takeAway(key) },
+		Wrap:    synctest.Test,
+	}
+}

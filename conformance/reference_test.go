@@ -1,0 +1,337 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/lockerkit/locker"
+)
+
+// The reference is the plainest backend that keeps the whole contract: a store that is one map behind one mutex, and
+// clients that reach it over links that can fail. The broken backends are made of it by changing one thing.
+//
+// It runs in fake time, so that no margin of any rule depends on how busy the machine is.
+
+// store is what clients reach over their links.
+type store struct {
+	mu    sync.Mutex
+	held  map[string]*record
+	lines map[string][]*waiter // in order of arrival
+	token uint64               // the last one given, for whatever key
+
+	// What broken stores do in another way.
+	nameOf     func(locker.Request) string
+	mayRelease func(holder, caller locker.Request) bool
+	mayRenew   func(holder, caller locker.Request) bool
+	keptFor    func(ttl time.Duration) time.Duration
+	mint       func(last uint64) uint64 // returns the next token
+	turn       func(waiting int) int    // returns whose turn in the line it is
+}
+
+// record is a lock that is held. It expires by its timer: if the store has a record, it is valid.
+type record struct {
+	grant   locker.Grant
+	expires time.Time
+	timer   *time.Timer
+}
+
+// waiter is somebody in line.
+type waiter struct {
+	request locker.Request
+	granted chan locker.Grant // has room for the one grant
+}
+
+func newStore() *store {
+	sameOwner := func(holder, caller locker.Request) bool { return holder.Owner == caller.Owner }
+	return &store{
+		held:       make(map[string]*record),
+		lines:      make(map[string][]*waiter),
+		nameOf:     locker.Request.Name,
+		mayRelease: sameOwner,
+		mayRenew:   sameOwner,
+		keptFor:    func(ttl time.Duration) time.Duration { return ttl },
+		mint:       func(last uint64) uint64 { return last + 1 },
+		turn:       func(int) int { return 0 },
+	}
+}
+
+// acquire, as the methods that follow it, is called with mu held.
+func (s *store) acquire(r locker.Request) (locker.Grant, error) {
+	held := s.held[s.nameOf(r)]
+	switch {
+	case held == nil:
+		return s.grant(r), nil
+	case held.grant.Owner == r.Owner:
+		return held.grant, nil
+	}
+	return locker.Grant{}, &locker.Held{Holder: held.grant.Holder, Remaining: time.Until(held.expires)}
+}
+
+// grant gives the key to r, whoever had it.
+func (s *store) grant(r locker.Request) locker.Grant {
+	s.token = s.mint(s.token)
+	// The store's clock is that of its clients: to count from here is safe.
+	held := &record{grant: locker.Grant{Request: r, Token: s.token, Sent: time.Now()}}
+	s.held[s.nameOf(r)] = held
+	s.expireAfter(held, r.TTL)
+	return held.grant
+}
+
+// expireAfter sets or moves the expiry of a record.
+func (s *store) expireAfter(held *record, ttl time.Duration) {
+	ttl = s.keptFor(ttl)
+	held.expires = time.Now().Add(ttl)
+	if held.timer != nil {
+		held.timer.Stop()
+	}
+	held.timer = time.AfterFunc(ttl, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		name := s.nameOf(held.grant.Request)
+		if s.held[name] == held && !time.Now().Before(held.expires) {
+			s.free(name)
+		}
+	})
+}
+
+// free takes the key away from its holder and gives it to the next in line.
+func (s *store) free(name string) {
+	if held := s.held[name]; held != nil {
+		held.timer.Stop()
+		delete(s.held, name)
+	}
+	if line := s.lines[name]; len(line) > 0 {
+		i := s.turn(len(line))
+		next := line[i]
+		s.lines[name] = slices.Delete(line, i, i+1)
+		next.granted <- s.grant(next.request)
+	}
+}
+
+// join is acquire for those who wait if they are refused.
+func (s *store) join(w *waiter) {
+	g, err := s.acquire(w.request)
+	if err == nil {
+		w.granted <- g
+		return
+	}
+	name := s.nameOf(w.request)
+	s.lines[name] = append(s.lines[name], w)
+	w.request.Waiting(s.held[name].grant.Holder)
+}
+
+func (s *store) renew(g locker.Grant) error {
+	held := s.held[s.nameOf(g.Request)]
+	if held == nil || !s.mayRenew(held.grant.Request, g.Request) {
+		return locker.ErrLost
+	}
+	s.expireAfter(held, g.TTL)
+	return nil
+}
+
+// release leaves nothing of the owner of g behind, in line neither.
+func (s *store) release(g locker.Grant) error {
+	name := s.nameOf(g.Request)
+	s.lines[name] = slices.DeleteFunc(s.lines[name], func(w *waiter) bool { return w.request.Owner == g.Owner })
+	held := s.held[name]
+	if held == nil || !s.mayRelease(held.grant.Request, g.Request) {
+		return locker.ErrLost
+	}
+	s.free(name)
+	return nil
+}
+
+var (
+	errRefused = errors.New("connection refused")
+	errReset   = errors.New("connection reset")
+)
+
+// link is the connection between one client and the store.
+type link struct {
+	mu      sync.Mutex
+	severed bool
+	fault   Fault         // if severed
+	hanging []func()      // requests to be carried when the link is healed
+	reset   chan struct{} // closed when the connection breaks, and made anew
+}
+
+func (l *link) cut(f Fault) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.severed, l.fault = true, f
+	if f == Refuse {
+		l.breakLocked()
+	}
+}
+
+func (l *link) breakLocked() {
+	close(l.reset)
+	l.reset = make(chan struct{})
+}
+
+func (l *link) heal() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.severed = false
+	if l.fault == BlackHole || l.fault == DropReplies {
+		l.breakLocked() // it cannot go on where something is missing
+	}
+	for _, request := range l.hanging {
+		request()
+	}
+	l.hanging = nil
+}
+
+// carry carries a request to the store and the answer back, as well as the link does. After an error the request may
+// have been carried out, or be so later.
+func (l *link) carry(ctx context.Context, request func()) error {
+	l.mu.Lock()
+	if !l.severed {
+		request()
+		l.mu.Unlock()
+		return nil
+	}
+	reset, answered := l.reset, make(chan struct{})
+	switch l.fault {
+	case Refuse:
+		l.mu.Unlock()
+		return errRefused
+	case BlackHole:
+	case Hang:
+		l.hanging = append(l.hanging, func() { request(); close(answered) })
+	case DropReplies:
+		request()
+	}
+	l.mu.Unlock()
+	select {
+	case <-answered:
+		return nil
+	case <-reset:
+		return errReset
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// client is a backend without a waiting line.
+type client struct {
+	store *store
+	link  *link
+}
+
+// ask has the store do something, with its mutex held.
+func (c *client) ask(ctx context.Context, do func(*store)) error {
+	return c.link.carry(ctx, func() {
+		c.store.mu.Lock()
+		defer c.store.mu.Unlock()
+		do(c.store)
+	})
+}
+
+func (c *client) String() string { return "reference" }
+func (c *client) Close() error   { return nil }
+
+// Acquire implements locker.Backend.
+func (c *client) Acquire(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	var g locker.Grant
+	var refusal error
+	if err := c.ask(ctx, func(s *store) { g, refusal = s.acquire(r) }); err != nil {
+		return locker.Grant{}, err
+	}
+	return g, refusal
+}
+
+// Renew implements locker.Backend.
+func (c *client) Renew(ctx context.Context, gs []locker.Grant) []error {
+	answers := make([]error, len(gs))
+	err := c.ask(ctx, func(s *store) {
+		for i, g := range gs {
+			answers[i] = s.renew(g)
+		}
+	})
+	if err != nil {
+		return slices.Repeat([]error{err}, len(gs)) // not answers: it may still be written to
+	}
+	return answers
+}
+
+// Release implements locker.Backend.
+func (c *client) Release(ctx context.Context, g locker.Grant) error {
+	var answer error
+	if err := c.ask(ctx, func(s *store) { answer = s.release(g) }); err != nil {
+		return err
+	}
+	return answer
+}
+
+// queued is a backend with the store's own waiting line.
+type queued struct{ *client }
+
+// Wait implements locker.Queue. After an error locker.New calls Release, which leaves the line.
+func (q queued) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	w := &waiter{request: r, granted: make(chan locker.Grant, 1)}
+	var reset chan struct{}
+	err := q.ask(ctx, func(s *store) {
+		reset = q.link.reset
+		s.join(w)
+	})
+	if err != nil {
+		return locker.Grant{}, err
+	}
+	select {
+	case g := <-w.granted:
+		return g, q.link.carry(ctx, func() {}) // the grant has to come over the link too
+	case <-reset:
+		return locker.Grant{}, errReset
+	case <-ctx.Done():
+		return locker.Grant{}, context.Cause(ctx)
+	}
+}
+
+// world is a store with its clients.
+type world struct {
+	store *store
+	mu    sync.Mutex
+	links []*link
+}
+
+func (w *world) connect() *client {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	l := &link{reset: make(chan struct{})}
+	w.links = append(w.links, l)
+	return &client{w.store, l}
+}
+
+// cut severs the link that was made last.
+func (w *world) cut(f Fault) (heal func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	l := w.links[len(w.links)-1]
+	l.cut(f)
+	return l.heal
+}
+
+// restart breaks all connections. The store forgets those who waited, and nothing else.
+func (w *world) restart() {
+	w.store.mu.Lock()
+	clear(w.store.lines)
+	w.store.mu.Unlock()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, l := range w.links {
+		l.mu.Lock()
+		l.breakLocked()
+		l.mu.Unlock()
+	}
+}
+
+// takeAway frees a key without a word to its holder.
+func (w *world) takeAway(name string) {
+	w.store.mu.Lock()
+	defer w.store.mu.Unlock()
+	w.store.free(name)
+}
