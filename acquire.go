@@ -15,7 +15,7 @@ func (c *core) try(ctx context.Context, l *Lease) error {
 	until := sent.Add(validFor(r.TTL)) // an answer that comes later is of no use to anybody
 	var g Grant
 	var err error
-	if c.prompt {
+	if c.heeds {
 		call := l.acquireCall()
 		call.Context, call.until = ctx, until
 		g, err = c.backend.Acquire(call, r)
@@ -36,7 +36,7 @@ func (c *core) wait(ctx context.Context, l *Lease) error {
 	r := l.grant.Request
 	var g Grant
 	var err error
-	if c.prompt {
+	if c.heeds {
 		call := l.acquireCall()
 		call.Context, call.life = ctx, c.life
 		g, err = c.queue.Wait(call, r)
@@ -161,12 +161,11 @@ func (c *core) settle(ctx context.Context, l *Lease, sent time.Time, g Grant, er
 		c.undoLater(r, g, nil)
 		return fmt.Errorf("%s granted the lock without a fencing token", c.name)
 	}
-	if g.TTL <= 0 {
-		g.TTL = r.TTL
-	}
 	ttl := g.TTL
-	g.Request = r
-	g.TTL = ttl
+	if ttl <= 0 {
+		ttl = r.TTL
+	}
+	g.Request, g.TTL = r, ttl
 	if g.Sent.IsZero() {
 		g.Sent = sent
 	}
@@ -231,31 +230,24 @@ func (c *core) release(g Grant, until time.Time, left time.Duration, call *callC
 // thing that is wrong.
 func (c *core) releaseOnce(g Grant, until time.Time, left time.Duration, call *callCtx) error {
 	if left <= 0 {
-		return &noAnswer{}
+		return errTooLate
 	}
 	if bound := renewalInterval(g.TTL); left > bound {
 		left, until = bound, until.Add(bound-left)
 	}
-	if c.prompt {
+	if c.heeds {
 		call.Context, call.until = context.Background(), until
 		defer call.stop()
 		return c.backend.Release(call, g)
 	}
 	ctx, cancel := context.WithDeadline(context.Background(), until)
+	defer cancel()
 	answer := make(chan error, 1)
-	c.calls.Go(func() {
-		defer cancel()
-		answer <- c.backend.Release(ctx, g)
-	})
+	c.calls.Go(func() { answer <- c.backend.Release(ctx, g) })
 	select {
 	case err := <-answer:
 		return err
 	case <-ctx.Done():
-	}
-	select {
-	case err := <-answer: // cancel, called by the goroutine, may be what ended ctx
-		return err
-	default:
 		return &noAnswer{after: left}
 	}
 }

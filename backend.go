@@ -18,8 +18,8 @@ import (
 //
 // ctx bounds each call: it ends when the answer is of no more use. A client that ignores it does no harm, but
 // holds a goroutine until it returns. The ctx of Acquire does not end with the caller's: an attempt whose caller has
-// given up has a second more, so that its outcome becomes known, and is then undone. (For backends that are Prompt, it
-// does end with the caller's.)
+// given up has a second more, so that its outcome becomes known, and is then undone. (For backends that
+// implement HeedsContext, it does end with the caller's.)
 type Backend interface {
 	// Acquire makes one attempt to lock r.Name() for r.Owner, and does not wait for a holder to leave. In one
 	// atomic step the store must find the key free (which it is when its holder's lease has expired), set its owner,
@@ -64,15 +64,15 @@ type Queue interface {
 	//
 	// ctx is derived from the caller's. When it ends, Wait leaves the line, or returns an error for which New calls
 	// Release, which must then do so; a lock granted at that moment is returned or given up, never kept. While it
-	// waits, it calls r.Waiting when it learns who holds the lock.
+	// waits, it calls r.ReportHolder when it learns who holds the lock.
 	Wait(ctx context.Context, r Request) (Grant, error)
 }
 
-// Prompt is implemented by a Backend whose Acquire, Wait and Release return as soon as their ctx ends, whatever the
+// HeedsContext is implemented by a Backend whose Acquire, Wait and Release return as soon as their ctx ends, whatever the
 // store does, and which need no goroutine of New's to see to that. They are then called on the caller's own goroutine,
 // which is faster, with a ctx that does end with the caller's.
-type Prompt interface {
-	Prompt()
+type HeedsContext interface {
+	HeedsContext()
 }
 
 // Owner identifies one acquisition: 128 random bits, constant for the life of a lease. It is what ownership is
@@ -106,18 +106,18 @@ type Request struct {
 // Name returns the key with its prefix: two requests are for the same lock if their names are equal.
 func (r Request) Name() string { return r.Prefix + r.Key }
 
-// Lost tells the holder that the store has taken the lock away. A backend calls it when it learns of a loss
+// ReportLost tells the holder that the store has taken the lock away. A backend calls it when it learns of a loss
 // otherwise than by Renew, before anybody else can be granted the lock: a session ended, an operator freed the
 // key. It returns when the lease's Done is closed. cause becomes part of Lease.Err. Not for the losses that Renew
 // reports; without effect after the first time, and on a request that was not granted.
-func (r Request) Lost(cause error) {
+func (r Request) ReportLost(cause error) {
 	if r.lease != nil {
 		r.lease.lose(cause)
 	}
 }
 
-// Waiting tells who holds the lock that the request waits for, so that a wait that ends by its ctx can say so.
-func (r Request) Waiting(holder string) {
+// ReportHolder tells who holds the lock that the request waits for, so that a wait that ends by its ctx can say so.
+func (r Request) ReportHolder(holder string) {
 	if r.lease != nil {
 		r.lease.setWaitsFor(holder)
 	}

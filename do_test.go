@@ -96,7 +96,7 @@ func TestLeadHandsOverOnShutdown(t *testing.T) {
 		var done []chan error
 		for _, name := range []string{"a", "b", "c"} {
 			ctx, stop := context.WithCancel(t.Context())
-			l := memory.Open(locker.TTL(time.Second))
+			l := memory.Peer(locker.TTL(time.Second))
 			ended := make(chan error, 1)
 			go func() {
 				defer l.Close()

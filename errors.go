@@ -77,10 +77,10 @@ func (h *Held) Error() string { return ErrLocked.Error() }
 // Unwrap makes a Held an ErrLocked.
 func (h *Held) Unwrap() error { return ErrLocked }
 
-// NotAcquired marks err, returned by a Backend from Acquire or Wait, as one after which the lock is certainly
-// not held and will not be, so that nothing has to be released: the store refused the request, or was never
-// sent it. Any other error, ErrLocked and ErrInvalid... apart, counts as an unknown outcome and is followed by
-// a Release: an error does not mean that the store did nothing.
+// NotAcquired marks err, returned by a Backend from Acquire or Wait, as one after which the lock is certainly not held and
+// will not be, so that nothing has to be released: the store refused the request, or was never sent it. To use it is
+// optional. Any other error, except ErrLocked, ErrInvalidKey, ErrInvalidOption and errors.ErrUnsupported, counts as an
+// unknown outcome and is followed by a Release: an error does not mean that the store did nothing.
 func NotAcquired(err error) error { return &notAcquired{err} }
 
 type notAcquired struct{ err error }
@@ -107,6 +107,9 @@ func (e *noAnswer) Error() string {
 	return fmt.Sprintf("the store did not answer within %v", e.after.Round(time.Millisecond))
 }
 func (e *noAnswer) Timeout() bool { return true }
+
+// errTooLate is the error of a release for which there was no time left.
+var errTooLate = errors.New("the store did not answer before the lease ended")
 
 // holderOf returns the holder's name that err carries, if any.
 func holderOf(err error) string {

@@ -55,7 +55,7 @@ func ExampleLead() {
 	done := make(chan struct{})
 	for range 4 { // in production, each in a process of its own
 		go func() {
-			l := memory.Open()
+			l := memory.Peer()
 			defer l.Close()
 			_ = locker.Lead(ctx, l, "queue", func(ctx context.Context, lease *locker.Lease) error {
 				select {
@@ -127,7 +127,7 @@ func ExampleLease_Token() {
 
 	paused, _ := memory.Lock(ctx, "account")
 	memory.Break("account") // its lease runs out while it is paused
-	next, _ := memory.Open().Lock(ctx, "account")
+	next, _ := memory.Peer().Lock(ctx, "account")
 
 	fmt.Println(acct.set(200, next.Token()))
 	fmt.Println(acct.set(100, paused.Token()))

@@ -34,13 +34,13 @@ type Locker interface {
 // New makes a Locker of a Backend. The options are the defaults for its leases; invalid ones are reported by the
 // first Lock or TryLock. Backends in this module have constructors of their own that call New.
 func New(b Backend, opts ...Option) Locker {
-	c := &core{backend: b, name: fmt.Sprintf("%T", b)}
+	c := &core{backend: b, name: fmt.Sprintf("%T", b), done: make(chan struct{})}
 	if s, ok := b.(fmt.Stringer); ok {
 		c.name = s.String()
 	}
 	c.queue, _ = b.(Queue)
-	_, c.prompt = b.(Prompt)
-	c.life, c.end = context.WithCancelCause(context.Background())
+	_, c.heeds = b.(HeedsContext)
+	c.life, c.end = context.WithCancel(context.Background())
 	c.defaults, c.invalid = defaults(opts)
 	return c
 }
@@ -50,12 +50,12 @@ type core struct {
 	backend  Backend
 	queue    Queue  // nil if the backend has no waiting line
 	name     string // of the backend, for errors
-	prompt   bool
+	heeds    bool   // its calls return when their ctx ends
 	defaults settings
-	invalid  error                   // of the options passed to New
-	life     context.Context         // ends with cause ErrClosed when Close begins
-	end      context.CancelCauseFunc // ends life
-	closing  sync.Once
+	invalid  error              // of the options passed to New
+	life     context.Context    // ends when Close begins
+	end      context.CancelFunc // ends life
+	done     chan struct{}      // closed when Close has ended
 
 	// mu guards what follows and the state of every Lease. It is never held while the backend is called, so
 	// no method of a Lease waits for the store, Unlock excepted.
@@ -150,16 +150,16 @@ func (c *core) fail(op, key string, err error) *Error {
 
 // Close implements Locker.
 func (c *core) Close() error {
-	var err error
-	c.closing.Do(func() { err = c.close() })
-	return err
-}
-
-func (c *core) close() error {
-	c.end(ErrClosed) // first the waiters, so that none is granted what is unlocked next
+	c.end() // first the waiters, so that none is granted what is unlocked next
 
 	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		<-c.done
+		return nil
+	}
 	c.closed = true
+	defer close(c.done)
 	held := append([]*Lease(nil), c.schedule.leases...)
 	ends := make([]ending, len(held))
 	for i, l := range held {

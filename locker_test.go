@@ -509,14 +509,14 @@ func TestLostByTheStore(t *testing.T) {
 		lease := mustLock(t, l, "k")
 		ctx, cancel := lease.Context(t.Context())
 		defer cancel()
-		f.acquired[0].Lost(errFault)
+		f.acquired[0].ReportLost(errFault)
 		if err := lease.Err(); !errors.Is(err, locker.ErrLost) || !errors.Is(err, errFault) {
 			t.Errorf("Err: %v; want ErrLost with its reason", err)
 		}
 		if !errors.Is(context.Cause(ctx), errFault) {
 			t.Errorf("cause of the context: %v", context.Cause(ctx))
 		}
-		f.acquired[0].Lost(errors.New("another"))
+		f.acquired[0].ReportLost(errors.New("another"))
 		if err := lease.Err(); !errors.Is(err, errFault) {
 			t.Errorf("Err changed to %v", err)
 		}

@@ -202,8 +202,14 @@ var waitingDefects = []defect{
 	{
 		name:    "orphan after a lost reply",
 		backend: func(_ *testing.T, c *client) locker.Backend { return forgetsUnknown{c} },
-		caught:  []string{"waiting/LostReply"},
+		caught:  []string{"waiting/LostReply", "backend/UnknownOutcome"},
 		fine:    []string{"exclusion/OneHolder", "waiting/Cancelled", "waiting/CancelStorm", "unlock/FreesAtOnce"},
+	},
+	{
+		name:   "an owner who asks again is refused",
+		store:  func(s *store) { s.knows = func(_, _ locker.Request) bool { return false } },
+		caught: []string{"backend/AcquireAgain"},
+		fine:   []string{"exclusion/OneHolder", "waiting/Cancelled", "backend/OwnerDecides", "unlock/FreesAtOnce"},
 	},
 	{
 		name:    "dead store reported as ErrLocked",

@@ -16,8 +16,8 @@ var ownershipDefects = []defect{
 	{
 		name:   "no owner check on release",
 		store:  func(s *store) { s.mayRelease = func(_, _ locker.Request) bool { return true } },
-		caught: []string{"unlock/StaleCannotFreeSuccessor"},
-		fine:   []string{"unlock/FreesAtOnce", "lease/NeverResurrects", "lease/DoneBeforeRival"},
+		caught: []string{"unlock/StaleCannotFreeSuccessor", "waiting/LostReply", "backend/OwnerDecides", "backend/UnknownOutcome"},
+		fine:   []string{"unlock/FreesAtOnce", "lease/NeverResurrects", "lease/DoneBeforeRival", "backend/AcquireAgain"},
 	},
 	{
 		name: "release by prefix compare",
@@ -190,13 +190,13 @@ var leaseDefects = []defect{
 	{
 		name:    "renewals resurrect",
 		backend: func(_ *testing.T, c *client) locker.Backend { return resurrects{queued{c}} },
-		caught:  []string{"lease/NeverResurrects"},
+		caught:  []string{"lease/NeverResurrects", "backend/ExpiredIsGone"},
 		fine:    []string{"exclusion/OneHolder", "unlock/FreesAtOnce", "lease/OutlivesTTL", "lease/NoRenew"},
 	},
 	{
 		name:   "renewals ignore the owner",
 		store:  func(s *store) { s.mayRenew = func(_, _ locker.Request) bool { return true } },
-		caught: []string{"lease/NeverResurrects"},
+		caught: []string{"lease/NeverResurrects", "backend/OwnerDecides"},
 		fine:   []string{"exclusion/OneHolder", "unlock/StaleCannotFreeSuccessor", "lease/OutlivesTTL", "lease/NoRenew"},
 	},
 	{

@@ -47,7 +47,7 @@ func (r rule) run(t *testing.T, h Harness) []problem {
 	select {
 	case <-finished:
 	case <-watchdog.C:
-		c.record(1, "the test did not end within %v: something hangs", patience)
+		c.record(1, "the test did not end within %v: something hangs\n%s", patience, goroutines())
 		cancel()
 		select { // a Lock that heeds its ctx lets the body come to its end
 		case <-finished:

@@ -40,7 +40,7 @@ type Harness struct {
 	Features Features
 
 	// Cut severs the Locker that Open returned last in this same test from its store, at once and in the way
-	// that f names, until heal is called. It comes after Open, not before, because what has to be shown is what a
+	// that f names, until heal is called; requests that were lost stay lost. It comes after Open, not before, because what has to be shown is what a
 	// Locker does that already holds something. Other Lockers go on undisturbed. A second Cut before heal replaces
 	// the fault by another.
 	Cut func(t *testing.T, f Fault) (heal func())
@@ -49,9 +49,14 @@ type Harness struct {
 	// when the store answers again. It is called while no other test runs.
 	Restart func(t *testing.T)
 
-	// Break takes the lock of key (in full, with its prefix) away behind its holder's back, as an operator would who
-	// deletes the record.
+	// Break takes the lock of key away behind its holder's back, as an operator would who deletes the record. The tests
+	// that call it open their Lockers without the option Prefix: add a prefix of your own, if you have one.
 	Break func(t *testing.T, key string)
+
+	// Backend returns the locker.Backend of the store, to be closed by t.Cleanup. A Locker hides some of its defects from
+	// the other tests, as it seldom asks what should be refused: that Release ignores its owner shows only when an
+	// answer gets lost. Without this hook and Cut, that is not proven.
+	Backend func(t *testing.T) locker.Backend
 
 	// Wrap, if set, runs the body of each test; for backends in memory it is synctest.Test, which makes the suite
 	// run in fake time.
@@ -61,7 +66,7 @@ type Harness struct {
 	Trials int
 }
 
-// Features says which rules a store cannot keep. A field that is not empty gives the reason, which the suite
+// Features says which rules a store cannot keep. A text that is not empty gives the reason, which the suite
 // prints where it relaxes the rule.
 type Features struct {
 	// Unordered: waiters are not served in order of arrival, and TryLock may overtake them (waiting/FIFO).
@@ -73,8 +78,8 @@ type Features struct {
 	// SharesKeys: some keys that differ exclude one another, or cannot be locked at all (exclusion/KeyAlphabet).
 	SharesKeys string
 
-	// WakeWithin replaces the 50 ms within which waiting/WakesOnRelease wants the next holder, for stores
-	// that are polled slowly. Zero means 50 ms.
+	// WakeWithin replaces the 50 ms within which waiting/WakesOnRelease wants the next holder. Zero means 50 ms. Without
+	// a Queue, a Lock polls every 40 ms at most, which is soon enough if the store answers in a few milliseconds.
 	WakeWithin time.Duration
 }
 
@@ -162,6 +167,7 @@ func groups() []group {
 		{"fencing", fencingRules},
 		{"close", closeRules},
 		{"errors", errorRules},
+		{"backend", backendRules},
 	}
 }
 

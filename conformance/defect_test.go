@@ -145,14 +145,17 @@ func (d *defect) harness() Harness {
 		}
 		return worlds[t]
 	}
+	backend := func(t *testing.T) locker.Backend {
+		c := of(t).connect()
+		if d.backend != nil {
+			return d.backend(t, c)
+		}
+		return queued{c}
+	}
 	return Harness{
+		Backend: backend,
 		Open: func(t *testing.T, opts ...locker.Option) locker.Locker {
-			c := of(t).connect()
-			var b locker.Backend = queued{c}
-			if d.backend != nil {
-				b = d.backend(t, c)
-			}
-			l := locker.New(b, opts...)
+			l := locker.New(backend(t), opts...)
 			if d.locker != nil {
 				l = d.locker(t, l)
 			}

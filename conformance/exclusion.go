@@ -11,10 +11,10 @@ import (
 )
 
 var exclusionRules = []rule{
-	{name: "OneHolder", body: oneHolder, text: "Never are there two leases of a key that are both not done."},
+	{name: "OneHolder", body: oneHolder, text: "Two leases of a key are never held at once."},
 	{name: "Counter", body: counter, text: "A counter that is read and written under the lock, and not protected otherwise, loses nothing."},
 	{name: "TryLockHeld", body: tryLockHeld, text: "TryLock of a key that is held returns ErrLocked at once, and leaves the holder alone."},
-	{name: "NotReentrant", body: notReentrant, text: "A key that is held cannot be locked again, by the same Locker and goroutine neither."},
+	{name: "NotReentrant", body: notReentrant, text: "A key that is held cannot be locked again, not even by the same Locker or goroutine."},
 	{name: "KeysAreIndependent", body: keysAreIndependent, text: "Keys that differ in any byte never block one another, nor does one free another."},
 	{name: "KeyAlphabet", body: keyAlphabet, needs: func(h Harness) string { return h.Features.SharesKeys }, text: "Any 1 to 1,024 bytes are a key and work like any other; anything else is ErrInvalidKey before the store is asked."},
 	{name: "PrefixIsolates", body: prefixIsolates, text: "Lockers with different prefixes do not see one another's locks; Lockers with the same prefix do."},

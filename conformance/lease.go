@@ -65,6 +65,7 @@ func expiresWhenAbandoned(c *check) {
 	}
 
 	if c.h.Cut == nil {
+		c.t.Log("not proven: the same for a holder that is really cut off (Harness.Cut is nil)")
 		return
 	}
 	// The same with one that is cut off in the middle of an acquire, after the store's first answer was lost: if there

@@ -27,8 +27,9 @@ type store struct {
 	mayRelease func(holder, caller locker.Request) bool
 	mayRenew   func(holder, caller locker.Request) bool
 	keptFor    func(ttl time.Duration) time.Duration
-	mint       func(last uint64) uint64 // returns the next token
-	turn       func(waiting int) int    // returns whose turn in the line it is
+	knows      func(holder, caller locker.Request) bool // that the caller is the holder, who asks again
+	mint       func(last uint64) uint64                 // returns the next token
+	turn       func(waiting int) int                    // returns whose turn in the line it is
 }
 
 // record is a lock that is held. It expires by its timer: if the store has a record, it is valid.
@@ -52,6 +53,7 @@ func newStore() *store {
 		nameOf:     locker.Request.Name,
 		mayRelease: sameOwner,
 		mayRenew:   sameOwner,
+		knows:      sameOwner,
 		keptFor:    func(ttl time.Duration) time.Duration { return ttl },
 		mint:       func(last uint64) uint64 { return last + 1 },
 		turn:       func(int) int { return 0 },
@@ -64,7 +66,8 @@ func (s *store) acquire(r locker.Request) (locker.Grant, error) {
 	switch {
 	case held == nil:
 		return s.grant(r), nil
-	case held.grant.Owner == r.Owner:
+	case s.knows(held.grant.Request, r):
+		s.expireAfter(held, r.TTL)
 		return held.grant, nil
 	}
 	return locker.Grant{}, &locker.Held{Holder: held.grant.Holder, Remaining: time.Until(held.expires)}
@@ -120,7 +123,7 @@ func (s *store) join(w *waiter) {
 	}
 	name := s.nameOf(w.request)
 	s.lines[name] = append(s.lines[name], w)
-	w.request.Waiting(s.held[name].grant.Holder)
+	w.request.ReportHolder(s.held[name].grant.Holder)
 }
 
 func (s *store) renew(g locker.Grant) error {
@@ -132,7 +135,7 @@ func (s *store) renew(g locker.Grant) error {
 	return nil
 }
 
-// release leaves nothing of the owner of g behind, in line neither.
+// release leaves nothing of the owner of g behind, nor in line.
 func (s *store) release(g locker.Grant) error {
 	name := s.nameOf(g.Request)
 	s.lines[name] = slices.DeleteFunc(s.lines[name], func(w *waiter) bool { return w.request.Owner == g.Owner })

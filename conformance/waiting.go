@@ -298,7 +298,7 @@ func fifo(c *check) {
 	mu.Lock()
 	defer mu.Unlock()
 	if !slices.IsSorted(served) {
-		c.errorf("the waiters were served in the order %v", served)
+		c.errorf("the waiters were served in the order %v (if the store has no line, set Features.Unordered)", served)
 	}
 }
 
@@ -331,6 +331,8 @@ func hungStore(c *check) {
 func lostReply(c *check) {
 	key := c.key()
 	observer := c.open()
+	held := c.key()
+	lasting := c.tryLock(observer, held, locker.Holder("who holds on"))
 	l := c.open()
 	c.unlock(c.lock(l, c.key())) // there are connections
 	heal := c.cut(DropReplies)
@@ -345,6 +347,10 @@ func lostReply(c *check) {
 	}
 	if errors.Is(err, locker.ErrLocked) || errors.Is(err, locker.ErrLost) {
 		c.errorf("TryLock without an answer: %v", err)
+	}
+	_, err = l.TryLock(c.within(c.ttl/4), held)
+	if err == nil || errors.Is(err, locker.ErrLost) {
+		c.errorf("TryLock of a key that is held, without an answer: %v", err)
 	}
 	_, err = l.Lock(c.within(c.ttl/4), key, ttl)
 	if !errors.Is(err, context.DeadlineExceeded) && (err == nil || errors.Is(err, locker.ErrLocked)) {
@@ -363,6 +369,12 @@ func lostReply(c *check) {
 	}
 	c.unlock(again)
 	c.freeWithin(observer, key, 5*c.ttl, "after acquires whose answers were lost")
+	time.Sleep(c.ttl / 4) // for the clean-up of the one that had been refused
+	if err := lasting.Err(); err != nil {
+		c.errorf("the lease of another holder ended, whom an acquire had met whose answer was lost: %v", err)
+	}
+	c.refused(observer, held, "although its holder, whom an acquire without an answer had met, lives")
+	c.unlock(lasting)
 }
 
 // cut severs the Locker that was opened last, and returns what heals it, once.

@@ -42,7 +42,7 @@ type hangs struct {
 	end chan struct{}
 }
 
-func (hangs) Prompt() {}
+func (hangs) HeedsContext() {}
 
 type hangsInWait struct{ hangs }
 

@@ -26,10 +26,10 @@ func ExampleLocker_Break() {
 }
 
 // Two Lockers over the same memory stand for two processes.
-func ExampleLocker_Open() {
+func ExampleLocker_Peer() {
 	ctx := context.Background()
 	a := memlock.New(locker.Holder("a"))
-	b := a.Open(locker.Holder("b"))
+	b := a.Peer(locker.Holder("b"))
 	lease, _ := a.Lock(ctx, "k")
 	_, err := b.TryLock(ctx, "k")
 	fmt.Println(err)

@@ -3,7 +3,7 @@
 // expire, fencing tokens, a waiting line served in order of arrival. It works inside testing/synctest, in whose
 // fake time a lease of an hour expires at once.
 //
-// Locks are shared by the Lockers that come from one New by way of Open. They do not exclude other processes, and
+// Locks are shared by the Lockers that come from one New by way of Peer. They do not exclude other processes, and
 // are gone, with the count of tokens, when the process ends.
 package memlock
 
@@ -43,9 +43,9 @@ func New(opts ...locker.Option) *Locker {
 	return s.open(opts)
 }
 
-// Open returns another Locker over the same memory, as another process has over a server: independent of the
+// Peer returns another Locker over the same memory, as another process has over a server: independent of the
 // first in everything but the locks, and to be closed by itself. Its options are its own.
-func (l *Locker) Open(opts ...locker.Option) *Locker { return l.store.open(opts) }
+func (l *Locker) Peer(opts ...locker.Option) *Locker { return l.store.open(opts) }
 
 // Break takes the lock of name, which is the key with the prefix of its Locker if it has one, away from its holder,
 // as an operator or a lost connection would: the lease ends with ErrLost, its Done is closed, and the next waiter
@@ -138,7 +138,7 @@ type waiter struct {
 func (s *shard) lookup(name string, now time.Time) *entry {
 	e := s.entries[name]
 	if e != nil && !now.Before(e.expires) {
-		_ = s.pass(name, e)
+		s.pass(name, e)
 		e = s.entries[name]
 	}
 	return e
@@ -152,8 +152,8 @@ func (s *shard) grant(e *entry, r locker.Request, now time.Time) locker.Grant {
 	return e.holder
 }
 
-// pass gives the key to the next in line, or removes its entry if there is none. It does not fail.
-func (s *shard) pass(name string, e *entry) error {
+// pass gives the key to the next in line, or removes its entry if there is none.
+func (s *shard) pass(name string, e *entry) {
 	if len(e.line) == 0 {
 		if e.timer != nil {
 			e.timer.Stop()
@@ -161,7 +161,7 @@ func (s *shard) pass(name string, e *entry) error {
 		delete(s.entries, name)
 		*e = entry{line: e.line}
 		s.spare = e
-		return nil
+		return
 	}
 	next := e.line[0]
 	e.line[0] = nil
@@ -169,7 +169,6 @@ func (s *shard) pass(name string, e *entry) error {
 	now := time.Now()
 	next.granted <- s.grant(e, next.request, now)
 	s.watch(name, e, now)
-	return nil
 }
 
 // watch sees to it that a key with a line is passed on when its holder's lease ends.
@@ -205,8 +204,8 @@ func (s *store) breakLock(name string) bool {
 	if e == nil {
 		return false
 	}
-	e.holder.Lost(ErrBroken) // closes Done, before anybody else gets the lock
-	_ = sh.pass(name, e)
+	e.holder.ReportLost(ErrBroken) // closes Done, before anybody else gets the lock
+	sh.pass(name, e)
 	return true
 }
 
@@ -217,12 +216,12 @@ type backend struct {
 }
 
 var (
-	_ locker.Backend = backend{}
-	_ locker.Queue   = backend{}
-	_ locker.Prompt  = backend{}
+	_ locker.Backend      = backend{}
+	_ locker.Queue        = backend{}
+	_ locker.HeedsContext = backend{}
 )
 
-func (backend) Prompt()        {}
+func (backend) HeedsContext()  {}
 func (backend) String() string { return "memory" }
 func (backend) Close() error   { return nil }
 
@@ -241,6 +240,7 @@ func (b backend) Acquire(_ context.Context, r locker.Request) (locker.Grant, err
 func (s *shard) acquire(name string, r locker.Request, now time.Time) (locker.Grant, error) {
 	if e := s.lookup(name, now); e != nil {
 		if e.holder.Owner == r.Owner {
+			e.expires = now.Add(r.TTL)
 			return e.holder, nil
 		}
 		return locker.Grant{}, &locker.Held{Holder: e.holder.Holder, Remaining: e.expires.Sub(now)}
@@ -277,7 +277,7 @@ func (b backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, erro
 	holder := e.holder.Holder
 	s.mu.Unlock()
 	severance := b.link.severance()
-	r.Waiting(holder)
+	r.ReportHolder(holder)
 
 	select {
 	case g := <-w.granted:
@@ -292,7 +292,7 @@ func (b backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, erro
 	select {
 	case <-w.granted: // at the same moment: pass it on, unless that lease is over already
 		if e := s.lookup(name, time.Now()); e != nil && e.holder.Owner == r.Owner {
-			_ = s.pass(name, e)
+			s.pass(name, e)
 		}
 	default:
 		e.leave(w)
@@ -330,7 +330,7 @@ func (b backend) Renew(_ context.Context, gs []locker.Grant) []error {
 
 // Release implements locker.Backend.
 func (b backend) Release(_ context.Context, g locker.Grant) error {
-	return b.withHeld(g, (*shard).pass)
+	return b.withHeld(g, func(s *shard, name string, e *entry) error { s.pass(name, e); return nil })
 }
 
 // withHeld calls f if g is held, with its shard locked, and returns ErrLost otherwise.

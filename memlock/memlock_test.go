@@ -12,9 +12,10 @@ import (
 func TestConformance(t *testing.T) {
 	memory := memlock.New()
 	conformance.Run(t, conformance.Harness{
-		Open:  func(_ *testing.T, opts ...locker.Option) locker.Locker { return memory.Open(opts...) },
-		Break: func(_ *testing.T, key string) { memory.Break(key) },
-		Wrap:  synctest.Test,
+		Open:    func(_ *testing.T, opts ...locker.Option) locker.Locker { return memory.Peer(opts...) },
+		Backend: func(*testing.T) locker.Backend { return memory.Backend() },
+		Break:   func(_ *testing.T, key string) { memory.Break(key) },
+		Wrap:    synctest.Test,
 		Features: conformance.Features{
 			ForgetsTokens: "memory does not outlive its process, and neither do its users",
 		},

@@ -24,7 +24,7 @@ func TestBreak(t *testing.T) {
 		done := lease.Done()
 		doneFirst := make(chan bool, 1)
 		go func() {
-			next, err := l.Open(locker.Prefix("p:")).Lock(context.Background(), "k")
+			next, err := l.Peer(locker.Prefix("p:")).Lock(context.Background(), "k")
 			select {
 			case <-done:
 				doneFirst <- err == nil && next.Token() > lease.Token()
@@ -51,7 +51,7 @@ func TestCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		memory := memlock.New(locker.TTL(time.Second))
 		for i := range 20 {
-			holder, rival, waiter := memory.Open(locker.TTL(time.Second)), memory.Open(), memory.Open()
+			holder, rival, waiter := memory.Peer(locker.TTL(time.Second)), memory.Peer(), memory.Peer()
 			lease, err := holder.Lock(t.Context(), "k")
 			if err != nil {
 				t.Fatal(err)

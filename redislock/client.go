@@ -64,6 +64,7 @@ func newClient(uc redis.UniversalClient) *client {
 	clone := plain.WithTimeout(timeout)
 	if clone.Options() != plain.Options() {
 		clone.Options().ContextTimeoutEnabled = true // else go-redis ignores a ctx while it waits for an answer
+		clone.Options().MaxRetries = 0               // who knows what an answer to a repeated command means is runAgain
 	}
 	return &client{UniversalClient: clone, clone: true}
 }
@@ -133,7 +134,7 @@ func (c *client) runAgain(ctx context.Context, s *script, keys int, words ...str
 			break
 		}
 	}
-	if !isReply(failure) && ctx.Err() == nil {
+	if !isReply(failure) && !isDial(failure) && ctx.Err() == nil {
 		// A server that wants a password just hangs up on long commands. It answers a short one.
 		if err := c.Ping(ctx).Err(); isReply(err) {
 			failure = err

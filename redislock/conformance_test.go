@@ -96,6 +96,12 @@ func TestConformance(t *testing.T) {
 	conformance.Run(t, conformance.Harness{
 		Open: w.open,
 		Cut:  w.cut,
+		Backend: func(t *testing.T) locker.Backend {
+			rdb, _, _ := w.dial(t)
+			b := redislock.NewBackend(rdb)
+			t.Cleanup(func() { _ = b.Close() })
+			return b
+		},
 		Restart: func(t *testing.T) { // without data: the worst that can happen to one server
 			server.Kill()
 			if err := server.Restart(); err != nil {

@@ -20,7 +20,7 @@ const (
 	pollEvery = time.Second
 
 	// liveness is for how long a waiter stays in line without having been heard of.
-	liveness = 4 * pollEvery
+	liveness = 3 * pollEvery
 
 	// reservation is how long the first in line has to take a key that is free.
 	reservation = time.Second
@@ -54,7 +54,7 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 			return locker.Grant{Request: r, Token: token, Sent: sent}, nil
 		}
 		arrival = refused.arrival
-		r.Waiting(refused.holder)
+		r.ReportHolder(refused.holder)
 		b.line.expect(w, refused.remaining)
 		select {
 		case <-w.called:
@@ -96,9 +96,8 @@ type lineKey struct {
 type waiter struct {
 	names  names
 	owner  string
-	early  bool          // called before it was refused; guarded by line.mu
-	called chan struct{} // has room for one; made when the waiter is refused
-	failed chan error    // has room for one; likewise
+	called chan struct{} // has room for one
+	failed chan error    // has room for one
 }
 
 func newLine(c *client) *line {
@@ -114,9 +113,9 @@ func newLine(c *client) *line {
 	}
 }
 
-// join makes a waiter that can be called. It costs little, as most are never refused.
+// join makes a waiter that can be called.
 func (l *line) join(n names) *waiter {
-	w := &waiter{names: n, owner: n.member[len(l.process)+1:]}
+	w := &waiter{names: n, owner: n.member[len(l.process)+1:], called: make(chan struct{}, 1), failed: make(chan error, 1)}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.waiters[w.owner] = w
@@ -159,12 +158,6 @@ func (l *line) leave(w *waiter) {
 func (l *line) expect(w *waiter, remaining time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if w.called == nil {
-		w.called, w.failed = make(chan struct{}, 1), make(chan error, 1)
-		if w.early {
-			w.call()
-		}
-	}
 	if l.closed {
 		w.fail(locker.ErrClosed)
 		return
@@ -202,23 +195,16 @@ func (l *line) hurry() {
 	}
 }
 
-// call tells w to try again. The caller holds line.mu.
+// call tells w to try again.
 func (w *waiter) call() {
-	if w.called == nil {
-		w.early = true
-		return
-	}
 	select {
 	case w.called <- struct{}{}:
 	default:
 	}
 }
 
-// fail ends the wait of w, if it does wait. The caller holds line.mu.
+// fail ends the wait of w.
 func (w *waiter) fail(err error) {
-	if w.failed == nil {
-		return
-	}
 	select {
 	case w.failed <- err:
 	default:
@@ -336,11 +322,10 @@ func (l *line) poll(ctx context.Context) {
 		case <-timer.C:
 		case <-l.kick:
 		}
-		due, next, waiting := l.due(time.Now())
-		if len(due) > 0 {
+		if due := l.due(time.Now()); len(due) > 0 {
 			l.ask(ctx, due)
-			_, next, _ = l.due(time.Time{})
 		}
+		next, waiting := l.nextAsk()
 		if waiting {
 			busy = time.Now()
 		} else if time.Since(busy) > linger && l.retire() {
@@ -367,26 +352,43 @@ type question struct {
 	owners []string
 }
 
-// due returns the keys to be asked about now, when the next ones are, and whether there are any.
-func (l *line) due(now time.Time) (due []question, next time.Time, waiting bool) {
+// due returns the keys to be asked about now, with those that are nearly due.
+func (l *line) due(now time.Time) (due []question) {
+	if next, _ := l.nextAsk(); next.After(now) {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, k := range l.keys {
+		if len(due) == pollTogether || k.ask.After(now.Add(pollEvery/4)) {
+			continue
+		}
+		k.ask = now.Add(nextPoll(0))
+		q := question{names: k.names}
+		for w := range k.waiters {
+			q.owners = append(q.owners, w.owner)
+		}
+		due = append(due, q)
+	}
+	return due
+}
+
+// nextAsk returns when the next key is to be asked about, and whether there are any.
+func (l *line) nextAsk() (next time.Time, waiting bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	next = time.Now().Add(pollEvery)
 	for _, k := range l.keys {
-		// Those that are nearly due go along.
-		if !now.IsZero() && k.ask.Before(now.Add(pollEvery/4)) && (len(due) > 0 || !k.ask.After(now)) && len(due) < pollTogether {
-			k.ask = now.Add(nextPoll(0))
-			q := question{names: k.names}
-			for w := range k.waiters {
-				q.owners = append(q.owners, w.owner)
-			}
-			due = append(due, q)
-		}
-		if k.ask.Before(next) {
-			next = k.ask
-		}
+		next = earlier(next, k.ask)
 	}
-	return due, next, len(l.keys) > 0
+	return next, len(l.keys) > 0
+}
+
+func earlier(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return a
+	}
+	return b
 }
 
 // ask asks about keys and calls those whose turn it is.

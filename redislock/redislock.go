@@ -77,6 +77,9 @@ func Open(url string, opts ...locker.Option) (locker.Locker, error) {
 	if err != nil {
 		return nil, fmt.Errorf("redislock: %w: %w", locker.ErrInvalidOption, err)
 	}
+	if o.DialerRetries == 0 {
+		o.DialerRetries = 1 // to dial five times, which is the default, only delays the news
+	}
 	rdb := redis.NewClient(o)
 	return newLocker(newBackend(rdb, rdb.Close), opts), nil
 }
@@ -99,13 +102,13 @@ type backend struct {
 }
 
 var (
-	_ locker.Backend = (*backend)(nil)
-	_ locker.Queue   = (*backend)(nil)
-	_ locker.Prompt  = (*backend)(nil)
+	_ locker.Backend      = (*backend)(nil)
+	_ locker.Queue        = (*backend)(nil)
+	_ locker.HeedsContext = (*backend)(nil)
 )
 
-// Prompt implements locker.Prompt.
-func (b *backend) Prompt() {}
+// Prompt implements locker.HeedsContext.
+func (b *backend) HeedsContext() {}
 
 // String names the backend in errors.
 func (b *backend) String() string { return "redis" }

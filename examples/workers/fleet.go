@@ -113,7 +113,7 @@ func (f *fleet) fail(err error) {
 }
 
 func (f *fleet) newMember(number int) *member {
-	m := &member{own: f.memory.Open(locker.TTL(f.cfg.ttl))}
+	m := &member{own: f.memory.Peer(locker.TTL(f.cfg.ttl))}
 	m.worker = &worker{
 		name: fmt.Sprintf("w%d", number), key: f.cfg.key, locks: m.own, queue: f.queue,
 		do:    func(ctx context.Context, job int64) error { return f.do(ctx, m, job) },

@@ -34,7 +34,7 @@ func onBench(t *testing.T, f func(*testing.T, *bench)) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &bench{memory: memlock.New(locker.TTL(testTTL)), queue: new(memoryQueue), on: make(map[kind]func())}
 		b.worker = &worker{
-			name: "w", key: "jobs", locks: b.memory.Open(locker.TTL(testTTL)), queue: b.queue, grace: 5 * time.Second,
+			name: "w", key: "jobs", locks: b.memory.Peer(locker.TTL(testTTL)), queue: b.queue, grace: 5 * time.Second,
 			do:   func(ctx context.Context, _ int64) error { return sleep(ctx, time.Second) },
 			tell: b.tell,
 		}

@@ -1,0 +1,147 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"github.com/lockerkit/locker"
+)
+
+// The rules of locker.Backend that a Locker keeps people from seeing broken, until a lost answer or a pause shows them.
+var backendRules = []rule{
+	{name: "OwnerDecides", body: ownerDecides, needs: needsBackend, text: "Release and Renew by anybody but the owner, compared whole, return ErrLost and change nothing."},
+	{name: "AcquireAgain", body: acquireAgain, needs: needsBackend, text: "Acquire by the owner who holds the key already returns the same token, and sets the expiry anew."},
+	{name: "ExpiredIsGone", body: expiredIsGone, needs: needsBackend, text: "Renew of a lease that has expired returns ErrLost and does not bring it back, though nobody has taken the key since."},
+	{name: "UnknownOutcome", body: unknownOutcome, needs: needsBackend, text: "Release with token 0 frees what its owner has, if anything, and nothing else."},
+}
+
+func needsBackend(h Harness) string {
+	if h.Backend == nil {
+		return "Harness.Backend is nil"
+	}
+	return ""
+}
+
+// backend returns the backend under test and a request for a new key; the owner is distinct for each call.
+func (c *check) backend() (locker.Backend, func() locker.Request) {
+	b := c.h.Backend(c.t)
+	key := c.key()
+	return b, func() locker.Request {
+		r := locker.Request{Key: key, TTL: c.ttl}
+		for i := range r.Owner {
+			r.Owner[i] = byte(rand.Uint32())
+		}
+		return r
+	}
+}
+
+// acquires checks that b grants r.
+func (c *check) acquires(b locker.Backend, r locker.Request, when string) locker.Grant {
+	g, err := b.Acquire(c.within(c.ttl), r)
+	if err != nil {
+		c.fatalf("Acquire %s: %v", when, err)
+	}
+	g.Request = r
+	return g
+}
+
+// refuses checks that b refuses r.
+func (c *check) refuses(b locker.Backend, r locker.Request, when string) {
+	if _, err := b.Acquire(c.within(c.ttl), r); !errors.Is(err, locker.ErrLocked) {
+		c.errorf("Acquire by another owner %s: %v; want ErrLocked", when, err)
+	}
+}
+
+func (c *check) renew(ctx context.Context, b locker.Backend, g locker.Grant) error {
+	errs := b.Renew(ctx, []locker.Grant{g})
+	if len(errs) != 1 {
+		c.fatalf("Renew of one grant returned %d results", len(errs))
+	}
+	return errs[0]
+}
+
+func ownerDecides(c *check) {
+	b, request := c.backend()
+	ctx := c.within(10 * c.ttl)
+	g := c.acquires(b, request(), "of a free key")
+	alike := g
+	alike.Owner[len(alike.Owner)-1]++ // differs in the last byte
+	other := g
+	other.Owner = request().Owner
+	for _, stranger := range []locker.Grant{alike, other} {
+		if err := b.Release(ctx, stranger); !errors.Is(err, locker.ErrLost) {
+			c.errorf("Release by another owner: %v; want ErrLost", err)
+		}
+		if err := c.renew(ctx, b, stranger); !errors.Is(err, locker.ErrLost) {
+			c.errorf("Renew by another owner: %v; want ErrLost", err)
+		}
+		c.refuses(b, request(), "after another owner tried to release the key")
+	}
+	if err := c.renew(ctx, b, g); err != nil {
+		c.errorf("Renew by the owner: %v", err)
+	}
+	if err := b.Release(ctx, g); err != nil {
+		c.errorf("Release by the owner: %v", err)
+	}
+	if err := b.Release(ctx, g); !errors.Is(err, locker.ErrLost) {
+		c.errorf("second Release: %v; want ErrLost", err)
+	}
+	if err := c.renew(ctx, b, g); !errors.Is(err, locker.ErrLost) {
+		c.errorf("Renew after Release: %v; want ErrLost", err)
+	}
+	next := c.acquires(b, request(), "of a key that was released")
+	if next.Token <= g.Token {
+		c.errorf("the second grant has token %d, the first had %d", next.Token, g.Token)
+	}
+}
+
+func acquireAgain(c *check) {
+	b, request := c.backend()
+	r := request()
+	first := c.acquires(b, r, "of a free key")
+	time.Sleep(c.ttl * 6 / 10)
+	second := c.acquires(b, r, "by the owner that holds the key")
+	if second.Token != first.Token || first.Token == 0 {
+		c.errorf("the same owner got token %d, and asking again %d", first.Token, second.Token)
+	}
+	time.Sleep(c.ttl * 6 / 10)
+	c.refuses(b, request(), "before the TTL has passed since the owner asked again")
+	if err := b.Release(c.within(c.ttl), second); err != nil {
+		c.errorf("Release: %v", err)
+	}
+	c.acquires(b, request(), "of a key that was released")
+}
+
+func expiredIsGone(c *check) {
+	b, request := c.backend()
+	g := c.acquires(b, request(), "of a free key")
+	time.Sleep(c.ttl + c.ttl/10)
+	if err := c.renew(c.within(c.ttl), b, g); !errors.Is(err, locker.ErrLost) {
+		c.errorf("Renew of a lease that has expired: %v; want ErrLost", err)
+	}
+	next := c.acquires(b, request(), "of a key whose lease has expired")
+	if next.Token <= g.Token {
+		c.errorf("the grant after an expiry has token %d, the one before had %d", next.Token, g.Token)
+	}
+	if err := b.Release(c.within(c.ttl), g); !errors.Is(err, locker.ErrLost) {
+		c.errorf("Release by the owner whose lease has expired, while another has the key: %v; want ErrLost", err)
+	}
+	c.refuses(b, request(), "after the former holder tried to release the key")
+}
+
+func unknownOutcome(c *check) {
+	b, request := c.backend()
+	ctx := c.within(10 * c.ttl)
+	r := request()
+	g := c.acquires(b, r, "of a free key")
+	if err := b.Release(ctx, locker.Grant{Request: request()}); !errors.Is(err, locker.ErrLost) {
+		c.errorf("Release with token 0 by an owner that has nothing: %v; want ErrLost", err)
+	}
+	c.refuses(b, request(), "after an owner that has nothing released with token 0")
+	if err := b.Release(ctx, locker.Grant{Request: g.Request}); err != nil {
+		c.errorf("Release with token 0 by the owner that has the key: %v", err)
+	}
+	c.acquires(b, request(), "of a key that was released with token 0")
+}

@@ -1,0 +1,10 @@
+package redislock
+
+import (
+	"github.com/redis/go-redis/v9"
+
+	"github.com/lockerkit/locker"
+)
+
+// NewBackend returns the Backend behind New, for the conformance suite.
+func NewBackend(rdb redis.UniversalClient) locker.Backend { return newBackend(rdb, nil) }
