@@ -145,11 +145,13 @@ func (c *core) settle(ctx context.Context, l *Lease, sent time.Time, g Grant, er
 		if outcomeUnknown(err) {
 			c.undoLater(r, g, err)
 		}
-		switch {
-		case errors.Is(err, ErrLocked):
+		if errors.Is(err, ErrLocked) {
 			return err
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
+		}
+		if cause := ended(ctx); cause != nil {
+			return cause
+		}
+		switch {
 		case c.life.Err() != nil:
 			return ErrClosed
 		case errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
@@ -172,6 +174,22 @@ func (c *core) settle(ctx context.Context, l *Lease, sent time.Time, g Grant, er
 	if err := l.begin(ctx, g); err != nil {
 		c.undoLater(r, g, nil)
 		return err
+	}
+	return nil
+}
+
+// ended returns the cause of ctx if it has ended. A client that turns the deadline of ctx into one of its connection may
+// notice it before the timer of ctx has fired.
+func ended(ctx context.Context) error {
+	if deadline, ok := ctx.Deadline(); ok && ctx.Err() == nil && time.Until(deadline) <= 0 {
+		select {
+		case <-ctx.Done():
+		case <-time.After(10 * time.Millisecond): // a context of somebody's own making
+			return context.DeadlineExceeded
+		}
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
 	return nil
 }

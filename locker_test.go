@@ -574,3 +574,29 @@ func TestErrorText(t *testing.T) {
 		t.Error("a Held is not ErrLocked")
 	}
 }
+
+// A client that puts the deadline of ctx on its connection may give up a moment before ctx has ended.
+func TestDeadlineSeenByTheClientFirst(t *testing.T) {
+	f := &fake{}
+	cause := errors.New("out of time")
+	f.acquire = func(ctx context.Context, _ locker.Request) (locker.Grant, error) {
+		deadline, _ := ctx.Deadline()
+		for time.Until(deadline) > 0 { // busy, so that no timer is waited for
+		}
+		return locker.Grant{}, errFault
+	}
+	l := locker.New(heeding{f}, locker.TTL(time.Second))
+	defer l.Close()
+	for range 20 {
+		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Millisecond, cause)
+		if _, err := l.TryLock(ctx, "k"); !errors.Is(err, cause) {
+			t.Errorf("TryLock: %v; want the cause of its ctx", err)
+		}
+		cancel()
+	}
+}
+
+// heeding is a fake whose calls return when their ctx ends.
+type heeding struct{ *fake }
+
+func (heeding) HeedsContext() {}

@@ -134,7 +134,7 @@ func (c *client) runAgain(ctx context.Context, s *script, keys int, words ...str
 			break
 		}
 	}
-	if !isReply(failure) && !isDial(failure) && ctx.Err() == nil {
+	if !isReply(failure) && !isDial(failure) && ctx.Err() == nil && !past(ctx) {
 		// A server that wants a password just hangs up on long commands. It answers a short one.
 		if err := c.Ping(ctx).Err(); isReply(err) {
 			failure = err
@@ -154,7 +154,7 @@ func pause(ctx context.Context, err error, attempt int) bool {
 	if err == nil || isReply(err) || errors.Is(err, redis.ErrClosed) || ctx.Err() != nil {
 		return false
 	}
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= 0 {
+	if past(ctx) {
 		return false
 	}
 	select {
@@ -165,12 +165,18 @@ func pause(ctx context.Context, err error, attempt int) bool {
 	}
 }
 
+// past reports whether the deadline of ctx has passed, though it may not have ended yet.
+func past(ctx context.Context) bool {
+	deadline, ok := ctx.Deadline()
+	return ok && time.Until(deadline) <= 0
+}
+
 // do sends one command and waits for the answer, or until ctx ends; cmd may then not be touched any more.
 func (c *client) do(ctx context.Context, cmd once) error {
 	defer c.inFlight.Add(-1)
 	if c.inFlight.Add(1) <= direct && c.near.Load() && ctx.Err() == nil {
 		err := c.Process(&brief{Context: ctx, until: time.Now().Add(patience)}, cmd)
-		if err != nil && !isReply(err) {
+		if err != nil && !isReply(err) && !past(ctx) {
 			c.near.Store(false) // the next attempt goes by the pipeline, and can be broken off
 		}
 		return err

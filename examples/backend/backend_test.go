@@ -41,6 +41,7 @@ func TestConformance(t *testing.T) {
 			cables.Store(t, c)
 			return locker.New(c, opts...)
 		},
+		Backend: func(t *testing.T) locker.Backend { return open(t) },
 		Features: conformance.Features{
 			Unordered: "a directory has no waiting line: waiters poll",
 		},
