@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// Do locks key, calls f, and unlocks. The context that f gets ends when ctx does, and when the lease is lost:
-// f must then stop, as somebody else may be at work already.
+// Do locks key, calls f, and unlocks, also when f panics. The context that f gets ends when ctx does, and when the lease
+// is lost: f must then stop, as somebody else may be at work already; Do waits for it to return. An f that needs the
+// fencing token calls for Lock instead.
 //
 // Do returns what Lock returned if the lock was not acquired; else f's error, joined with ErrLost if the lease
 // was lost while f ran (also when f returned nil: its work was not protected to the end), or with what kept the

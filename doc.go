@@ -17,7 +17,7 @@
 //
 // # What a lock promises
 //
-// At most one lease of a key is held at any time, as far as the store keeps its promises: the packages of the backends
+// At most one lease of a key is held at any time, as long as the store keeps its promises: the packages of the backends
 // say what a restart or a failover can do. Leases expire after a TTL unless they are renewed, which happens by
 // itself, so a holder that dies blocks nobody for longer than that. A holder that loses its lease learns of it,
 // by Lease.Done, before anybody else can get the key: the deadline counts from when the last confirmed request was sent,
@@ -30,9 +30,10 @@
 //
 // # Errors
 //
-// Every error is an *Error around its reason, so that a caller can tell apart, with errors.Is: somebody holds the key
-// (ErrLocked); the wait ended (the cause of ctx); the lease was held and is lost (ErrLost); and anything else, which
-// is what the store said, or that it did not answer.
+// Every error of a Locker or a Lease is an *Error around its reason, so that a caller can tell apart, with errors.Is:
+// somebody holds the key (ErrLocked); the wait ended (the cause of ctx); the lease was held and is lost (ErrLost); and
+// anything else, which is what the store said, or that it did not answer. Do returns the error of its function as it is,
+// and Lead the bare cause of its ctx.
 //
 // # Concurrency
 //

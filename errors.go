@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// The sentinels. Test for them with errors.Is: what the package returns is always an *Error around one of
+// The sentinels. Test for them with errors.Is: what a Locker or a Lease returns is always an *Error around one of
 // these, around the cause of a context that ended, or around what the store said.
 var (
 	// ErrLocked: somebody else holds the key, or waits for it in a line that TryLock may not overtake.
@@ -34,7 +34,7 @@ var (
 	ErrInvalidOption = errors.New("invalid option")
 )
 
-// Error is the type of every error that a Locker, a Lease, Do or Lead returns by itself.
+// Error is the type of every error that a Locker or a Lease returns.
 type Error struct {
 	Op      string // "lock", "trylock", "unlock", "lease" or "close"
 	Key     string // the key as the caller wrote it, without the prefix

@@ -16,8 +16,8 @@ type Locker interface {
 	// that this same Locker holds waits like any other.
 	//
 	// When ctx ends, Lock returns its cause at once, naming the holder where the store knows it, and nothing stays
-	// locked. Anything that the store says or does that is not an answer ends Lock with that error; Lead is the one
-	// that rides out an outage. Also ErrClosed, ErrInvalidKey and ErrInvalidOption.
+	// locked. If the store fails, or does not answer, Lock returns that error; Lead is the one that rides out an
+	// outage. Also ErrClosed, ErrInvalidKey and ErrInvalidOption.
 	Lock(ctx context.Context, key string, opts ...Option) (*Lease, error)
 
 	// TryLock makes one attempt and does not wait: it returns ErrLocked when the key has a holder, or others who
@@ -25,9 +25,10 @@ type Locker interface {
 	TryLock(ctx context.Context, key string, opts ...Option) (*Lease, error)
 
 	// Close fails those who wait with ErrClosed, unlocks what is held, waits for clean-up that is under way, and
-	// frees the resources that the Locker itself opened. It takes no longer than the leases it unlocks are valid,
-	// plus one TTL; with a store that answers, a round trip. It returns what could not be unlocked. A second Close
-	// waits for the first and returns nil; any later Lock returns ErrClosed.
+	// frees the resources that the Locker itself opened. With a store that answers it takes a round trip; with one that
+	// hangs no longer than the leases it unlocks are valid, plus one TTL, plus what the backend takes (redislock: at
+	// most three seconds). It returns what could not be unlocked. A second Close waits for the first and returns nil;
+	// any later Lock returns ErrClosed.
 	Close() error
 }
 

@@ -39,8 +39,8 @@ type settings struct {
 }
 
 // TTL sets for how long a lease is valid unless it is renewed, which happens by itself three times per TTL: in
-// effect, after how long the key is free again when its holder dies. MinTTL to MaxTTL; DefaultTTL without the
-// option. A backend with coarser time than asked for returns ErrInvalidOption.
+// effect, how long a dead holder blocks the key. MinTTL to MaxTTL; DefaultTTL without the option. A backend that cannot
+// keep d exactly returns ErrInvalidOption.
 func TTL(d time.Duration) Option {
 	return Option{apply: func(s *settings) error {
 		if d < MinTTL || d > MaxTTL {
@@ -69,8 +69,9 @@ func Prefix(s string) Option {
 	}}
 }
 
-// Holder names the holder of the lease, for people: whoever is refused the key is told the name. It plays no
-// part in ownership, and need not be unique. At most MaxHolderLen bytes of valid UTF-8.
+// Holder gives the holder of the lease a human-readable name: whoever is refused the key is told it, in Error.Holder. It
+// plays no part in ownership, which is decided by a random Owner id, and need not be unique. At most MaxHolderLen bytes of
+// valid UTF-8.
 func Holder(name string) Option {
 	return Option{apply: func(s *settings) error {
 		if len(name) > MaxHolderLen || !utf8.ValidString(name) {

@@ -30,8 +30,8 @@ var (
 	// ErrWrongType: there is something else than a lock under the key, such as somebody's hash. It is left alone.
 	ErrWrongType = errors.New("redis: the key holds something that is not a lock")
 
-	// ErrOutOfMemory: the server has reached its maxmemory and evicts nothing. Give it a policy that spares keys with
-	// a TTL, or more memory: a server that evicts locks loses them.
+	// ErrOutOfMemory: the server has reached its maxmemory and cannot or may not evict keys. Give it more memory; do not
+	// let it evict, because then it evicts locks.
 	ErrOutOfMemory = errors.New("redis: the server is out of memory")
 )
 

@@ -1,14 +1,13 @@
-// Package redislock keeps locks in Redis 6.2 or later, and in what speaks its protocol, by way of go-redis v9. One
-// server, for now.
+// Package redislock keeps locks in Redis 6.2 or later, by way of go-redis v9. One server, for now.
 //
 // # The lock
 //
-// A lock is one plain string at exactly prefix+key, set with SET NX PX and owned by who knows its value: the layout of
+// A lock is one plain string at exactly prefix+key, set with SET NX PX and owned by whoever knows its value: the layout of
 // the Redis documentation. It excludes, and is excluded by, every other client that uses it on the same key, such as
 // redsync, bsm/redislock or node-redlock: with Prefix(""), or with the prefix that they use. The default prefix is
 // "locker:".
 //
-// Each operation is one script and one round trip. Operations of concurrent goroutines share connections by way of
+// Each operation is one script and one round trip. Operations of many goroutines share a connection by way of
 // go-redis's automatic pipelining; renewals of many leases go together.
 //
 // # Fencing tokens
@@ -16,35 +15,39 @@
 // The script that grants a lock mints its token: the greater of the previous token plus one and the server's clock in
 // microseconds. The previous one is kept under a companion key that expires an hour after its last use, so nothing
 // piles up; and as the clock goes on, tokens also increase when the server has lost everything. They can only go
-// back if the server's clock is set back across a restart without data, or, after a failover, between servers whose
-// clocks differ by more than the time since the last grant.
+// back if the server loses its data and its clock is set back, or if a replica takes over that had not received the last
+// token and whose clock is behind by more than the time since then.
 //
 // # The waiting line
 //
-// Who is refused joins the line of the key in the same script. Unlock frees the key and calls the first in line with
-// one message to its process; only the first in line may then take the key. The first in line has a second to
-// do that before it is the next one's turn. A message that gets lost costs up to a second, as each process with waiters
-// also asks once a second, for all of them together, which also shows that they are alive: who has not been heard of
-// for four seconds is out of the line. Foreign clients do not know of the line, and overtake it.
+// A refused request joins the key's line, in the same script. Unlock frees the key and calls the first in line with
+// one message to its process; only the first in line may then take the key. It has a second to do that before it is
+// the next one's turn. A message that gets lost costs up to a second, as each process with waiters also asks once a second,
+// for all of them together. That also shows that they are alive: a waiter that has not been heard of for three seconds is
+// dropped. A process that dies while it waits can therefore delay those behind it by as much. Clients of other libraries
+// do not know of the line, and overtake it.
 //
 // # What it does not guarantee
 //
 // A lock is as durable as the server's data. A server that restarts without its data, or a replica that takes
-// over and had not yet received the lock, grants it anew while the former holder still believes in it, until its next
-// renewal, a third of a TTL later. A server that evicts keys with a TTL evicts locks. Where two holders cost
-// money, let the resource check the fencing token; it increases in all of these cases.
+// over and had not yet received the lock, grants it anew while the former holder still believes in it: normally until its
+// next renewal, a third of a TTL later, at worst until its deadline. A server that evicts keys loses locks: set
+// maxmemory-policy to noeviction. Where two holders cost money, let the resource check the fencing token.
 //
 // # Permissions
 //
-// Besides those of connecting (and CLIENT SETINFO, which go-redis can do without), a user needs the commands EVALSHA, EVAL,
-// SUBSCRIBE, and within scripts SET, GET, MGET, DEL, EXISTS, PEXPIRE, PTTL, TIME, ZADD, ZREM, ZRANGE, ZRANGEBYSCORE,
-// ZSCORE and PUBLISH; the keys that begin with the prefix and with "{" and the prefix; and the channels locker:*:
+// A user needs the commands below, the keys that begin with the prefix and with "{" and the prefix, and the channels
+// locker:*. Keys that contain a hash tag of their own, as "a{b}c" does, have companions that begin with that tag in
+// braces: allow ~{b}:locker:* for them. No server configuration is changed.
 //
-//	ACL SETUSER app on >secret ~locker:* ~{locker:* &locker:* -@all +eval +evalsha +subscribe +unsubscribe +ping +hello
-//	  +auth +select +client +set +get +mget +del +exists +pexpire +pttl +time +zadd +zrem +zrange +zrangebyscore +zscore +publish
+//	ACL SETUSER app on >secret ~locker:* ~{locker:* &locker:* -@all +hello +auth +select +client +ping
+//	+eval +evalsha +subscribe +unsubscribe +set +get +del +exists +pexpire +pttl +time
+//	+zadd +zrem +zrange +zrangebyscore +zscore +publish
 //
-// Keys that contain a hash tag of their own ("a{b}c") have companions that begin with that tag in braces. No server
-// configuration is changed.
+// # A server that cannot be reached
+//
+// Lock and TryLock return an error after three attempts, or when a TTL has passed. How long an attempt takes to fail is
+// up to the client: by default go-redis dials five times, a tenth of a second apart (DialerRetries); Open sets that to one.
 package redislock
 
 import (

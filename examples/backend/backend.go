@@ -154,7 +154,7 @@ func (b *backend) enter(ctx context.Context) (now time.Duration, leave func(), e
 	if err == nil {
 		err = flock(ctx, d)
 	}
-	leave = func() { d.Close(); <-b.turn } // the kernel drops the flock with the last descriptor
+	leave = func() { _ = d.Close(); <-b.turn } // the kernel drops the flock with the last descriptor
 	if err != nil {
 		leave()
 	}
@@ -214,7 +214,7 @@ func (b *backend) mint() (token uint64, err error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return 0, err
 	}
-	json.Unmarshal(data, &token) // leaves 0 if there is no token, or if a power failure has spoilt it
+	_ = json.Unmarshal(data, &token) // leaves 0 if there is no token, or if a power failure has spoilt it
 	token = max(token+1, uint64(time.Now().UnixNano()))
 	return token, b.write(b.dir+"/token", token)
 }
