@@ -210,13 +210,19 @@ func (c *core) undo(r Request, g Grant, err error) {
 		g = Grant{}
 	}
 	g.Request = r
-	_ = c.release(g, time.Now().Add(r.TTL), r.TTL, new(callCtx)) // there is nobody to tell
+	// With a long TTL it does not hurry: in an outage, there is one of these for every acquire that failed.
+	longest := min(max(r.TTL/30, longestPause), 10*time.Second)
+	_ = c.release(g, time.Now().Add(r.TTL), r.TTL, new(callCtx), longest) // there is nobody to tell
 }
 
+// longestPause is the longest pause between two attempts to release what somebody waits for.
+const longestPause = 250 * time.Millisecond
+
 // release frees g in the store, trying again after errors until the given time, when the lock ends by itself and which
-// is so much ahead. ErrLost means that the lock was gone before the first attempt. call is room for the context of that.
-func (c *core) release(g Grant, until time.Time, left time.Duration, call *callCtx) error {
-	const first, longest = 5 * time.Millisecond, 250 * time.Millisecond
+// is so much ahead. ErrLost means that the lock was gone before the first attempt. call is room for the context of that;
+// the pauses between the attempts grow up to longest.
+func (c *core) release(g Grant, until time.Time, left time.Duration, call *callCtx, longest time.Duration) error {
+	const first = 5 * time.Millisecond
 	var failure error
 	for delay := first; ; delay = min(2*delay, longest) {
 		err := c.releaseOnce(g, until, left, call)

@@ -109,7 +109,7 @@ func (r Request) Name() string { return r.Prefix + r.Key }
 // ReportLost tells the holder that the store has taken the lock away. A backend calls it when it learns of a loss
 // otherwise than by Renew, before anybody else can be granted the lock: a session ended, an operator freed the
 // key. It returns when the lease's Done is closed. cause becomes part of Lease.Err. Not for the losses that Renew
-// reports; without effect after the first time, and on a request that was not granted.
+// reports. It has no effect on a lease that has ended; a request that is granted after it is given back, and fails.
 func (r Request) ReportLost(cause error) {
 	if r.lease != nil {
 		r.lease.lose(cause)

@@ -17,6 +17,7 @@ type callCtx struct {
 	mu      sync.Mutex
 	derived context.Context // does what a context has to do; nil until it is needed
 	cancel  context.CancelFunc
+	stopped bool
 }
 
 // derive returns the real context.
@@ -25,6 +26,12 @@ func (c *callCtx) derive() context.Context {
 	defer c.mu.Unlock()
 	if c.derived != nil {
 		return c.derived
+	}
+	if c.stopped { // somebody has kept it: nothing may be left registered with its parents
+		ctx, cancel := context.WithCancel(context.WithoutCancel(c.Context))
+		cancel()
+		c.derived = ctx
+		return ctx
 	}
 	if c.until.IsZero() {
 		ctx, cancel := context.WithCancelCause(c.Context)
@@ -40,6 +47,7 @@ func (c *callCtx) derive() context.Context {
 func (c *callCtx) stop() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.stopped = true
 	if c.cancel != nil {
 		c.cancel()
 	}
@@ -50,10 +58,13 @@ func (c *callCtx) Done() <-chan struct{} { return c.derive().Done() }
 
 // Err implements context.Context.
 func (c *callCtx) Err() error {
-	if ctx := c.current(); ctx != nil {
-		return ctx.Err()
-	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	switch {
+	case c.derived != nil:
+		return c.derived.Err()
+	case c.stopped:
+		return context.Canceled
 	case c.Context.Err() != nil:
 		return c.Context.Err()
 	case c.life != nil && c.life.Err() != nil:
@@ -66,17 +77,13 @@ func (c *callCtx) Err() error {
 
 // Value implements context.Context. By the time that package context looks for its own values, it has asked for Done.
 func (c *callCtx) Value(key any) any {
-	if ctx := c.current(); ctx != nil {
-		return ctx.Value(key)
-	}
-	return c.Context.Value(key)
-}
-
-// current returns the real context if there is one yet.
-func (c *callCtx) current() context.Context {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.derived
+	ctx := c.derived
+	c.mu.Unlock()
+	if ctx == nil {
+		ctx = c.Context
+	}
+	return ctx.Value(key)
 }
 
 // Deadline implements context.Context.

@@ -149,7 +149,7 @@ func (l *Lease) release(left time.Duration) error {
 		}
 		left = time.Until(l.deadline)
 	}
-	if err := c.release(l.grant, l.deadline, left, &l.releasing); err != nil {
+	if err := c.release(l.grant, l.deadline, left, &l.releasing, longestPause); err != nil {
 		return c.fail(opUnlock, l.Key(), err)
 	}
 	return nil
@@ -166,13 +166,13 @@ func (l *Lease) begin(ctx context.Context, g Grant) error {
 		return context.Cause(ctx) // granted after the caller gave up: as if it had not been
 	case c.closed:
 		return ErrClosed
+	case l.reason != nil:
+		return l.reason // taken away again before it began
 	case time.Until(deadline) <= 0:
 		return &noAnswer{after: time.Since(g.Sent)}
 	}
 	l.grant, l.deadline = g, deadline
-	if l.reason == nil { // else the store took it away again meanwhile
-		c.schedule.add(c, l)
-	}
+	c.schedule.add(c, l)
 	return nil
 }
 
@@ -298,6 +298,8 @@ func (c *leaseCtx) Err() error {
 	if err := c.Context.Err(); err != nil {
 		return err
 	}
-	_ = c.lease.expire() // cancels this context
+	if reason := c.lease.expire(); reason != nil {
+		c.cancel(c.lease.Err()) // the lease has just ended: whoever ended it is about to do this
+	}
 	return c.Context.Err()
 }

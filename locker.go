@@ -27,7 +27,7 @@ type Locker interface {
 	// Close fails those who wait with ErrClosed, unlocks what is held, waits for clean-up that is under way, and
 	// frees the resources that the Locker itself opened. With a store that answers it takes a round trip; with one that
 	// hangs no longer than the leases it unlocks are valid, plus one TTL, plus what the backend takes (redislock: at
-	// most three seconds). It returns what could not be unlocked. A second Close waits for the first and returns nil;
+	// most two seconds). It returns what could not be unlocked. A second Close waits for the first and returns nil;
 	// any later Lock returns ErrClosed.
 	Close() error
 }

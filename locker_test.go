@@ -600,3 +600,92 @@ func TestDeadlineSeenByTheClientFirst(t *testing.T) {
 type heeding struct{ *fake }
 
 func (heeding) HeedsContext() {}
+
+func TestLostBeforeItBegan(t *testing.T) {
+	f := &fake{}
+	f.acquire = func(_ context.Context, r locker.Request) (locker.Grant, error) {
+		g := f.grant(r)
+		r.ReportLost(errFault) // the session ended while the answer was on its way
+		return g, nil
+	}
+	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+		if _, err := l.TryLock(t.Context(), "k"); !errors.Is(err, locker.ErrLost) || !errors.Is(err, errFault) {
+			t.Errorf("TryLock: %v; want ErrLost with its reason", err)
+		}
+		synctest.Wait()
+		if _, _, released := f.calls(); released != 1 {
+			t.Errorf("%d releases; want 1", released)
+		}
+	})
+}
+
+// From the moment that a lease has ended, its contexts have.
+func TestContextEndsWithItsLease(t *testing.T) {
+	f := &fake{}
+	l := locker.New(f)
+	defer l.Close()
+	for range 2000 {
+		lease := mustLock(t, l, "k")
+		ctx, cancel := lease.Context(t.Context())
+		var wg sync.WaitGroup
+		for range 2 {
+			wg.Go(func() {
+				for lease.Err() == nil {
+				}
+				if ctx.Err() == nil {
+					t.Error("Err of the lease is set, that of its context is not")
+				}
+			})
+		}
+		_ = lease.Unlock()
+		wg.Wait()
+		cancel()
+	}
+}
+
+// In an outage, what is left behind by acquires that failed does not hammer the store for as long as a long TTL lasts.
+func TestUndoDoesNotHurry(t *testing.T) {
+	f := &fake{
+		acquire: func(context.Context, locker.Request) (locker.Grant, error) { return locker.Grant{}, errFault },
+		release: func(context.Context, locker.Grant) error { return errFault },
+	}
+	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+		const acquires = 100
+		for range acquires { // as Lead does it
+			_, _ = l.TryLock(t.Context(), "k")
+			time.Sleep(2 * time.Second)
+		}
+		_, _, before := f.calls()
+		time.Sleep(time.Minute)
+		if _, _, after := f.calls(); after-before > 15*acquires {
+			t.Errorf("%d failed acquires cause %d calls a minute", acquires, after-before)
+		}
+	}, locker.TTL(time.Hour))
+}
+
+func TestContextOfACallEndsWithIt(t *testing.T) {
+	f := &fake{}
+	var kept []context.Context
+	f.acquire = func(ctx context.Context, r locker.Request) (locker.Grant, error) {
+		if len(kept)%2 == 1 {
+			_ = ctx.Done() // some clients ask for it, some do not
+		}
+		kept = append(kept, ctx)
+		return f.grant(r), nil
+	}
+	l := locker.New(heeding{f})
+	defer l.Close()
+	for range 2 {
+		_ = mustLock(t, l, "k").Unlock()
+	}
+	for i, ctx := range kept {
+		select {
+		case <-ctx.Done():
+			if ctx.Err() == nil || ctx.Value(i) != nil {
+				t.Errorf("ctx %d has no error", i)
+			}
+		default:
+			t.Errorf("the context of call %d is alive, and nobody will end it", i)
+		}
+	}
+}

@@ -117,6 +117,7 @@ type shard struct {
 	entries map[string]*entry // the keys that have a holder, or had one that has not been cleared away
 	token   uint64            // the last one given, for any key here: a counter per key would have to be kept for ever
 	spare   *entry            // for reuse
+	grants  int               // since the last sweep
 	_       [64]byte          // keep neighbours off the same cache line
 }
 
@@ -245,6 +246,9 @@ func (s *shard) acquire(name string, r locker.Request, now time.Time) (locker.Gr
 		}
 		return locker.Grant{}, &locker.Held{Holder: e.holder.Holder, Remaining: e.expires.Sub(now)}
 	}
+	if s.grants++; s.grants == sweepEvery {
+		s.sweep(now)
+	}
 	e := s.spare
 	s.spare = nil
 	if e == nil {
@@ -252,6 +256,24 @@ func (s *shard) acquire(name string, r locker.Request, now time.Time) (locker.Gr
 	}
 	s.entries[name] = e
 	return s.grant(e, r, now), nil
+}
+
+// sweepEvery is after how many grants of free keys a shard looks for entries that nobody will ask about any more.
+const sweepEvery = 64
+
+// sweep clears away leases that have run out, among some of the entries: more than were added since the last time, so that
+// what the holders of a million keys did not unlock does not pile up.
+func (s *shard) sweep(now time.Time) {
+	s.grants = 0
+	looked := 0
+	for name, e := range s.entries {
+		if len(e.line) == 0 && !now.Before(e.expires) {
+			s.pass(name, e)
+		}
+		if looked++; looked == 2*sweepEvery {
+			return
+		}
+	}
 }
 
 // Wait implements locker.Queue.

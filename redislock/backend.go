@@ -39,7 +39,8 @@ func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 	if err := check(r); err != nil {
 		return locker.Grant{}, err
 	}
-	token, refusal, err := b.acquire(ctx, r, namesOf(r, b.line.process), false, "")
+	a := attempt{names: namesOf(r, b.line.process), ttl: r.TTL}
+	token, refusal, err := b.acquire(ctx, &a)
 	switch {
 	case err != nil:
 		return locker.Grant{}, err
@@ -56,16 +57,56 @@ type refusal struct {
 	arrival   string        // in the line
 }
 
-// acquire makes one attempt. If join is set it joins the line when refused, at the place of its arrival.
-func (b *backend) acquire(ctx context.Context, r locker.Request, n names, join bool, arrival string) (uint64, *refusal, error) {
-	words := []string{n.lock, n.fence, n.gone, n.queue, n.alive, n.value, ms(r.TTL), n.member, arrival}
-	if !join {
-		words = words[:7]
+// attempt is what an owner does to get a lock.
+type attempt struct {
+	names   names
+	ttl     time.Duration
+	join    bool   // the line, if refused
+	arrival string // in the line; "" if it has not joined it yet
+
+	// doubt is set when a request may still be on its way, because it was given up unanswered: the kernel goes on
+	// sending what was written to a connection that is closed. What is done next leaves a mark, by which it is refused
+	// if it arrives when the owner has gone.
+	doubt bool
+}
+
+// acquire asks for the lock, and again if a connection fails: one from the pool may have been broken long ago.
+func (b *backend) acquire(ctx context.Context, a *attempt) (uint64, *refusal, error) {
+	sent := false
+	var failure error
+	for i := 1; ; i++ {
+		n, doubt := a.names, "0"
+		if a.doubt {
+			doubt = "1"
+		}
+		words := []string{n.lock, n.fence, n.gone, n.queue, n.alive, n.value, ms(a.ttl), doubt, n.member, a.arrival}
+		if !a.join {
+			words = words[:8]
+		}
+		reply, err := b.client.run(ctx, acquireScript, 5, words)
+		if err == nil {
+			return answer(reply)
+		}
+		if !isDial(err) {
+			sent = true
+			a.doubt = a.doubt || !isReply(err)
+		}
+		if failure == nil || !isContext(err) {
+			failure = err // what went wrong says more than that there was no time left to try again
+		}
+		if i == attempts || !pause(ctx, err, i) {
+			break
+		}
 	}
-	reply, err := b.client.runAgain(ctx, acquireScript, 5, words...)
-	if err != nil {
-		return 0, nil, err
+	err := b.client.diagnose(ctx, failure)
+	if !sent {
+		err = locker.NotAcquired(err)
 	}
+	return 0, nil, err
+}
+
+// answer turns a reply to the acquire script into a token, or a refusal.
+func answer(reply any) (uint64, *refusal, error) {
 	switch reply := reply.(type) {
 	case string:
 		token, err := strconv.ParseUint(reply, 10, 64)
@@ -80,11 +121,15 @@ func (b *backend) acquire(ctx context.Context, r locker.Request, n names, join b
 			value, _ := reply[0].(string)
 			left, _ := reply[1].(int64)
 			arrival, _ := reply[2].(string)
-			return 0, &refusal{holderIn(value), time.Duration(max(left, 0)) * time.Millisecond, arrival}, nil
+			return 0, &refusal{holderIn(value), remainingOf(left), arrival}, nil
 		}
 	}
 	return 0, nil, fmt.Errorf("redis: unexpected reply %v", reply)
 }
+
+// remainingOf turns a PTTL into a duration. A lease that is in its last millisecond, of which Redis says 0, still has an
+// end, unlike one that has none, of which it says -1.
+func remainingOf(pttl int64) time.Duration { return time.Duration(max(pttl+1, 0)) * time.Millisecond }
 
 // Renew implements locker.Backend.
 func (b *backend) Renew(ctx context.Context, gs []locker.Grant) []error {
@@ -148,21 +193,25 @@ func (e scriptError) RedisError() {}
 func (b *backend) Release(ctx context.Context, g locker.Grant) error {
 	n := namesOf(g.Request, b.line.process)
 	if g.Token == 0 { // unknown outcome: it may be in line, or still on its way
-		return b.release(ctx, n, n.member, ms(refuseLate))
+		return b.leave(ctx, n, true)
 	}
 	return b.release(ctx, n)
 }
 
-// leave takes a waiter out of line that has no request on its way.
-func (b *backend) leave(ctx context.Context, n names) error {
+// leave takes the owner out of line and gives back what it has. If there is doubt, requests of it that arrive later are
+// refused.
+func (b *backend) leave(ctx context.Context, n names, doubt bool) error {
+	if doubt {
+		return b.release(ctx, n, n.member, "1")
+	}
 	return b.release(ctx, n, n.member, "0")
 }
 
-// release frees the lock; with a member and a time, see release.lua.
-func (b *backend) release(ctx context.Context, n names, memberAndRefuse ...string) error {
-	words := append([]string{n.lock, n.queue, n.alive, n.gone, n.value}, memberAndRefuse...)
+// release frees the lock; with a member and doubt, see release.lua.
+func (b *backend) release(ctx context.Context, n names, memberAndDoubt ...string) error {
+	words := append([]string{n.lock, n.queue, n.alive, n.gone, n.value}, memberAndDoubt...)
 	// Not run again on errors: the second answer would say that the lock was not ours any more. Who called knows that.
-	reply, err := b.client.run(ctx, releaseScript, 4, words...)
+	reply, err := b.client.run(ctx, releaseScript, 4, words)
 	switch {
 	case err != nil:
 		return explain(err)

@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
-
-	"github.com/lockerkit/locker"
 )
 
 // maxTimeout bounds the wait for one answer, for clients that are configured to wait longer or for ever. Redis
@@ -103,7 +101,7 @@ func source(ctx context.Context, s *script, evalsha once) once {
 }
 
 // run executes a script. It does not repeat it after an error, except when the server did not know the script.
-func (c *client) run(ctx context.Context, s *script, keys int, words ...string) (any, error) {
+func (c *client) run(ctx context.Context, s *script, keys int, words []string) (any, error) {
 	cmd := command(ctx, s, keys, words)
 	err := c.do(ctx, cmd)
 	if isNoScript(err) {
@@ -116,34 +114,22 @@ func (c *client) run(ctx context.Context, s *script, keys int, words ...string) 
 	return cmd.Val(), nil
 }
 
-// runAgain executes a script that has the same effect when executed twice, and tries again when the connection fails:
-// one from the pool may have been broken long ago. An error is marked as certain if nothing was ever sent.
-func (c *client) runAgain(ctx context.Context, s *script, keys int, words ...string) (any, error) {
-	sent := false
-	var failure error
-	for attempt := 1; ; attempt++ {
-		reply, err := c.run(ctx, s, keys, words...)
-		if err == nil {
-			return reply, nil
-		}
-		sent = sent || !isDial(err)
-		if failure == nil || !isContext(err) {
-			failure = err // what went wrong says more than that there was no time left to try again
-		}
-		if attempt == attempts || !pause(ctx, err, attempt) {
-			break
-		}
+// diagnose returns a better error for a command that failed, if there is one: a server that wants a password just hangs
+// up on long commands, and says so to a short one.
+func (c *client) diagnose(ctx context.Context, failure error) error {
+	if isReply(failure) || isDial(failure) || ctx.Err() != nil || past(ctx) {
+		return explain(failure)
 	}
-	if !isReply(failure) && !isDial(failure) && ctx.Err() == nil && !past(ctx) {
-		// A server that wants a password just hangs up on long commands. It answers a short one.
-		if err := c.Ping(ctx).Err(); isReply(err) {
+	answer := make(chan error, 1) // a PING does not end with ctx
+	go func() { answer <- c.Ping(ctx).Err() }()
+	select {
+	case err := <-answer:
+		if isReply(err) {
 			failure = err
 		}
+	case <-ctx.Done():
 	}
-	if !sent {
-		return nil, locker.NotAcquired(explain(failure))
-	}
-	return nil, explain(failure)
+	return explain(failure)
 }
 
 // attempts is how many times a command is tried when connections fail.

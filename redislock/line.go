@@ -40,20 +40,22 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 	if err := check(r); err != nil {
 		return locker.Grant{}, err
 	}
-	n := namesOf(r, b.line.process)
-	w := b.line.join(n)
+	a := attempt{names: namesOf(r, b.line.process), ttl: r.TTL, join: true}
+	w := b.line.join(a.names)
 	defer b.line.leave(w)
-	arrival := ""
 	for {
 		sent := time.Now()
-		token, refused, err := b.acquire(hurried{ctx, sent.Add(r.TTL)}, r, n, true, arrival) // a later answer would be of no use
+		token, refused, err := b.acquire(hurried{ctx, sent.Add(r.TTL)}, &a) // a later answer would be of no use
 		switch {
 		case err != nil:
+			if a.arrival != "" { // in line, whatever became of this attempt
+				b.line.withdraw(func(ctx context.Context) error { return b.leave(ctx, a.names, true) })
+			}
 			return locker.Grant{}, err
 		case refused == nil:
 			return locker.Grant{Request: r, Token: token, Sent: sent}, nil
 		}
-		arrival = refused.arrival
+		a.arrival = refused.arrival
 		r.ReportHolder(refused.holder)
 		b.line.expect(w, refused.remaining)
 		select {
@@ -63,8 +65,8 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 		case <-ctx.Done():
 			err = context.Cause(ctx)
 		}
-		b.line.withdraw(func(ctx context.Context) error { return b.leave(ctx, n) })
-		return locker.Grant{}, locker.NotAcquired(err) // nothing is under way, and who is in line is granted nothing
+		b.line.withdraw(func(ctx context.Context) error { return b.leave(ctx, a.names, a.doubt) })
+		return locker.Grant{}, locker.NotAcquired(err) // who is in line is granted nothing
 	}
 }
 
@@ -183,7 +185,7 @@ func (l *line) expect(w *waiter, remaining time.Duration) {
 func nextPoll(remaining time.Duration) time.Duration {
 	next := pollEvery - rand.N(pollEvery/4)
 	if remaining > 0 {
-		next = min(next, remaining+time.Millisecond)
+		next = min(next, remaining)
 	}
 	return next
 }
@@ -439,7 +441,7 @@ func (l *line) answer(q question, reply []any, err error) {
 	}
 	if left, ok := reply[0].(int64); ok && left >= 0 {
 		if k := l.keys[q.names.lock]; k != nil {
-			if ask := time.Now().Add(nextPoll(time.Duration(left) * time.Millisecond)); ask.Before(k.ask) {
+			if ask := time.Now().Add(nextPoll(remainingOf(left))); ask.Before(k.ask) {
 				k.ask = ask
 			}
 		}

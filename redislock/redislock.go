@@ -118,14 +118,16 @@ func (b *backend) String() string { return "redis" }
 
 // Close implements locker.Backend.
 func (b *backend) Close() error {
-	b.line.close()
-	// The pipeline waits for what is under way, for long if the server does not answer. Whoever closes a Locker is in
-	// a hurry then; it ends by itself.
-	piped := make(chan error, 1)
-	go func() { piped <- b.client.close() }()
+	// Both wait for what is under way, for long if the server does not answer. Whoever closes a Locker is in a hurry
+	// then; what is left ends by itself.
+	closed := make(chan error, 1)
+	go func() {
+		b.line.close()
+		closed <- b.client.close()
+	}()
 	var err error
 	select {
-	case err = <-piped:
+	case err = <-closed:
 	case <-time.After(maxTimeout):
 	}
 	if b.closeClient != nil {

@@ -34,7 +34,7 @@ type script struct{ source, sha string }
 // which the server would have to keep.
 func newScript(lua string) *script {
 	lua = strings.ReplaceAll(lua, "$line", lineLua)
-	lua = strings.NewReplacer("$fence", ms(fenceTTL), "$liveness", ms(liveness), "$reservation", ms(reservation)).Replace(lua)
+	lua = strings.NewReplacer("$fence", ms(fenceTTL), "$liveness", ms(liveness), "$reservation", ms(reservation), "$refuse", ms(refuseLate)).Replace(lua)
 	var b strings.Builder
 	for line := range strings.Lines(lua) {
 		line, _, _ = strings.Cut(line, "--")

@@ -1,18 +1,20 @@
 -- One attempt to take a lock, for an owner who may have a place in its line.
 --
 -- KEYS  lock, fence, gone, queue, alive
--- ARGV  value (owner and holder's name), TTL in ms; and to join the line if refused:
---       member of the line, arrival in it ('' the first time)
+-- ARGV  value (owner and holder's name), TTL in ms, '1' if an earlier request of this owner may still be on its way;
+--       and to join the line if refused: member of the line, arrival in it ('' the first time)
 -- Returns the token if granted, {value of the holder, ms left, arrival} if refused, -1 if the owner has given up.
 local lock, fence, gone, queue, alive = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local value, member, arrival = ARGV[1], ARGV[3], ARGV[4]
+local value, doubt, member, arrival = ARGV[1], ARGV[3] == '1', ARGV[4], ARGV[5]
 
 -- The clock in us, as text: numbers of this size take longer to print than anything else here.
 local time = redis.call('TIME')
 local now = time[1] .. string.sub('00000' .. time[2], -6)
 
 -- The token is max(previous + 1, clock): greater than every one before, also when Redis has forgotten the previous one.
+-- In doubt, a mark is left for the earlier request, which does no harm while the owner has the lock, or is in line.
 local function grant()
+  if doubt then redis.call('SET', gone, '1', 'PX', $refuse) end
   local previous = redis.call('SET', fence, now, 'PX', $fence, 'GET')
   if not previous or #previous == #now and previous < now then return now end
   local token = string.format('%.0f', math.max(tonumber(now), tonumber(previous) + 1))
@@ -29,9 +31,10 @@ if free and not special then return grant() end
 if not free and redis.call('GET', lock) == value then
   -- The answer to an earlier attempt of this owner got lost.
   redis.call('PEXPIRE', lock, ARGV[2])
+  if doubt then redis.call('SET', gone, '1', 'PX', $refuse) end
   return redis.call('GET', fence) or grant()
 end
-if special and redis.call('EXISTS', gone) == 1 then
+if special and (free or member) and redis.call('EXISTS', gone) == 1 then
   if free then redis.call('DEL', lock) end
   return -1 -- a late request of an owner who has given up, and whose clean-up came first
 end
@@ -58,5 +61,7 @@ if member then
   redis.call('ZADD', alive, ms + $liveness, member)
   redis.call('PEXPIRE', queue, $liveness)
   redis.call('PEXPIRE', alive, $liveness)
+elseif doubt then
+  redis.call('SET', gone, '1', 'PX', $refuse) -- refused, and that was all
 end
 return {redis.call('GET', lock) or '', redis.call('PTTL', lock), arrival or ''}

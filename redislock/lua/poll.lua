@@ -21,6 +21,7 @@ redis.call('PEXPIRE', alive, $liveness)
 drop_dead(queue, alive, ms)
 
 local left = redis.call('PTTL', lock)
+if left == -1 then redis.call('GET', lock) end -- no lock of ours: if it is none at all, this says so
 if left ~= -2 then
   reply[1] = left
   return reply
@@ -34,6 +35,7 @@ for _, member in ipairs(ARGV) do
     return reply
   end
 end
-if tonumber(redis.call('ZSCORE', alive, head) or 0) > ms + $reservation then call_first(queue, alive) end -- not called yet
+local heard = tonumber(redis.call('ZSCORE', alive, head) or 0)
+if heard == 0 or heard > ms + $reservation then call_first(queue, alive) end -- dead without a trace, or not called yet
 reply[1] = $reservation
 return reply

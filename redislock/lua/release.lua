@@ -2,10 +2,10 @@
 --
 -- KEYS  lock, queue, alive, gone
 -- ARGV  value; and for an owner who may be in line, or have a request on its way:
---       member of the line, ms for which a request of this owner that arrives later is refused ('0' if none can)
+--       member of the line, '1' if a request of this owner may still be on its way: it is then refused
 -- Returns 1 if the lock was this owner's and is free now, else 0.
 local lock, queue, alive, gone = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local value, member, refuse = ARGV[1], ARGV[2], ARGV[3]
+local value, member, doubt = ARGV[1], ARGV[2], ARGV[3] == '1'
 
 -- The type of the key may be another by now, if somebody has overwritten it: then it is not ours.
 local holder = redis.pcall('GET', lock)
@@ -16,7 +16,7 @@ if not member and (not ours or redis.call('EXISTS', queue) == 0) then return our
 $line
 if member then
   leave_line(queue, alive, member)
-  if refuse ~= '0' then redis.call('SET', gone, '1', 'PX', refuse) end
+  if doubt then redis.call('SET', gone, '1', 'PX', $refuse) end
 end
 -- Also when it was not ours but free: it may have been reserved for who has just left the line.
 if ours or not holder then call_first(queue, alive) end

@@ -1,0 +1,153 @@
+package redislock_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/faultproxy"
+	"github.com/lockerkit/locker/internal/redistest"
+	"github.com/lockerkit/locker/redislock"
+)
+
+// holdBack keeps what is sent on the present connections from arriving, as a lost packet does: the kernel goes on sending it
+// after the client has given up and closed the connection.
+func holdBack(proxy *faultproxy.Proxy) {
+	for _, c := range proxy.Conns() {
+		c.Set(faultproxy.Fault{ToServer: faultproxy.Flow{Mode: faultproxy.Hold}})
+	}
+}
+
+// TestLateFirstAttempt has the first attempt to acquire arrive when the second one was answered, and all is over.
+func TestLateFirstAttempt(t *testing.T) {
+	for name, test := range map[string]func(t *testing.T, l, other locker.Locker){
+		"unlocked": func(t *testing.T, l, _ locker.Locker) { mustUnlock(t, mustLock(t, l, "k")) },
+		"refused": func(t *testing.T, l, other locker.Locker) {
+			held := mustLock(t, other, "k")
+			if _, err := l.TryLock(t.Context(), "k"); !errors.Is(err, locker.ErrLocked) {
+				t.Errorf("TryLock: %v; want ErrLocked", err)
+			}
+			mustUnlock(t, held)
+		},
+		"cancelled in line": func(t *testing.T, l, other locker.Locker) {
+			held := mustLock(t, other, "k")
+			ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+			defer cancel()
+			if _, err := l.Lock(ctx, "k"); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("Lock: %v; want DeadlineExceeded", err)
+			}
+			mustUnlock(t, held)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := redistest.New(t, redistest.Options{})
+			rdb, proxy := wired(t, server)
+			admin := dial(t, server.Addr())
+			l, other := open(t, rdb), open(t, admin)
+			for range 5 { // the server is near: commands go out on connections of their own
+				mustUnlock(t, mustLock(t, l, "warm"))
+			}
+			holdBack(proxy)
+			test(t, l, other)
+			dropped := proxy.Dropped()
+			proxy.Heal() // what was held back arrives
+			eventually(t, 5*time.Second, "the late request has been executed", func() bool {
+				return strings.Contains(admin.Info(context.Background(), "commandstats").Val(), "evalsha") && proxy.Dropped() == dropped
+			})
+			time.Sleep(200 * time.Millisecond) // it has arrived, or else the test proves less
+			if value := admin.Get(t.Context(), redislock.DefaultPrefix+"k").Val(); value != "" {
+				t.Errorf("nobody holds the key, and it is locked by %q for %v", value, admin.PTTL(t.Context(), redislock.DefaultPrefix+"k").Val())
+			}
+			lease, err := other.TryLock(t.Context(), "k")
+			if err != nil {
+				t.Fatalf("TryLock of a key that nobody holds: %v", err)
+			}
+			mustUnlock(t, lease)
+		})
+	}
+}
+
+// TestFailedWaiterLeavesTheLine fails a waiter with an error after which nothing is locked. It is in line all the same.
+func TestFailedWaiterLeavesTheLine(t *testing.T) {
+	server := redistest.New(t, redistest.Options{})
+	admin := dial(t, server.Addr())
+	l, other := open(t, dial(t, server.Addr())), open(t, admin)
+	ctx := t.Context()
+	held := mustLock(t, other, "k")
+	failed := make(chan error, 1)
+	go func() {
+		_, err := l.Lock(ctx, "k")
+		failed <- err
+	}()
+	eventually(t, 5*time.Second, "the waiter is in line", func() bool { return inLine(t, admin, "k") == 1 })
+	name := redislock.DefaultPrefix + "k"
+	admin.Del(ctx, name)
+	admin.HSet(ctx, name, "somebody's", "data")
+	if err := <-failed; !errors.Is(err, redislock.ErrWrongType) { // at its next poll
+		t.Errorf("Lock: %v; want ErrWrongType", err)
+	}
+	admin.Del(ctx, name)
+	eventually(t, time.Second, "the waiter has left the line", func() bool { return inLine(t, admin, "k") == 0 })
+	_ = held.Unlock()
+}
+
+// TestLineWithAStranger has somebody in line who was never heard of, as when part of the line was evicted.
+func TestLineWithAStranger(t *testing.T) {
+	server := redistest.New(t, redistest.Options{})
+	rdb := dial(t, server.Addr())
+	l := open(t, rdb)
+	stranger := redis.Z{Score: 1, Member: strings.Repeat("a", 32) + ":" + strings.Repeat("b", 32)}
+	if err := rdb.ZAdd(t.Context(), "{"+redislock.DefaultPrefix+"k}:locker:queue:", stranger).Err(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	lease, err := l.Lock(ctx, "k")
+	if err != nil {
+		t.Fatalf("Lock behind a stranger: %v", err)
+	}
+	mustUnlock(t, lease)
+}
+
+// TestWaitInTheLastMillisecond waits for leases that are just about to end.
+func TestWaitInTheLastMillisecond(t *testing.T) {
+	l := open(t, dial(t, redistest.Address(t)), locker.TTL(20*time.Millisecond), locker.NoRenew())
+	slow := 0
+	for i := range 200 {
+		_ = mustLock(t, l, t.Name())
+		time.Sleep(time.Duration(19000+i*5) * time.Microsecond)
+		start := time.Now()
+		_ = mustLock(t, l, t.Name()).Unlock()
+		if time.Since(start) > 500*time.Millisecond {
+			slow++
+		}
+	}
+	if slow > 2 { // a machine that is busy may be slow once
+		t.Errorf("%d of 200 waits for a lease of 20 ms in its last millisecond took more than half a second", slow)
+	}
+}
+
+// TestCancelledWhileAskingWhy has a server that hangs up on scripts and leaves PING, by which the reason is asked, unanswered.
+func TestCancelledWhileAskingWhy(t *testing.T) {
+	server := redistest.New(t, redistest.Options{})
+	rdb, proxy := wired(t, server)
+	sends := func(what string) func([]byte) bool {
+		return func(sent []byte) bool { return strings.Contains(string(sent), what) }
+	}
+	proxy.SetWhere(sends("evalsha"), faultproxy.Refuse())
+	proxy.SetWhere(sends("ping"), faultproxy.BlackHole())
+	l := open(t, rdb)
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(500*time.Millisecond, cancel)
+	start := time.Now()
+	_, err := l.Lock(ctx, "k")
+	if took := time.Since(start); took > time.Second {
+		t.Errorf("cancelled after 500ms, Lock returned after %v: %v", took, err)
+	}
+}
