@@ -62,7 +62,7 @@ func newClient(uc redis.UniversalClient) *client {
 	clone := plain.WithTimeout(timeout)
 	if clone.Options() != plain.Options() {
 		clone.Options().ContextTimeoutEnabled = true // else go-redis ignores a ctx while it waits for an answer
-		clone.Options().MaxRetries = 0               // who knows what an answer to a repeated command means is runAgain
+		clone.Options().MaxRetries = 0               // backend.acquire repeats what may be repeated
 	}
 	return &client{UniversalClient: clone, clone: true}
 }
@@ -137,10 +137,7 @@ const attempts = 3
 
 // pause reports whether a command that failed with err should be tried again, and waits until then.
 func pause(ctx context.Context, err error, attempt int) bool {
-	if err == nil || isReply(err) || errors.Is(err, redis.ErrClosed) || ctx.Err() != nil {
-		return false
-	}
-	if past(ctx) {
+	if err == nil || isReply(err) || errors.Is(err, redis.ErrClosed) || ctx.Err() != nil || past(ctx) {
 		return false
 	}
 	select {
@@ -205,13 +202,13 @@ type hurried struct {
 func (h hurried) Deadline() (time.Time, bool) { return h.until, true }
 
 // brief is the context of a command on a connection of its own. go-redis turns its deadline into that of the connection,
-// so that it needs no timer, and asks for Done twice: to see whether it has ended already, which do has done, and if it
-// has to wait for a free connection, which is when it gets it. To make a channel that ends when everything does that may
-// end a call costs about as much as to write the command.
+// so that it needs no timer, and asks for Done to see whether it has ended already, which do has done, and again if it
+// has to wait for a free connection, or to make one, which is when it gets a timer. To make a channel that ends when
+// everything does that may end a call costs about as much as to write the command.
 type brief struct {
 	context.Context
 	until time.Time
-	asked bool
+	asked atomic.Bool
 }
 
 // Deadline implements context.Context.
@@ -224,11 +221,23 @@ func (b *brief) Deadline() (time.Time, bool) {
 
 // Done implements context.Context.
 func (b *brief) Done() <-chan struct{} {
-	if !b.asked {
-		b.asked = true
+	if !b.asked.Swap(true) {
 		return nil
 	}
-	return b.Context.Done()
+	ctx, cancel := context.WithDeadline(b.Context, b.until)
+	context.AfterFunc(ctx, cancel) // which is soon, in any case
+	return ctx.Done()
+}
+
+// Err implements context.Context.
+func (b *brief) Err() error {
+	if err := b.Context.Err(); err != nil {
+		return err
+	}
+	if past(b) {
+		return context.DeadlineExceeded
+	}
+	return nil
 }
 
 // batch is a script to be run several times in one round trip.
