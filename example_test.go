@@ -103,6 +103,33 @@ func ExampleLead_grace() {
 	// context canceled
 }
 
+// Who is refused can be told who holds the key.
+func ExampleError() {
+	memory := memlock.New(locker.Holder("worker-7"))
+	lease, _ := memory.TryLock(context.Background(), "orders/42")
+	defer lease.Unlock()
+
+	_, err := memory.Peer().TryLock(context.Background(), "orders/42")
+	var refused *locker.Error
+	if errors.As(err, &refused) && errors.Is(err, locker.ErrLocked) {
+		fmt.Println(refused.Key, "is being handled by", refused.Holder)
+	}
+	// Output: orders/42 is being handled by worker-7
+}
+
+// A lease that nobody renews and nobody unlocks: of all processes that try within a minute, one sends the mail.
+func ExampleNoRenew() {
+	memory := memlock.New()
+	for range 3 { // in production, each in a process of its own
+		_, err := memory.Peer().TryLock(context.Background(), "reminder", locker.TTL(time.Minute), locker.NoRenew())
+		fmt.Println(err == nil)
+	}
+	// Output:
+	// true
+	// false
+	// false
+}
+
 // account is a resource that defends itself: it remembers the greatest token it has seen.
 type account struct {
 	balance int
