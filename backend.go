@@ -2,6 +2,7 @@ package locker
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/hex"
 	"math/rand/v2"
 	"time"
@@ -85,10 +86,8 @@ func (o Owner) String() string { return hex.EncodeToString(o[:]) }
 // newOwner returns a fresh Owner. The generator of math/rand/v2 is ChaCha8, seeded by the operating system;
 // owners must be unique, not secret: who can write to the store can break its locks anyhow.
 func newOwner() (o Owner) {
-	a, b := rand.Uint64(), rand.Uint64()
-	for i := range 8 {
-		o[i], o[8+i] = byte(a>>(8*i)), byte(b>>(8*i))
-	}
+	binary.NativeEndian.PutUint64(o[:8], rand.Uint64())
+	binary.NativeEndian.PutUint64(o[8:], rand.Uint64())
 	return o
 }
 
