@@ -2,7 +2,7 @@ package locker
 
 import (
 	"context"
-	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -13,43 +13,46 @@ type callCtx struct {
 	context.Context
 	until time.Time       // may be zero: then life counts
 	life  context.Context // of the Locker
-
-	mu      sync.Mutex
-	derived context.Context // does what a context has to do; nil until it is needed
-	cancel  context.CancelFunc
-	stopped bool
+	real  atomic.Pointer[realCtx]
 }
+
+// realCtx does what a context has to do, once that is needed.
+type realCtx struct {
+	context.Context
+	cancel context.CancelFunc
+}
+
+// endedCall is the real context of every call that has returned without having needed one. Whoever has kept the context of
+// such a call finds it ended, and leaves nothing registered with its parents.
+var endedCall = func() *realCtx {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return &realCtx{ctx, cancel}
+}()
 
 // derive returns the real context.
 func (c *callCtx) derive() context.Context {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.derived != nil {
-		return c.derived
+	if r := c.real.Load(); r != nil {
+		return r
 	}
-	if c.stopped { // somebody has kept it: nothing may be left registered with its parents
-		ctx, cancel := context.WithCancel(context.WithoutCancel(c.Context))
-		cancel()
-		c.derived = ctx
-		return ctx
-	}
+	r := new(realCtx)
 	if c.until.IsZero() {
 		ctx, cancel := context.WithCancelCause(c.Context)
 		unwatch := context.AfterFunc(c.life, func() { cancel(ErrClosed) })
-		c.derived, c.cancel = ctx, func() { unwatch(); cancel(nil) }
+		r.Context, r.cancel = ctx, func() { unwatch(); cancel(nil) }
 	} else {
-		c.derived, c.cancel = context.WithDeadline(c.Context, c.until)
+		r.Context, r.cancel = context.WithDeadline(c.Context, c.until)
 	}
-	return c.derived
+	if !c.real.CompareAndSwap(nil, r) { // somebody else was first
+		r.cancel()
+	}
+	return c.real.Load()
 }
 
-// stop frees what derive made.
+// stop ends the context.
 func (c *callCtx) stop() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.stopped = true
-	if c.cancel != nil {
-		c.cancel()
+	if !c.real.CompareAndSwap(nil, endedCall) {
+		c.real.Load().cancel()
 	}
 }
 
@@ -58,13 +61,10 @@ func (c *callCtx) Done() <-chan struct{} { return c.derive().Done() }
 
 // Err implements context.Context.
 func (c *callCtx) Err() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	r := c.real.Load()
 	switch {
-	case c.derived != nil:
-		return c.derived.Err()
-	case c.stopped:
-		return context.Canceled
+	case r != nil:
+		return r.Err()
 	case c.Context.Err() != nil:
 		return c.Context.Err()
 	case c.life != nil && c.life.Err() != nil:
@@ -77,13 +77,10 @@ func (c *callCtx) Err() error {
 
 // Value implements context.Context. By the time that package context looks for its own values, it has asked for Done.
 func (c *callCtx) Value(key any) any {
-	c.mu.Lock()
-	ctx := c.derived
-	c.mu.Unlock()
-	if ctx == nil {
-		ctx = c.Context
+	if r := c.real.Load(); r != nil {
+		return r.Value(key)
 	}
-	return ctx.Value(key)
+	return c.Context.Value(key)
 }
 
 // Deadline implements context.Context.

@@ -30,7 +30,7 @@ func renewalInterval(ttl time.Duration) time.Duration { return ttl / 3 }
 func slack(ttl time.Duration) time.Duration { return renewalInterval(ttl) / 10 }
 
 func (s *schedule) add(c *core, l *Lease) {
-	l.plan(l.grant.Sent, rand.Float64())
+	l.plan(l.grant.Sent, float64(l.grant.Owner[0])/256) // the owner is as random as anything
 	heap.Push(&s.leases, l)
 	s.arm(c)
 }
