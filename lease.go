@@ -201,6 +201,12 @@ func (e ending) announce() {
 	}
 }
 
+func announce(ends []ending) {
+	for _, e := range ends {
+		e.announce()
+	}
+}
+
 // endLocked ends l for the given reason. The caller holds core.mu, and calls announce of the result when it does not.
 func (l *Lease) endLocked(reason error) ending {
 	l.reason = reason

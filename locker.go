@@ -168,9 +168,7 @@ func (c *core) Close() error {
 	}
 	c.schedule.stop()
 	c.mu.Unlock()
-	for _, e := range ends {
-		e.announce()
-	}
+	announce(ends)
 
 	errs := make([]error, len(held)+1)
 	parallel(len(held), func(i int) { errs[i] = held[i].release(time.Until(held[i].deadline)) })

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 )
 
@@ -119,9 +120,7 @@ func (c *core) attend() {
 	}
 	c.arm(c)
 	c.mu.Unlock()
-	for _, e := range ends {
-		e.announce()
-	}
+	announce(ends)
 	if len(due) > 0 {
 		defer c.calls.Done()
 		c.renew(due)
@@ -142,23 +141,23 @@ func (c *core) renew(due []*Lease) {
 	ctx, cancel := context.WithDeadline(context.Background(), sent.Add(bound))
 	errs := c.backend.Renew(ctx, grants)
 	cancel()
+	if len(errs) != len(grants) {
+		err := fmt.Errorf("%s.Renew returned %d results for %d grants", c.name, len(errs), len(grants))
+		errs = slices.Repeat([]error{err}, len(grants))
+	}
 
 	c.mu.Lock()
 	var ends []ending
 	now := time.Now()
 	jitter := rand.Float64()
 	for i, l := range due {
-		err := fmt.Errorf("%s.Renew returned %d results for %d grants", c.name, len(errs), len(grants))
-		if len(errs) == len(grants) {
-			err = errs[i]
+		if e := l.renewedLocked(sent, now, jitter, errs[i]); e.lease != nil {
+			ends = append(ends, e)
 		}
-		ends = append(ends, l.renewedLocked(sent, now, jitter, err))
 	}
 	c.arm(c)
 	c.mu.Unlock()
-	for _, e := range ends {
-		e.announce()
-	}
+	announce(ends)
 }
 
 // renewedLocked applies the answer to a renewal that was sent at the given time.

@@ -142,8 +142,7 @@ func (b *backend) Renew(ctx context.Context, gs []locker.Grant) []error {
 		part := gs[i:min(i+together, len(gs))]
 		words := make([]string, 3*len(part))
 		for i, g := range part {
-			n := namesOf(g.Request, b.line.process)
-			words[i], words[len(part)+2*i], words[len(part)+2*i+1] = n.lock, n.value, ms(g.TTL)
+			words[i], words[len(part)+2*i], words[len(part)+2*i+1] = g.Name(), valueOf(g.Owner.String(), g.Holder), ms(g.TTL)
 		}
 		work.add(ctx, len(part), words)
 	}

@@ -33,10 +33,10 @@ func namesOf(r locker.Request, process string) names {
 	if tag == lock {
 		rest = ""
 	}
-	// One string holds them all: this is done for every operation.
+	// One string holds all of these: this is done for every operation.
 	var b strings.Builder
-	b.Grow(4*(len(tag)+len(companionMark)+len(rest)+8) + 3*len(owner) + len(r.Holder) + len(process) + 8)
-	var ends [6]int
+	b.Grow(4*(len(tag)+len(companionMark)+len(rest)+8) + 2*len(owner) + len(process) + 2)
+	var ends [4]int
 	for i, kind := range [...]string{"fence:", "queue:", "alive:", "gone:"} {
 		b.WriteByte('{')
 		b.WriteString(tag)
@@ -49,21 +49,22 @@ func namesOf(r locker.Request, process string) names {
 		}
 		ends[i] = b.Len()
 	}
-	b.WriteString(owner)
-	if r.Holder != "" {
-		b.WriteByte(':')
-		b.WriteString(r.Holder)
-	}
-	ends[4] = b.Len()
 	b.WriteString(process)
 	b.WriteByte(':')
 	b.WriteString(owner)
-	ends[5] = b.Len()
 	all := b.String()
 	return names{
 		lock: lock, fence: all[:ends[0]], queue: all[ends[0]:ends[1]], alive: all[ends[1]:ends[2]],
-		gone: all[ends[2]:ends[3]], value: all[ends[3]:ends[4]], member: all[ends[4]:],
+		gone: all[ends[2]:ends[3]], value: valueOf(owner, r.Holder), member: all[ends[3]:],
 	}
+}
+
+// valueOf returns what a lock is set to: the owner, by which it is recognised, and the holder's name, for people.
+func valueOf(owner, holder string) string {
+	if holder == "" {
+		return owner
+	}
+	return owner + ":" + holder
 }
 
 // holderIn returns the holder's name in the value of a lock; a foreign client's value has none.

@@ -381,16 +381,11 @@ func (l *line) nextAsk() (next time.Time, waiting bool) {
 	defer l.mu.Unlock()
 	next = time.Now().Add(pollEvery)
 	for _, k := range l.keys {
-		next = earlier(next, k.ask)
+		if k.ask.Before(next) {
+			next = k.ask
+		}
 	}
 	return next, len(l.keys) > 0
-}
-
-func earlier(a, b time.Time) time.Time {
-	if a.Before(b) {
-		return a
-	}
-	return b
 }
 
 // ask asks about keys and calls those whose turn it is.
