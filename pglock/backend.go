@@ -1,0 +1,369 @@
+package pglock
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/lockerkit/locker"
+)
+
+// maxTimeout is the longest idle_session_timeout that Postgres accepts.
+const maxTimeout = (1<<31 - 1) * time.Millisecond
+
+// backend is a locker.Backend and locker.Queue.
+//
+// Session locks stack: a session that asks again for what it has gets it. So everything that this Locker has or asks for is
+// in a table here, and one request per key is under way at a time.
+type backend struct {
+	connector
+	invalid error // of the configuration
+
+	life    context.Context // ends with Close
+	end     context.CancelFunc
+	running sync.WaitGroup // what goes on without a caller
+
+	mu       sync.Mutex
+	closed   bool
+	slots    map[int64]*slot
+	sessions map[*session]struct{} // all of them
+	leases   []*leaseSession       // for locks taken without waiting, one for each TTL
+	waits    waitSessions
+}
+
+var (
+	_ locker.Backend      = (*backend)(nil)
+	_ locker.Queue        = (*backend)(nil)
+	_ locker.HeedsContext = (*backend)(nil)
+)
+
+// slot is what this Locker knows of a key that it holds, tries to take, or waits for.
+type slot struct {
+	key     int64
+	held    *holding      // nil unless this Locker holds the key
+	leaving *release      // of who has held it last, while that is under way
+	busy    int           // how many requests for the key are under way
+	settled chan struct{} // made on demand; closed when busy becomes 0
+	line    []*waiter     // who waits for the key here, in order of arrival
+	place   *place        // of the first of them in Postgres's line; nil if there is none
+	poll    *time.Timer   // runs while there is a line without a place
+	refused int           // how often the poll was refused in a row
+}
+
+// holding is a lock that a session has.
+type holding struct {
+	request locker.Request
+	token   uint64
+	slot    *slot
+	session *session
+	expires time.Time // when it is given back unless it is renewed
+}
+
+// release is a lock on its way back.
+type release struct {
+	owner locker.Owner
+	done  chan struct{} // closed when err is set
+	err   error
+}
+
+// HeedsContext implements locker.HeedsContext.
+func (b *backend) HeedsContext() {}
+
+// String names the backend in errors.
+func (b *backend) String() string { return "postgres" }
+
+// check refuses what cannot be kept, before the server is asked.
+func (b *backend) check(r locker.Request) error {
+	switch {
+	case b.invalid != nil:
+		return b.invalid
+	case r.TTL%time.Millisecond != 0:
+		return fmt.Errorf("%w: TTL(%v) is not a whole number of milliseconds, which is what Postgres counts in", locker.ErrInvalidOption, r.TTL)
+	case r.TTL > maxTimeout:
+		return fmt.Errorf("%w: TTL(%v) is longer than %v, the longest that Postgres can count", locker.ErrInvalidOption, r.TTL, maxTimeout)
+	}
+	return nil
+}
+
+// expiry is when a lock that was asked for, or renewed, at the given time is given back: when its holder has stopped trusting
+// it, and before the server would end an otherwise idle session. See locker.Grant for the former.
+func expiry(sent time.Time, ttl time.Duration) time.Time {
+	return sent.Add(ttl - ttl/200 - time.Millisecond)
+}
+
+// Acquire implements locker.Backend.
+func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	if err := b.check(r); err != nil {
+		return locker.Grant{}, err
+	}
+	b.mu.Lock()
+	s, err := b.settle(ctx, Key(r.Name()))
+	if err != nil {
+		return locker.Grant{}, err
+	}
+	switch {
+	case s.held != nil && s.held.request.Owner == r.Owner:
+		return b.again(ctx, s.held)
+	case s.held != nil || len(s.line) > 0:
+		b.mu.Unlock()
+		return locker.Grant{}, locker.ErrLocked
+	}
+	return b.try(ctx, s, r)
+}
+
+// settle returns the slot of a key when no request for it is under way. It is called with b.mu held, and returns so unless
+// there is an error.
+func (b *backend) settle(ctx context.Context, key int64) (*slot, error) {
+	for {
+		s := b.slots[key]
+		if s == nil {
+			s = &slot{key: key}
+			b.slots[key] = s
+		}
+		if s.busy == 0 || len(s.line) > 0 {
+			return s, nil
+		}
+		if s.settled == nil {
+			s.settled = make(chan struct{})
+		}
+		settled := s.settled
+		b.mu.Unlock()
+		select {
+		case <-settled:
+		case <-ctx.Done():
+			return nil, locker.NotAcquired(context.Cause(ctx))
+		}
+		b.mu.Lock()
+	}
+}
+
+// finish notes that a request for the key is over. b.mu is held.
+func (b *backend) finish(s *slot) {
+	s.busy--
+	if s.busy == 0 && s.settled != nil {
+		close(s.settled)
+		s.settled = nil
+	}
+	b.tidy(s)
+}
+
+// tidy forgets a slot about which there is nothing to know. b.mu is held.
+func (b *backend) tidy(s *slot) {
+	if s.busy == 0 && s.held == nil && len(s.line) == 0 && s.settled == nil && b.slots[s.key] == s {
+		delete(b.slots, s.key)
+	}
+}
+
+// attempt is a try for a lock that somebody waits for.
+type attempt struct {
+	slot    *slot
+	request locker.Request
+	left    bool // nobody waits any more
+	done    chan attempted
+}
+
+type attempted struct {
+	grant locker.Grant
+	err   error
+}
+
+// try asks for the lock of a slot once. It is called with b.mu held, which it releases.
+func (b *backend) try(ctx context.Context, s *slot, r locker.Request) (locker.Grant, error) {
+	a := &attempt{slot: s, request: r, done: make(chan attempted, 1)}
+	s.busy++
+	l := b.leaseSession(r.TTL)
+	b.mu.Unlock()
+	select {
+	case <-l.ready:
+	default:
+		select {
+		case <-l.ready:
+		case <-ctx.Done():
+			b.mu.Lock()
+			b.finish(s)
+			b.mu.Unlock()
+			return locker.Grant{}, locker.NotAcquired(context.Cause(ctx))
+		}
+	}
+	if l.err != nil {
+		b.mu.Lock()
+		b.finish(s)
+		b.mu.Unlock()
+		return locker.Grant{}, locker.NotAcquired(l.err)
+	}
+	l.session.submit(&request{key: s.key, then: func(o outcome) { b.tried(a, l.session, o) }})
+	select {
+	case d := <-a.done:
+		return d.grant, d.err
+	case <-ctx.Done():
+	}
+	b.mu.Lock()
+	a.left = true
+	b.mu.Unlock()
+	select {
+	case d := <-a.done: // just now
+		return d.grant, d.err
+	default:
+		return locker.Grant{}, locker.NotAcquired(context.Cause(ctx)) // what it may still be granted is given back
+	}
+}
+
+// tried deals with the outcome of an attempt.
+func (b *backend) tried(a *attempt, s *session, o outcome) {
+	b.mu.Lock()
+	var d attempted
+	switch {
+	case o.err != nil:
+		d.err = locker.NotAcquired(explain(o.err))
+	case !o.done:
+		d.err = locker.ErrLocked
+	case a.left:
+		b.mu.Unlock()
+		b.giveBack(a.slot, s, nil)
+		return
+	default:
+		d.grant, d.err = b.hold(a.slot, s, a.request, o)
+	}
+	b.finish(a.slot)
+	a.done <- d
+	b.mu.Unlock()
+}
+
+// hold notes that a session has a lock for a request. b.mu is held.
+func (b *backend) hold(sl *slot, s *session, r locker.Request, o outcome) (locker.Grant, error) {
+	if s.dead {
+		return locker.Grant{}, locker.NotAcquired(errSilent)
+	}
+	h := &holding{request: r, token: o.token, slot: sl, session: s, expires: expiry(o.sent, r.TTL)}
+	sl.held = h
+	s.locks[sl.key] = h
+	b.sweepAt(s, h.expires)
+	return locker.Grant{Request: r, Token: o.token, Sent: o.sent}, nil
+}
+
+// giveBack gives a lock back that nobody wants, and then calls then. The slot is busy until then.
+func (b *backend) giveBack(sl *slot, s *session, then func()) {
+	s.submit(&request{key: sl.key, unlock: true, then: func(outcome) {
+		b.mu.Lock()
+		b.finish(sl)
+		b.mu.Unlock()
+		if then != nil {
+			then()
+		}
+	}})
+}
+
+// again is Acquire for an owner that has the lock already. It is called with b.mu held, which it releases.
+func (b *backend) again(ctx context.Context, h *holding) (locker.Grant, error) {
+	b.mu.Unlock()
+	g := locker.Grant{Request: h.request, Token: h.token, Sent: time.Now()}
+	if err := b.Renew(ctx, []locker.Grant{g})[0]; err != nil {
+		return locker.Grant{}, err
+	}
+	return g, nil
+}
+
+// Renew implements locker.Backend. A lock is as alive as its session, so that one heartbeat renews all that are in one.
+func (b *backend) Renew(ctx context.Context, gs []locker.Grant) []error {
+	errs := make([]error, len(gs))
+	holdings := make([]*holding, len(gs))
+	sessions := make(map[*session]error)
+	b.mu.Lock()
+	for i, g := range gs {
+		s := b.slots[Key(g.Name())]
+		if s == nil || s.held == nil || s.held.request.Owner != g.Owner {
+			errs[i] = locker.ErrLost
+			continue
+		}
+		holdings[i] = s.held
+		sessions[s.held.session] = nil
+	}
+	b.mu.Unlock()
+	if len(sessions) == 0 {
+		return errs
+	}
+	sent := time.Now()
+	beats := make(map[*session]chan error, len(sessions))
+	for s := range sessions {
+		beat := make(chan error, 1)
+		beats[s] = beat
+		s.heartbeat(func(a answer) { beat <- a.err })
+	}
+	for s, beat := range beats {
+		select {
+		case sessions[s] = <-beat:
+		case <-ctx.Done():
+			sessions[s] = errNoAnswer
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i, h := range holdings {
+		switch {
+		case h == nil:
+		case h.slot.held != h:
+			errs[i] = locker.ErrLost // given back or lost meanwhile
+		case sessions[h.session] != nil:
+			errs[i] = explain(sessions[h.session])
+		default:
+			h.expires = expiry(sent, h.request.TTL)
+		}
+	}
+	return errs
+}
+
+// Release implements locker.Backend.
+func (b *backend) Release(ctx context.Context, g locker.Grant) error {
+	b.mu.Lock()
+	s := b.slots[Key(g.Name())]
+	var rel *release
+	switch {
+	case s == nil:
+	case s.held != nil && s.held.request.Owner == g.Owner:
+		rel = b.letGo(s.held) // releases b.mu
+	case s.leaving != nil && s.leaving.owner == g.Owner:
+		rel = s.leaving // under way since a call that has not waited for the end
+		b.mu.Unlock()
+	default:
+		s = nil
+	}
+	if s == nil {
+		b.mu.Unlock()
+		return locker.ErrLost
+	}
+	select {
+	case <-rel.done:
+		return rel.err
+	case <-ctx.Done():
+		return explain(ctx.Err())
+	}
+}
+
+// letGo gives back a lock that is held. It is called with b.mu held, which it releases.
+func (b *backend) letGo(h *holding) *release {
+	s, session := h.slot, h.session
+	rel := &release{owner: h.request.Owner, done: make(chan struct{})}
+	s.held, s.leaving = nil, rel
+	s.busy++
+	delete(session.locks, s.key)
+	session.used = time.Now()
+	b.mu.Unlock()
+	session.submit(&request{key: s.key, unlock: true, then: func(o outcome) {
+		switch {
+		case o.err != nil:
+			rel.err = o.err
+		case !o.done:
+			rel.err = fmt.Errorf("%w: %w", locker.ErrLost, errUnowned)
+		}
+		b.mu.Lock()
+		if s.leaving == rel {
+			s.leaving = nil
+		}
+		b.finish(s)
+		b.mu.Unlock()
+		close(rel.done)
+		b.park(session)
+	}})
+	return rel
+}

@@ -1,0 +1,229 @@
+package pglock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+const (
+	// connectWithin bounds the making of a connection, with everything that has to be set on it.
+	connectWithin = 10 * time.Second
+
+	// oldest is the first version of Postgres that has idle_session_timeout and client_connection_check_interval.
+	oldest = 14
+
+	// checkEvery is how often a server looks whether somebody who waits in line is still there.
+	checkEvery = time.Second
+)
+
+// connector makes sessions.
+type connector struct {
+	config        *pgx.ConnConfig
+	beforeConnect func(context.Context, *pgx.ConnConfig) error // of the pool; may be nil
+	afterConnect  func(context.Context, *pgx.Conn) error       // likewise
+	namespace     string
+	create        bool // the tables, if they are missing
+	sql           statements
+}
+
+// connect makes a connection on which nothing remains but to send requests.
+func (c *connector) connect(ctx context.Context, timeout time.Duration) (*pgconn.PgConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectWithin)
+	defer cancel()
+	config := c.config.Copy()
+	if c.beforeConnect != nil {
+		if err := c.beforeConnect(ctx, config); err != nil {
+			return nil, err
+		}
+	}
+	if config.RuntimeParams["application_name"] == "" {
+		config.RuntimeParams["application_name"] = "locker"
+	}
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		return nil, explain(err)
+	}
+	if err := c.prepare(ctx, conn, timeout); err != nil {
+		// Not a polite end, for which the server would have to answer.
+		_ = conn.PgConn().Conn().Close()
+		return nil, explain(err)
+	}
+	keepAlive(conn.PgConn().Conn())
+	return conn.PgConn(), nil
+}
+
+// prepare makes a new connection fit to carry locks, or says why it cannot be.
+func (c *connector) prepare(ctx context.Context, conn *pgx.Conn, timeout time.Duration) error {
+	if c.afterConnect != nil {
+		if err := c.afterConnect(ctx, conn); err != nil {
+			return err
+		}
+	}
+	pg := conn.PgConn()
+	if err := checkVersion(pg.ParameterStatus("server_version")); err != nil {
+		return err
+	}
+	if err := checkServer(ctx, pg); err != nil { // before anything is set, which a pooler would hand to others
+		return err
+	}
+	if err := applySettings(ctx, pg, timeout); err != nil {
+		return err
+	}
+	err := pg.Exec(ctx, c.sql.prepare).Close()
+	if isCode(err, "42P01", "3F000") { // undefined table, undefined schema
+		if !c.create {
+			return fmt.Errorf("%w: %w", ErrNoTables, err)
+		}
+		if err = c.createTables(ctx, pg); err == nil {
+			err = pg.Exec(ctx, c.sql.prepare).Close()
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return pg.SyncConn(ctx)
+}
+
+// settingsSQL sets what a role, a database or a connection string might have set otherwise.
+const settingsSQL = `
+SET search_path = pg_catalog;
+SET client_min_messages = error;
+SET default_transaction_read_only = off;
+SET default_transaction_isolation = 'read committed';
+SET transaction_isolation = 'read committed';
+SET statement_timeout = 0;
+SET lock_timeout = 0;
+SET idle_in_transaction_session_timeout = 0;
+SET plan_cache_mode = force_generic_plan;
+SET jit = off;
+SELECT set_config('transaction_timeout', '0', false) WHERE current_setting('transaction_timeout', true) IS NOT NULL;
+SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') <> 'remote_apply';
+`
+
+// timeoutSQL makes the server end the session when nothing has come for so long, and not before: a server that gave up a
+// dead connection sooner would free locks that their holder, who is cut off, still trusts.
+func timeoutSQL(d time.Duration) string {
+	const longestKeepalive = 32767 // seconds, on Linux; the user timeout counts beyond it
+	later := d + time.Second
+	return fmt.Sprintf("SET idle_session_timeout = %d;SET tcp_user_timeout = %d;SET tcp_keepalives_idle = %d;",
+		d.Milliseconds(), min(later.Milliseconds(), maxTimeout.Milliseconds()), min(int64(later/time.Second)+1, longestKeepalive))
+}
+
+// applySettings makes the settings, and checks that the one which matters most has been made.
+func applySettings(ctx context.Context, pg *pgconn.PgConn, timeout time.Duration) error {
+	if err := pg.Exec(ctx, settingsSQL+timeoutSQL(timeout)).Close(); err != nil {
+		return fmt.Errorf("%w: %w", ErrSettings, err)
+	}
+	// Some platforms cannot do this one, which only helps to find dead waiters sooner.
+	_ = pg.Exec(ctx, fmt.Sprintf("SET client_connection_check_interval = %d", checkEvery.Milliseconds())).Close()
+	row, err := queryRow(ctx, pg, "SELECT setting FROM pg_settings WHERE name = 'idle_session_timeout'", 1)
+	if err != nil {
+		return err
+	}
+	if row[0] != strconv.FormatInt(timeout.Milliseconds(), 10) {
+		return fmt.Errorf("%w: idle_session_timeout was set to %d ms, but is %s ms", ErrSettings, timeout.Milliseconds(), row[0])
+	}
+	return nil
+}
+
+// checkServer refuses connections to something that is not fit to carry locks.
+func checkServer(ctx context.Context, pg *pgconn.PgConn) error {
+	row, err := queryRow(ctx, pg, "SELECT pg_backend_pid(), pg_is_in_recovery()", 2)
+	if err != nil {
+		return err
+	}
+	// A pooler has to tell its clients a process id of its own making, so that it can tell whom they want to cancel.
+	if row[0] != strconv.FormatUint(uint64(pg.PID()), 10) {
+		return fmt.Errorf("%w: it was said to belong to process %d of the server, but statements are executed by process %s", ErrPooler, pg.PID(), row[0])
+	}
+	if row[1] == "t" {
+		return ErrStandby
+	}
+	return nil
+}
+
+// queryRow returns the one row, of so many columns, that a query has to return.
+func queryRow(ctx context.Context, pg *pgconn.PgConn, sql string, columns int) ([]string, error) {
+	results, err := pg.Exec(ctx, sql).ReadAll()
+	if err != nil {
+		return nil, err
+	}
+	if len(results) != 1 || len(results[0].Rows) != 1 || len(results[0].Rows[0]) != columns {
+		return nil, fmt.Errorf("%w: unexpected result of %s", errMismatch, sql)
+	}
+	row := make([]string, columns)
+	for i, v := range results[0].Rows[0] {
+		row[i] = string(v)
+	}
+	return row, nil
+}
+
+// checkVersion refuses servers that lack what a lease needs.
+func checkVersion(version string) error {
+	digits := version
+	if i := strings.IndexFunc(version, func(r rune) bool { return r < '0' || r > '9' }); i >= 0 {
+		digits = version[:i]
+	}
+	if major, err := strconv.Atoi(digits); err != nil || major < oldest {
+		return fmt.Errorf("%w: the server says that its version is %q", ErrVersion, version)
+	}
+	return nil
+}
+
+// createTables creates the tables, one process at a time: CREATE ... IF NOT EXISTS is not safe against another that
+// does the same.
+func (c *connector) createTables(ctx context.Context, pg *pgconn.PgConn) error {
+	// The namespace may be there, and the role allowed to create tables in it, but not namespaces.
+	row, err := queryRow(ctx, pg, "SELECT to_regnamespace("+literal(pgx.Identifier{c.namespace}.Sanitize())+") IS NULL", 1)
+	if err != nil {
+		return err
+	}
+	create := c.sql.tables
+	if row[0] == "t" {
+		create = c.sql.namespace + create
+	}
+	const oneByOne = "SELECT pg_advisory_xact_lock(1819239275, 1701147252);" // "lock", "er"
+	err = pg.Exec(ctx, oneByOne+create).Close()
+	if isCode(err, "23505", "42P06", "42P07", "42710") { // somebody who creates them by hand was faster
+		err = pg.Exec(ctx, oneByOne+create).Close()
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrNoTables, err)
+	}
+	return nil
+}
+
+func literal(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
+
+// keepAlive makes the kernel ask whether the other end is still there, for the sake of sessions that wait in line, and
+// have nothing to send.
+func keepAlive(conn net.Conn) {
+	if c, ok := conn.(interface{ NetConn() net.Conn }); ok { // TLS
+		conn = c.NetConn()
+	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 5 * time.Second, Count: 3})
+	}
+}
+
+// isCode reports whether err is an error of the server with one of the codes.
+func isCode(err error, codes ...string) bool {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return false
+	}
+	for _, code := range codes {
+		if pg.Code == code {
+			return true
+		}
+	}
+	return false
+}

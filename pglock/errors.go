@@ -1,0 +1,98 @@
+package pglock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/lockerkit/locker"
+)
+
+// What a Postgres that answers may say instead of yes or no. The error of a Lock wraps one of these, together with what
+// the server said; none of them is ever ErrLocked.
+var (
+	// ErrPooler: the connection goes through a pooler, such as PgBouncer, which hands each transaction to another session of
+	// the server. Locks belong to sessions. Connect to the server itself. A pooler in session mode is refused too, as it
+	// cannot be told apart with certainty.
+	ErrPooler = errors.New("postgres: connected through a pooler; locks need a direct connection")
+
+	// ErrVersion: the server is older than Postgres 14, and cannot end idle sessions by itself.
+	ErrVersion = errors.New("postgres: the server is too old; locks need Postgres 14 or later")
+
+	// ErrStandby: the server is a standby, whose locks exclude nobody on the primary. The connection string has the wrong
+	// host, or lacks target_session_attrs=read-write; or a failover is under way.
+	ErrStandby = errors.New("postgres: the server is a standby")
+
+	// ErrSettings: a setting that a lease depends on, such as idle_session_timeout, was refused or has no effect.
+	ErrSettings = errors.New("postgres: a setting was refused")
+
+	// ErrNoTables: the tables for fencing tokens are missing, and could not be created or were not to be: apply
+	// SchemaSQL with a role that may.
+	ErrNoTables = errors.New("postgres: the tables for fencing tokens are missing")
+
+	// ErrPermission: the role lacks a permission. SchemaSQL lists what is needed.
+	ErrPermission = errors.New("postgres: the role lacks a permission")
+
+	// ErrAuth: the server refused the role or its password.
+	ErrAuth = errors.New("postgres: authentication failed")
+
+	// ErrTooManyConnections: the server, or the role's or the database's limit, allows no further connection.
+	ErrTooManyConnections = errors.New("postgres: too many connections")
+
+	// ErrLockTableFull: the server's lock table is full, which everybody on the server suffers from. It has room for
+	// max_locks_per_transaction times max_connections locks: hold fewer, or raise the former.
+	ErrLockTableFull = errors.New("postgres: the lock table is full")
+
+	// ErrShutdown: the server is shutting down, starting, or recovering from a crash, or an administrator has ended the
+	// session.
+	ErrShutdown = errors.New("postgres: the server is shutting down or starting")
+)
+
+// meanings are the codes of errors (https://www.postgresql.org/docs/current/errcodes-appendix.html).
+var meanings = map[string]error{
+	"28000": ErrAuth, // invalid_authorization_specification
+	"28P01": ErrAuth, // invalid_password
+	"42501": ErrPermission,
+	"25006": ErrStandby, // read_only_sql_transaction
+	"42P01": ErrNoTables,
+	"3F000": ErrNoTables,
+	"53200": ErrLockTableFull, // out_of_memory, which is also what the lock table reports
+	"53300": ErrTooManyConnections,
+	"57P01": ErrShutdown, // admin_shutdown
+	"57P02": ErrShutdown, // crash_shutdown
+	"57P03": ErrShutdown, // cannot_connect_now
+}
+
+var (
+	errNoAnswer = errors.New("postgres: the server did not answer in time")
+	errNoTokens = fmt.Errorf("%w: a row of them has been deleted", ErrNoTables)
+	errExpired  = errors.New("its TTL has passed, and it was not renewed")
+	errSilent   = errors.New("postgres: the server did not answer")
+	errUnowned  = errors.New("postgres: the session did not have the lock any more")
+)
+
+// explain makes an error of the server one of the above, if it is one.
+func explain(err error) error {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+			// Of a bound that is ours: for the caller of Lock, whose own ctx has not ended, these mean something else.
+			return fmt.Errorf("%w: %s", errNoAnswer, err)
+		}
+		return err
+	}
+	if meaning := meanings[pg.Code]; meaning != nil && !errors.Is(err, meaning) {
+		return fmt.Errorf("%w: %w", meaning, err)
+	}
+	return err
+}
+
+// sessionOver is the error of what a session had to do when it ended, and the reason for which its leases are lost.
+func sessionOver(err error) error {
+	if errors.Is(err, locker.ErrClosed) {
+		return err
+	}
+	return fmt.Errorf("postgres: the session is over, and with it its locks: %w", explain(err))
+}

@@ -1,0 +1,382 @@
+package pglock
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/lockerkit/locker"
+)
+
+// Waiting. Whoever is refused a key gets into line for it here, and the first in this line into Postgres's own, by a
+// pg_advisory_lock on a session that has no locks and does nothing else meanwhile. The lock that it is granted stays on that
+// session. If others are in line here, the next of them then gets into Postgres's line on another session. So this
+// Locker has one place in Postgres's line however many wait here, and takes turns with others that have one; its
+// own waiters are served in order of arrival.
+//
+// There are only so many sessions for that. A key that has none is polled for on the session for leases, until one is
+// free.
+
+// waitSessions are the sessions that wait, or that have got their lock by waiting.
+type waitSessions struct {
+	most    int
+	count   int                   // of all, including those in the making
+	all     map[*session]struct{} // those that are made
+	idle    []*session
+	starved []*slot        // those that have to poll, the first come first
+	leaving sync.WaitGroup // waits that are being cancelled
+}
+
+func (w *waitSessions) has(s *session) bool { _, ok := w.all[s]; return ok }
+
+// drop forgets a session that is over.
+func (w *waitSessions) drop(s *session) {
+	if w.has(s) {
+		delete(w.all, s)
+		w.count--
+		w.idle = slices.DeleteFunc(w.idle, func(other *session) bool { return other == s })
+	}
+}
+
+// waiter is a call of Wait that is in line.
+type waiter struct {
+	request locker.Request
+	left    bool // it does not wait any more
+	done    chan attempted
+}
+
+// place is the place of a Locker in Postgres's line for a key.
+type place struct {
+	slot    *slot
+	session *session // nil while it is being made
+	left    bool     // it was given up
+}
+
+// Wait implements locker.Queue.
+func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	if err := b.check(r); err != nil {
+		return locker.Grant{}, err
+	}
+	key := Key(r.Name())
+	b.mu.Lock()
+	s, err := b.settle(ctx, key)
+	if err != nil {
+		return locker.Grant{}, err
+	}
+	if s.held != nil && s.held.request.Owner == r.Owner {
+		return b.again(ctx, s.held)
+	}
+	if s.held == nil && len(s.line) == 0 {
+		g, err := b.try(ctx, s, r)
+		if !errors.Is(err, locker.ErrLocked) {
+			return g, err
+		}
+		b.mu.Lock()
+		if s, err = b.settle(ctx, key); err != nil {
+			return locker.Grant{}, err
+		}
+	}
+	w := &waiter{request: r, done: make(chan attempted, 1)}
+	s.line = append(s.line, w)
+	b.arrange(s)
+	b.mu.Unlock()
+	select {
+	case d := <-w.done:
+		return d.grant, d.err
+	case <-ctx.Done():
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	select {
+	case d := <-w.done: // just now
+		return d.grant, d.err
+	default:
+	}
+	w.left = true
+	if i := slices.Index(s.line, w); i >= 0 {
+		s.line = slices.Delete(s.line, i, i+1)
+		b.deserted(s)
+	}
+	return locker.Grant{}, locker.NotAcquired(context.Cause(ctx)) // what it may still be granted goes to the next, or back
+}
+
+// arrange gets the line of a slot a place in Postgres's line, or makes it poll. b.mu is held.
+func (b *backend) arrange(sl *slot) {
+	if len(sl.line) == 0 || sl.place != nil || b.closed {
+		return
+	}
+	w := &b.waits
+	p := &place{slot: sl}
+	switch {
+	case len(w.idle) > 0:
+		p.session = w.idle[len(w.idle)-1]
+		w.idle = w.idle[:len(w.idle)-1]
+		sl.place = p
+		b.begin(func() { b.enqueue(p) }) // not here, as b.mu is held
+	case w.count < w.most:
+		w.count++
+		sl.place = p
+		timeout := sl.line[0].request.TTL
+		b.begin(func() { b.openPlace(p, timeout) })
+	case sl.poll == nil:
+		b.startPolling(sl)
+	}
+}
+
+// openPlace makes a session for a place.
+func (b *backend) openPlace(p *place, timeout time.Duration) {
+	s, err := b.open(timeout)
+	b.mu.Lock()
+	switch {
+	case err == nil && !s.dead:
+		if b.waits.all == nil {
+			b.waits.all = make(map[*session]struct{})
+		}
+		b.waits.all[s] = struct{}{}
+		p.session = s
+		left := p.left
+		b.mu.Unlock()
+		if left {
+			b.park(s)
+		} else {
+			b.enqueue(p)
+		}
+		return
+	case err == nil:
+		err = errSilent
+	}
+	b.waits.count--
+	if !p.left {
+		p.slot.place = nil
+		if errors.Is(err, ErrTooManyConnections) {
+			b.startPolling(p.slot) // the session for leases may be all that it takes
+		} else {
+			b.failLine(p.slot, err)
+		}
+	}
+	b.mu.Unlock()
+}
+
+// enqueue gets into Postgres's line.
+func (b *backend) enqueue(p *place) {
+	p.session.askText(&message{patient: true, answered: func(a answer) { b.reached(p, a.err) }},
+		"SELECT %d, pg_advisory_lock(%d)", p.slot.key)
+}
+
+// reached is called when Postgres's line has come to an end: with a lock, or with an error.
+func (b *backend) reached(p *place, err error) {
+	b.mu.Lock()
+	if p.left { // whoever gave it up sees to the rest
+		b.mu.Unlock()
+		return
+	}
+	sl := p.slot
+	sl.place = nil
+	sl.busy++
+	if err != nil {
+		b.failLine(sl, explain(err))
+		b.mu.Unlock()
+		// A wait that was cancelled may have been granted all the same.
+		b.giveBack(sl, p.session, func() { b.park(p.session) })
+		return
+	}
+	b.serve(sl, p.session)
+}
+
+// serve hands a lock that a session has got by waiting to the first in line. It is called with b.mu held, which it
+// releases.
+func (b *backend) serve(sl *slot, s *session) {
+	if len(sl.line) == 0 {
+		b.mu.Unlock()
+		b.giveBack(sl, s, func() { b.park(s) })
+		return
+	}
+	w := sl.line[0]
+	sl.line = slices.Delete(sl.line, 0, 1)
+	b.mu.Unlock()
+	// The time for which the lease is valid cannot be counted from when the wait began, and when it was granted is not
+	// known here: it is counted from this message, by which the server also begins to count anew.
+	s.setTimeout(w.request.TTL)
+	s.mint([]*request{{key: sl.key, then: func(o outcome) { b.served(sl, s, w, o) }}}, true)
+}
+
+// served delivers a lock to a waiter.
+func (b *backend) served(sl *slot, s *session, w *waiter, o outcome) {
+	b.mu.Lock()
+	switch {
+	case o.err != nil: // and the lock is given back, or the session over
+		w.done <- attempted{err: locker.NotAcquired(explain(o.err))}
+	case w.left:
+		b.serve(sl, s)
+		return
+	default:
+		g, err := b.hold(sl, s, w.request, o)
+		w.done <- attempted{g, err}
+	}
+	b.finish(sl)
+	b.arrange(sl) // for the next
+	b.mu.Unlock()
+	if o.err != nil {
+		b.park(s)
+	}
+}
+
+// deserted is called when somebody has left the line of a slot. b.mu is held.
+func (b *backend) deserted(sl *slot) {
+	if len(sl.line) > 0 {
+		return
+	}
+	p := sl.place
+	sl.place = nil
+	b.stopPolling(sl)
+	b.tidy(sl)
+	if p == nil {
+		return
+	}
+	p.left = true
+	if p.session == nil { // openPlace sees to it
+		return
+	}
+	b.waits.leaving.Add(1)
+	if !b.begin(func() { b.leave(p) }) {
+		b.waits.leaving.Done()
+	}
+}
+
+// leave leaves Postgres's line, and gives back what was granted meanwhile: of a wait that is cancelled at the moment when it
+// is granted, the server may say that it was cancelled, though the session has the lock.
+func (b *backend) leave(p *place) {
+	defer b.waits.leaving.Done()
+	s := p.session
+	ctx, cancel := context.WithTimeout(b.life, silence)
+	defer cancel()
+	if err := s.cancel(ctx); err != nil {
+		s.fail(err)
+		return
+	}
+	done := make(chan struct{})
+	s.submit(&request{key: p.slot.key, unlock: true, then: func(outcome) { close(done) }})
+	select {
+	case <-done:
+		b.park(s)
+	case <-ctx.Done():
+		s.fail(errSilent)
+	}
+}
+
+// park puts a session that somebody has waited on to what it is needed for next. For other sessions, it does nothing.
+func (b *backend) park(s *session) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s.dead || !b.waits.has(s) || slices.Contains(b.waits.idle, s) {
+		return
+	}
+	s.used = time.Now()
+	b.waits.idle = append(b.waits.idle, s)
+	for len(b.waits.starved) > 0 {
+		sl := b.waits.starved[0]
+		b.stopPolling(sl)
+		b.arrange(sl)
+		if sl.place != nil {
+			return
+		}
+	}
+}
+
+// failLine ends the waits of all in line. b.mu is held.
+func (b *backend) failLine(sl *slot, err error) {
+	for _, w := range sl.line {
+		w.done <- attempted{err: locker.NotAcquired(err)}
+	}
+	sl.line = nil
+	b.deserted(sl)
+}
+
+const (
+	// firstPoll and longestPoll bound the pause between two attempts of a line that has to poll.
+	firstPoll   = 5 * time.Millisecond
+	longestPoll = 100 * time.Millisecond
+)
+
+// startPolling makes the line of a slot poll. b.mu is held.
+func (b *backend) startPolling(sl *slot) {
+	sl.refused = 0
+	sl.poll = time.AfterFunc(pollPause(0), func() { b.pollOnce(sl) })
+	b.waits.starved = append(b.waits.starved, sl)
+}
+
+// stopPolling undoes startPolling. b.mu is held.
+func (b *backend) stopPolling(sl *slot) {
+	if sl.poll == nil {
+		return
+	}
+	sl.poll.Stop()
+	sl.poll = nil
+	b.waits.starved = slices.DeleteFunc(b.waits.starved, func(other *slot) bool { return other == sl })
+}
+
+func pollPause(refused int) time.Duration {
+	longest := min(firstPoll<<min(refused, 10), longestPoll)
+	return longest - rand.N(longest/2)
+}
+
+// pollOnce tries to get the lock for the first in line.
+func (b *backend) pollOnce(sl *slot) {
+	b.mu.Lock()
+	if sl.poll == nil || len(sl.line) == 0 {
+		b.mu.Unlock()
+		return
+	}
+	if sl.held != nil || sl.busy > 0 {
+		b.pollLater(sl)
+		b.mu.Unlock()
+		return
+	}
+	w := sl.line[0]
+	sl.busy++
+	l := b.leaseSession(w.request.TTL)
+	b.mu.Unlock()
+	<-l.ready // within a bounded time
+	if l.err != nil {
+		b.mu.Lock()
+		b.failLine(sl, l.err)
+		b.finish(sl)
+		b.mu.Unlock()
+		return
+	}
+	l.session.submit(&request{key: sl.key, then: func(o outcome) { b.polled(sl, l.session, o) }})
+}
+
+func (b *backend) pollLater(sl *slot) {
+	if sl.poll != nil {
+		sl.refused++
+		sl.poll.Reset(pollPause(sl.refused))
+	}
+}
+
+// polled deals with the outcome of a poll.
+func (b *backend) polled(sl *slot, s *session, o outcome) {
+	b.mu.Lock()
+	switch {
+	case o.err != nil:
+		b.failLine(sl, explain(o.err))
+	case !o.done:
+		b.pollLater(sl)
+	case len(sl.line) == 0:
+		b.mu.Unlock()
+		b.giveBack(sl, s, nil)
+		return
+	default:
+		w := sl.line[0]
+		sl.line = slices.Delete(sl.line, 0, 1)
+		g, err := b.hold(sl, s, w.request, o)
+		w.done <- attempted{g, err}
+		b.pollLater(sl)
+		b.deserted(sl)
+	}
+	b.finish(sl)
+	b.mu.Unlock()
+}

@@ -1,0 +1,296 @@
+package pglock
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/lockerkit/locker"
+)
+
+const (
+	// maxLeaseSessions is how many sessions there are for locks taken without waiting, at most. There is one for each TTL
+	// that is in use, as a session has one idle timeout. A further TTL shares the session of the next longer one; if its
+	// holder is cut off or frozen, it is that longer time after which the server frees the lock.
+	maxLeaseSessions = 4
+
+	// linger is how long a session stays that is not needed.
+	linger = time.Minute
+
+	// lingerInLine is the same for a session that somebody has waited on, of which there may be more.
+	lingerInLine = 10 * time.Second
+)
+
+// leaseSession is a session for locks taken without waiting, or one in the making.
+type leaseSession struct {
+	timeout time.Duration
+	ready   chan struct{} // closed when one of the following is set
+	session *session
+	err     error
+}
+
+// leaseSession returns the session for locks with the given TTL. b.mu is held.
+func (b *backend) leaseSession(ttl time.Duration) *leaseSession {
+	now := time.Now()
+	b.leases = slices.DeleteFunc(b.leases, func(l *leaseSession) bool { // those that may be dead
+		return l.session != nil && l.session.silentFor(now) > silence
+	})
+	var longer, longest *leaseSession
+	for _, l := range b.leases {
+		switch {
+		case l.timeout == ttl:
+			return l
+		case l.timeout > ttl && (longer == nil || l.timeout < longer.timeout):
+			longer = l
+		}
+		if longest == nil || l.timeout > longest.timeout {
+			longest = l
+		}
+	}
+	if len(b.leases) >= maxLeaseSessions {
+		if longer != nil {
+			return longer
+		}
+		if longest.session != nil {
+			longest.timeout = ttl
+			longest.session.setTimeout(ttl)
+			return longest
+		}
+	}
+	l := &leaseSession{timeout: ttl, ready: make(chan struct{})}
+	b.leases = append(b.leases, l)
+	if !b.begin(func() {
+		s, err := b.open(ttl)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		l.session, l.err = s, err
+		if err != nil || s.dead {
+			b.dropLease(l)
+		}
+		close(l.ready)
+	}) {
+		b.dropLease(l)
+		l.err = locker.ErrClosed
+		close(l.ready)
+	}
+	return l
+}
+
+// dropLease forgets a session for leases. b.mu is held.
+func (b *backend) dropLease(l *leaseSession) {
+	b.leases = slices.DeleteFunc(b.leases, func(other *leaseSession) bool { return other == l })
+}
+
+// begin runs f on a goroutine that Close waits for, unless it is too late for that. b.mu is held.
+func (b *backend) begin(f func()) bool {
+	if !b.closed {
+		b.running.Go(f)
+	}
+	return !b.closed
+}
+
+// open makes a session.
+func (b *backend) open(timeout time.Duration) (*session, error) {
+	conn, err := b.connect(b.life, timeout)
+	if err != nil {
+		return nil, err
+	}
+	s := b.adopt(conn, timeout)
+	if s == nil {
+		_ = conn.Conn().Close()
+		return nil, locker.ErrClosed
+	}
+	return s, nil
+}
+
+// adopt makes a session of a connection, or returns nil if it is too late for that.
+func (b *backend) adopt(conn *pgconn.PgConn, timeout time.Duration) *session {
+	now := time.Now()
+	s := &session{
+		conn: conn, b: b, want: timeout, timeout: timeout, locks: make(map[int64]*holding),
+		heard: now, spoke: now, used: now,
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.begin(s.read) {
+		return nil
+	}
+	b.sessions[s] = struct{}{}
+	s.ticker = time.AfterFunc(timeout/tick, s.attend)
+	return s
+}
+
+// tick is how many times per idle timeout a session is looked at.
+const tick = 4
+
+// attend is called regularly: it keeps the session alive, and ends it when it is broken or not needed.
+//
+// The session is kept alive whether the locks it has are renewed or not, as they end one by one: a sweep gives those back
+// that have expired. That the server ends the session is for when this process cannot.
+func (s *session) attend() {
+	now := time.Now()
+	b := s.b
+	b.mu.Lock()
+	if s.dead {
+		b.mu.Unlock()
+		return
+	}
+	timeout := s.idleTimeout()
+	interval := timeout / tick
+	s.ticker.Reset(interval)
+	held, idle := len(s.locks), now.Sub(s.used)
+	patience := silence
+	if held > 0 {
+		s.used = now
+		patience = timeout
+	}
+	silent, quiet := s.silentFor(now), s.quietFor(now)
+	unneeded := held == 0 && quiet > 0 && b.unneeded(s, idle)
+	b.mu.Unlock()
+	switch {
+	case silent > patience:
+		s.fail(errSilent)
+	case unneeded:
+		s.close()
+	case quiet >= interval/2:
+		s.heartbeat(func(answer) {})
+	}
+}
+
+// unneeded reports whether a session without locks has not been used for long enough to be closed. It cannot be used any
+// more then. b.mu is held.
+func (b *backend) unneeded(s *session, idle time.Duration) bool {
+	if i := slices.Index(b.waits.idle, s); i >= 0 {
+		if idle < lingerInLine {
+			return false
+		}
+		b.waits.idle = slices.Delete(b.waits.idle, i, i+1)
+		return true
+	}
+	i := slices.IndexFunc(b.leases, func(l *leaseSession) bool { return l.session == s })
+	if i >= 0 && idle < linger || b.waits.has(s) {
+		return false
+	}
+	if i >= 0 {
+		b.leases = slices.Delete(b.leases, i, i+1)
+	}
+	return true
+}
+
+// sweepAt makes sure that the locks of a session are looked at when one of them expires. b.mu is held.
+func (b *backend) sweepAt(s *session, at time.Time) {
+	switch {
+	case s.sweeper == nil:
+		s.sweeper = time.AfterFunc(time.Until(at), s.sweep)
+	case s.sweepsAt.IsZero() || at.Before(s.sweepsAt):
+		s.sweeper.Reset(time.Until(at))
+	default:
+		return
+	}
+	s.sweepsAt = at
+}
+
+// sweep gives back the locks that have expired. Normally, package locker ends a lease before that; its holder is told here
+// all the same, before anybody else can get in.
+func (s *session) sweep() {
+	b := s.b
+	var expired []*holding
+	var next time.Time
+	b.mu.Lock()
+	now := time.Now()
+	for _, h := range s.locks {
+		switch {
+		case !now.Before(h.expires):
+			expired = append(expired, h)
+		case next.IsZero() || h.expires.Before(next):
+			next = h.expires
+		}
+	}
+	s.sweepsAt = time.Time{}
+	if !next.IsZero() {
+		b.sweepAt(s, next)
+	}
+	b.mu.Unlock()
+	for _, h := range expired {
+		h.request.ReportLost(errExpired)
+		b.mu.Lock()
+		if h.slot.held == h {
+			b.letGo(h) // releases b.mu
+		} else {
+			b.mu.Unlock()
+		}
+	}
+}
+
+// lost takes note of the end of a session. The holders of its locks are told before it returns.
+func (b *backend) lost(s *session, cause error) {
+	b.mu.Lock()
+	s.dead = true
+	s.ticker.Stop()
+	if s.sweeper != nil {
+		s.sweeper.Stop()
+	}
+	gone := s.locks
+	s.locks = nil
+	for _, h := range gone {
+		h.slot.held = nil
+		b.tidy(h.slot)
+	}
+	delete(b.sessions, s)
+	b.leases = slices.DeleteFunc(b.leases, func(l *leaseSession) bool { return l.session == s })
+	b.waits.drop(s)
+	b.mu.Unlock()
+	for _, h := range gone {
+		h.request.ReportLost(cause)
+	}
+}
+
+// Close implements locker.Backend. Everything has been released, or never will be.
+func (b *backend) Close() error {
+	b.mu.Lock()
+	b.closed = true
+	b.mu.Unlock()
+	// Waits are better cancelled than cut off: the server may keep those in line for a while.
+	patience := time.After(writePatience)
+	done := make(chan struct{})
+	go func() {
+		b.waits.leaving.Wait()
+		b.end()
+		b.closeSessions()
+		b.running.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-patience:
+		b.end()
+		b.closeSessions()
+	}
+	return nil
+}
+
+func (b *backend) closeSessions() {
+	b.mu.Lock()
+	all := make([]*session, 0, len(b.sessions))
+	for s := range b.sessions {
+		all = append(all, s)
+	}
+	b.mu.Unlock()
+	for _, s := range all {
+		s.close()
+	}
+}
+
+// newBackend returns a backend that makes its sessions with c.
+func newBackend(c connector, waits int, invalid error) *backend {
+	b := &backend{
+		connector: c, invalid: invalid,
+		slots:    make(map[int64]*slot),
+		sessions: make(map[*session]struct{}),
+		waits:    waitSessions{most: waits},
+	}
+	b.life, b.end = context.WithCancel(context.Background())
+	return b
+}
