@@ -74,37 +74,41 @@ func ExpectRefused(tb testing.TB, addr string) {
 func Program(tb testing.TB, dir, name, script string) (path string) {
 	tb.Helper()
 	path = filepath.Join(dir, name)
+	// A child that is being forked would have the file open for writing, too,
+	// for a moment in which it cannot be executed.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script+"\n"), 0o700); err != nil {
 		tb.Fatal(err)
 	}
 	return path
 }
 
-// FakeTB notes how a test helper ends its test.
-type FakeTB struct {
+// fakeTB notes how a test helper ends its test.
+type fakeTB struct {
 	testing.TB
 	Outcome  string // "", or how the test ended, and why
 	cleanups []func()
 }
 
-func (f *FakeTB) Helper()                        {}
-func (f *FakeTB) Cleanup(c func())               { f.cleanups = append(f.cleanups, c) }
-func (f *FakeTB) Errorf(form string, a ...any)   { f.Outcome = "error: " + fmt.Sprintf(form, a...) }
-func (f *FakeTB) Fatal(args ...any)              { f.end("fatal: " + fmt.Sprint(args...)) }
-func (f *FakeTB) Fatalf(form string, a ...any)   { f.end("fatal: " + fmt.Sprintf(form, a...)) }
-func (f *FakeTB) Skipf(form string, args ...any) { f.end("skip: " + fmt.Sprintf(form, args...)) }
+func (f *fakeTB) Helper()                        {}
+func (f *fakeTB) Cleanup(c func())               { f.cleanups = append(f.cleanups, c) }
+func (f *fakeTB) Errorf(form string, a ...any)   { f.Outcome = "error: " + fmt.Sprintf(form, a...) }
+func (f *fakeTB) Fatal(args ...any)              { f.end("fatal: " + fmt.Sprint(args...)) }
+func (f *fakeTB) Fatalf(form string, a ...any)   { f.end("fatal: " + fmt.Sprintf(form, a...)) }
+func (f *fakeTB) Skipf(form string, args ...any) { f.end("skip: " + fmt.Sprintf(form, args...)) }
 
 // stopTest is what a fake test panics with where a real one ends its goroutine.
 type stopTest struct{}
 
-func (f *FakeTB) end(outcome string) {
+func (f *fakeTB) end(outcome string) {
 	f.Outcome = outcome
 	panic(stopTest{})
 }
 
 // RunFake runs a test helper and returns how it ended.
-func RunFake(helper func(tb testing.TB)) (f *FakeTB) {
-	f = new(FakeTB)
+func RunFake(helper func(tb testing.TB)) (f *fakeTB) {
+	f = new(fakeTB)
 	defer func() {
 		if r := recover(); r != nil && r != (stopTest{}) {
 			panic(r)
@@ -115,7 +119,7 @@ func RunFake(helper func(tb testing.TB)) (f *FakeTB) {
 }
 
 // Cleanups does what a real test does when it is over.
-func (f *FakeTB) Cleanups() {
+func (f *fakeTB) Cleanups() {
 	for len(f.cleanups) > 0 {
 		last := len(f.cleanups) - 1
 		c := f.cleanups[last]
