@@ -6,20 +6,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/lockerkit/locker/internal/testserver/selftest"
 )
 
-// program makes an executable file that is not Redis.
-func program(t *testing.T, name string) (path string) {
-	t.Helper()
-	path = filepath.Join(t.TempDir(), name)
-	if err := os.WriteFile(path, []byte("#!/bin/sh\nexit 7\n"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
 func TestFind(t *testing.T) {
-	onPath, named := program(t, "redis-server"), program(t, "my-redis")
+	onPath, named := selftest.Program(t, t.TempDir(), "redis-server", ""), selftest.Program(t, t.TempDir(), "my-redis", "")
 	t.Setenv("PATH", filepath.Dir(onPath))
 
 	t.Setenv(EnvProgram, named)
@@ -53,7 +45,7 @@ func TestFind(t *testing.T) {
 }
 
 func TestStartOfSomethingElse(t *testing.T) {
-	t.Setenv(EnvProgram, program(t, "not-redis"))
+	t.Setenv(EnvProgram, selftest.Program(t, t.TempDir(), "not-redis", "exit 7"))
 	_, err := Start(Options{})
 	if err == nil || !strings.Contains(err.Error(), "exit status 7") {
 		t.Errorf("Start = %v, want to read how the program ended", err)

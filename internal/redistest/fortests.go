@@ -1,16 +1,19 @@
 package redistest
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/url"
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
+
+	"github.com/lockerkit/locker/internal/testserver"
 )
+
+// shared is the server of Address.
+var shared = testserver.Lazy[*Server]{Start: func() (*Server, error) { return Start(Options{}) }}
 
 // Address returns the address (host:port) of a Redis server for tests which
 // need just that: a server, with data of other tests in it, which they must
@@ -33,9 +36,9 @@ func Address(tb testing.TB) string {
 		}
 		return addr
 	}
-	server, err := shared.get()
+	server, err := shared.Get()
 	if err != nil {
-		unavailable(tb, err)
+		product.Unavailable(tb, err)
 	}
 	return server.Addr()
 }
@@ -48,13 +51,9 @@ func New(tb testing.TB, opts Options) *Server {
 	tb.Helper()
 	server, err := Start(opts)
 	if err != nil {
-		unavailable(tb, err)
+		product.Unavailable(tb, err)
 	}
-	tb.Cleanup(func() {
-		if err := server.Close(); err != nil {
-			tb.Error("redistest: close:", err)
-		}
-	})
+	product.CloseAfter(tb, server)
 	return server
 }
 
@@ -63,39 +62,7 @@ func New(tb testing.TB, opts Options) *Server {
 // itself, which it does on Linux, and removes the server's directory:
 //
 //	func TestMain(m *testing.M) { os.Exit(redistest.Main(m)) }
-func Main(m *testing.M) int {
-	code := m.Run()
-	if err := shared.close(); err != nil {
-		fmt.Fprintln(os.Stderr, "redistest: close:", err)
-	}
-	return code
-}
-
-// unavailable ends a test for which no server could be had.
-func unavailable(tb testing.TB, err error) {
-	tb.Helper()
-	switch {
-	case !errors.Is(err, ErrNotFound):
-		tb.Fatalf("redistest: cannot start Redis: %v", err)
-	case os.Getenv(EnvProgram) != "":
-		tb.Fatal(err)
-	case required(os.Getenv(EnvRequire)):
-		tb.Fatalf("%v ($%s demands Redis)", err, EnvRequire)
-	default:
-		tb.Skipf("NOT TESTED, as there is no Redis: %v", err)
-	}
-}
-
-// required reports whether the list of required servers has Redis in it.
-func required(list string) bool {
-	for name := range strings.SplitSeq(list, ",") {
-		name = strings.ToLower(strings.TrimSpace(name))
-		if slices.Contains([]string{"redis", "all", "1"}, name) {
-			return true
-		}
-	}
-	return false
-}
+func Main(m *testing.M) int { return product.Main(m, &shared) }
 
 // parseAddress takes a host:port, or a redis:// URL that says no more than
 // that. What Address could not convey, such as a password, is an error.
@@ -120,35 +87,4 @@ func parseAddress(value string) (hostPort string, err error) {
 		port = "6379"
 	}
 	return net.JoinHostPort(u.Hostname(), port), nil
-}
-
-// shared is the server of Address.
-var shared lazyServer
-
-// lazyServer is a server that starts when it is first needed.
-type lazyServer struct {
-	mu      sync.Mutex
-	started bool
-	server  *Server
-	err     error
-}
-
-func (l *lazyServer) get() (*Server, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.started {
-		l.started = true
-		l.server, l.err = Start(Options{})
-	}
-	return l.server, l.err
-}
-
-// close closes the server, if it was ever needed.
-func (l *lazyServer) close() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.server == nil {
-		return nil
-	}
-	return l.server.Close()
 }

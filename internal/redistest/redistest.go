@@ -6,6 +6,8 @@
 // none, is up to the environment; see Address, New and Find.
 package redistest
 
+import "github.com/lockerkit/locker/internal/testserver"
+
 // The environment variables that this package obeys.
 const (
 	// EnvProgram names the server program to use; see Find.
@@ -18,5 +20,5 @@ const (
 	// EnvRequire lists the servers, separated by commas, without which tests
 	// must fail instead of being skipped: "redis" is for this package, and
 	// "all" and "1" are for every server.
-	EnvRequire = "LOCKER_REQUIRE_SERVERS"
+	EnvRequire = testserver.EnvRequire
 )

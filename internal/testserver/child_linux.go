@@ -1,4 +1,4 @@
-package redistest
+package testserver
 
 import (
 	"os"
@@ -9,15 +9,24 @@ import (
 	"unsafe"
 )
 
-// startTied starts the command so that it dies with this process, even if that
-// is killed and cannot clean up.
+// attributes has the program die with this process, even if that is killed and
+// cannot clean up. Go asks the kernel for that after the change of user, which
+// would undo it.
+func (c Command) attributes() *syscall.SysProcAttr {
+	sig := c.DeathSignal
+	if sig == 0 {
+		sig = syscall.SIGKILL
+	}
+	return &syscall.SysProcAttr{Pdeathsig: sig, Credential: c.User.credential()}
+}
+
+// fork starts the command.
 //
 // The kernel takes "parent" to mean the thread that forked: Pdeathsig is sent
 // when that thread ends, and the Go runtime ends threads as it likes. So all
 // children are forked by one goroutine which has a thread for itself and never
 // lets go of it.
-func startTied(cmd *exec.Cmd) error {
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+func fork(cmd *exec.Cmd) error {
 	result := make(chan error)
 	forker() <- func() { result <- cmd.Start() }
 	return <-result
@@ -36,7 +45,7 @@ var forker = sync.OnceValue(func() chan<- func() {
 })
 
 // pause stops the process and waits until all of its threads have stopped.
-func (c *child) pause() error {
+func (c *Child) pause() error {
 	if err := c.process.Signal(syscall.SIGSTOP); err != nil {
 		return err
 	}
@@ -73,4 +82,4 @@ func waitid(pid, options int) (changed bool, err error) {
 }
 
 // resume lets a stopped process go on.
-func (c *child) resume() error { return c.process.Signal(syscall.SIGCONT) }
+func (c *Child) resume() error { return c.process.Signal(syscall.SIGCONT) }

@@ -1,0 +1,180 @@
+package pgtest
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/lockerkit/locker/internal/testserver"
+)
+
+// patience bounds the time that a server may take to start, which can include
+// a recovery, and to end.
+const patience = 30 * time.Second
+
+// Options are the choices for a new server. The zero Options are fine.
+type Options struct {
+	// Settings are those of postgresql.conf. They override the defaults of
+	// this package: to listen on 127.0.0.1 only, to leave the writing to the
+	// disk to the operating system, and to allow 200 connections.
+	//
+	// As they are on the server's command line, ALTER SYSTEM does not override
+	// them.
+	Settings map[string]string
+}
+
+// defaults are settings in which a server for tests differs from others.
+var defaults = map[string]string{
+	"listen_addresses":        "127.0.0.1",
+	"unix_socket_directories": "",
+	"max_connections":         "200",
+	"shared_buffers":          "32MB",
+	"password_encryption":     "scram-sha-256",
+	"wal_level":               "replica",
+
+	// What is lost without it when the machine crashes goes with the test.
+	// A crash of the server alone loses nothing.
+	"fsync": "off",
+
+	// So that a standby may be away for a while, and comes back at once.
+	"wal_keep_size":               "64MB",
+	"wal_retrieve_retry_interval": "100ms",
+}
+
+// Server is a Postgres server with a data directory of its own. Its superuser
+// is postgres, who needs no password; other roles are to log in with theirs.
+// Create one with Start or New, or as a copy of another one with Standby. All
+// methods are safe for concurrent use; those that change the server's state
+// run one after the other.
+type Server struct {
+	server   *testserver.Server
+	bindir   string
+	settings map[string]string
+}
+
+// Start starts a Postgres server on a free loopback port, with the programs
+// that Find finds, and waits until it answers queries. Where this process is
+// root, the server belongs to the user postgres or nobody. On Linux it dies
+// with this process, however that ends.
+func Start(opts Options) (*Server, error) {
+	return start(opts.Settings, func(_ int, s *source) error {
+		template, err := templateOf(s.bindir, s.user)
+		if err != nil {
+			return err
+		}
+		return template.write(s.data, s.user)
+	})
+}
+
+// source is what there is to fill a data directory from.
+type source struct {
+	bindir string
+	user   *testserver.User
+	tmp    string // the temporary directory
+	data   string // the data directory in it, to be made
+}
+
+// start starts a server on a data directory that fill makes.
+func start(settings map[string]string, fill func(port int, s *source) error) (*Server, error) {
+	bindir, err := Find()
+	if err != nil {
+		return nil, err
+	}
+	user, err := serverUser()
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{bindir: bindir, settings: settings}
+	postgres, err := command(bindir, "postgres", user, "")
+	if err != nil {
+		return nil, err
+	}
+	spec := testserver.Spec{
+		Name: "pgtest",
+		User: user,
+		Prepare: func(port int, dir string) error {
+			return fill(port, &source{bindir: bindir, user: user, tmp: dir, data: dataDir(dir)})
+		},
+		Command: func(port int, dir string) testserver.Command {
+			postgres := postgres
+			postgres.Dir = dir
+			postgres.Args = []string{"-D", dataDir(dir), "-p", strconv.Itoa(port)}
+			all := maps.Clone(defaults)
+			maps.Copy(all, settings)
+			for _, name := range slices.Sorted(maps.Keys(all)) {
+				postgres.Args = append(postgres.Args, "-c", name+"="+all[name])
+			}
+			// SIGKILL would leave the server's children behind for a while.
+			postgres.DeathSignal = syscall.SIGQUIT
+			return postgres
+		},
+		IsUp:       isUp,
+		KillSignal: syscall.SIGQUIT,
+		Busy: []string{
+			"Address already in use",
+			"pre-existing shared memory block", // children that outlived a kill
+		},
+		Patience: patience,
+	}
+	if s.server, err = testserver.Start(spec); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// isUp reports whether a Postgres server answers queries.
+func isUp(addr string, deadline time.Time) error {
+	return query(url(addr), deadline, "SELECT 1")
+}
+
+// query runs a statement on a new connection.
+func query(url string, deadline time.Time, sql string) error {
+	ctx, cancel := context.WithDeadline(context.Background(), deadline)
+	defer cancel()
+	conn, err := pgconn.Connect(ctx, url)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	_, err = conn.Exec(ctx, sql).ReadAll()
+	return err
+}
+
+// url returns the URL of the superuser at an address.
+func url(addr string) string {
+	return "postgres://postgres@" + addr + "/postgres?sslmode=disable"
+}
+
+// Addr returns the server's address as host:port. It stays the same for the
+// Server's whole life.
+func (s *Server) Addr() string { return s.server.Addr() }
+
+// URL returns the URL for the superuser and the database postgres.
+func (s *Server) URL() string { return url(s.Addr()) }
+
+// Crash ends the server and all of its connections at once, without any of the
+// work of an orderly end (SIGQUIT, "immediate shutdown"), and waits until it is
+// gone. What was committed is there again after Restart. Crash does nothing if
+// the server is not running.
+func (s *Server) Crash() { s.server.Kill() }
+
+// Stop ends the server in order (SIGINT, "fast shutdown"): it takes back what
+// is not committed, tells the clients, and sends all it has to the standbys.
+// Stop waits until it is gone. It does nothing if the server is not running.
+func (s *Server) Stop() error { return s.server.Stop(syscall.SIGINT) }
+
+// Restart starts the server again, on the same port and with the same data and
+// options, and waits until it answers queries. If it is still running, it
+// crashes before.
+func (s *Server) Restart() error { return s.server.Restart() }
+
+// LogTail returns the end of what the server has logged so far.
+func (s *Server) LogTail() string { return s.server.LogTail() }
+
+// Close crashes the server and removes its data. Further calls do nothing.
+func (s *Server) Close() error { return s.server.Close() }
