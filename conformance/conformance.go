@@ -78,6 +78,11 @@ type Features struct {
 	// SharesKeys: some keys that differ exclude one another, or cannot be locked at all (exclusion/KeyAlphabet).
 	SharesKeys string
 
+	// ConnectionBound: a lock ends with the connection that it was taken on, so that a lease does not survive a fault by
+	// which connections break, however short (lease/RidesOutOneFailedRenewal; it still has to survive Hang, and with the
+	// others to report the loss in time).
+	ConnectionBound string
+
 	// WakeWithin replaces the 50 ms within which waiting/WakesOnRelease wants the next holder. Zero means 50 ms. Without
 	// a Queue, a Lock polls every 40 ms at most, which is soon enough if the store answers in a few milliseconds.
 	WakeWithin time.Duration

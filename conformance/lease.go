@@ -251,6 +251,11 @@ func ridesOutOneFailedRenewal(c *check) {
 		heal := c.cut(f)
 		time.Sleep(c.ttl / 4) // the first renewal is sent, and fails
 		heal()
+		if why := c.h.Features.ConnectionBound; why != "" && f != Hang {
+			c.t.Logf("not proven for %v: %s", f, why)
+			c.lostBeforeRival(lease, other, f)
+			continue
+		}
 		select {
 		case <-lease.Done():
 			c.errorf("%v: the lease was lost although the store was out of reach for a quarter of the TTL only: %v", f, lease.Err())
@@ -260,6 +265,22 @@ func ridesOutOneFailedRenewal(c *check) {
 		c.refused(other, key, fmt.Sprintf("although the holder rode out a failed renewal (%v)", f))
 		c.unlock(lease)
 	}
+}
+
+// lostBeforeRival checks that a rival gets the lock only after the end of the lease.
+func (c *check) lostBeforeRival(lease *locker.Lease, rival locker.Locker, f Fault) {
+	done := lease.Done()
+	next, err := rival.Lock(c.within(6*c.ttl), lease.Key())
+	switch {
+	case err != nil:
+		c.errorf("%v: Lock of a key whose holder's connection broke: %v", f, err)
+		return
+	case !isClosed(done):
+		c.errorf("%v: a rival had the lock while the Done of the holder was not closed", f)
+	case !errors.Is(lease.Err(), locker.ErrLost):
+		c.errorf("%v: Err of the holder whose connection broke: %v; want ErrLost", f, lease.Err())
+	}
+	c.unlock(next)
 }
 
 func neverResurrects(c *check) {

@@ -32,8 +32,12 @@ func Open(ctx context.Context, dsn string, opts ...locker.Option) (locker.Locker
 
 // New is like the function New.
 func (c Config) New(pool *pgxpool.Pool, opts ...locker.Option) locker.Locker {
+	return locker.New(c.newBackend(pool), opts...)
+}
+
+func (c Config) newBackend(pool *pgxpool.Pool) *backend {
 	p := pool.Config()
-	return locker.New(c.backend(connector{config: p.ConnConfig, beforeConnect: p.BeforeConnect, afterConnect: p.AfterConnect}), opts...)
+	return c.backend(connector{config: p.ConnConfig, beforeConnect: p.BeforeConnect, afterConnect: p.AfterConnect})
 }
 
 // Open is like the function Open.

@@ -84,7 +84,6 @@ type message struct {
 	sent     time.Time
 	timeout  time.Duration // it sets this idle_session_timeout; 0 if none
 	batch    bool
-	beat     bool // a heartbeat, whose answer may get lost
 	patient  bool // it may take for ever
 	answered func(answer)
 }
@@ -176,7 +175,7 @@ func (s *session) askText(m *message, text string, args ...any) {
 
 // heartbeat sends a heartbeat.
 func (s *session) heartbeat(answered func(answer)) {
-	s.askText(&message{beat: true, answered: answered}, "SELECT %d")
+	s.askText(&message{answered: answered}, "SELECT %d")
 }
 
 // sendLocked writes a message.
@@ -241,8 +240,6 @@ func (s *session) read() {
 			a.rows = append(a.rows, row)
 		case *pgproto3.ErrorResponse:
 			a.err = pgconn.ErrorResponseToPgError(msg)
-		case *pgproto3.NotificationResponse:
-			s.b.notified(msg.Payload)
 		case *pgproto3.ReadyForQuery:
 			if err := s.deliver(a); err != nil {
 				s.fail(err)
@@ -256,27 +253,11 @@ func (s *session) read() {
 // errMismatch is the end of a session that answers what it was not asked.
 var errMismatch = errors.New("the connection has lost or mixed up answers")
 
-// deliver finds the message that a is the answer to. Answers to heartbeats may be missing, for then nothing but time is
-// lost, and a connection over which an answer got lost has to be able to keep its locks.
+// deliver hands an answer to the message that it belongs to.
 func (s *session) deliver(a answer) error {
-	var seq int64
-	if len(a.rows) > 0 && len(a.rows[0]) > 0 {
-		var err error
-		if seq, err = strconv.ParseInt(a.rows[0][0], 10, 64); err != nil {
-			return errMismatch
-		}
-	}
 	s.mu.Lock()
-	var unanswered []*message
-	for len(s.out) > 0 && seq > s.out[0].seq && s.out[0].beat {
-		unanswered = append(unanswered, s.out[0])
-		s.out = s.out[1:]
-	}
-	if len(s.out) == 0 || seq != s.out[0].seq && (seq != 0 || a.err == nil) {
+	if len(s.out) == 0 || len(a.rows) > 0 && a.rows[0][0] != strconv.FormatInt(s.out[0].seq, 10) || len(a.rows) == 0 && a.err == nil {
 		s.mu.Unlock()
-		for _, m := range unanswered {
-			m.answered(answer{err: errMismatch})
-		}
 		return errMismatch
 	}
 	m := s.out[0]
@@ -292,9 +273,6 @@ func (s *session) deliver(a answer) error {
 		err = s.flushLocked()
 	}
 	s.mu.Unlock()
-	for _, m := range unanswered {
-		m.answered(answer{err: errNoAnswer})
-	}
 	a.sent = m.sent
 	m.answered(a)
 	return err
