@@ -233,7 +233,7 @@ func (b *backend) tried(a *attempt, s *session, o outcome) {
 // hold notes that a session has a lock for a request. b.mu is held.
 func (b *backend) hold(sl *slot, s *session, r locker.Request, o outcome) (locker.Grant, error) {
 	if s.dead {
-		return locker.Grant{}, locker.NotAcquired(errSilent)
+		return locker.Grant{}, locker.NotAcquired(&sessionOver{errSilent})
 	}
 	h := &holding{request: r, token: o.token, slot: sl, session: s, expires: expiry(o.sent, r.TTL)}
 	sl.held = h

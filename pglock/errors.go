@@ -6,8 +6,6 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5/pgconn"
-
-	"github.com/lockerkit/locker"
 )
 
 // What a Postgres that answers may say instead of yes or no. The error of a Lock wraps one of these, together with what
@@ -66,6 +64,7 @@ var meanings = map[string]error{
 }
 
 var (
+	errMismatch = errors.New("postgres: the answer does not fit the question")
 	errNoAnswer = errors.New("postgres: the server did not answer in time")
 	errNoTokens = fmt.Errorf("%w: a row of them has been deleted", ErrNoTables)
 	errExpired  = errors.New("its TTL has passed, and it was not renewed")
@@ -90,9 +89,9 @@ func explain(err error) error {
 }
 
 // sessionOver is the error of what a session had to do when it ended, and the reason for which its leases are lost.
-func sessionOver(err error) error {
-	if errors.Is(err, locker.ErrClosed) {
-		return err
-	}
-	return fmt.Errorf("postgres: the session is over, and with it its locks: %w", explain(err))
+type sessionOver struct{ cause error }
+
+func (e *sessionOver) Error() string {
+	return "postgres: the session is over, and with it its locks: " + e.cause.Error()
 }
+func (e *sessionOver) Unwrap() error { return e.cause }

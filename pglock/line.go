@@ -26,11 +26,19 @@ type waitSessions struct {
 	count   int                   // of all, including those in the making
 	all     map[*session]struct{} // those that are made
 	idle    []*session
+	spare   bool           // one is being made ahead of need
 	starved []*slot        // those that have to poll, the first come first
 	leaving sync.WaitGroup // waits that are being cancelled
 }
 
 func (w *waitSessions) has(s *session) bool { _, ok := w.all[s]; return ok }
+
+func (w *waitSessions) add(s *session) {
+	if w.all == nil {
+		w.all = make(map[*session]struct{})
+	}
+	w.all[s] = struct{}{}
+}
 
 // drop forgets a session that is over.
 func (w *waitSessions) drop(s *session) {
@@ -55,11 +63,24 @@ type place struct {
 	left    bool     // it was given up
 }
 
+// attempts is how many times a wait is begun anew whose session ended. It is only then that nothing can be held.
+const attempts = 3
+
 // Wait implements locker.Queue.
-func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
+func (b *backend) Wait(ctx context.Context, r locker.Request) (g locker.Grant, err error) {
 	if err := b.check(r); err != nil {
 		return locker.Grant{}, err
 	}
+	for attempt := 1; ; attempt++ {
+		g, err = b.wait(ctx, r)
+		if over := (*sessionOver)(nil); !errors.As(err, &over) || attempt == attempts || ctx.Err() != nil {
+			return g, err
+		}
+	}
+}
+
+// wait takes the lock if it is free, or gets into line for it.
+func (b *backend) wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
 	key := Key(r.Name())
 	b.mu.Lock()
 	s, err := b.settle(ctx, key)
@@ -105,6 +126,9 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 
 // arrange gets the line of a slot a place in Postgres's line, or makes it poll. b.mu is held.
 func (b *backend) arrange(sl *slot) {
+	if len(sl.line) > 1 && sl.place != nil {
+		b.openSpare(sl.line[1].request.TTL)
+	}
 	if len(sl.line) == 0 || sl.place != nil || b.closed {
 		return
 	}
@@ -126,16 +150,37 @@ func (b *backend) arrange(sl *slot) {
 	}
 }
 
+// openSpare sees to it that there is a session for the second in a line when the first has been served. To make a
+// connection then takes so long that other Lockers would get more turns. b.mu is held.
+func (b *backend) openSpare(timeout time.Duration) {
+	w := &b.waits
+	if len(w.idle) > 0 || w.spare || w.count >= w.most {
+		return
+	}
+	w.count++
+	w.spare = b.begin(func() {
+		s, err := b.open(timeout)
+		b.mu.Lock()
+		w.spare = false
+		if err == nil && !s.dead {
+			w.add(s)
+		} else {
+			w.count-- // if it cannot be had, who needs it will be told
+		}
+		b.mu.Unlock()
+		if err == nil {
+			b.park(s)
+		}
+	})
+}
+
 // openPlace makes a session for a place.
 func (b *backend) openPlace(p *place, timeout time.Duration) {
 	s, err := b.open(timeout)
 	b.mu.Lock()
 	switch {
 	case err == nil && !s.dead:
-		if b.waits.all == nil {
-			b.waits.all = make(map[*session]struct{})
-		}
-		b.waits.all[s] = struct{}{}
+		b.waits.add(s)
 		p.session = s
 		left := p.left
 		b.mu.Unlock()
@@ -146,7 +191,7 @@ func (b *backend) openPlace(p *place, timeout time.Duration) {
 		}
 		return
 	case err == nil:
-		err = errSilent
+		err = &sessionOver{errSilent}
 	}
 	b.waits.count--
 	if !p.left {

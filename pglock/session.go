@@ -2,7 +2,6 @@ package pglock
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"sync"
@@ -250,9 +249,6 @@ func (s *session) read() {
 	}
 }
 
-// errMismatch is the end of a session that answers what it was not asked.
-var errMismatch = errors.New("the connection has lost or mixed up answers")
-
 // deliver hands an answer to the message that it belongs to.
 func (s *session) deliver(a answer) error {
 	s.mu.Lock()
@@ -397,7 +393,7 @@ func (s *session) fail(err error) {
 		s.mu.Unlock()
 		return
 	}
-	cause := sessionOver(err)
+	cause := error(&sessionOver{explain(err)})
 	s.cause = cause
 	out, waiting := s.out, s.waiting
 	s.out, s.waiting = nil, nil
