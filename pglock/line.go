@@ -3,7 +3,6 @@ package pglock
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -225,7 +224,12 @@ func (b *backend) reached(p *place, err error) {
 		b.failLine(sl, explain(err))
 		b.mu.Unlock()
 		// A wait that was cancelled may have been granted all the same.
-		b.giveBack(sl, p.session, func() { b.park(p.session) })
+		p.session.unlockAll(func() {
+			b.mu.Lock()
+			b.finish(sl)
+			b.mu.Unlock()
+			b.park(p.session)
+		})
 		return
 	}
 	b.serve(sl, p.session)
@@ -303,7 +307,7 @@ func (b *backend) leave(p *place) {
 		return
 	}
 	done := make(chan struct{})
-	s.submit(&request{key: p.slot.key, unlock: true, then: func(outcome) { close(done) }})
+	s.unlockAll(func() { close(done) })
 	select {
 	case <-done:
 		b.park(s)
@@ -338,90 +342,4 @@ func (b *backend) failLine(sl *slot, err error) {
 	}
 	sl.line = nil
 	b.deserted(sl)
-}
-
-const (
-	// firstPoll and longestPoll bound the pause between two attempts of a line that has to poll.
-	firstPoll   = 5 * time.Millisecond
-	longestPoll = 100 * time.Millisecond
-)
-
-// startPolling makes the line of a slot poll. b.mu is held.
-func (b *backend) startPolling(sl *slot) {
-	sl.refused = 0
-	sl.poll = time.AfterFunc(pollPause(0), func() { b.pollOnce(sl) })
-	b.waits.starved = append(b.waits.starved, sl)
-}
-
-// stopPolling undoes startPolling. b.mu is held.
-func (b *backend) stopPolling(sl *slot) {
-	if sl.poll == nil {
-		return
-	}
-	sl.poll.Stop()
-	sl.poll = nil
-	b.waits.starved = slices.DeleteFunc(b.waits.starved, func(other *slot) bool { return other == sl })
-}
-
-func pollPause(refused int) time.Duration {
-	longest := min(firstPoll<<min(refused, 10), longestPoll)
-	return longest - rand.N(longest/2)
-}
-
-// pollOnce tries to get the lock for the first in line.
-func (b *backend) pollOnce(sl *slot) {
-	b.mu.Lock()
-	if sl.poll == nil || len(sl.line) == 0 {
-		b.mu.Unlock()
-		return
-	}
-	if sl.held != nil || sl.busy > 0 {
-		b.pollLater(sl)
-		b.mu.Unlock()
-		return
-	}
-	w := sl.line[0]
-	sl.busy++
-	l := b.leaseSession(w.request.TTL)
-	b.mu.Unlock()
-	<-l.ready // within a bounded time
-	if l.err != nil {
-		b.mu.Lock()
-		b.failLine(sl, l.err)
-		b.finish(sl)
-		b.mu.Unlock()
-		return
-	}
-	l.session.submit(&request{key: sl.key, then: func(o outcome) { b.polled(sl, l.session, o) }})
-}
-
-func (b *backend) pollLater(sl *slot) {
-	if sl.poll != nil {
-		sl.refused++
-		sl.poll.Reset(pollPause(sl.refused))
-	}
-}
-
-// polled deals with the outcome of a poll.
-func (b *backend) polled(sl *slot, s *session, o outcome) {
-	b.mu.Lock()
-	switch {
-	case o.err != nil:
-		b.failLine(sl, explain(o.err))
-	case !o.done:
-		b.pollLater(sl)
-	case len(sl.line) == 0:
-		b.mu.Unlock()
-		b.giveBack(sl, s, nil)
-		return
-	default:
-		w := sl.line[0]
-		sl.line = slices.Delete(sl.line, 0, 1)
-		g, err := b.hold(sl, s, w.request, o)
-		w.done <- attempted{g, err}
-		b.pollLater(sl)
-		b.deserted(sl)
-	}
-	b.finish(sl)
-	b.mu.Unlock()
 }

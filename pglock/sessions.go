@@ -63,6 +63,9 @@ func (b *backend) leaseSession(ttl time.Duration) *leaseSession {
 	b.leases = append(b.leases, l)
 	if !b.begin(func() {
 		s, err := b.open(ttl)
+		if err == nil {
+			s.listen()
+		}
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		l.session, l.err = s, err
@@ -91,9 +94,22 @@ func (b *backend) begin(f func()) bool {
 	return !b.closed
 }
 
-// open makes a session.
+// open makes a session, or takes the one that was made before it was needed.
 func (b *backend) open(timeout time.Duration) (*session, error) {
-	conn, err := b.connect(b.life, timeout)
+	b.mu.Lock()
+	s := b.first
+	b.first = nil
+	b.mu.Unlock()
+	if s != nil {
+		s.setTimeout(timeout)
+		return s, nil
+	}
+	return b.openNow(b.life, timeout)
+}
+
+// openNow makes a session.
+func (b *backend) openNow(ctx context.Context, timeout time.Duration) (*session, error) {
+	conn, err := b.connect(ctx, timeout)
 	if err != nil {
 		return nil, err
 	}
@@ -110,11 +126,11 @@ func (b *backend) adopt(conn *pgconn.PgConn, timeout time.Duration) *session {
 	now := time.Now()
 	s := &session{
 		conn: conn, b: b, want: timeout, timeout: timeout, locks: make(map[int64]*holding),
-		heard: now, spoke: now, used: now,
+		heard: now, spoke: now, used: now, reader: newReader(),
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.begin(s.read) {
+	if !b.begin(s.watch) {
 		return nil
 	}
 	b.sessions[s] = struct{}{}
@@ -170,8 +186,11 @@ func (b *backend) unneeded(s *session, idle time.Duration) bool {
 		return true
 	}
 	i := slices.IndexFunc(b.leases, func(l *leaseSession) bool { return l.session == s })
-	if i >= 0 && idle < linger || b.waits.has(s) {
+	if (i >= 0 || s == b.first) && idle < linger || b.waits.has(s) {
 		return false
+	}
+	if s == b.first {
+		b.first = nil
 	}
 	if i >= 0 {
 		b.leases = slices.Delete(b.leases, i, i+1)
@@ -217,7 +236,7 @@ func (s *session) sweep() {
 		h.request.ReportLost(errExpired)
 		b.mu.Lock()
 		if h.slot.held == h {
-			b.letGo(h) // releases b.mu
+			b.letGo(h, false) // releases b.mu
 		} else {
 			b.mu.Unlock()
 		}
@@ -239,6 +258,9 @@ func (b *backend) lost(s *session, cause error) {
 		b.tidy(h.slot)
 	}
 	delete(b.sessions, s)
+	if s == b.first {
+		b.first = nil
+	}
 	b.leases = slices.DeleteFunc(b.leases, func(l *leaseSession) bool { return l.session == s })
 	b.waits.drop(s)
 	b.mu.Unlock()
