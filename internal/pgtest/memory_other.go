@@ -1,0 +1,7 @@
+//go:build !linux
+
+package pgtest
+
+const memoryDir = ""
+
+func hasRoomInMemory() bool { return false }
