@@ -144,6 +144,7 @@ func TestPassword(t *testing.T) {
 	t.Parallel()
 	s := sharedServer(t)
 	do1(t, s.URL(), "CREATE ROLE somebody LOGIN PASSWORD 'secret'")
+	defer do1(t, s.URL(), "DROP ROLE somebody")
 	url := func(password string) string {
 		return "postgres://somebody:" + password + "@" + s.Addr() + "/postgres?sslmode=disable"
 	}
@@ -194,7 +195,7 @@ func TestCrashAndRestart(t *testing.T) {
 func TestCrashWithSilentClients(t *testing.T) {
 	t.Parallel()
 	s := New(t, Options{})
-	for range 3 {
+	for range 2 {
 		for range 3 {
 			selftest.Connect(t, s.Addr())
 		}
