@@ -70,10 +70,10 @@ func environment() (env []string) {
 // which keeps some file systems very busy. So it is in memory where there is
 // plenty of that, if $TMPDIR does not want something else.
 func tempDir() string {
-	if os.Getenv("TMPDIR") == "" && hasRoomInMemory() {
-		return memoryDir
+	if os.Getenv("TMPDIR") != "" {
+		return ""
 	}
-	return ""
+	return memory()
 }
 
 // dataDir is the data directory in a server's temporary directory.

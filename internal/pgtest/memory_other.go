@@ -2,6 +2,6 @@
 
 package pgtest
 
-const memoryDir = ""
+func memory() (dir string) { return "" }
 
-func hasRoomInMemory() bool { return false }
+func removeMemory() {}
