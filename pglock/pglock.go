@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/lockerkit/locker"
@@ -38,7 +37,7 @@ type Config struct {
 // of the pool, so that locks and queries cannot starve one another. It connects when the first lock is asked for.
 func New(pool *pgxpool.Pool, opts ...locker.Option) locker.Locker { return Config{}.New(pool, opts...) }
 
-// Open is New for a connection string, as a URL (postgres://user:password@host:5432/db) or in the form of libpq, with all
+// Open is New for a connection string, as a URL (postgres://user:password@host:5432/db) or in the form of libpq, with the
 // parameters that pgx understands. It connects, bounded by ctx, and so reports at once what would keep the locks
 // from working; an unusable string is ErrInvalidOption.
 func Open(ctx context.Context, dsn string, opts ...locker.Option) (locker.Locker, error) {
@@ -52,11 +51,11 @@ func (c Config) New(pool *pgxpool.Pool, opts ...locker.Option) locker.Locker {
 
 // Open is like the function Open.
 func (c Config) Open(ctx context.Context, dsn string, opts ...locker.Option) (locker.Locker, error) {
-	config, err := pgx.ParseConfig(dsn)
+	config, err := pgxpool.ParseConfig(dsn) // which also knows the parameters of pools, and takes them out
 	if err != nil {
 		return nil, fmt.Errorf("pglock: %w: %w", locker.ErrInvalidOption, err)
 	}
-	b := c.backend(connector{config: config})
+	b := c.backend(connector{config: config.ConnConfig})
 	if b.invalid != nil {
 		return nil, fmt.Errorf("pglock: %w", b.invalid)
 	}

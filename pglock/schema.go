@@ -39,7 +39,10 @@ func SchemaSQL(namespace string) string {
 }
 
 func inNamespace(sql, namespace string) string {
-	return strings.ReplaceAll(sql, "$ns", pgx.Identifier{namespace}.Sanitize())
+	return strings.NewReplacer(
+		"$ns", pgx.Identifier{namespace}.Sanitize(),
+		"$token", literal(pgx.Identifier{namespace, "token"}.Sanitize()),
+	).Replace(sql)
 }
 
 // prepareSQL prepares the statements of a session: for the common case of one key, and for several. The first parameter
@@ -50,16 +53,16 @@ func inNamespace(sql, namespace string) string {
 // greatest token that may be used.
 const prepareSQL = `
 PREPARE locker_try_one (bigint, bigint) AS
-SELECT $1, CASE WHEN pg_try_advisory_lock($2) THEN nextval('$ns.token') END, $limit;
+SELECT $1, CASE WHEN pg_try_advisory_lock($2) THEN nextval($token) END, $limit;
 
 PREPARE locker_try (bigint, bigint[]) AS
 WITH tried AS MATERIALIZED (
 	SELECT array_agg(pg_try_advisory_lock(key)) AS taken FROM unnest($2) AS key
 )
-SELECT $1, CASE WHEN true = ANY (taken) THEN nextval('$ns.token') END, $limit, taken FROM tried;
+SELECT $1, CASE WHEN true = ANY (taken) THEN nextval($token) END, $limit, taken FROM tried;
 
 PREPARE locker_mint (bigint) AS
-SELECT $1, nextval('$ns.token'), $limit;
+SELECT $1, nextval($token), $limit;
 
 PREPARE locker_unlock_one (bigint, bigint) AS
 SELECT $1, pg_advisory_unlock($2);
@@ -79,7 +82,7 @@ const limitSQL = `(SELECT ceiling FROM $ns.token_limit WHERE started = pg_postma
 // ever used, and not below the clock, so that tokens increase even if the ceiling was lost with the data.
 const raiseSQL = `SET LOCAL synchronous_commit = on;
 SELECT %d FROM $ns.token_ceiling FOR UPDATE;
-SELECT setval('$ns.token', greatest(ceiling + 1, (date_part('epoch', clock_timestamp()) * 1000000)::bigint))
+SELECT setval($token, greatest(ceiling + 1, (date_part('epoch', clock_timestamp()) * 1000000)::bigint))
 FROM $ns.token_ceiling WHERE $limit IS NULL;
 UPDATE $ns.token_ceiling SET ceiling = greatest(ceiling, (SELECT last_value FROM $ns.token)) + 1000000
 WHERE $limit IS NULL OR ceiling < (SELECT last_value FROM $ns.token) + 500000;
@@ -96,10 +99,12 @@ func statementsFor(namespace string) statements {
 	fill := func(sql string) string {
 		return inNamespace(strings.ReplaceAll(sql, "$limit", limitSQL), namespace)
 	}
+	before, after, _ := strings.Cut(raiseSQL, "%d") // the rest must not be taken for a format
+	escape := func(sql string) string { return strings.ReplaceAll(fill(sql), "%", "%%") }
 	return statements{
 		namespace: fill(namespaceSQL),
 		tokens:    fill(tokensSQL),
 		prepare:   fill(prepareSQL),
-		raise:     fill(raiseSQL),
+		raise:     escape(before) + "%d" + escape(after),
 	}
 }
