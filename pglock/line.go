@@ -59,8 +59,19 @@ type waiter struct {
 type place struct {
 	slot    *slot
 	session *session // nil while it is being made
-	left    bool     // it was given up
+	since   time.Time
+	left    bool // it was given up
 }
+
+// stand notes that a session waits in a place. b.mu is held.
+func (p *place) stand(s *session) {
+	p.session, p.since = s, time.Now()
+	s.place = p
+}
+
+// standFor is how long a session waits in Postgres's line before another takes its place, at its end. A statement under way keeps
+// VACUUM from removing what was deleted since it began, in the whole database, and a worker may stand by for days.
+const standFor = 5 * time.Minute
 
 // attempts is how many times a wait is begun anew whose session ended. It is only then that nothing can be held.
 const attempts = 3
@@ -135,7 +146,7 @@ func (b *backend) arrange(sl *slot) {
 	p := &place{slot: sl}
 	switch {
 	case len(w.idle) > 0:
-		p.session = w.idle[len(w.idle)-1]
+		p.stand(w.idle[len(w.idle)-1])
 		w.idle = w.idle[:len(w.idle)-1]
 		sl.place = p
 		b.begin(func() { b.enqueue(p) }) // not here, as b.mu is held
@@ -180,8 +191,10 @@ func (b *backend) openPlace(p *place, timeout time.Duration) {
 	switch {
 	case err == nil && !s.dead:
 		b.waits.add(s)
-		p.session = s
 		left := p.left
+		if !left {
+			p.stand(s)
+		}
 		b.mu.Unlock()
 		if left {
 			b.park(s)
@@ -218,7 +231,7 @@ func (b *backend) reached(p *place, err error) {
 		return
 	}
 	sl := p.slot
-	sl.place = nil
+	sl.place, p.session.place = nil, nil
 	sl.busy++
 	if err != nil {
 		b.failLine(sl, explain(err))
@@ -245,10 +258,10 @@ func (b *backend) serve(sl *slot, s *session) {
 	}
 	w := sl.line[0]
 	sl.line = slices.Delete(sl.line, 0, 1)
+	s.setTimeout(w.request.TTL)
 	b.mu.Unlock()
 	// The time for which the lease is valid cannot be counted from when the wait began, and when it was granted is not
 	// known here: it is counted from this message, by which the server also begins to count anew.
-	s.setTimeout(w.request.TTL)
 	s.mint([]*request{{key: sl.key, then: func(o outcome) { b.served(sl, s, w, o) }}}, true)
 }
 
@@ -278,21 +291,29 @@ func (b *backend) deserted(sl *slot) {
 	if len(sl.line) > 0 {
 		return
 	}
-	p := sl.place
-	sl.place = nil
 	b.stopPolling(sl)
+	if sl.place != nil {
+		b.leavePlace(sl.place)
+	}
 	b.tidy(sl)
-	if p == nil {
-		return
-	}
+}
+
+// renewPlace makes another session take a place, if there is one, and this one if not. b.mu is held.
+func (b *backend) renewPlace(p *place) {
+	b.leavePlace(p)
+	b.arrange(p.slot)
+}
+
+// leavePlace begins to give up a place. b.mu is held.
+func (b *backend) leavePlace(p *place) {
 	p.left = true
-	if p.session == nil { // openPlace sees to it
+	p.slot.place = nil
+	if p.session == nil || b.closed { // openPlace sees to it, or Close
 		return
 	}
+	p.session.place = nil
 	b.waits.leaving.Add(1)
-	if !b.begin(func() { b.leave(p) }) {
-		b.waits.leaving.Done()
-	}
+	b.begin(func() { b.leave(p) })
 }
 
 // leave leaves Postgres's line, and gives back what was granted meanwhile: of a wait that is cancelled at the moment when it

@@ -59,6 +59,7 @@ type session struct {
 	locks    map[int64]*holding
 	dead     bool
 	used     time.Time // when it was last needed
+	place    *place    // that it stands in
 	ticker   *time.Timer
 	sweeper  *time.Timer
 	sweepsAt time.Time
@@ -223,11 +224,14 @@ func (s *session) sendLocked(m *message, sql func(sql []byte, seq int64) []byte)
 	return err
 }
 
-// setTimeout makes the idle_session_timeout d with the next message.
+// setTimeout makes the idle_session_timeout d with the next message. b.mu is held.
 func (s *session) setTimeout(d time.Duration) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.want = d
+	s.mu.Unlock()
+	if !s.dead {
+		s.ticker.Reset(s.interval()) // which may be shorter now
+	}
 }
 
 // idleTimeout returns for how long the server may wait for a message, at least.

@@ -37,6 +37,23 @@ func (b *backend) leaseSession(ttl time.Duration) *leaseSession {
 	b.leases = slices.DeleteFunc(b.leases, func(l *leaseSession) bool { // those that may be dead
 		return l.session != nil && l.session.silentFor(now) > silence
 	})
+	l := b.chooseLease(ttl)
+	if l == nil {
+		l = b.openLease(ttl)
+	} else if l.timeout < ttl {
+		l.timeout = ttl
+		if l.session != nil {
+			l.session.setTimeout(ttl)
+		}
+	}
+	if l.session != nil {
+		l.session.used = now
+	}
+	return l
+}
+
+// chooseLease returns the session that locks with the given TTL share, or nil if it is to be made. b.mu is held.
+func (b *backend) chooseLease(ttl time.Duration) *leaseSession {
 	var longer, longest *leaseSession
 	for _, l := range b.leases {
 		switch {
@@ -49,16 +66,17 @@ func (b *backend) leaseSession(ttl time.Duration) *leaseSession {
 			longest = l
 		}
 	}
-	if len(b.leases) >= maxLeaseSessions {
-		if longer != nil {
-			return longer
-		}
-		if longest.session != nil {
-			longest.timeout = ttl
-			longest.session.setTimeout(ttl)
-			return longest
-		}
+	switch {
+	case len(b.leases) < maxLeaseSessions:
+		return nil
+	case longer != nil:
+		return longer
 	}
+	return longest // and becomes longer
+}
+
+// openLease begins to make a session for leases. b.mu is held.
+func (b *backend) openLease(ttl time.Duration) *leaseSession {
 	l := &leaseSession{timeout: ttl, ready: make(chan struct{})}
 	b.leases = append(b.leases, l)
 	if !b.begin(func() {
@@ -69,8 +87,11 @@ func (b *backend) leaseSession(ttl time.Duration) *leaseSession {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		l.session, l.err = s, err
-		if err != nil || s.dead {
+		switch {
+		case err != nil || s.dead:
 			b.dropLease(l)
+		case l.timeout != ttl:
+			s.setTimeout(l.timeout)
 		}
 		close(l.ready)
 	}) {
@@ -98,10 +119,13 @@ func (b *backend) begin(f func()) bool {
 func (b *backend) open(timeout time.Duration) (*session, error) {
 	b.mu.Lock()
 	s := b.first
-	b.first = nil
+	if s != nil {
+		b.first = nil
+		s.used = time.Now()
+		s.setTimeout(timeout)
+	}
 	b.mu.Unlock()
 	if s != nil {
-		s.setTimeout(timeout)
 		return s, nil
 	}
 	return b.openNow(b.life, timeout)
@@ -134,12 +158,12 @@ func (b *backend) adopt(conn *pgconn.PgConn, timeout time.Duration) *session {
 		return nil
 	}
 	b.sessions[s] = struct{}{}
-	s.ticker = time.AfterFunc(timeout/tick, s.attend)
+	s.ticker = time.AfterFunc(s.interval(), s.attend)
 	return s
 }
 
-// tick is how many times per idle timeout a session is looked at.
-const tick = 4
+// interval is the time between two looks at a session, and the longest for which nothing is sent, more or less.
+func (s *session) interval() time.Duration { return min(s.idleTimeout()/4, time.Minute) }
 
 // attend is called regularly: it keeps the session alive, and ends it when it is broken or not needed.
 //
@@ -153,17 +177,19 @@ func (s *session) attend() {
 		b.mu.Unlock()
 		return
 	}
-	timeout := s.idleTimeout()
-	interval := timeout / tick
+	interval := s.interval()
 	s.ticker.Reset(interval)
 	held, idle := len(s.locks), now.Sub(s.used)
 	patience := silence
 	if held > 0 {
 		s.used = now
-		patience = timeout
+		patience = s.idleTimeout()
 	}
 	silent, quiet := s.silentFor(now), s.quietFor(now)
 	unneeded := held == 0 && quiet > 0 && b.unneeded(s, idle)
+	if p := s.place; p != nil && now.Sub(p.since) > standFor {
+		b.renewPlace(p)
+	}
 	b.mu.Unlock()
 	switch {
 	case silent > patience:
