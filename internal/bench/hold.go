@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"runtime"
 	"strconv"
-	"syscall"
 	"time"
 
 	"github.com/lockerkit/locker"

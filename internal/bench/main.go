@@ -18,12 +18,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"github.com/lockerkit/locker"
-	"github.com/lockerkit/locker/internal/redistest"
 	"github.com/lockerkit/locker/memlock"
-	"github.com/lockerkit/locker/redislock"
 )
 
 func main() {
@@ -58,17 +54,23 @@ func run(rounds int, round time.Duration, hold int, holdFor time.Duration) error
 	return benchPostgres(rounds, round, hold/10, holdFor)
 }
 
-// printTable compares two kinds of lock for several numbers of goroutines, with keys of their own for each.
-func printTable(plain, ours string, rounds int, round time.Duration, goroutines []int, pairs func(goroutines int) (plain, ours pair)) error {
+// row is a comparison with another kind of lock.
+type row struct {
+	goroutines int
+	plain      pair
+	note       string // about plain
+}
+
+// printTable compares a Locker with other kinds of lock, with keys of their own for each goroutine.
+func printTable(plain, name string, l locker.Locker, rounds int, round time.Duration, rows []row) error {
 	fmt.Printf("\nlock + unlock, keys of their own for each goroutine:\n\n")
-	fmt.Printf("| goroutines | %s | %s | %[2]s's time is | its throughput is |\n|---:|---:|---:|---:|---:|\n", plain, ours)
-	for _, n := range goroutines {
-		a, b := pairs(n)
-		raw, our, ratio, err := compare(n, rounds, round, a, b)
+	fmt.Printf("| goroutines | %s | %s | %[2]s's time is | its throughput is |\n|---:|---:|---:|---:|---:|\n", plain, name)
+	for _, r := range rows {
+		raw, ours, ratio, err := compare(r.goroutines, rounds, round, r.plain, lockerLock(l))
 		if err != nil {
 			return err
 		}
-		fmt.Printf("| %d | %.0f/s | %.0f/s | %.2f × | %.2f × |\n", n, raw, our, 1/ratio, ratio)
+		fmt.Printf("| %d | %.0f/s%s | %.0f/s | %.2f × | %.2f × |\n", r.goroutines, raw, r.note, ours, 1/ratio, ratio)
 	}
 	return nil
 }

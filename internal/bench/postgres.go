@@ -13,7 +13,7 @@ import (
 )
 
 // benchPostgres compares pglock, which has tokens, on one connection, with pg_try_advisory_lock and pg_advisory_unlock,
-// which have none, on a connection for each lock that is held, of which there are as many as serve it best.
+// which have none, on a connection for each lock that is held.
 func benchPostgres(rounds int, round time.Duration, hold int, holdFor time.Duration) error {
 	server, err := pgtest.Start(pgtest.Options{Settings: map[string]string{"fsync": "on"}})
 	if err != nil {
@@ -43,12 +43,12 @@ func benchPostgres(rounds int, round time.Duration, hold int, holdFor time.Durat
 		defer conn.Release()
 		conns = append(conns, conn)
 	}
-	for _, n := range []int{16, 32, 64} {
-		err := printTable(fmt.Sprintf("pg_try_advisory_lock, %d connections", n), "pglock", rounds, round, []int{1, 4, 16, 64, 256},
-			func(goroutines int) (pair, pair) { return advisoryLock(conns[:min(goroutines, n)]), lockerLock(l) })
-		if err != nil {
-			return err
-		}
+	var rows []row
+	for _, n := range []struct{ goroutines, conns int }{{1, 1}, {4, 4}, {16, 16}, {64, 64}, {256, 16}, {256, 32}, {256, 64}} {
+		rows = append(rows, row{n.goroutines, advisoryLock(conns[:n.conns]), fmt.Sprintf(" (%d)", n.conns)})
+	}
+	if err := printTable("pg_try_advisory_lock (connections)", "pglock", l, rounds, round, rows); err != nil {
+		return err
 	}
 	if hold == 0 {
 		return nil

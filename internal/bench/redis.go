@@ -24,8 +24,11 @@ func benchRedis(rounds int, round time.Duration, hold int, holdFor time.Duration
 	l := redislock.New(rdb, locker.TTL(10*time.Second))
 	defer func() { _ = l.Close() }()
 	fmt.Printf("\nRedis\n")
-	err = printTable("SET NX + compare-and-delete", "redislock", rounds, round, []int{1, 4, 16, 64, 256},
-		func(int) (pair, pair) { return plainLock(rdb), lockerLock(l) })
+	var rows []row
+	for _, n := range []int{1, 4, 16, 64, 256} {
+		rows = append(rows, row{goroutines: n, plain: plainLock(rdb)})
+	}
+	err = printTable("SET NX + compare-and-delete", "redislock", l, rounds, round, rows)
 	if err != nil || hold == 0 {
 		return err
 	}
