@@ -28,6 +28,13 @@ type waitSessions struct {
 	spare   bool           // one is being made ahead of need
 	starved []*slot        // those that have to poll, the first come first
 	leaving sync.WaitGroup // waits that are being cancelled
+
+	notBefore time.Time // when to try again to make a session, after the server had no room for it
+}
+
+// available reports whether there is a session to wait on, or one may be made.
+func (w *waitSessions) available() bool {
+	return len(w.idle) > 0 || w.count < w.most && !time.Now().Before(w.notBefore)
 }
 
 func (w *waitSessions) has(s *session) bool { _, ok := w.all[s]; return ok }
@@ -60,10 +67,11 @@ type place struct {
 	slot    *slot
 	session *session // nil while it is being made
 	since   time.Time
-	left    bool // it was given up
+	entered chan struct{} // closed when the session has been told to wait
+	left    bool          // it was given up
 }
 
-// stand notes that a session waits in a place. b.mu is held.
+// stand notes that a session is going to wait in a place. b.mu is held.
 func (p *place) stand(s *session) {
 	p.session, p.since = s, time.Now()
 	s.place = p
@@ -143,14 +151,14 @@ func (b *backend) arrange(sl *slot) {
 		return
 	}
 	w := &b.waits
-	p := &place{slot: sl}
+	p := &place{slot: sl, entered: make(chan struct{})}
 	switch {
 	case len(w.idle) > 0:
 		p.stand(w.idle[len(w.idle)-1])
 		w.idle = w.idle[:len(w.idle)-1]
 		sl.place = p
 		b.begin(func() { b.enqueue(p) }) // not here, as b.mu is held
-	case w.count < w.most:
+	case w.available():
 		w.count++
 		sl.place = p
 		timeout := sl.line[0].request.TTL
@@ -164,7 +172,7 @@ func (b *backend) arrange(sl *slot) {
 // connection then takes so long that other Lockers would get more turns. b.mu is held.
 func (b *backend) openSpare(timeout time.Duration) {
 	w := &b.waits
-	if len(w.idle) > 0 || w.spare || w.count >= w.most {
+	if len(w.idle) > 0 || w.spare || !w.available() {
 		return
 	}
 	w.count++
@@ -209,6 +217,7 @@ func (b *backend) openPlace(p *place, timeout time.Duration) {
 	if !p.left {
 		p.slot.place = nil
 		if errors.Is(err, ErrTooManyConnections) {
+			b.waits.notBefore = time.Now().Add(silence)
 			b.startPolling(p.slot) // the session for leases may be all that it takes
 		} else {
 			b.failLine(p.slot, err)
@@ -221,6 +230,7 @@ func (b *backend) openPlace(p *place, timeout time.Duration) {
 func (b *backend) enqueue(p *place) {
 	p.session.askText(&message{patient: true, answered: func(a answer) { b.reached(p, a.err) }},
 		"SELECT %d, pg_advisory_lock(%d)", p.slot.key)
+	close(p.entered)
 }
 
 // reached is called when Postgres's line has come to an end: with a lock, or with an error.
@@ -320,6 +330,7 @@ func (b *backend) leavePlace(p *place) {
 // is granted, the server may say that it was cancelled, though the session has the lock.
 func (b *backend) leave(p *place) {
 	defer b.waits.leaving.Done()
+	<-p.entered // which is about to happen; or the lock would be asked for when it has been given back
 	s := p.session
 	ctx, cancel := context.WithTimeout(b.life, silence)
 	defer cancel()

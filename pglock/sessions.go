@@ -204,22 +204,18 @@ func (s *session) attend() {
 // unneeded reports whether a session without locks has not been used for long enough to be closed. It cannot be used any
 // more then. b.mu is held.
 func (b *backend) unneeded(s *session, idle time.Duration) bool {
-	if i := slices.Index(b.waits.idle, s); i >= 0 {
-		if idle < lingerInLine {
-			return false
-		}
-		b.waits.idle = slices.Delete(b.waits.idle, i, i+1)
-		return true
-	}
-	i := slices.IndexFunc(b.leases, func(l *leaseSession) bool { return l.session == s })
-	if (i >= 0 || s == b.first) && idle < linger || b.waits.has(s) {
-		return false
-	}
-	if s == b.first {
+	lease := slices.IndexFunc(b.leases, func(l *leaseSession) bool { return l.session == s })
+	parked := slices.Index(b.waits.idle, s)
+	switch {
+	case lease >= 0 && idle >= linger:
+		b.leases = slices.Delete(b.leases, lease, lease+1)
+	case parked >= 0 && idle >= lingerInLine:
+		b.waits.idle = slices.Delete(b.waits.idle, parked, parked+1)
+	case s == b.first && idle >= linger:
 		b.first = nil
-	}
-	if i >= 0 {
-		b.leases = slices.Delete(b.leases, i, i+1)
+	default:
+		// In use; or just made, and not yet put to use; or replaced, because it did not answer.
+		return lease < 0 && parked < 0 && s != b.first && !b.waits.has(s) && idle >= silence
 	}
 	return true
 }
