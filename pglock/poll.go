@@ -92,6 +92,12 @@ func (b *backend) pollOnce(sl *slot) {
 		b.mu.Unlock()
 		return
 	}
+	if b.waits.available() { // since a session has ended
+		b.stopPolling(sl)
+		b.arrange(sl)
+		b.mu.Unlock()
+		return
+	}
 	if sl.held != nil || sl.busy > 0 { // by this Locker, which will see to it that there is another poll
 		b.pollLater(sl)
 		b.mu.Unlock()

@@ -47,7 +47,7 @@ type session struct {
 	waiting []*request // not yet sent
 	out     []*message // sent, in order
 	batches int        // of those
-	heard   time.Time  // when an answer came, or something was sent that nothing was under way before
+	heard   time.Time  // when the last answer came, or, if later, when something was sent while none was due
 	spoke   time.Time  // when something was last sent
 	want    time.Duration
 	timeout time.Duration // the idle_session_timeout that the server has confirmed; less than want if it is to be changed
@@ -59,6 +59,7 @@ type session struct {
 	locks    map[int64]*holding
 	dead     bool
 	used     time.Time // when it was last needed
+	place    *place    // that it stands in
 	ticker   *time.Timer
 	sweeper  *time.Timer
 	sweepsAt time.Time
@@ -139,7 +140,7 @@ func (s *session) flushLocked() error {
 		}
 	}
 	s.waiting = slices.Delete(s.waiting, 0, n)
-	m := &message{batch: true, answered: func(a answer) { s.answered(unlocks, tries, a) }}
+	m := &message{batch: true, answered: func(a answer) { s.dealOut(unlocks, tries, a) }}
 	s.batches++
 	return s.sendLocked(m, func(sql []byte, seq int64) []byte { return appendBatch(sql, seq, unlocks, tries) })
 }
@@ -223,11 +224,14 @@ func (s *session) sendLocked(m *message, sql func(sql []byte, seq int64) []byte)
 	return err
 }
 
-// setTimeout makes the idle_session_timeout d with the next message.
+// setTimeout makes the idle_session_timeout d with the next message. b.mu is held.
 func (s *session) setTimeout(d time.Duration) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.want = d
+	s.mu.Unlock()
+	if !s.dead {
+		s.ticker.Reset(s.interval()) // which may be shorter now
+	}
 }
 
 // idleTimeout returns for how long the server may wait for a message, at least.
@@ -237,8 +241,8 @@ func (s *session) idleTimeout() time.Duration {
 	return min(s.timeout, s.want)
 }
 
-// answered tells the requests of a batch what became of them.
-func (s *session) answered(unlocks, tries []*request, a answer) {
+// dealOut tells the requests of a batch what became of them.
+func (s *session) dealOut(unlocks, tries []*request, a answer) {
 	if len(unlocks) > 0 {
 		var done []bool
 		if len(a.rows) > 0 && len(a.rows[0]) == 2 {

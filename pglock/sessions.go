@@ -37,6 +37,23 @@ func (b *backend) leaseSession(ttl time.Duration) *leaseSession {
 	b.leases = slices.DeleteFunc(b.leases, func(l *leaseSession) bool { // those that may be dead
 		return l.session != nil && l.session.silentFor(now) > silence
 	})
+	l := b.chooseLease(ttl)
+	if l == nil {
+		l = b.openLease(ttl)
+	} else if l.timeout < ttl {
+		l.timeout = ttl
+		if l.session != nil {
+			l.session.setTimeout(ttl)
+		}
+	}
+	if l.session != nil {
+		l.session.used = now
+	}
+	return l
+}
+
+// chooseLease returns the session that locks with the given TTL share, or nil if it is to be made. b.mu is held.
+func (b *backend) chooseLease(ttl time.Duration) *leaseSession {
 	var longer, longest *leaseSession
 	for _, l := range b.leases {
 		switch {
@@ -49,16 +66,17 @@ func (b *backend) leaseSession(ttl time.Duration) *leaseSession {
 			longest = l
 		}
 	}
-	if len(b.leases) >= maxLeaseSessions {
-		if longer != nil {
-			return longer
-		}
-		if longest.session != nil {
-			longest.timeout = ttl
-			longest.session.setTimeout(ttl)
-			return longest
-		}
+	switch {
+	case len(b.leases) < maxLeaseSessions:
+		return nil
+	case longer != nil:
+		return longer
 	}
+	return longest // and becomes longer
+}
+
+// openLease begins to make a session for leases. b.mu is held.
+func (b *backend) openLease(ttl time.Duration) *leaseSession {
 	l := &leaseSession{timeout: ttl, ready: make(chan struct{})}
 	b.leases = append(b.leases, l)
 	if !b.begin(func() {
@@ -69,8 +87,11 @@ func (b *backend) leaseSession(ttl time.Duration) *leaseSession {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		l.session, l.err = s, err
-		if err != nil || s.dead {
+		switch {
+		case err != nil || s.dead:
 			b.dropLease(l)
+		case l.timeout != ttl:
+			s.setTimeout(l.timeout)
 		}
 		close(l.ready)
 	}) {
@@ -98,10 +119,13 @@ func (b *backend) begin(f func()) bool {
 func (b *backend) open(timeout time.Duration) (*session, error) {
 	b.mu.Lock()
 	s := b.first
-	b.first = nil
+	if s != nil {
+		b.first = nil
+		s.used = time.Now()
+		s.setTimeout(timeout)
+	}
 	b.mu.Unlock()
 	if s != nil {
-		s.setTimeout(timeout)
 		return s, nil
 	}
 	return b.openNow(b.life, timeout)
@@ -134,12 +158,12 @@ func (b *backend) adopt(conn *pgconn.PgConn, timeout time.Duration) *session {
 		return nil
 	}
 	b.sessions[s] = struct{}{}
-	s.ticker = time.AfterFunc(timeout/tick, s.attend)
+	s.ticker = time.AfterFunc(s.interval(), s.attend)
 	return s
 }
 
-// tick is how many times per idle timeout a session is looked at.
-const tick = 4
+// interval is the time between two looks at a session, and the longest for which nothing is sent, more or less.
+func (s *session) interval() time.Duration { return min(s.idleTimeout()/4, time.Minute) }
 
 // attend is called regularly: it keeps the session alive, and ends it when it is broken or not needed.
 //
@@ -153,17 +177,19 @@ func (s *session) attend() {
 		b.mu.Unlock()
 		return
 	}
-	timeout := s.idleTimeout()
-	interval := timeout / tick
+	interval := s.interval()
 	s.ticker.Reset(interval)
 	held, idle := len(s.locks), now.Sub(s.used)
 	patience := silence
 	if held > 0 {
 		s.used = now
-		patience = timeout
+		patience = s.idleTimeout()
 	}
 	silent, quiet := s.silentFor(now), s.quietFor(now)
 	unneeded := held == 0 && quiet > 0 && b.unneeded(s, idle)
+	if p := s.place; p != nil && now.Sub(p.since) > standFor {
+		b.renewPlace(p)
+	}
 	b.mu.Unlock()
 	switch {
 	case silent > patience:
@@ -178,22 +204,18 @@ func (s *session) attend() {
 // unneeded reports whether a session without locks has not been used for long enough to be closed. It cannot be used any
 // more then. b.mu is held.
 func (b *backend) unneeded(s *session, idle time.Duration) bool {
-	if i := slices.Index(b.waits.idle, s); i >= 0 {
-		if idle < lingerInLine {
-			return false
-		}
-		b.waits.idle = slices.Delete(b.waits.idle, i, i+1)
-		return true
-	}
-	i := slices.IndexFunc(b.leases, func(l *leaseSession) bool { return l.session == s })
-	if (i >= 0 || s == b.first) && idle < linger || b.waits.has(s) {
-		return false
-	}
-	if s == b.first {
+	lease := slices.IndexFunc(b.leases, func(l *leaseSession) bool { return l.session == s })
+	parked := slices.Index(b.waits.idle, s)
+	switch {
+	case lease >= 0 && idle >= linger:
+		b.leases = slices.Delete(b.leases, lease, lease+1)
+	case parked >= 0 && idle >= lingerInLine:
+		b.waits.idle = slices.Delete(b.waits.idle, parked, parked+1)
+	case s == b.first && idle >= linger:
 		b.first = nil
-	}
-	if i >= 0 {
-		b.leases = slices.Delete(b.leases, i, i+1)
+	default:
+		// In use; or just made, and not yet put to use; or replaced, because it did not answer.
+		return lease < 0 && parked < 0 && s != b.first && !b.waits.has(s) && idle >= silence
 	}
 	return true
 }

@@ -18,7 +18,7 @@ func TestSweep(t *testing.T) {
 	if own == "" {
 		t.Skip("there is no room in memory")
 	}
-	h := selftest.StartHelper(t, EnvURL+"=", "TMPDIR=")
+	h := selftest.StartHelper(t, "", EnvURL+"=", "TMPDIR=")
 	data := do1(t, url(h.Addr, "postgres"), "SHOW data_directory")
 	name, _, _ := strings.Cut(strings.TrimPrefix(data, memoryDir+"/"), "/")
 	dir := filepath.Join(memoryDir, name)
@@ -44,7 +44,7 @@ func TestMainRemovesTheMemory(t *testing.T) {
 	if memory() == "" {
 		t.Skip("there is no room in memory")
 	}
-	h := selftest.StartHelper(t, EnvURL+"=", "TMPDIR=")
+	h := selftest.StartHelper(t, "", EnvURL+"=", "TMPDIR=")
 	data := do1(t, url(h.Addr, "postgres"), "SHOW data_directory")
 	h.Finish(t)
 	if _, err := os.Stat(filepath.Dir(filepath.Dir(data))); !errors.Is(err, os.ErrNotExist) {

@@ -23,7 +23,7 @@ func TestHelperProcess(t *testing.T) {
 func startHelper(t *testing.T) *selftest.Helper {
 	t.Helper()
 	need(t)
-	return selftest.StartHelper(t, EnvURL+"=")
+	return selftest.StartHelper(t, tempDir(), EnvURL+"=")
 }
 
 func TestMainClosesTheSharedServer(t *testing.T) {
