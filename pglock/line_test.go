@@ -12,6 +12,7 @@ import (
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/pgtest"
+	"github.com/lockerkit/locker/internal/wires"
 	"github.com/lockerkit/locker/pglock"
 )
 
@@ -60,8 +61,8 @@ func TestLine(t *testing.T) {
 	if !slices.IsSorted(served) || len(served) != waiters {
 		t.Errorf("served in the order %v", served)
 	}
-	if n := most(); n > 3 {
-		t.Errorf("%d connections for a line of %d; want 3 at most", n, waiters)
+	if n := most(); n > 1+pglock.DefaultWaitSessions {
+		t.Errorf("%d connections for a line of %d; want %d at most", n, waiters, 1+pglock.DefaultWaitSessions)
 	}
 }
 
@@ -202,7 +203,7 @@ func TestIdleSessionsEnd(t *testing.T) {
 func TestCancelledWaitsLeaveNothing(t *testing.T) {
 	t.Parallel()
 	const sessions = 2
-	n := trials(t, 2000)
+	n := wires.Trials(t, 2000)
 	server := pgtest.New(t, pgtest.Options{})
 	admin := connect(t, server.URL())
 	var lockers []watched

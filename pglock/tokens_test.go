@@ -13,6 +13,7 @@ import (
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/pgtest"
+	"github.com/lockerkit/locker/internal/wires"
 	"github.com/lockerkit/locker/pglock"
 )
 
@@ -117,7 +118,7 @@ func TestTokensSurviveRestarts(t *testing.T) {
 		}
 		seen.next(t)
 	}
-	n := trials(t, 8)
+	n := wires.Trials(t, 8)
 	for i := range n {
 		restart(i%4 != 3)
 	}
