@@ -34,7 +34,7 @@ func TestCeilingDeleted(t *testing.T) {
 		})
 		eventually(t, "it waits", func() bool { return admin.inLine(key) == 1 })
 		mustUnlock(t, held)
-		checkError(t, <-waiter, "lock", key, pglock.ErrNoTables)
+		checkError(t, waiter.get(t), "lock", key, pglock.ErrNoTables)
 		eventually(t, "the key is free", func() bool { return admin.isFree(key) })
 		if err := before.Err(); err != nil {
 			t.Errorf("another lease of the same Locker: %v", err)

@@ -89,12 +89,12 @@ func works(t *testing.T, l, other locker.Locker, hold time.Duration) {
 		select {
 		case <-lease.Done():
 			t.Fatalf("the lease ended: %v", lease.Err())
-		case <-waiter:
+		case <-waiter.done:
 			t.Fatal("two holders at once")
 		case <-time.After(hold):
 		}
 		mustUnlock(t, lease)
-		if next := <-waiter; next.Token() <= lease.Token() {
+		if next := waiter.get(t); next.Token() <= lease.Token() {
 			t.Errorf("token %d after %d", next.Token(), lease.Token())
 		} else {
 			lease = next
@@ -334,22 +334,20 @@ func TestTooManyConnections(t *testing.T) {
 
 	// Where no session can be had to wait on, a wait succeeds all the same.
 	foreign := mustLock(t, other, "foreign")
-	waits := make(chan *locker.Lease, 2)
-	for _, key := range []string{"own", "foreign"} {
-		go func() { waits <- mustLock(t, l, key) }()
-	}
+	waitsOwn := started(func() *locker.Lease { return mustLock(t, l, "own") })
+	waitsForeign := started(func() *locker.Lease { return mustLock(t, l, "foreign") })
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	if _, err := l.Lock(ctx, "foreign"); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, pglock.ErrTooManyConnections) {
 		t.Errorf("Lock that was cancelled: %v; want DeadlineExceeded", err)
 	}
-	if len(waits) > 0 {
+	if len(waitsOwn.done)+len(waitsForeign.done) > 0 {
 		t.Fatal("two holders at once")
 	}
 	mustUnlock(t, own)
-	mustUnlock(t, <-waits)
+	mustUnlock(t, waitsOwn.get(t))
 	mustUnlock(t, foreign)
-	mustUnlock(t, <-waits)
+	mustUnlock(t, waitsForeign.get(t))
 	if n := admin.count("SELECT count(*) FROM pg_stat_activity WHERE usename = $1", app); n != 1 {
 		t.Errorf("%d connections", n)
 	}
@@ -452,7 +450,7 @@ func TestShutdown(t *testing.T) {
 		_, err = l.Lock(t.Context(), "key 0")
 		isDown("lock", err)
 	}
-	isDown("lock", <-waiter)
+	isDown("lock", waiter.get(t))
 	for _, lease := range leases {
 		if err := lease.Err(); !errors.Is(err, locker.ErrLost) || !errors.Is(err, pglock.ErrShutdown) {
 			t.Errorf("%v; want ErrLost, because of ErrShutdown", err)
@@ -461,7 +459,7 @@ func TestShutdown(t *testing.T) {
 			t.Errorf("Unlock: %v; want ErrLost", err)
 		}
 	}
-	if err := <-stopped; err != nil {
+	if err := stopped.get(t); err != nil {
 		t.Fatal(err)
 	}
 	checkFailure(t, l, "key 0", syscall.ECONNREFUSED)

@@ -157,7 +157,7 @@ func terminate(t *testing.T, n int) (all []terminated) {
 		pid := admin.count("SELECT pid FROM pg_locks WHERE granted AND "+oneKey, pglock.Key(key))
 		start := time.Now()
 		admin.do("SELECT pg_terminate_backend($1)", pid)
-		at, granted := <-lost, <-next
+		at, granted := lost.get(t), next.get(t)
 		all = append(all, terminated{at.Sub(start), granted.at.Sub(at), granted.both})
 		if err := lease.Err(); !errors.Is(err, locker.ErrLost) || !errors.Is(err, pglock.ErrShutdown) {
 			t.Errorf("%v; want ErrLost, because of ErrShutdown", err)

@@ -231,11 +231,27 @@ func eventually(t testing.TB, what string, cond func() bool) {
 	}
 }
 
-// started runs f, and returns what receives its result.
-func started[T any](f func() T) <-chan T {
-	done := make(chan T, 1)
-	go func() { done <- f() }()
-	return done
+// pending is what a function is going to return.
+type pending[T any] struct{ done chan T }
+
+// started runs f beside the test.
+func started[T any](f func() T) pending[T] {
+	p := pending[T]{make(chan T, 1)}
+	go func() {
+		defer close(p.done) // also if f ends the test
+		p.done <- f()
+	}()
+	return p
+}
+
+// get waits for the result, and ends the test if f has.
+func (p pending[T]) get(t testing.TB) T {
+	t.Helper()
+	v, ok := <-p.done
+	if !ok {
+		t.FailNow()
+	}
+	return v
 }
 
 // namespace returns the name of a namespace that does not exist yet, and is removed after the test.
