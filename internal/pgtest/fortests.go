@@ -67,7 +67,10 @@ func New(tb testing.TB, opts Options) *Server {
 // itself, which it does on Linux, and removes the server's directory:
 //
 //	func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
-func Main(m *testing.M) int { return product.Main(m, &shared) }
+//
+// Where tests have several kinds of servers, m may be what calls the Main of
+// another one.
+func Main(m interface{ Run() int }) int { return product.Main(m, &shared) }
 
 // checkURL checks a URL, the password of which is not to be in the error.
 func checkURL(value string) error {
