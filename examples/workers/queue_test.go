@@ -89,6 +89,10 @@ func testQueue(t *testing.T, q Queue) {
 
 	// Bob leaves politely.
 	expect("Leave", q.Leave(ctx, bob), nil)
+	if h, err := q.Claim(ctx, bob); err != nil || h != (Handover{}) {
+		t.Errorf("Claim after having left = %+v, %v", h, err)
+	}
+	expect("Leave again", q.Leave(ctx, bob), nil)
 	time.Sleep(5 * time.Millisecond) // to be measured
 	if h, err := q.Claim(ctx, cy); err != nil || h.From != "bob" || !h.Left || h.Ago < 5*time.Millisecond || h.Ago > patience {
 		t.Errorf("Claim after Leave = %+v, %v", h, err)

@@ -30,6 +30,8 @@ type testStore struct {
 	// waiters returns how many wait in line for the lock of a key.
 	waiters func(t *testing.T, url, key string) int
 
+	// left bounds the time to replace a leader that leaves.
+	left time.Duration
 	// ttl is one with which a leader that is killed is replaced within killed.
 	ttl, killed time.Duration
 	// restartFrees says that locks do not outlive a crash of the server.
@@ -59,6 +61,7 @@ var redisStore = testStore{
 	},
 	history: redisHistory,
 	waiters: redisWaiters,
+	left:    50 * time.Millisecond,
 	// Nobody tells Redis that a process has died.
 	ttl:    time.Second,
 	killed: time.Second + slack,
@@ -74,6 +77,8 @@ var pgStore = testStore{
 	},
 	history: pgHistory,
 	waiters: pgWaiters,
+	// Only a leader has a connection for the queue, as connections are dear to Postgres: the next one has to make its own.
+	left: 100 * time.Millisecond,
 	// The kernel closes the connections of a process that dies, and locks end with their connection.
 	ttl:          10 * time.Second,
 	killed:       100 * time.Millisecond,
