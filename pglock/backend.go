@@ -18,7 +18,8 @@ const maxTimeout = (1<<31 - 1) * time.Millisecond
 // in a table here, and one request per key is under way at a time.
 type backend struct {
 	connector
-	invalid error // of the configuration
+	invalid   error // of the configuration
+	lifetimes lifetimes
 
 	life    context.Context // ends with Close
 	end     context.CancelFunc

@@ -77,10 +77,6 @@ func (p *place) stand(s *session) {
 	s.place = p
 }
 
-// standFor is how long a session waits in Postgres's line before another takes its place, at its end. A statement under way keeps
-// VACUUM from removing what was deleted since it began, in the whole database, and a worker may stand by for days.
-const standFor = 5 * time.Minute
-
 // attempts is how many times a wait is begun anew whose session ended. It is only then that nothing can be held.
 const attempts = 3
 

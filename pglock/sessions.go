@@ -15,13 +15,23 @@ const (
 	// that is in use, as a session has one idle timeout. A further TTL shares the session of the next longer one; if its
 	// holder is cut off or frozen, it is that longer time after which the server frees the lock.
 	maxLeaseSessions = 4
-
-	// linger is how long a session stays that is not needed.
-	linger = time.Minute
-
-	// lingerInLine is the same for a session that somebody has waited on, of which there may be more.
-	lingerInLine = 10 * time.Second
 )
+
+// lifetimes says how long sessions are kept that are not needed, or harm.
+type lifetimes struct {
+	// lease is how long a session for leases stays that is not needed.
+	lease time.Duration
+
+	// parked is the same for a session that somebody has waited on, of which there may be more.
+	parked time.Duration
+
+	// standing is how long a session waits in Postgres's line before another takes its place, at its end. A statement under
+	// way keeps VACUUM from removing what was deleted since it began, in the whole database, and a worker may stand by
+	// for days.
+	standing time.Duration
+}
+
+var defaultLifetimes = lifetimes{lease: time.Minute, parked: 10 * time.Second, standing: 5 * time.Minute}
 
 // leaseSession is a session for locks taken without waiting, or one in the making.
 type leaseSession struct {
@@ -187,7 +197,7 @@ func (s *session) attend() {
 	}
 	silent, quiet := s.silentFor(now), s.quietFor(now)
 	unneeded := held == 0 && quiet > 0 && b.unneeded(s, idle)
-	if p := s.place; p != nil && now.Sub(p.since) > standFor {
+	if p := s.place; p != nil && now.Sub(p.since) > b.lifetimes.standing {
 		b.renewPlace(p)
 	}
 	b.mu.Unlock()
@@ -207,11 +217,11 @@ func (b *backend) unneeded(s *session, idle time.Duration) bool {
 	lease := slices.IndexFunc(b.leases, func(l *leaseSession) bool { return l.session == s })
 	parked := slices.Index(b.waits.idle, s)
 	switch {
-	case lease >= 0 && idle >= linger:
+	case lease >= 0 && idle >= b.lifetimes.lease:
 		b.leases = slices.Delete(b.leases, lease, lease+1)
-	case parked >= 0 && idle >= lingerInLine:
+	case parked >= 0 && idle >= b.lifetimes.parked:
 		b.waits.idle = slices.Delete(b.waits.idle, parked, parked+1)
-	case s == b.first && idle >= linger:
+	case s == b.first && idle >= b.lifetimes.lease:
 		b.first = nil
 	default:
 		// In use; or just made, and not yet put to use; or replaced, because it did not answer.
@@ -331,9 +341,10 @@ func (b *backend) closeSessions() {
 func newBackend(c connector, waits int, invalid error) *backend {
 	b := &backend{
 		connector: c, invalid: invalid,
-		slots:    make(map[int64]*slot),
-		sessions: make(map[*session]struct{}),
-		waits:    waitSessions{most: waits},
+		slots:     make(map[int64]*slot),
+		sessions:  make(map[*session]struct{}),
+		waits:     waitSessions{most: waits},
+		lifetimes: defaultLifetimes,
 	}
 	b.life, b.end = context.WithCancel(context.Background())
 	return b
