@@ -18,7 +18,8 @@ const maxTimeout = (1<<31 - 1) * time.Millisecond
 // in a table here, and one request per key is under way at a time.
 type backend struct {
 	connector
-	invalid error // of the configuration
+	invalid   error // of the configuration
+	lifetimes lifetimes
 
 	life    context.Context // ends with Close
 	end     context.CancelFunc
@@ -28,6 +29,7 @@ type backend struct {
 	closed   bool
 	slots    map[int64]*slot
 	sessions map[*session]struct{} // all of them
+	first    *session              // made by Open, and not used yet
 	leases   []*leaseSession       // for locks taken without waiting, one for each TTL
 	waits    waitSessions
 }
@@ -49,6 +51,7 @@ type slot struct {
 	place   *place        // of the first of them in Postgres's line; nil if there is none
 	poll    *time.Timer   // runs while there is a line without a place
 	refused int           // how often the poll was refused in a row
+	wanted  bool          // some other Locker polls for the key, and wants to be told when it is free
 }
 
 // holding is a lock that a session has.
@@ -65,6 +68,15 @@ type release struct {
 	owner locker.Owner
 	done  chan struct{} // closed when err is set
 	err   error
+}
+
+func (r *release) isDone() bool {
+	select {
+	case <-r.done:
+		return true
+	default:
+		return false
+	}
 }
 
 // HeedsContext implements locker.HeedsContext.
@@ -192,7 +204,8 @@ func (b *backend) try(ctx context.Context, s *slot, r locker.Request) (locker.Gr
 		b.mu.Unlock()
 		return locker.Grant{}, locker.NotAcquired(l.err)
 	}
-	l.session.submit(&request{key: s.key, then: func(o outcome) { b.tried(a, l.session, o) }})
+	l.session.submitAndRead(&request{key: s.key, then: func(o outcome) { b.tried(a, l.session, o) }},
+		func() bool { return len(a.done) > 0 })
 	select {
 	case d := <-a.done:
 		return d.grant, d.err
@@ -321,7 +334,7 @@ func (b *backend) Release(ctx context.Context, g locker.Grant) error {
 	switch {
 	case s == nil:
 	case s.held != nil && s.held.request.Owner == g.Owner:
-		rel = b.letGo(s.held) // releases b.mu
+		rel = b.letGo(s.held, true) // releases b.mu
 	case s.leaving != nil && s.leaving.owner == g.Owner:
 		rel = s.leaving // under way since a call that has not waited for the end
 		b.mu.Unlock()
@@ -340,8 +353,8 @@ func (b *backend) Release(ctx context.Context, g locker.Grant) error {
 	}
 }
 
-// letGo gives back a lock that is held. It is called with b.mu held, which it releases.
-func (b *backend) letGo(h *holding) *release {
+// letGo gives back a lock that is held, and may wait for the answer. It is called with b.mu held, which it releases.
+func (b *backend) letGo(h *holding, wait bool) *release {
 	s, session := h.slot, h.session
 	rel := &release{owner: h.request.Owner, done: make(chan struct{})}
 	s.held, s.leaving = nil, rel
@@ -349,7 +362,11 @@ func (b *backend) letGo(h *holding) *release {
 	delete(session.locks, s.key)
 	session.used = time.Now()
 	b.mu.Unlock()
-	session.submit(&request{key: s.key, unlock: true, then: func(o outcome) {
+	var arrived func() bool
+	if wait {
+		arrived = rel.isDone
+	}
+	session.submitAndRead(&request{key: s.key, unlock: true, then: func(o outcome) {
 		switch {
 		case o.err != nil:
 			rel.err = o.err
@@ -360,10 +377,18 @@ func (b *backend) letGo(h *holding) *release {
 		if s.leaving == rel {
 			s.leaving = nil
 		}
+		wanted := s.wanted && rel.err == nil
+		s.wanted = false
+		if s.poll != nil {
+			s.poll.Reset(0)
+		}
 		b.finish(s)
 		b.mu.Unlock()
 		close(rel.done)
+		if wanted {
+			session.hint(free, s.key)
+		}
 		b.park(session)
-	}})
+	}}, arrived)
 	return rel
 }

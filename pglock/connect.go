@@ -82,7 +82,7 @@ func (c *connector) prepare(ctx context.Context, conn *pgx.Conn, timeout time.Du
 		if !c.create {
 			return fmt.Errorf("%w: %w", ErrNoTables, err)
 		}
-		if err = c.createTables(ctx, pg); err == nil {
+		if err = c.createTokens(ctx, pg); err == nil {
 			err = pg.Exec(ctx, c.sql.prepare).Close()
 		}
 	}
@@ -105,7 +105,7 @@ SET idle_in_transaction_session_timeout = 0;
 SET plan_cache_mode = force_generic_plan;
 SET jit = off;
 SELECT set_config('transaction_timeout', '0', false) WHERE current_setting('transaction_timeout', true) IS NOT NULL;
-SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') <> 'remote_apply';
+SET synchronous_commit = off;
 `
 
 // timeoutSQL makes the server end the session when nothing has come for so long, and not before: a server that gave up a
@@ -178,15 +178,15 @@ func checkVersion(version string) error {
 	return nil
 }
 
-// createTables creates the tables, one process at a time: CREATE ... IF NOT EXISTS is not safe against another that
+// createTokens creates the tables, one process at a time: CREATE ... IF NOT EXISTS is not safe against another that
 // does the same.
-func (c *connector) createTables(ctx context.Context, pg *pgconn.PgConn) error {
+func (c *connector) createTokens(ctx context.Context, pg *pgconn.PgConn) error {
 	// The namespace may be there, and the role allowed to create tables in it, but not namespaces.
 	row, err := queryRow(ctx, pg, "SELECT to_regnamespace("+literal(pgx.Identifier{c.namespace}.Sanitize())+") IS NULL", 1)
 	if err != nil {
 		return err
 	}
-	create := c.sql.tables
+	create := c.sql.tokens
 	if row[0] == "t" {
 		create = c.sql.namespace + create
 	}

@@ -78,7 +78,7 @@ func explain(err error) error {
 	if !errors.As(err, &pg) {
 		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 			// Of a bound that is ours: for the caller of Lock, whose own ctx has not ended, these mean something else.
-			return fmt.Errorf("%w: %s", errNoAnswer, err)
+			return fmt.Errorf("%w: %s", errNoAnswer, err.Error()) // not wrapped
 		}
 		return err
 	}

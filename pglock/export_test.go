@@ -7,4 +7,4 @@ import (
 )
 
 // NewBackend returns the Backend of the Locker that New returns.
-func NewBackend(pool *pgxpool.Pool) locker.Backend { return Config{}.newBackend(pool) }
+func NewBackend(pool *pgxpool.Pool) locker.Backend { return Config{}.forPool(pool) }

@@ -3,7 +3,6 @@ package pglock
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -29,6 +28,13 @@ type waitSessions struct {
 	spare   bool           // one is being made ahead of need
 	starved []*slot        // those that have to poll, the first come first
 	leaving sync.WaitGroup // waits that are being cancelled
+
+	notBefore time.Time // when to try again to make a session, after the server had no room for it
+}
+
+// available reports whether there is a session to wait on, or one may be made.
+func (w *waitSessions) available() bool {
+	return len(w.idle) > 0 || w.count < w.most && !time.Now().Before(w.notBefore)
 }
 
 func (w *waitSessions) has(s *session) bool { _, ok := w.all[s]; return ok }
@@ -60,7 +66,15 @@ type waiter struct {
 type place struct {
 	slot    *slot
 	session *session // nil while it is being made
-	left    bool     // it was given up
+	since   time.Time
+	entered chan struct{} // closed when the session has been told to wait
+	left    bool          // it was given up
+}
+
+// stand notes that a session is going to wait in a place. b.mu is held.
+func (p *place) stand(s *session) {
+	p.session, p.since = s, time.Now()
+	s.place = p
 }
 
 // attempts is how many times a wait is begun anew whose session ended. It is only then that nothing can be held.
@@ -133,14 +147,14 @@ func (b *backend) arrange(sl *slot) {
 		return
 	}
 	w := &b.waits
-	p := &place{slot: sl}
+	p := &place{slot: sl, entered: make(chan struct{})}
 	switch {
 	case len(w.idle) > 0:
-		p.session = w.idle[len(w.idle)-1]
+		p.stand(w.idle[len(w.idle)-1])
 		w.idle = w.idle[:len(w.idle)-1]
 		sl.place = p
 		b.begin(func() { b.enqueue(p) }) // not here, as b.mu is held
-	case w.count < w.most:
+	case w.available():
 		w.count++
 		sl.place = p
 		timeout := sl.line[0].request.TTL
@@ -154,7 +168,7 @@ func (b *backend) arrange(sl *slot) {
 // connection then takes so long that other Lockers would get more turns. b.mu is held.
 func (b *backend) openSpare(timeout time.Duration) {
 	w := &b.waits
-	if len(w.idle) > 0 || w.spare || w.count >= w.most {
+	if len(w.idle) > 0 || w.spare || !w.available() {
 		return
 	}
 	w.count++
@@ -181,8 +195,10 @@ func (b *backend) openPlace(p *place, timeout time.Duration) {
 	switch {
 	case err == nil && !s.dead:
 		b.waits.add(s)
-		p.session = s
 		left := p.left
+		if !left {
+			p.stand(s)
+		}
 		b.mu.Unlock()
 		if left {
 			b.park(s)
@@ -197,6 +213,7 @@ func (b *backend) openPlace(p *place, timeout time.Duration) {
 	if !p.left {
 		p.slot.place = nil
 		if errors.Is(err, ErrTooManyConnections) {
+			b.waits.notBefore = time.Now().Add(silence)
 			b.startPolling(p.slot) // the session for leases may be all that it takes
 		} else {
 			b.failLine(p.slot, err)
@@ -209,6 +226,7 @@ func (b *backend) openPlace(p *place, timeout time.Duration) {
 func (b *backend) enqueue(p *place) {
 	p.session.askText(&message{patient: true, answered: func(a answer) { b.reached(p, a.err) }},
 		"SELECT %d, pg_advisory_lock(%d)", p.slot.key)
+	close(p.entered)
 }
 
 // reached is called when Postgres's line has come to an end: with a lock, or with an error.
@@ -219,13 +237,18 @@ func (b *backend) reached(p *place, err error) {
 		return
 	}
 	sl := p.slot
-	sl.place = nil
+	sl.place, p.session.place = nil, nil
 	sl.busy++
 	if err != nil {
 		b.failLine(sl, explain(err))
 		b.mu.Unlock()
 		// A wait that was cancelled may have been granted all the same.
-		b.giveBack(sl, p.session, func() { b.park(p.session) })
+		p.session.unlockAll(func() {
+			b.mu.Lock()
+			b.finish(sl)
+			b.mu.Unlock()
+			b.park(p.session)
+		})
 		return
 	}
 	b.serve(sl, p.session)
@@ -241,10 +264,10 @@ func (b *backend) serve(sl *slot, s *session) {
 	}
 	w := sl.line[0]
 	sl.line = slices.Delete(sl.line, 0, 1)
+	s.setTimeout(w.request.TTL)
 	b.mu.Unlock()
 	// The time for which the lease is valid cannot be counted from when the wait began, and when it was granted is not
 	// known here: it is counted from this message, by which the server also begins to count anew.
-	s.setTimeout(w.request.TTL)
 	s.mint([]*request{{key: sl.key, then: func(o outcome) { b.served(sl, s, w, o) }}}, true)
 }
 
@@ -274,27 +297,36 @@ func (b *backend) deserted(sl *slot) {
 	if len(sl.line) > 0 {
 		return
 	}
-	p := sl.place
-	sl.place = nil
 	b.stopPolling(sl)
+	if sl.place != nil {
+		b.leavePlace(sl.place)
+	}
 	b.tidy(sl)
-	if p == nil {
-		return
-	}
+}
+
+// renewPlace makes another session take a place, if there is one, and this one if not. b.mu is held.
+func (b *backend) renewPlace(p *place) {
+	b.leavePlace(p)
+	b.arrange(p.slot)
+}
+
+// leavePlace begins to give up a place. b.mu is held.
+func (b *backend) leavePlace(p *place) {
 	p.left = true
-	if p.session == nil { // openPlace sees to it
+	p.slot.place = nil
+	if p.session == nil || b.closed { // openPlace sees to it, or Close
 		return
 	}
+	p.session.place = nil
 	b.waits.leaving.Add(1)
-	if !b.begin(func() { b.leave(p) }) {
-		b.waits.leaving.Done()
-	}
+	b.begin(func() { b.leave(p) })
 }
 
 // leave leaves Postgres's line, and gives back what was granted meanwhile: of a wait that is cancelled at the moment when it
 // is granted, the server may say that it was cancelled, though the session has the lock.
 func (b *backend) leave(p *place) {
 	defer b.waits.leaving.Done()
+	<-p.entered // which is about to happen; or the lock would be asked for when it has been given back
 	s := p.session
 	ctx, cancel := context.WithTimeout(b.life, silence)
 	defer cancel()
@@ -303,7 +335,7 @@ func (b *backend) leave(p *place) {
 		return
 	}
 	done := make(chan struct{})
-	s.submit(&request{key: p.slot.key, unlock: true, then: func(outcome) { close(done) }})
+	s.unlockAll(func() { close(done) })
 	select {
 	case <-done:
 		b.park(s)
@@ -338,90 +370,4 @@ func (b *backend) failLine(sl *slot, err error) {
 	}
 	sl.line = nil
 	b.deserted(sl)
-}
-
-const (
-	// firstPoll and longestPoll bound the pause between two attempts of a line that has to poll.
-	firstPoll   = 5 * time.Millisecond
-	longestPoll = 100 * time.Millisecond
-)
-
-// startPolling makes the line of a slot poll. b.mu is held.
-func (b *backend) startPolling(sl *slot) {
-	sl.refused = 0
-	sl.poll = time.AfterFunc(pollPause(0), func() { b.pollOnce(sl) })
-	b.waits.starved = append(b.waits.starved, sl)
-}
-
-// stopPolling undoes startPolling. b.mu is held.
-func (b *backend) stopPolling(sl *slot) {
-	if sl.poll == nil {
-		return
-	}
-	sl.poll.Stop()
-	sl.poll = nil
-	b.waits.starved = slices.DeleteFunc(b.waits.starved, func(other *slot) bool { return other == sl })
-}
-
-func pollPause(refused int) time.Duration {
-	longest := min(firstPoll<<min(refused, 10), longestPoll)
-	return longest - rand.N(longest/2)
-}
-
-// pollOnce tries to get the lock for the first in line.
-func (b *backend) pollOnce(sl *slot) {
-	b.mu.Lock()
-	if sl.poll == nil || len(sl.line) == 0 {
-		b.mu.Unlock()
-		return
-	}
-	if sl.held != nil || sl.busy > 0 {
-		b.pollLater(sl)
-		b.mu.Unlock()
-		return
-	}
-	w := sl.line[0]
-	sl.busy++
-	l := b.leaseSession(w.request.TTL)
-	b.mu.Unlock()
-	<-l.ready // within a bounded time
-	if l.err != nil {
-		b.mu.Lock()
-		b.failLine(sl, l.err)
-		b.finish(sl)
-		b.mu.Unlock()
-		return
-	}
-	l.session.submit(&request{key: sl.key, then: func(o outcome) { b.polled(sl, l.session, o) }})
-}
-
-func (b *backend) pollLater(sl *slot) {
-	if sl.poll != nil {
-		sl.refused++
-		sl.poll.Reset(pollPause(sl.refused))
-	}
-}
-
-// polled deals with the outcome of a poll.
-func (b *backend) polled(sl *slot, s *session, o outcome) {
-	b.mu.Lock()
-	switch {
-	case o.err != nil:
-		b.failLine(sl, explain(o.err))
-	case !o.done:
-		b.pollLater(sl)
-	case len(sl.line) == 0:
-		b.mu.Unlock()
-		b.giveBack(sl, s, nil)
-		return
-	default:
-		w := sl.line[0]
-		sl.line = slices.Delete(sl.line, 0, 1)
-		g, err := b.hold(sl, s, w.request, o)
-		w.done <- attempted{g, err}
-		b.pollLater(sl)
-		b.deserted(sl)
-	}
-	b.finish(sl)
-	b.mu.Unlock()
 }

@@ -6,123 +6,105 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// DefaultNamespace is the schema (namespace) of the tables unless Config.Namespace says otherwise.
+// DefaultNamespace is the schema (namespace) of what SchemaSQL creates unless Config.Namespace says otherwise.
 const DefaultNamespace = "locker"
 
-// The tables, in a namespace written as $ns. They hold nothing but what fencing tokens need; locks are in the lock table
-// of the server. See the package documentation, "Fencing tokens".
+// What fencing tokens are minted from, in a namespace written as $ns. Locks themselves are in the lock table of the server.
 const (
 	namespaceSQL = `CREATE SCHEMA IF NOT EXISTS $ns;
 `
-	tablesSQL = `CREATE TABLE IF NOT EXISTS $ns.token_ceiling (
+	tokensSQL = `CREATE SEQUENCE IF NOT EXISTS $ns.token;
+CREATE TABLE IF NOT EXISTS $ns.token_ceiling (
 	one boolean PRIMARY KEY DEFAULT true CHECK (one),
 	ceiling bigint NOT NULL
-) WITH (fillfactor = 25);
+);
 INSERT INTO $ns.token_ceiling (ceiling) VALUES (0) ON CONFLICT DO NOTHING;
-CREATE UNLOGGED TABLE IF NOT EXISTS $ns.token (
-	bucket integer PRIMARY KEY,
-	token bigint NOT NULL
-) WITH (fillfactor = 25);
+CREATE UNLOGGED TABLE IF NOT EXISTS $ns.token_limit (
+	started timestamptz NOT NULL,
+	ceiling bigint NOT NULL
+);
 `
 )
 
-// SchemaSQL returns the statements that create what pglock needs in a database, for people's own migrations: two small
-// tables in a schema (namespace) of the given name. They may be run again, and do nothing then. A role that uses the
-// locks needs no more than
+// SchemaSQL returns the statements that create what pglock needs in a database, for people's own migrations: a sequence
+// and two tables of one row, in a schema (namespace) of the given name. They may be run again, and do nothing then.
+// A role that uses the locks needs no more than
 //
 //	GRANT USAGE ON SCHEMA locker TO app;
+//	GRANT SELECT, UPDATE ON SEQUENCE locker.token TO app;
 //	GRANT SELECT, UPDATE ON locker.token_ceiling TO app;
-//	GRANT SELECT, INSERT, UPDATE ON locker.token TO app;
+//	GRANT SELECT, INSERT, DELETE ON locker.token_limit TO app;
 func SchemaSQL(namespace string) string {
-	return inNamespace(namespaceSQL+tablesSQL, namespace)
+	return inNamespace(namespaceSQL+tokensSQL, namespace)
 }
 
 func inNamespace(sql, namespace string) string {
-	return strings.ReplaceAll(sql, "$ns", pgx.Identifier{namespace}.Sanitize())
+	return strings.NewReplacer(
+		"$ns", pgx.Identifier{namespace}.Sanitize(),
+		"$token", literal(pgx.Identifier{namespace, "token"}.Sanitize()),
+	).Replace(sql)
 }
 
-// buckets is the number of rows that tokens are minted from. A key belongs to one of them. It is a compromise: with few,
-// grants in different processes wait for one another; with many, a statement that grants a hundred locks at once has
-// more rows to write.
-const buckets = 64
+// prepareSQL prepares the statements of a session: for the common case of one key, and for several. The first parameter
+// comes back, so that an answer cannot be taken for that to another question.
+//
+// locker_try takes the locks of those keys that are free, and then mints a token for all that it took. The order matters: a
+// token that was minted before a lock was taken could be smaller than that of the former holder. It also returns the
+// greatest token that may be used.
+const prepareSQL = `
+PREPARE locker_try_one (bigint, bigint) AS
+SELECT $1, CASE WHEN pg_try_advisory_lock($2) THEN nextval($token) END, $limit;
 
-// The statements that a session prepares. Each is executed by one message of the simple query protocol, of which a
-// server that got only half does nothing and keeps the idle timer running; the messages of the extended protocol stop it one
-// by one, and a client that is cut off between two of them would keep its locks for good. The first
-// parameter comes back, so that an answer cannot be taken for that to another question.
-const preparedSQL = `
--- Takes the locks of the keys that are free, and mints a token for each that was taken. The rows of tokens are
--- locked in their order, which keeps sessions that mint several at once from deadlocks.
-PREPARE locker_try_many (bigint, bigint[]) AS
+PREPARE locker_try (bigint, bigint[]) AS
 WITH tried AS MATERIALIZED (
-	SELECT (key & $last)::integer AS bucket, pg_try_advisory_lock(key) AS taken FROM unnest($2) AS key
-), $minted
-SELECT $1, (SELECT array_agg(taken) FROM tried), (SELECT array_agg(bucket) FROM minted), (SELECT array_agg(token) FROM minted);
-
--- The same for one key, which is the common case and needs less.
-PREPARE locker_try (bigint, bigint) AS
-WITH tried AS MATERIALIZED (
-	SELECT pg_try_advisory_lock($2) AS taken, $clock AS now
-), minted AS (
-	UPDATE $ns.token t SET token = greatest(t.token + 1, now) FROM tried, $ns.token_ceiling c
-	WHERE taken AND t.bucket = ($2 & $last)::integer AND greatest(t.token + 1, now) <= c.ceiling
-	RETURNING t.token
+	SELECT array_agg(pg_try_advisory_lock(key)) AS taken FROM unnest($2) AS key
 )
-SELECT $1, taken, token FROM tried LEFT JOIN minted ON true;
+SELECT $1, CASE WHEN true = ANY (taken) THEN nextval($token) END, $limit, taken FROM tried;
 
--- Mints tokens for locks that the session has already.
-PREPARE locker_mint (bigint, bigint[]) AS
-WITH tried AS MATERIALIZED (
-	SELECT (key & $last)::integer AS bucket, true AS taken FROM unnest($2) AS key
-), $minted
-SELECT $1, (SELECT array_agg(taken) FROM tried), (SELECT array_agg(bucket) FROM minted), (SELECT array_agg(token) FROM minted);
+PREPARE locker_mint (bigint) AS
+SELECT $1, nextval($token), $limit;
+
+PREPARE locker_unlock_one (bigint, bigint) AS
+SELECT $1, pg_advisory_unlock($2);
 
 PREPARE locker_unlock (bigint, bigint[]) AS
 SELECT $1, array_agg(pg_advisory_unlock(key)) FROM unnest($2) AS key;
 `
 
-const mintedSQL = `clock AS MATERIALIZED (
-	SELECT $clock AS now, ceiling FROM $ns.token_ceiling
-), rows AS MATERIALIZED (
-	SELECT t.bucket FROM $ns.token t WHERE t.bucket IN (SELECT bucket FROM tried WHERE taken)
-	ORDER BY t.bucket FOR NO KEY UPDATE
-), minted AS (
-	UPDATE $ns.token t SET token = greatest(t.token + 1, now) FROM rows, clock
-	WHERE t.bucket = rows.bucket AND greatest(t.token + 1, now) <= ceiling
-	RETURNING t.bucket, t.token
-)`
+// limitSQL is the greatest token that may be used, or NULL if the server has lost or may have lost tokens since it started.
+const limitSQL = `(SELECT ceiling FROM $ns.token_limit WHERE started = pg_postmaster_start_time())`
 
-// clockSQL is the server's clock in microseconds.
-const clockSQL = `(date_part('epoch', clock_timestamp()) * 1000000)::bigint`
-
-// raiseSQL raises the ceiling of tokens to a minute ahead if it is near, or if the tokens below it were lost in a crash, and
-// makes those anew then, greater than any that was minted before.
-const raiseSQL = `WITH raised AS (
-	UPDATE $ns.token_ceiling SET ceiling = greatest(ceiling + 1, $clock) + 60000000
-	WHERE ceiling < greatest($clock, (SELECT max(token) FROM $ns.token)) + 30000000
-	OR (SELECT count(*) FROM $ns.token) <= $last
-	RETURNING ceiling
-), filled AS (
-	INSERT INTO $ns.token SELECT bucket, ceiling - 60000000 FROM raised, generate_series(0, $last) AS bucket
-	ON CONFLICT DO NOTHING
-)
-SELECT %d`
+// raiseSQL lets further tokens be used. It is a transaction of its own, one at a time because of the row that it locks, and
+// the only one that waits for the disk.
+//
+// If the server has been started since the last time, or has recovered from a crash, by which the unlogged table is emptied,
+// the sequence may have gone back. It then continues above the ceiling, under which all tokens are that were
+// ever used, and not below the clock, so that tokens increase even if the ceiling was lost with the data.
+const raiseSQL = `SET LOCAL synchronous_commit = on;
+SELECT %d FROM $ns.token_ceiling FOR UPDATE;
+SELECT setval($token, greatest(ceiling + 1, (date_part('epoch', clock_timestamp()) * 1000000)::bigint))
+FROM $ns.token_ceiling WHERE $limit IS NULL;
+UPDATE $ns.token_ceiling SET ceiling = greatest(ceiling, (SELECT last_value FROM $ns.token)) + 1000000
+WHERE $limit IS NULL OR ceiling < (SELECT last_value FROM $ns.token) + 500000;
+DELETE FROM $ns.token_limit;
+INSERT INTO $ns.token_limit SELECT pg_postmaster_start_time(), ceiling FROM $ns.token_ceiling;
+`
 
 // statements are the statements for one namespace.
 type statements struct {
-	namespace, tables, prepare, raise string
+	namespace, tokens, prepare, raise string
 }
 
 func statementsFor(namespace string) statements {
 	fill := func(sql string) string {
-		sql = strings.NewReplacer("$minted", mintedSQL).Replace(sql)
-		sql = strings.NewReplacer("$clock", clockSQL, "$last", "63").Replace(sql)
-		return inNamespace(sql, namespace)
+		return inNamespace(strings.ReplaceAll(sql, "$limit", limitSQL), namespace)
 	}
+	before, after, _ := strings.Cut(raiseSQL, "%d") // the rest must not be taken for a format
+	escape := func(sql string) string { return strings.ReplaceAll(fill(sql), "%", "%%") }
 	return statements{
 		namespace: fill(namespaceSQL),
-		tables:    fill(tablesSQL),
-		prepare:   fill(preparedSQL),
-		raise:     fill(raiseSQL),
+		tokens:    fill(tokensSQL),
+		prepare:   fill(prepareSQL),
+		raise:     escape(before) + "%d" + escape(after),
 	}
 }

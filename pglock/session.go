@@ -3,12 +3,12 @@ package pglock
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/lockerkit/locker"
 )
@@ -32,10 +32,12 @@ const (
 
 // session is one connection to Postgres, that is used for nothing else than locks.
 //
-// What is sent goes out as messages of the simple query protocol, and the answers come in the same order. Requests
-// for locks of many goroutines go together: whoever comes while enough batches are under way leaves the
-// request to be sent with the next, so that batches grow as the load does. Goroutines that submit write for themselves; one
-// goroutine reads. It sees at once when the server ends the session, by which all its locks are lost.
+// What is sent goes out as messages of the simple query protocol, and the answers come in the same order. A server that got
+// only half of such a message does nothing, and keeps its idle timer running; of the extended protocol, each message stops
+// the timer, and a client that was cut off between two of them would keep its locks for good.
+//
+// Requests for locks of many goroutines go together: whoever comes while enough batches are under way leaves the
+// request to be sent with the next, so that batches grow as the load does.
 type session struct {
 	conn *pgconn.PgConn
 	b    *backend
@@ -45,17 +47,19 @@ type session struct {
 	waiting []*request // not yet sent
 	out     []*message // sent, in order
 	batches int        // of those
-	heard   time.Time  // when the last answer came, or the first question was asked after the last answer
+	heard   time.Time  // when the last answer came, or, if later, when something was sent while none was due
 	spoke   time.Time  // when something was last sent
 	want    time.Duration
 	timeout time.Duration // the idle_session_timeout that the server has confirmed; less than want if it is to be changed
 	cause   error         // why the session is over
 	buf     []byte
+	reader
 
 	// For the backend, and guarded by its mutex.
 	locks    map[int64]*holding
 	dead     bool
 	used     time.Time // when it was last needed
+	place    *place    // that it stands in
 	ticker   *time.Timer
 	sweeper  *time.Timer
 	sweepsAt time.Time
@@ -96,7 +100,10 @@ type answer struct {
 
 // submit sends a request, now or with the next batch. then is called when its outcome is known, on another goroutine or on
 // this one.
-func (s *session) submit(r *request) {
+func (s *session) submit(r *request) { s.submitAndRead(r, nil) }
+
+// submitAndRead is submit, after which the caller itself may read answers for a while, until arrived reports true.
+func (s *session) submitAndRead(r *request, arrived func() bool) {
 	s.mu.Lock()
 	if cause := s.cause; cause != nil {
 		s.mu.Unlock()
@@ -105,8 +112,17 @@ func (s *session) submit(r *request) {
 	}
 	s.waiting = append(s.waiting, r)
 	err := s.flushLocked()
+	direct := arrived != nil && err == nil && !s.reading
+	if direct {
+		s.reading = true
+	} else {
+		s.watchLocked()
+	}
 	s.mu.Unlock()
 	s.failIf(err)
+	if direct {
+		s.readUntil(arrived)
+	}
 }
 
 // flushLocked sends a batch if there is something to be sent and few are under way.
@@ -115,41 +131,44 @@ func (s *session) flushLocked() error {
 		return nil
 	}
 	n := min(len(s.waiting), most)
-	batch := append([]*request(nil), s.waiting[:n]...)
-	s.waiting = append(s.waiting[:0], s.waiting[n:]...)
-	m := &message{batch: true}
-	m.answered = func(a answer) { s.settle(batch, a) }
+	var unlocks, tries []*request
+	for _, r := range s.waiting[:n] {
+		if r.unlock {
+			unlocks = append(unlocks, r)
+		} else {
+			tries = append(tries, r)
+		}
+	}
+	s.waiting = slices.Delete(s.waiting, 0, n)
+	m := &message{batch: true, answered: func(a answer) { s.dealOut(unlocks, tries, a) }}
 	s.batches++
-	return s.sendLocked(m, func(sql []byte, seq int64) []byte { return appendBatch(sql, seq, batch) })
+	return s.sendLocked(m, func(sql []byte, seq int64) []byte { return appendBatch(sql, seq, unlocks, tries) })
 }
 
 // appendBatch writes the statements for some requests: first what is given back, then what is wanted.
-func appendBatch(sql []byte, seq int64, batch []*request) []byte {
-	unlocks, tries := split(batch)
+func appendBatch(sql []byte, seq int64, unlocks, tries []*request) []byte {
 	if len(unlocks) > 0 {
-		sql = appendExecute(sql, "locker_unlock", seq, keysOf(unlocks))
+		sql = appendExecute(sql, "locker_unlock", seq, unlocks)
 	}
-	switch len(tries) {
-	case 0:
-	case 1:
-		sql = append(sql, "EXECUTE locker_try("...)
-		sql = append(strconv.AppendInt(sql, seq, 10), ',')
-		sql = append(strconv.AppendInt(sql, tries[0].key, 10), ");"...)
-	default:
-		sql = appendExecute(sql, "locker_try_many", seq, keysOf(tries))
+	if len(tries) > 0 {
+		sql = appendExecute(sql, "locker_try", seq, tries)
 	}
 	return sql
 }
 
-// appendExecute writes the execution of a prepared statement for an array of keys.
-func appendExecute(sql []byte, name string, seq int64, keys []int64) []byte {
-	sql = append(append(append(sql, "EXECUTE "...), name...), '(')
-	sql = append(strconv.AppendInt(sql, seq, 10), ",'{"...)
-	for i, key := range keys {
+// appendExecute writes the execution of a prepared statement for the keys of some requests.
+func appendExecute(sql []byte, name string, seq int64, rs []*request) []byte {
+	sql = append(append(sql, "EXECUTE "...), name...)
+	if len(rs) == 1 {
+		sql = append(strconv.AppendInt(append(sql, "_one("...), seq, 10), ',')
+		return append(strconv.AppendInt(sql, rs[0].key, 10), ");"...)
+	}
+	sql = append(strconv.AppendInt(append(sql, '('), seq, 10), ",'{"...)
+	for i, r := range rs {
 		if i > 0 {
 			sql = append(sql, ',')
 		}
-		sql = strconv.AppendInt(sql, key, 10)
+		sql = strconv.AppendInt(sql, r.key, 10)
 	}
 	return append(sql, "}');"...)
 }
@@ -163,6 +182,7 @@ func (s *session) ask(m *message, sql func(sql []byte, seq int64) []byte) {
 		return
 	}
 	err := s.sendLocked(m, sql)
+	s.watchLocked()
 	s.mu.Unlock()
 	s.failIf(err)
 }
@@ -204,11 +224,14 @@ func (s *session) sendLocked(m *message, sql func(sql []byte, seq int64) []byte)
 	return err
 }
 
-// setTimeout makes the idle_session_timeout d with the next message.
+// setTimeout makes the idle_session_timeout d with the next message. b.mu is held.
 func (s *session) setTimeout(d time.Duration) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.want = d
+	s.mu.Unlock()
+	if !s.dead {
+		s.ticker.Reset(s.interval()) // which may be shorter now
+	}
 }
 
 // idleTimeout returns for how long the server may wait for a message, at least.
@@ -218,128 +241,48 @@ func (s *session) idleTimeout() time.Duration {
 	return min(s.timeout, s.want)
 }
 
-// read takes the answers in, until the session is over.
-func (s *session) read() {
-	var a answer
-	for {
-		msg, err := s.conn.Frontend().Receive()
-		if err != nil {
-			if a.err != nil { // what the server said before it hung up
-				err = a.err
+// dealOut tells the requests of a batch what became of them.
+func (s *session) dealOut(unlocks, tries []*request, a answer) {
+	if len(unlocks) > 0 {
+		var done []bool
+		if len(a.rows) > 0 && len(a.rows[0]) == 2 {
+			done = parseBools(a.rows[0][1])
+			a.rows = a.rows[1:]
+		}
+		for i, r := range unlocks {
+			if i < len(done) {
+				r.then(outcome{done: done[i]})
+			} else {
+				s.unlockAgain(r, a.err)
 			}
-			s.fail(err)
-			return
-		}
-		switch msg := msg.(type) {
-		case *pgproto3.DataRow:
-			row := make([]string, len(msg.Values))
-			for i, v := range msg.Values {
-				row[i] = string(v)
-			}
-			a.rows = append(a.rows, row)
-		case *pgproto3.ErrorResponse:
-			a.err = pgconn.ErrorResponseToPgError(msg)
-		case *pgproto3.ReadyForQuery:
-			if err := s.deliver(a); err != nil {
-				s.fail(err)
-				return
-			}
-			a = answer{}
 		}
 	}
-}
-
-// deliver hands an answer to the message that it belongs to.
-func (s *session) deliver(a answer) error {
-	s.mu.Lock()
-	if len(s.out) == 0 || len(a.rows) > 0 && a.rows[0][0] != strconv.FormatInt(s.out[0].seq, 10) || len(a.rows) == 0 && a.err == nil {
-		s.mu.Unlock()
-		return errMismatch
-	}
-	m := s.out[0]
-	s.out[0] = nil
-	s.out = s.out[1:]
-	s.heard = time.Now()
-	if m.timeout != 0 && a.err == nil {
-		s.timeout = m.timeout
-	}
-	var err error
-	if m.batch {
-		s.batches--
-		err = s.flushLocked()
-	}
-	s.mu.Unlock()
-	a.sent = m.sent
-	m.answered(a)
-	return err
-}
-
-// settle tells the requests of a batch what became of them.
-func (s *session) settle(batch []*request, a answer) {
-	unlocks, tries := split(batch)
-	rows := a.rows
-	var unlocked []bool
-	if len(unlocks) > 0 && len(rows) > 0 && len(rows[0]) == 2 {
-		unlocked, rows = parseBools(rows[0][1]), rows[1:]
-	}
-	for i, r := range unlocks {
-		if i < len(unlocked) {
-			r.then(outcome{done: unlocked[i]})
-		} else {
-			s.unlockAgain(r, a.err)
-		}
-	}
-	s.granted(tries, answer{sent: a.sent, rows: rows, err: a.err}, true)
-}
-
-// split returns the requests to give back, and those to take.
-func split(batch []*request) (unlocks, tries []*request) {
-	for _, r := range batch {
-		if r.unlock {
-			unlocks = append(unlocks, r)
-		} else {
-			tries = append(tries, r)
-		}
-	}
-	return unlocks, tries
-}
-
-// granted tells requests for locks what became of them. If there was no token for a lock that was taken, it may raise
-// the ceiling of tokens and ask again.
-func (s *session) granted(rs []*request, a answer, raise bool) {
-	if len(rs) == 0 {
+	if len(tries) == 0 {
 		return
 	}
-	var grants []grant
+	var taken []bool
+	var token uint64
 	if a.err == nil && len(a.rows) > 0 {
-		grants = parseGrants(a.rows[0], keysOf(rs))
+		token, taken = parseTry(a.rows[0])
 	}
-	var tokenless []*request
-	for i, r := range rs {
+	if len(taken) != len(tries) {
+		s.giveUp(tries, a.err)
+		return
+	}
+	tokenless := tries[:0:0]
+	for i, r := range tries {
 		switch {
-		case grants == nil:
-			s.giveUp(r, a.err)
-		case !grants[i].taken:
+		case !taken[i]:
 			r.then(outcome{})
-		case grants[i].token > 0:
-			r.then(outcome{done: true, token: grants[i].token, sent: a.sent})
-		case raise:
-			tokenless = append(tokenless, r)
+		case token > 0:
+			r.then(outcome{done: true, token: token, sent: a.sent})
 		default:
-			s.giveUp(r, errNoTokens)
+			tokenless = append(tokenless, r)
 		}
 	}
 	if len(tokenless) > 0 {
 		s.raise(tokenless)
 	}
-}
-
-func keysOf(rs []*request) []int64 {
-	keys := make([]int64, len(rs))
-	for i, r := range rs {
-		keys[i] = r.key
-	}
-	return keys
 }
 
 // unlockAgain repeats what failed although the session lives: somebody may have cancelled the statement. A second failure
@@ -355,34 +298,60 @@ func (s *session) unlockAgain(r *request, err error) {
 	s.submit(r) // fails if the session is over
 }
 
-// giveUp ends a try that failed: its lock may have been taken, since what locks a session has does not depend on whether the
+// unlockAll gives back the one lock that a session for waiting may have. To unlock what it may not have would put
+// a warning into the log of the server.
+func (s *session) unlockAll(then func()) {
+	s.askText(&message{answered: func(a answer) {
+		if a.err != nil {
+			s.fail(a.err)
+		}
+		then()
+	}}, "SELECT %d, pg_advisory_unlock_all()")
+}
+
+// giveUp ends tries that failed. Their locks may have been taken: what locks a session has does not depend on whether its
 // transaction succeeds.
-func (s *session) giveUp(r *request, err error) {
+func (s *session) giveUp(rs []*request, err error) {
 	if err == nil {
 		err = errMismatch
 	}
-	s.submit(&request{key: r.key, unlock: true, then: func(outcome) { r.then(outcome{err: err}) }})
+	for _, r := range rs {
+		s.submit(&request{key: r.key, unlock: true, then: func(outcome) { r.then(outcome{err: err}) }})
+	}
 }
 
-// raise raises the ceiling of tokens, which has been reached, or below which the tokens were lost in a crash of the server,
-// and then mints those for the given locks.
+// mint mints a token for locks that the session has. One does for all, as they are for different keys. It may raise the
+// ceiling of tokens for that.
+func (s *session) mint(rs []*request, raise bool) {
+	s.askText(&message{answered: func(a answer) {
+		var token uint64
+		if a.err == nil && len(a.rows[0]) == 3 {
+			token = parseToken(a.rows[0][1], a.rows[0][2])
+		}
+		switch {
+		case token > 0:
+			for _, r := range rs {
+				r.then(outcome{done: true, token: token, sent: a.sent})
+			}
+		case a.err != nil:
+			s.giveUp(rs, a.err)
+		case raise:
+			s.raise(rs)
+		default:
+			s.giveUp(rs, errNoTokens)
+		}
+	}}, "EXECUTE locker_mint(%d)")
+}
+
+// raise raises the ceiling of tokens and then mints one for the given locks.
 func (s *session) raise(rs []*request) {
 	s.askText(&message{answered: func(a answer) {
 		if a.err != nil {
-			for _, r := range rs {
-				s.giveUp(r, a.err)
-			}
+			s.giveUp(rs, a.err)
 			return
 		}
 		s.mint(rs, false)
 	}}, s.b.sql.raise)
-}
-
-// mint mints tokens for locks that the session has.
-func (s *session) mint(rs []*request, raise bool) {
-	s.ask(&message{answered: func(a answer) { s.granted(rs, a, raise) }}, func(sql []byte, seq int64) []byte {
-		return appendExecute(sql, "locker_mint", seq, keysOf(rs))
-	})
 }
 
 // fail ends the session. The leases that it carries are lost; their holders are told before the connection is closed,
@@ -398,6 +367,7 @@ func (s *session) fail(err error) {
 	out, waiting := s.out, s.waiting
 	s.out, s.waiting = nil, nil
 	s.mu.Unlock()
+	close(s.over)
 	s.b.lost(s, cause)
 	_ = s.conn.Conn().Close()
 	for _, m := range out {

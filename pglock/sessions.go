@@ -15,13 +15,23 @@ const (
 	// that is in use, as a session has one idle timeout. A further TTL shares the session of the next longer one; if its
 	// holder is cut off or frozen, it is that longer time after which the server frees the lock.
 	maxLeaseSessions = 4
-
-	// linger is how long a session stays that is not needed.
-	linger = time.Minute
-
-	// lingerInLine is the same for a session that somebody has waited on, of which there may be more.
-	lingerInLine = 10 * time.Second
 )
+
+// lifetimes says how long sessions are kept that are not needed, or harm.
+type lifetimes struct {
+	// lease is how long a session for leases stays that is not needed.
+	lease time.Duration
+
+	// parked is the same for a session that somebody has waited on, of which there may be more.
+	parked time.Duration
+
+	// standing is how long a session waits in Postgres's line before another takes its place, at its end. A statement under
+	// way keeps VACUUM from removing what was deleted since it began, in the whole database, and a worker may stand by
+	// for days.
+	standing time.Duration
+}
+
+var defaultLifetimes = lifetimes{lease: time.Minute, parked: 10 * time.Second, standing: 5 * time.Minute}
 
 // leaseSession is a session for locks taken without waiting, or one in the making.
 type leaseSession struct {
@@ -37,6 +47,23 @@ func (b *backend) leaseSession(ttl time.Duration) *leaseSession {
 	b.leases = slices.DeleteFunc(b.leases, func(l *leaseSession) bool { // those that may be dead
 		return l.session != nil && l.session.silentFor(now) > silence
 	})
+	l := b.chooseLease(ttl)
+	if l == nil {
+		l = b.openLease(ttl)
+	} else if l.timeout < ttl {
+		l.timeout = ttl
+		if l.session != nil {
+			l.session.setTimeout(ttl)
+		}
+	}
+	if l.session != nil {
+		l.session.used = now
+	}
+	return l
+}
+
+// chooseLease returns the session that locks with the given TTL share, or nil if it is to be made. b.mu is held.
+func (b *backend) chooseLease(ttl time.Duration) *leaseSession {
 	var longer, longest *leaseSession
 	for _, l := range b.leases {
 		switch {
@@ -49,25 +76,32 @@ func (b *backend) leaseSession(ttl time.Duration) *leaseSession {
 			longest = l
 		}
 	}
-	if len(b.leases) >= maxLeaseSessions {
-		if longer != nil {
-			return longer
-		}
-		if longest.session != nil {
-			longest.timeout = ttl
-			longest.session.setTimeout(ttl)
-			return longest
-		}
+	switch {
+	case len(b.leases) < maxLeaseSessions:
+		return nil
+	case longer != nil:
+		return longer
 	}
+	return longest // and becomes longer
+}
+
+// openLease begins to make a session for leases. b.mu is held.
+func (b *backend) openLease(ttl time.Duration) *leaseSession {
 	l := &leaseSession{timeout: ttl, ready: make(chan struct{})}
 	b.leases = append(b.leases, l)
 	if !b.begin(func() {
 		s, err := b.open(ttl)
+		if err == nil {
+			s.listen()
+		}
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		l.session, l.err = s, err
-		if err != nil || s.dead {
+		switch {
+		case err != nil || s.dead:
 			b.dropLease(l)
+		case l.timeout != ttl:
+			s.setTimeout(l.timeout)
 		}
 		close(l.ready)
 	}) {
@@ -91,9 +125,25 @@ func (b *backend) begin(f func()) bool {
 	return !b.closed
 }
 
-// open makes a session.
+// open makes a session, or takes the one that was made before it was needed.
 func (b *backend) open(timeout time.Duration) (*session, error) {
-	conn, err := b.connect(b.life, timeout)
+	b.mu.Lock()
+	s := b.first
+	if s != nil {
+		b.first = nil
+		s.used = time.Now()
+		s.setTimeout(timeout)
+	}
+	b.mu.Unlock()
+	if s != nil {
+		return s, nil
+	}
+	return b.openNow(b.life, timeout)
+}
+
+// openNow makes a session.
+func (b *backend) openNow(ctx context.Context, timeout time.Duration) (*session, error) {
+	conn, err := b.connect(ctx, timeout)
 	if err != nil {
 		return nil, err
 	}
@@ -110,20 +160,20 @@ func (b *backend) adopt(conn *pgconn.PgConn, timeout time.Duration) *session {
 	now := time.Now()
 	s := &session{
 		conn: conn, b: b, want: timeout, timeout: timeout, locks: make(map[int64]*holding),
-		heard: now, spoke: now, used: now,
+		heard: now, spoke: now, used: now, reader: newReader(),
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.begin(s.read) {
+	if !b.begin(s.watch) {
 		return nil
 	}
 	b.sessions[s] = struct{}{}
-	s.ticker = time.AfterFunc(timeout/tick, s.attend)
+	s.ticker = time.AfterFunc(s.interval(), s.attend)
 	return s
 }
 
-// tick is how many times per idle timeout a session is looked at.
-const tick = 4
+// interval is the time between two looks at a session, and the longest for which nothing is sent, more or less.
+func (s *session) interval() time.Duration { return min(s.idleTimeout()/4, time.Minute) }
 
 // attend is called regularly: it keeps the session alive, and ends it when it is broken or not needed.
 //
@@ -137,17 +187,19 @@ func (s *session) attend() {
 		b.mu.Unlock()
 		return
 	}
-	timeout := s.idleTimeout()
-	interval := timeout / tick
+	interval := s.interval()
 	s.ticker.Reset(interval)
 	held, idle := len(s.locks), now.Sub(s.used)
 	patience := silence
 	if held > 0 {
 		s.used = now
-		patience = timeout
+		patience = s.idleTimeout()
 	}
 	silent, quiet := s.silentFor(now), s.quietFor(now)
 	unneeded := held == 0 && quiet > 0 && b.unneeded(s, idle)
+	if p := s.place; p != nil && now.Sub(p.since) > b.lifetimes.standing {
+		b.renewPlace(p)
+	}
 	b.mu.Unlock()
 	switch {
 	case silent > patience:
@@ -162,19 +214,18 @@ func (s *session) attend() {
 // unneeded reports whether a session without locks has not been used for long enough to be closed. It cannot be used any
 // more then. b.mu is held.
 func (b *backend) unneeded(s *session, idle time.Duration) bool {
-	if i := slices.Index(b.waits.idle, s); i >= 0 {
-		if idle < lingerInLine {
-			return false
-		}
-		b.waits.idle = slices.Delete(b.waits.idle, i, i+1)
-		return true
-	}
-	i := slices.IndexFunc(b.leases, func(l *leaseSession) bool { return l.session == s })
-	if i >= 0 && idle < linger || b.waits.has(s) {
-		return false
-	}
-	if i >= 0 {
-		b.leases = slices.Delete(b.leases, i, i+1)
+	lease := slices.IndexFunc(b.leases, func(l *leaseSession) bool { return l.session == s })
+	parked := slices.Index(b.waits.idle, s)
+	switch {
+	case lease >= 0 && idle >= b.lifetimes.lease:
+		b.leases = slices.Delete(b.leases, lease, lease+1)
+	case parked >= 0 && idle >= b.lifetimes.parked:
+		b.waits.idle = slices.Delete(b.waits.idle, parked, parked+1)
+	case s == b.first && idle >= b.lifetimes.lease:
+		b.first = nil
+	default:
+		// In use; or just made, and not yet put to use; or replaced, because it did not answer.
+		return lease < 0 && parked < 0 && s != b.first && !b.waits.has(s) && idle >= silence
 	}
 	return true
 }
@@ -217,7 +268,7 @@ func (s *session) sweep() {
 		h.request.ReportLost(errExpired)
 		b.mu.Lock()
 		if h.slot.held == h {
-			b.letGo(h) // releases b.mu
+			b.letGo(h, false) // releases b.mu
 		} else {
 			b.mu.Unlock()
 		}
@@ -239,6 +290,9 @@ func (b *backend) lost(s *session, cause error) {
 		b.tidy(h.slot)
 	}
 	delete(b.sessions, s)
+	if s == b.first {
+		b.first = nil
+	}
 	b.leases = slices.DeleteFunc(b.leases, func(l *leaseSession) bool { return l.session == s })
 	b.waits.drop(s)
 	b.mu.Unlock()
@@ -287,9 +341,10 @@ func (b *backend) closeSessions() {
 func newBackend(c connector, waits int, invalid error) *backend {
 	b := &backend{
 		connector: c, invalid: invalid,
-		slots:    make(map[int64]*slot),
-		sessions: make(map[*session]struct{}),
-		waits:    waitSessions{most: waits},
+		slots:     make(map[int64]*slot),
+		sessions:  make(map[*session]struct{}),
+		waits:     waitSessions{most: waits},
+		lifetimes: defaultLifetimes,
 	}
 	b.life, b.end = context.WithCancel(context.Background())
 	return b

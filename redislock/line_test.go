@@ -20,6 +20,7 @@ import (
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/faultproxy"
 	"github.com/lockerkit/locker/internal/redistest"
+	"github.com/lockerkit/locker/internal/wires"
 	"github.com/lockerkit/locker/redislock"
 )
 
@@ -119,7 +120,7 @@ func TestLine(t *testing.T) {
 
 // TestCancelledAcquiresLeaveNothing cancels many acquires at random moments among handoffs.
 func TestCancelledAcquiresLeaveNothing(t *testing.T) {
-	acquires := trials(t, 2000)
+	acquires := wires.Trials(t, 2000)
 	server := redistest.New(t, redistest.Options{})
 	rdb := dial(t, server.Addr())
 	before := runtime.NumGoroutine()
@@ -182,7 +183,7 @@ func TestCancelledAcquiresLeaveNothing(t *testing.T) {
 
 // wired returns a client whose connections go through a proxy.
 func wired(t *testing.T, server *redistest.Server) (*redis.Client, *faultproxy.Proxy) {
-	rdb, proxy, _ := newWires(server).dial(t)
+	rdb, proxy, _ := dialWire(t, wires.New(server.Addr()))
 	return rdb, proxy
 }
 

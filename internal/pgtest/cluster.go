@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/lockerkit/locker/internal/testserver"
 )
@@ -21,8 +20,64 @@ host replication postgres 127.0.0.1/32 trust
 host all         all      127.0.0.1/32 scram-sha-256
 `
 
-// initPatience bounds the time to make a data directory.
-const initPatience = time.Minute
+// installation is where the programs are, and who is to run them.
+type installation struct {
+	bindir string
+	user   *testserver.User
+}
+
+// findInstallation returns what there is on this machine.
+func findInstallation() (in installation, err error) {
+	if in.bindir, err = Find(); err != nil {
+		return in, err
+	}
+	in.user, err = serverUser()
+	return in, err
+}
+
+// serverUser is who runs the servers, as they refuse to be run by root.
+func serverUser() (*testserver.User, error) {
+	user, err := testserver.Unprivileged("postgres", "nobody")
+	if err != nil {
+		return nil, fmt.Errorf("pgtest: %w", err)
+	}
+	return user, nil
+}
+
+// command returns how to run one of the programs, in a directory which the
+// user can reach: that of this process may not be.
+func (in installation) command(dir, name string, args ...string) (testserver.Command, error) {
+	path, err := program(in.bindir, name)
+	if err != nil {
+		return testserver.Command{}, fmt.Errorf("%w: %w", ErrNotFound, err)
+	}
+	return testserver.Command{Program: path, Args: args, Dir: dir, Env: environment(), User: in.user}, nil
+}
+
+// environment is that of this process but for what would change a server, or
+// the language of its log.
+func environment() (env []string) {
+	for _, variable := range os.Environ() {
+		if !strings.HasPrefix(variable, "PG") && !strings.HasPrefix(variable, "LC_") && !strings.HasPrefix(variable, "LANG") {
+			env = append(env, variable)
+		}
+	}
+	return append(env, "LC_ALL=C", "TZ=UTC")
+}
+
+// tempDir is where servers have their files; empty means the usual place. A
+// server has a thousand of them, and tests have many servers for a short time,
+// which keeps some file systems very busy. So it is in memory where there is
+// plenty of that, if $TMPDIR does not want something else.
+func tempDir() string {
+	if os.Getenv("TMPDIR") != "" {
+		return ""
+	}
+	return memory()
+}
+
+// dataDir is the data directory in a server's temporary directory.
+func dataDir(tmp string) string { return filepath.Join(tmp, "data") }
 
 // template is the content of a new data directory. It is in memory, about
 // 25 MB of it, since nobody would be sure to remove one on disk.
@@ -34,32 +89,32 @@ type templateFile struct {
 	data []byte
 }
 
-// templates has the template of each program directory, or how to make it.
-var templates sync.Map // string -> func() (template, error)
+// templates has a func() (template, error) for each installation.
+var templates sync.Map
 
-// templateOf makes the template at the first call, which takes a second or
-// two: far longer than to write it to the disk again.
-func templateOf(bindir string, user *testserver.User) (template, error) {
-	once := sync.OnceValues(func() (template, error) { return makeTemplate(bindir, user) })
-	get, _ := templates.LoadOrStore(bindir, once)
+// template makes the template at the first call. That takes a second or two,
+// and far longer than to write it to the disk again.
+func (in installation) template() (template, error) {
+	key := in.bindir // the user is always the same
+	get, _ := templates.LoadOrStore(key, sync.OnceValues(in.makeTemplate))
 	return get.(func() (template, error))()
 }
 
-func makeTemplate(bindir string, user *testserver.User) (t template, err error) {
-	tmp, err := user.MkdirTemp("pgtest-")
+func (in installation) makeTemplate() (t template, err error) {
+	tmp, err := in.user.MkdirTemp(tempDir(), "pgtest-")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(tmp)
 	data := dataDir(tmp)
-	initdb, err := command(bindir, "initdb", user, tmp,
+	initdb, err := in.command(tmp, "initdb",
 		"--no-sync", "--no-locale", "-E", "UTF8", "-A", "trust", "-U", "postgres",
 		"--wal-segsize=1", // small segments make for a small copy
 		"-D", data)
 	if err != nil {
 		return nil, err
 	}
-	if err := initdb.Run(initPatience); err != nil {
+	if err := initdb.Run(patience); err != nil {
 		return nil, err
 	}
 	if err := os.WriteFile(filepath.Join(data, "pg_hba.conf"), []byte(accessRules), 0o600); err != nil {
@@ -94,42 +149,4 @@ func (t template) write(dir string, user *testserver.User) error {
 		}
 	}
 	return nil
-}
-
-// dataDir is the data directory in a server's temporary directory.
-func dataDir(tmp string) string { return filepath.Join(tmp, "data") }
-
-// command returns how to run one of the Postgres programs.
-func command(bindir, name string, user *testserver.User, dir string, args ...string) (testserver.Command, error) {
-	path, err := program(bindir, name)
-	if err != nil {
-		return testserver.Command{}, err
-	}
-	return testserver.Command{
-		Program: path,
-		Args:    args,
-		User:    user,
-		Dir:     dir, // this process may be where the user is not allowed to be
-		Env:     environment(),
-	}, nil
-}
-
-// environment is that of this process but for what would change a server, or
-// the language of its log.
-func environment() (env []string) {
-	for _, variable := range os.Environ() {
-		if !strings.HasPrefix(variable, "PG") && !strings.HasPrefix(variable, "LC_") && !strings.HasPrefix(variable, "LANG") {
-			env = append(env, variable)
-		}
-	}
-	return append(env, "LC_ALL=C", "TZ=UTC")
-}
-
-// serverUser is who runs the servers, as they refuse to be run by root.
-func serverUser() (*testserver.User, error) {
-	user, err := testserver.Unprivileged("postgres", "nobody")
-	if err != nil {
-		return nil, fmt.Errorf("pgtest: %w", err)
-	}
-	return user, nil
 }

@@ -29,6 +29,9 @@ var ErrNotFound = errors.New("pgtest: no Postgres found")
 // usual place. Versions before 14 do not count. If there is none, the error is
 // ErrNotFound. A directory named by the environment is not made up for by
 // another one.
+//
+// Where the programs are links, it is the directory that they lead to, as that
+// has also those to which there are no links.
 func Find() (bindir string, err error) { return find(usualDirs) }
 
 func find(usual string) (bindir string, err error) {
@@ -40,7 +43,7 @@ func find(usual string) (bindir string, err error) {
 		if err != nil {
 			return "", fmt.Errorf("%w: $%s: %w", ErrNotFound, EnvBin, err)
 		}
-		return dir, nil
+		return behindLinks(dir), nil
 	}
 	var why []error // not any of those seen
 	for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
@@ -51,7 +54,7 @@ func find(usual string) (bindir string, err error) {
 			why = append(why, err)
 			continue
 		}
-		return dir, nil
+		return behindLinks(dir), nil
 	}
 	dirs, err := filepath.Glob(usual)
 	if err != nil {
@@ -75,6 +78,21 @@ func find(usual string) (bindir string, err error) {
 // program returns the path of a program in a directory.
 func program(dir, name string) (path string, err error) {
 	return exec.LookPath(filepath.Join(dir, name))
+}
+
+// behindLinks returns the directory where the programs in a directory are.
+func behindLinks(dir string) string {
+	path, err := program(dir, "postgres")
+	if err == nil {
+		path, err = filepath.EvalSymlinks(path)
+	}
+	if err == nil {
+		_, err = program(filepath.Dir(path), "initdb")
+	}
+	if err != nil {
+		return dir
+	}
+	return filepath.Dir(path)
 }
 
 // versionIn returns the major version of the server in a directory, and an

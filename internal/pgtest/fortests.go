@@ -64,13 +64,17 @@ func New(tb testing.TB, opts Options) *Server {
 
 // Main runs the tests and then closes the shared server, if there is one. It
 // makes for a clean end where a server does not end with the process by
-// itself, which it does on Linux, and removes the server's directory:
+// itself, which it does on Linux, and removes the servers' directories:
 //
 //	func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 //
 // Where tests have several kinds of servers, m may be what calls the Main of
 // another one.
-func Main(m interface{ Run() int }) int { return product.Main(m, &shared) }
+func Main(m interface{ Run() int }) int {
+	code := product.Main(m, &shared)
+	removeMemory()
+	return code
+}
 
 // checkURL checks a URL, the password of which is not to be in the error.
 func checkURL(value string) error {

@@ -1,6 +1,7 @@
 // Package pgtest provides real Postgres servers for tests: a shared one that
 // is just there (URL), and servers of a test's own that it can stop, crash and
-// restart (New, Start).
+// restart (New, Start), that it can have copied by a standby and promote that
+// (Server.Standby), and in front of which it can put a PgBouncer (NewBouncer).
 //
 // Which server a test gets, and whether it is skipped or fails where there is
 // none, is up to the environment; see URL, New and Find.

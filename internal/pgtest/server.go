@@ -1,14 +1,11 @@
 package pgtest
 
 import (
-	"context"
 	"maps"
 	"slices"
 	"strconv"
 	"syscall"
 	"time"
-
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/lockerkit/locker/internal/testserver"
 )
@@ -16,6 +13,11 @@ import (
 // patience bounds the time that a server may take to start, which can include
 // a recovery, and to end.
 const patience = 30 * time.Second
+
+// crashPatience bounds the time that a crash may take. It is a matter of
+// milliseconds, unless somebody has just connected and does not say a word:
+// the servers before version 18 await that, for authentication_timeout.
+const crashPatience = 2 * time.Second
 
 // Options are the choices for a new server. The zero Options are fine.
 type Options struct {
@@ -37,6 +39,11 @@ var defaults = map[string]string{
 	"password_encryption":     "scram-sha-256",
 	"wal_level":               "replica",
 
+	// In the data directory, where it is removed even if the server was killed.
+	"dynamic_shared_memory_type": "mmap",
+
+	"authentication_timeout": "10s", // less than the patience of Stop; see crashPatience
+
 	// What is lost without it when the machine crashes goes with the test.
 	// A crash of the server alone loses nothing.
 	"fsync": "off",
@@ -53,8 +60,11 @@ var defaults = map[string]string{
 // run one after the other.
 type Server struct {
 	server   *testserver.Server
-	bindir   string
+	in       installation
 	settings map[string]string
+
+	primary *Server // of a standby
+	name    string  // of a standby, for its primary
 }
 
 // Start starts a Postgres server on a free loopback port, with the programs
@@ -62,44 +72,31 @@ type Server struct {
 // root, the server belongs to the user postgres or nobody. On Linux it dies
 // with this process, however that ends.
 func Start(opts Options) (*Server, error) {
-	return start(opts.Settings, func(_ int, s *source) error {
-		template, err := templateOf(s.bindir, s.user)
+	in, err := findInstallation()
+	if err != nil {
+		return nil, err
+	}
+	return start(in, opts.Settings, func(_ int, dir string) error {
+		template, err := in.template()
 		if err != nil {
 			return err
 		}
-		return template.write(s.data, s.user)
+		return template.write(dataDir(dir), in.user)
 	})
 }
 
-// source is what there is to fill a data directory from.
-type source struct {
-	bindir string
-	user   *testserver.User
-	tmp    string // the temporary directory
-	data   string // the data directory in it, to be made
-}
-
-// start starts a server on a data directory that fill makes.
-func start(settings map[string]string, fill func(port int, s *source) error) (*Server, error) {
-	bindir, err := Find()
+// start starts a new server. The function is to make the data directory, the
+// dataDir in the server's directory.
+func start(in installation, settings map[string]string, prepare func(port int, dir string) error) (*Server, error) {
+	postgres, err := in.command("", "postgres")
 	if err != nil {
 		return nil, err
 	}
-	user, err := serverUser()
-	if err != nil {
-		return nil, err
-	}
-	s := &Server{bindir: bindir, settings: settings}
-	postgres, err := command(bindir, "postgres", user, "")
-	if err != nil {
-		return nil, err
-	}
-	spec := testserver.Spec{
-		Name: "pgtest",
-		User: user,
-		Prepare: func(port int, dir string) error {
-			return fill(port, &source{bindir: bindir, user: user, tmp: dir, data: dataDir(dir)})
-		},
+	server, err := testserver.Start(testserver.Spec{
+		Name:    product.Package,
+		User:    in.user,
+		TempDir: tempDir(),
+		Prepare: prepare,
 		Command: func(port int, dir string) testserver.Command {
 			postgres := postgres
 			postgres.Dir = dir
@@ -113,41 +110,30 @@ func start(settings map[string]string, fill func(port int, s *source) error) (*S
 			postgres.DeathSignal = syscall.SIGQUIT
 			return postgres
 		},
-		IsUp:       isUp,
-		KillSignal: syscall.SIGQUIT,
+		IsUp:         isUp,
+		KillSignal:   syscall.SIGQUIT,
+		KillPatience: crashPatience,
 		Busy: []string{
 			"Address already in use",
 			"pre-existing shared memory block", // children that outlived a kill
 		},
 		Patience: patience,
-	}
-	if s.server, err = testserver.Start(spec); err != nil {
+	})
+	if err != nil {
 		return nil, err
 	}
-	return s, nil
+	return &Server{server: server, in: in, settings: settings}, nil
 }
 
 // isUp reports whether a Postgres server answers queries.
 func isUp(addr string, deadline time.Time) error {
-	return query(url(addr), deadline, "SELECT 1")
-}
-
-// query runs a statement on a new connection.
-func query(url string, deadline time.Time, sql string) error {
-	ctx, cancel := context.WithDeadline(context.Background(), deadline)
-	defer cancel()
-	conn, err := pgconn.Connect(ctx, url)
-	if err != nil {
-		return err
-	}
-	defer conn.Close(ctx)
-	_, err = conn.Exec(ctx, sql).ReadAll()
+	_, err := query(url(addr, "postgres"), deadline, "SELECT 1")
 	return err
 }
 
 // url returns the URL of the superuser at an address.
-func url(addr string) string {
-	return "postgres://postgres@" + addr + "/postgres?sslmode=disable"
+func url(addr, database string) string {
+	return "postgres://postgres@" + addr + "/" + database + "?sslmode=disable"
 }
 
 // Addr returns the server's address as host:port. It stays the same for the
@@ -155,7 +141,7 @@ func url(addr string) string {
 func (s *Server) Addr() string { return s.server.Addr() }
 
 // URL returns the URL for the superuser and the database postgres.
-func (s *Server) URL() string { return url(s.Addr()) }
+func (s *Server) URL() string { return url(s.Addr(), "postgres") }
 
 // Crash ends the server and all of its connections at once, without any of the
 // work of an orderly end (SIGQUIT, "immediate shutdown"), and waits until it is

@@ -20,7 +20,7 @@ func startHelper(t *testing.T) *selftest.Helper {
 	if _, err := Find(); err != nil {
 		product.Unavailable(t, err)
 	}
-	return selftest.StartHelper(t, EnvAddress+"=")
+	return selftest.StartHelper(t, "", EnvAddress+"=")
 }
 
 func TestMainClosesTheSharedServer(t *testing.T) {

@@ -77,7 +77,7 @@ func TestHelperProcess(t *testing.T) {
 // The signal is the one asked for, and a change of user does not undo it.
 func TestDeathSignal(t *testing.T) {
 	t.Parallel()
-	h := selftest.StartHelper(t)
+	h := selftest.StartHelper(t, "")
 	conn := selftest.Connect(t, h.Addr)
 	if err := echo(conn); err != nil {
 		t.Fatal(err)

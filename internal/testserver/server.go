@@ -37,6 +37,10 @@ type Spec struct {
 	// server, too.
 	User *User
 
+	// TempDir is where to make the server's directory; empty means the usual
+	// place for temporary files.
+	TempDir string
+
 	// Prepare, if not nil, is called once, before the first start. The
 	// directory is empty but for the log, and goes with the Server.
 	Prepare func(port int, dir string) error
@@ -49,14 +53,17 @@ type Spec struct {
 	IsUp func(addr string, deadline time.Time) error
 
 	// KillSignal is what ends the server at once, together with its children;
-	// nil means os.Kill. A server that does not obey gets that, too.
-	KillSignal os.Signal
+	// nil means os.Kill. A server that is not gone after KillPatience gets
+	// that, too.
+	KillSignal   os.Signal
+	KillPatience time.Duration
 
 	// Busy are texts in the log of a server which could not start, but may
 	// well a little later or on another port.
 	Busy []string
 
-	// Patience bounds the time that the server may take to start or to end.
+	// Patience bounds the time that the server may take to start, or to end
+	// in order.
 	Patience time.Duration
 }
 
@@ -93,7 +100,7 @@ func startOnce(spec Spec) (*Server, error) {
 	if s.port, err = portkeep.Keep(); err != nil {
 		return nil, s.error(fmt.Errorf("find a port: %w", err))
 	}
-	if s.dir, err = spec.User.MkdirTemp(spec.Name + "-"); err != nil {
+	if s.dir, err = spec.User.MkdirTemp(spec.TempDir, spec.Name+"-"); err != nil {
 		s.port.Close()
 		return nil, s.error(err)
 	}
@@ -132,7 +139,7 @@ func (s *Server) killLocked() {
 	case s.paused || s.spec.KillSignal == nil:
 		s.child.Kill() // SIGKILL also ends a paused process
 	default:
-		s.child.end(s.spec.KillSignal, s.spec.Patience)
+		s.child.end(s.spec.KillSignal, s.spec.KillPatience)
 	}
 	s.paused = false
 }

@@ -99,7 +99,7 @@ func TestStop(t *testing.T) {
 func TestKillSignal(t *testing.T) {
 	t.Parallel()
 	spec := fakeSpec(t, "polite")
-	spec.KillSignal = syscall.SIGTERM
+	spec.KillSignal, spec.KillPatience = syscall.SIGTERM, selftest.Patience
 	s := startFake(t, spec)
 	s.Kill()
 	if log := s.LogTail(); !strings.HasSuffix(log, "good bye\n") {
@@ -119,20 +119,18 @@ func TestKillSignal(t *testing.T) {
 func TestServerThatWillNotEnd(t *testing.T) {
 	t.Parallel()
 	spec := fakeSpec(t, "stubborn")
+	spec.KillSignal, spec.KillPatience = syscall.SIGTERM, 20*time.Millisecond
 	s := startFake(t, spec)
+	s.Kill()
+	selftest.ExpectRefused(t, s.Addr())
+	if err := s.Restart(); err != nil {
+		t.Fatal(err)
+	}
+
 	s.spec.Patience = 20 * time.Millisecond
 	if err := s.Stop(syscall.SIGTERM); err == nil || !strings.Contains(err.Error(), "listening") {
 		t.Errorf("Stop = %v, want an error with the log in it", err)
 	}
-	selftest.ExpectRefused(t, s.Addr())
-
-	s.spec.Patience = spec.Patience
-	if err := s.Restart(); err != nil {
-		t.Fatal(err)
-	}
-	s.spec.Patience = 20 * time.Millisecond
-	s.spec.KillSignal = syscall.SIGTERM
-	s.Kill()
 	selftest.ExpectRefused(t, s.Addr())
 }
 

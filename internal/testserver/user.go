@@ -40,13 +40,17 @@ func (u *User) Own(path string) error {
 	return os.Lchown(path, int(u.UID), int(u.GID))
 }
 
-// MkdirTemp makes a directory that belongs to the user, in a place that they
-// can reach: root's temporary files may be where nobody else can look.
-func (u *User) MkdirTemp(pattern string) (path string, err error) {
+// MkdirTemp makes a directory that belongs to the user, as os.MkdirTemp does.
+// It is in another place if the user cannot reach the one wanted: root's
+// temporary files may be where nobody else can look.
+func (u *User) MkdirTemp(base, pattern string) (path string, err error) {
 	if u == nil {
-		return os.MkdirTemp("", pattern)
+		return os.MkdirTemp(base, pattern)
 	}
-	for _, base := range []string{os.TempDir(), "/tmp", "/var/tmp"} {
+	if base == "" {
+		base = os.TempDir()
+	}
+	for _, base := range []string{base, os.TempDir(), "/tmp", "/var/tmp"} {
 		if !openToAll(base) {
 			continue
 		}

@@ -35,7 +35,7 @@ func TestUnprivileged(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Setenv("TMPDIR", closed) // where nobody else can look
-	dir, err := user.MkdirTemp("faketest-")
+	dir, err := user.MkdirTemp("", "faketest-")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -152,18 +152,23 @@ type Helper struct {
 }
 
 // StartHelper runs TestHelperProcess of the present test program in a process
-// of its own, with additions to the environment.
-func StartHelper(t *testing.T, env ...string) *Helper {
+// of its own, with additions to the environment. Its temporary files are in a
+// directory in tmp, or in the usual place if that is empty.
+func StartHelper(t *testing.T, tmp string, env ...string) *Helper {
 	t.Helper()
-	h := &Helper{Tmp: t.TempDir()}
+	h := new(Helper)
+	var err error
+	if h.Tmp, err = os.MkdirTemp(tmp, "selftest-"); err != nil { //nolint:usetesting // t.TempDir is not where we want it
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(h.Tmp) })
 	// Let servers in that run as somebody else.
-	if err := os.Chmod(filepath.Dir(h.Tmp), 0o755); err != nil {
+	if err := os.Chmod(h.Tmp, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	h.Cmd = exec.Command(os.Args[0], "-test.run=^TestHelperProcess$", "-test.count=1")
 	h.Cmd.Env = append(append(os.Environ(), envHelper+"=1", "TMPDIR="+h.Tmp), env...)
 	h.Cmd.Stderr = os.Stderr
-	var err error
 	if h.stdin, err = h.Cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,139 @@
+package pgtest
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/lockerkit/locker/internal/testserver"
+)
+
+// EnvBouncer names the PgBouncer program to use; see FindBouncer.
+const EnvBouncer = "LOCKER_PGBOUNCER"
+
+// usualBouncer is where Debian puts PgBouncer, which is often not on the PATH
+// of those who are not root.
+const usualBouncer = "/usr/sbin/pgbouncer"
+
+// ErrNoBouncer is the error of FindBouncer, and of whatever uses it, when
+// there is no program.
+var ErrNoBouncer = errors.New("pgtest: no pgbouncer found")
+
+var bouncerProduct = &testserver.Product{
+	Name:       "PgBouncer",
+	Package:    "pgtest",
+	EnvProgram: EnvBouncer,
+	Programs:   []string{"pgbouncer", usualBouncer},
+	NotFound:   ErrNoBouncer,
+}
+
+// FindBouncer returns the path of the PgBouncer program: $LOCKER_PGBOUNCER if
+// that is set, or else pgbouncer on the PATH or in Debian's usual place. If
+// there is none, the error is ErrNoBouncer. A program named by the environment
+// but missing is not made up for by another one.
+func FindBouncer() (path string, err error) { return bouncerProduct.Find() }
+
+// Bouncer is a PgBouncer process in front of a Server.
+type Bouncer struct{ *testserver.Server }
+
+// NewBouncer starts a PgBouncer for one test, and closes it when the test is
+// over. The mode is its pool_mode: "session", "transaction" or "statement".
+// Further settings are name=value, as in the section [pgbouncer] of its
+// configuration. Only the superuser postgres gets through.
+//
+// Where there is no program, the test is skipped or fails by the rules of New,
+// with $LOCKER_PGBOUNCER and the name pgbouncer.
+func NewBouncer(tb testing.TB, server *Server, mode string, settings ...string) *Bouncer {
+	tb.Helper()
+	bouncer, err := startBouncer(server, mode, settings)
+	if err != nil {
+		bouncerProduct.Unavailable(tb, err)
+	}
+	bouncerProduct.CloseAfter(tb, bouncer)
+	return bouncer
+}
+
+func startBouncer(server *Server, mode string, settings []string) (*Bouncer, error) {
+	path, err := FindBouncer()
+	if err != nil {
+		return nil, err
+	}
+	user, err := serverUser() // PgBouncer refuses root, too
+	if err != nil {
+		return nil, err
+	}
+	configFile := func(dir string) string { return filepath.Join(dir, "pgbouncer.ini") }
+	bouncer, err := testserver.Start(testserver.Spec{
+		Name: bouncerProduct.Package,
+		User: user,
+		Prepare: func(port int, dir string) error {
+			users := filepath.Join(dir, "users")
+			config, err := bouncerConfig(server.Addr(), port, users, append([]string{"pool_mode=" + mode}, settings...))
+			if err != nil {
+				return err
+			}
+			return errors.Join(
+				os.WriteFile(configFile(dir), []byte(config), 0o600), user.Own(configFile(dir)),
+				os.WriteFile(users, []byte(`"postgres" ""`), 0o600), user.Own(users))
+		},
+		Command: func(_ int, dir string) testserver.Command {
+			return testserver.Command{Program: path, Args: []string{configFile(dir)}, Dir: dir, Env: environment(), User: user}
+		},
+		IsUp: func(addr string, deadline time.Time) error {
+			// It answers this itself: the server behind it may be down.
+			_, err := query(url(addr, "pgbouncer"), deadline, "SHOW VERSION")
+			return err
+		},
+		Busy:     []string{"Address already in use"},
+		Patience: patience,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Bouncer{bouncer}, nil
+}
+
+// bouncerConfig returns the configuration of a PgBouncer in front of the
+// server at addr, with settings of the form name=value.
+func bouncerConfig(addr string, port int, users string, settings []string) (string, error) {
+	host, serverPort, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", err
+	}
+	all := map[string]string{
+		"listen_addr":     "127.0.0.1",
+		"listen_port":     strconv.Itoa(port),
+		"unix_socket_dir": "",
+		"auth_type":       "trust",
+		"auth_file":       users,
+		"admin_users":     "postgres",
+		"max_client_conn": "500",
+
+		// After a failed try, it would let nobody try again for 15 seconds.
+		"server_login_retry": "0.1",
+	}
+	for _, setting := range settings {
+		name, value, ok := strings.Cut(setting, "=")
+		if !ok {
+			return "", fmt.Errorf("setting %q: want name=value", setting)
+		}
+		all[strings.TrimSpace(name)] = strings.TrimSpace(value)
+	}
+	var config strings.Builder
+	fmt.Fprintf(&config, "[databases]\n* = host=%s port=%s\n[pgbouncer]\n", host, serverPort)
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		fmt.Fprintf(&config, "%s = %s\n", name, all[name])
+	}
+	return config.String(), nil
+}
+
+// URL returns the URL for the superuser and the database postgres.
+func (b *Bouncer) URL() string { return url(b.Addr(), "postgres") }

@@ -1,0 +1,7 @@
+//go:build !linux
+
+package pgtest
+
+func memory() (dir string) { return "" }
+
+func removeMemory() {}

@@ -1,0 +1,67 @@
+// Package pglock keeps locks in Postgres 14 or later, by way of pgx v5: session-level advisory locks with a lease, a fencing
+// token, and many locks on one connection.
+//
+// # The lock
+//
+// A lock is an advisory lock of a session (https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS)
+// under a key of 64 bits, see Key. It excludes everybody who locks the same key in the same database. There is no
+// record of it: pg_locks shows the key, and pg_stat_activity the session. So the option locker.Holder has no effect here, and
+// errors do not say who holds a key.
+//
+// All locks that a Locker takes without waiting are on one connection, whatever their number. What goroutines ask for
+// at the same time goes to the server in one statement. Each different TTL has a connection of its own; from the
+// fifth on, leases share that of the next longer TTL, or make the longest one longer. They still end after their own TTL, except
+// those of a process that is frozen or cut off, which the server then frees after the longer one. It takes
+// a lock table with room: max_locks_per_transaction times max_connections, for everybody on the server.
+//
+// # The lease
+//
+// A session lives as long as its client speaks: idle_session_timeout is the TTL, and package locker renews three times
+// per TTL. A lease is valid for a TTL from the moment when the last renewal that was answered had been sent, less 1 % and 2 ms. So
+// a holder that is frozen or cut off has stopped trusting its lease when the server ends the session and frees the lock; and of
+// a process that dies, the kernel closes the connection, and its locks are free at once, not a TTL later.
+//
+// In return, a lock does not survive its connection. When the server or something in between closes that, all leases on
+// it are lost; they are told at once. Whoever waits is granted the lock at the same moment, and has it one more round trip later:
+// if an administrator ends a session, or the server restarts, while its client cannot be reached, then there are two
+// holders until the deadline of the first. Let the resource check the fencing token.
+//
+// Postgres measures timeouts by its wall clock: if that is set forward, a session may end early, which its holder is
+// told as above.
+//
+// # Fencing tokens
+//
+// A token is minted by the statement that takes the lock, from a sequence. A sequence alone may go back in a
+// crash, because others may see values that never reach the disk. So there is a ceiling on the disk, which is raised by a million
+// at a time before tokens beyond it are used; a table that Postgres empties in a crash (an unlogged one) tells that there was
+// one, and the sequence then continues above the ceiling. After each start of the server it continues at its clock in
+// microseconds, if that is greater. Compared with a row per lock that is updated and committed, this needs no wait for the
+// disk, nor for each other, and makes no dead rows.
+//
+// Tokens so increase over crashes, restarts and the failover to a synchronous standby. They can go back only if the ceiling is
+// lost (an asynchronous standby takes over, a backup is restored) and the server's clock is behind the tokens
+// that were minted before, which only happens when it is set back, or if the tables are dropped.
+//
+// # The waiting line
+//
+// Whoever is refused waits in Postgres's own line, by pg_advisory_lock on a connection for that; there are at most
+// Config.WaitSessions of them, which are closed when they have been idle for ten seconds. A Locker has one place in the line for a
+// key, whatever the number of goroutines that wait for it: its own are served in order of arrival, and Lockers in turn, in
+// the order of their first ones' arrival. TryLock never overtakes the line. A lock that was got by waiting stays on its
+// connection, which counts among them. Lines beyond the bound poll every 50 to 100 ms, with notifications on the
+// channel "locker" to make that sooner; they get a connection in order of arrival.
+//
+// A statement that runs keeps VACUUM, everywhere in the database, from removing what has been deleted since it began. A wait
+// of more than five minutes therefore takes its place anew, at the end of the line. With log_lock_waits on,
+// the server logs each wait.
+//
+// # What it needs
+//
+// A direct connection: poolers such as PgBouncer are refused, since they give each transaction another session. The primary: a
+// standby is refused. A role with the permissions listed at SchemaSQL, whose objects are created on first use unless
+// Config.NoCreate is set. No server setting is changed; those of the role that would harm are overridden in the sessions.
+// Nothing is ever done on a connection of the pool given to New.
+//
+// With a synchronous standby that is down, raising the ceiling, which happens on the first lock after each start of the
+// server and then once in half a million, waits like every commit, and leases on that connection may be lost.
+package pglock
