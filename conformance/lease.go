@@ -155,7 +155,11 @@ func (c *check) rivalTrial(f Fault) func() (time.Duration, bool) {
 	time.Sleep(rand.N(c.ttl / 20))
 	heal := c.cut(f)
 	return func() (time.Duration, bool) {
-		defer heal()
+		defer func() { // now, as there may be more trials than connections to be had
+			heal()
+			_ = rival.Close()
+			_ = holder.Close()
+		}()
 		// Renewals that reach the store although their answers get lost make the rival wait longer.
 		next, err := rival.Lock(c.within(6*c.ttl), key)
 		wasClosed := isClosed(done)

@@ -18,7 +18,8 @@ const maxTimeout = (1<<31 - 1) * time.Millisecond
 // in a table here, and one request per key is under way at a time.
 type backend struct {
 	connector
-	invalid error // of the configuration
+	invalid   error // of the configuration
+	lifetimes lifetimes
 
 	life    context.Context // ends with Close
 	end     context.CancelFunc
@@ -29,7 +30,8 @@ type backend struct {
 	slots    map[int64]*slot
 	sessions map[*session]struct{} // all of them
 	first    *session              // made by Open, and not used yet
-	leases   []*leaseSession       // for locks taken without waiting, one for each TTL
+	ghosts   []ghost
+	leases   []*leaseSession // for locks taken without waiting, one for each TTL
 	waits    waitSessions
 }
 
@@ -64,9 +66,11 @@ type holding struct {
 
 // release is a lock on its way back.
 type release struct {
-	owner locker.Owner
-	done  chan struct{} // closed when err is set
-	err   error
+	owner  locker.Owner
+	server server        // which has the lock
+	done   chan struct{} // closed when err is set
+	err    error
+	failed bool // the session is over, and it is unknown what became of the lock; guarded by backend.mu
 }
 
 func (r *release) isDone() bool {
@@ -161,7 +165,7 @@ func (b *backend) finish(s *slot) {
 
 // tidy forgets a slot about which there is nothing to know. b.mu is held.
 func (b *backend) tidy(s *slot) {
-	if s.busy == 0 && s.held == nil && len(s.line) == 0 && s.settled == nil && b.slots[s.key] == s {
+	if s.busy == 0 && s.held == nil && len(s.line) == 0 && s.settled == nil && s.leaving == nil && b.slots[s.key] == s {
 		delete(b.slots, s.key)
 	}
 }
@@ -246,6 +250,12 @@ func (b *backend) tried(a *attempt, s *session, o outcome) {
 func (b *backend) hold(sl *slot, s *session, r locker.Request, o outcome) (locker.Grant, error) {
 	if s.dead {
 		return locker.Grant{}, locker.NotAcquired(&sessionOver{errSilent})
+	}
+	if old := sl.held; old != nil {
+		// The server would not have given the lock to another session if that of the holder were not over, which we have
+		// yet to hear. Of two leases of one Locker, too, the first has to end before the second begins.
+		delete(old.session.locks, sl.key)
+		old.request.ReportLost(errUnowned)
 	}
 	h := &holding{request: r, token: o.token, slot: sl, session: s, expires: expiry(o.sent, r.TTL)}
 	sl.held = h
@@ -336,6 +346,9 @@ func (b *backend) Release(ctx context.Context, g locker.Grant) error {
 		rel = b.letGo(s.held, true) // releases b.mu
 	case s.leaving != nil && s.leaving.owner == g.Owner:
 		rel = s.leaving // under way since a call that has not waited for the end
+		if rel.failed {
+			return b.confirm(ctx, s, g.TTL) // releases b.mu
+		}
 		b.mu.Unlock()
 	default:
 		s = nil
@@ -355,7 +368,7 @@ func (b *backend) Release(ctx context.Context, g locker.Grant) error {
 // letGo gives back a lock that is held, and may wait for the answer. It is called with b.mu held, which it releases.
 func (b *backend) letGo(h *holding, wait bool) *release {
 	s, session := h.slot, h.session
-	rel := &release{owner: h.request.Owner, done: make(chan struct{})}
+	rel := &release{owner: h.request.Owner, server: session.conn, done: make(chan struct{})}
 	s.held, s.leaving = nil, rel
 	s.busy++
 	delete(session.locks, s.key)
@@ -373,8 +386,11 @@ func (b *backend) letGo(h *holding, wait bool) *release {
 			rel.err = fmt.Errorf("%w: %w", locker.ErrLost, errUnowned)
 		}
 		b.mu.Lock()
-		if s.leaving == rel {
+		rel.failed = o.err != nil
+		if s.leaving == rel && !rel.failed {
 			s.leaving = nil
+		} else if rel.failed { // until the lock has ended by itself
+			time.AfterFunc(h.request.TTL, func() { b.forget(s, rel) })
 		}
 		wanted := s.wanted && rel.err == nil
 		s.wanted = false
@@ -390,4 +406,47 @@ func (b *backend) letGo(h *holding, wait bool) *release {
 		b.park(session)
 	}}, arrived)
 	return rel
+}
+
+// confirm is Release for a lock whose session ended before the server had confirmed that it was given back: it is, if the server
+// has ended the session too, and if not, it is made to. It is called with b.mu held, which it releases.
+func (b *backend) confirm(ctx context.Context, s *slot, ttl time.Duration) error {
+	rel := s.leaving
+	l := b.leaseSession(ttl)
+	b.mu.Unlock()
+	select {
+	case <-l.ready:
+	case <-ctx.Done():
+		return explain(ctx.Err())
+	}
+	if l.err != nil {
+		return l.err
+	}
+	ended := make(chan error, 1)
+	l.session.askText(&message{answered: func(a answer) {
+		if a.err == nil && a.rows[0][1] != "0" {
+			a.err = errStillThere
+		}
+		ended <- a.err
+	}}, endSQL, rel.server.PID(), rel.server.started)
+	select {
+	case err := <-ended:
+		if err != nil {
+			return explain(err)
+		}
+	case <-ctx.Done():
+		return explain(ctx.Err())
+	}
+	b.forget(s, rel)
+	return locker.ErrLost // as it is not there any more
+}
+
+// forget forgets a release that failed.
+func (b *backend) forget(s *slot, rel *release) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s.leaving == rel {
+		s.leaving = nil
+		b.tidy(s)
+	}
 }

@@ -35,13 +35,13 @@ type connector struct {
 }
 
 // connect makes a connection on which nothing remains but to send requests.
-func (c *connector) connect(ctx context.Context, timeout time.Duration) (*pgconn.PgConn, error) {
+func (c *connector) connect(ctx context.Context, timeout time.Duration) (server, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectWithin)
 	defer cancel()
 	config := c.config.Copy()
 	if c.beforeConnect != nil {
 		if err := c.beforeConnect(ctx, config); err != nil {
-			return nil, err
+			return server{}, err
 		}
 	}
 	if config.RuntimeParams["application_name"] == "" {
@@ -49,54 +49,67 @@ func (c *connector) connect(ctx context.Context, timeout time.Duration) (*pgconn
 	}
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
-		return nil, explain(err)
+		return server{}, explain(err)
 	}
-	if err := c.prepare(ctx, conn, timeout); err != nil {
+	s := server{PgConn: conn.PgConn()}
+	if s.started, err = c.prepare(ctx, conn, timeout); err != nil {
 		// Not a polite end, for which the server would have to answer.
-		_ = conn.PgConn().Conn().Close()
-		return nil, explain(err)
+		_ = s.Conn().Close()
+		return server{}, explain(err)
 	}
-	keepAlive(conn.PgConn().Conn())
-	return conn.PgConn(), nil
+	keepAlive(s.Conn())
+	return s, nil
+}
+
+// server is a process of the server, and the connection to it.
+type server struct {
+	*pgconn.PgConn
+	started string // when, as the server writes it: with the process id, it tells it from all others
 }
 
 // prepare makes a new connection fit to carry locks, or says why it cannot be.
-func (c *connector) prepare(ctx context.Context, conn *pgx.Conn, timeout time.Duration) error {
+func (c *connector) prepare(ctx context.Context, conn *pgx.Conn, timeout time.Duration) (started string, err error) {
 	if c.afterConnect != nil {
 		if err := c.afterConnect(ctx, conn); err != nil {
-			return err
+			return "", err
 		}
 	}
 	pg := conn.PgConn()
-	if err := checkVersion(pg.ParameterStatus("server_version")); err != nil {
-		return err
+	if pg.TxStatus() != 'I' {
+		return "", fmt.Errorf("%w: AfterConnect has left a transaction open, in which no idle_session_timeout counts", ErrSettings)
 	}
-	if err := checkServer(ctx, pg); err != nil { // before anything is set, which a pooler would hand to others
-		return err
+	if err := checkVersion(pg.ParameterStatus("server_version")); err != nil {
+		return "", err
+	}
+	if started, err = checkServer(ctx, pg); err != nil { // before anything is set, which a pooler would hand to others
+		return "", err
 	}
 	if err := applySettings(ctx, pg, timeout); err != nil {
-		return err
+		return "", err
 	}
-	err := pg.Exec(ctx, c.sql.prepare).Close()
+	err = pg.Exec(ctx, c.sql.prepare).Close()
 	if isCode(err, "42P01", "3F000") { // undefined table, undefined schema
 		if !c.create {
-			return fmt.Errorf("%w: %w", ErrNoTables, err)
+			return "", fmt.Errorf("%w: %w", ErrNoTables, err)
 		}
 		if err = c.createTokens(ctx, pg); err == nil {
 			err = pg.Exec(ctx, c.sql.prepare).Close()
 		}
 	}
 	if err != nil {
-		return err
+		return "", err
 	}
-	return pg.SyncConn(ctx)
+	return started, pg.SyncConn(ctx)
 }
 
 // settingsSQL sets what a role, a database or a connection string might have set otherwise.
 const settingsSQL = `
 SET search_path = pg_catalog;
+SET standard_conforming_strings = on;
+SET exit_on_error = off;
 SET client_min_messages = error;
 SET default_transaction_read_only = off;
+SET default_transaction_deferrable = off;
 SET default_transaction_isolation = 'read committed';
 SET transaction_isolation = 'read committed';
 SET statement_timeout = 0;
@@ -120,7 +133,7 @@ func timeoutSQL(d time.Duration) string {
 // applySettings makes the settings, and checks that the one which matters most has been made.
 func applySettings(ctx context.Context, pg *pgconn.PgConn, timeout time.Duration) error {
 	if err := pg.Exec(ctx, settingsSQL+timeoutSQL(timeout)).Close(); err != nil {
-		return fmt.Errorf("%w: %w", ErrSettings, err)
+		return because(ErrSettings, err)
 	}
 	// Some platforms cannot do this one, which only helps to find dead waiters sooner.
 	_ = pg.Exec(ctx, fmt.Sprintf("SET client_connection_check_interval = %d", checkEvery.Milliseconds())).Close()
@@ -134,20 +147,21 @@ func applySettings(ctx context.Context, pg *pgconn.PgConn, timeout time.Duration
 	return nil
 }
 
-// checkServer refuses connections to something that is not fit to carry locks.
-func checkServer(ctx context.Context, pg *pgconn.PgConn) error {
-	row, err := queryRow(ctx, pg, "SELECT pg_backend_pid(), pg_is_in_recovery()", 2)
+// checkServer refuses connections to something that is not fit to carry locks. It returns when the process was started.
+func checkServer(ctx context.Context, pg *pgconn.PgConn) (started string, err error) {
+	row, err := queryRow(ctx, pg, `SELECT pg_catalog.pg_backend_pid(), pg_catalog.pg_is_in_recovery(),
+		(SELECT pg_catalog.to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid())`, 3)
 	if err != nil {
-		return err
+		return "", err
 	}
 	// A pooler has to tell its clients a process id of its own making, so that it can tell whom they want to cancel.
 	if row[0] != strconv.FormatUint(uint64(pg.PID()), 10) {
-		return fmt.Errorf("%w: it was said to belong to process %d of the server, but statements are executed by process %s", ErrPooler, pg.PID(), row[0])
+		return "", fmt.Errorf("%w: it was said to belong to process %d of the server, but statements are executed by process %s", ErrPooler, pg.PID(), row[0])
 	}
 	if row[1] == "t" {
-		return ErrStandby
+		return "", ErrStandby
 	}
-	return nil
+	return row[2], nil
 }
 
 // queryRow returns the one row, of so many columns, that a query has to return.
@@ -196,9 +210,17 @@ func (c *connector) createTokens(ctx context.Context, pg *pgconn.PgConn) error {
 		err = pg.Exec(ctx, oneByOne+create).Close()
 	}
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrNoTables, err)
+		return because(ErrNoTables, err)
 	}
 	return nil
+}
+
+// because gives an error of a statement a meaning, if it was the server that refused it.
+func because(meaning, err error) error {
+	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.SeverityUnlocalized == "ERROR" {
+		return fmt.Errorf("%w: %w", meaning, err)
+	}
+	return err
 }
 
 func literal(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }

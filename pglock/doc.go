@@ -51,9 +51,9 @@
 // connection, which counts among them. Lines beyond the bound poll every 50 to 100 ms, with notifications on the
 // channel "locker" to make that sooner; they get a connection in order of arrival.
 //
-// A statement that runs keeps VACUUM, everywhere in the database, from removing what has been deleted since it began. A wait
-// of more than five minutes therefore takes its place anew, at the end of the line. With log_lock_waits on,
-// the server logs each wait.
+// A statement that runs keeps VACUUM, everywhere in the database, from removing what has been deleted since it began, and
+// CREATE INDEX CONCURRENTLY waiting. A wait therefore takes its place anew, at the end of the line, when it has lasted
+// for 30 seconds; so much longer it may take to create an index in this way. With log_lock_waits on, the server logs each wait.
 //
 // # What it needs
 //

@@ -64,12 +64,13 @@ var meanings = map[string]error{
 }
 
 var (
-	errMismatch = errors.New("postgres: the answer does not fit the question")
-	errNoAnswer = errors.New("postgres: the server did not answer in time")
-	errNoTokens = fmt.Errorf("%w: a row of them has been deleted", ErrNoTables)
-	errExpired  = errors.New("its TTL has passed, and it was not renewed")
-	errSilent   = errors.New("postgres: the server did not answer")
-	errUnowned  = errors.New("postgres: the session did not have the lock any more")
+	errMismatch   = errors.New("postgres: the answer does not fit the question")
+	errNoAnswer   = errors.New("postgres: the server did not answer in time")
+	errNoTokens   = fmt.Errorf("%w: a row of them has been deleted", ErrNoTables)
+	errExpired    = errors.New("its TTL has passed, and it was not renewed")
+	errSilent     = errors.New("postgres: the server did not answer")
+	errStillThere = errors.New("postgres: the session that had the lock is still ending")
+	errUnowned    = errors.New("postgres: the session did not have the lock any more")
 )
 
 // explain makes an error of the server one of the above, if it is one.

@@ -77,10 +77,6 @@ func (p *place) stand(s *session) {
 	s.place = p
 }
 
-// standFor is how long a session waits in Postgres's line before another takes its place, at its end. A statement under way keeps
-// VACUUM from removing what was deleted since it began, in the whole database, and a worker may stand by for days.
-const standFor = 5 * time.Minute
-
 // attempts is how many times a wait is begun anew whose session ended. It is only then that nothing can be held.
 const attempts = 3
 
@@ -155,6 +151,7 @@ func (b *backend) arrange(sl *slot) {
 	switch {
 	case len(w.idle) > 0:
 		p.stand(w.idle[len(w.idle)-1])
+		p.session.setTimeout(sl.line[0].request.TTL)
 		w.idle = w.idle[:len(w.idle)-1]
 		sl.place = p
 		b.begin(func() { b.enqueue(p) }) // not here, as b.mu is held
@@ -228,6 +225,9 @@ func (b *backend) openPlace(p *place, timeout time.Duration) {
 
 // enqueue gets into Postgres's line.
 func (b *backend) enqueue(p *place) {
+	if p.session.needsTimeout() { // before the wait, since who is cut off while it waits may be granted the lock all the same
+		p.session.heartbeat(func(answer) {})
+	}
 	p.session.askText(&message{patient: true, answered: func(a answer) { b.reached(p, a.err) }},
 		"SELECT %d, pg_advisory_lock(%d)", p.slot.key)
 	close(p.entered)
@@ -244,12 +244,15 @@ func (b *backend) reached(p *place, err error) {
 	sl.place, p.session.place = nil, nil
 	sl.busy++
 	if err != nil {
-		b.failLine(sl, explain(err))
+		if !isCode(err, "57014") { // query_canceled, by somebody who cannot have meant all that wait here
+			b.failLine(sl, explain(err))
+		}
 		b.mu.Unlock()
 		// A wait that was cancelled may have been granted all the same.
 		p.session.unlockAll(func() {
 			b.mu.Lock()
 			b.finish(sl)
+			b.arrange(sl)
 			b.mu.Unlock()
 			b.park(p.session)
 		})

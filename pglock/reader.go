@@ -27,6 +27,7 @@ const (
 // reader is the reading side of a session.
 type reader struct {
 	reading bool        // somebody reads; guarded by session.mu, as is the next
+	alone   bool        // only the watch can read: the connection has no deadlines
 	armed   bool        // idle will fire
 	idle    *time.Timer // wakes the watch when nothing is going on
 	wake    chan struct{}
@@ -126,9 +127,6 @@ func (s *session) readAnswer() error {
 	for {
 		msg, err := s.conn.Frontend().Receive()
 		if err != nil {
-			if s.partial.err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-				return s.partial.err // what the server said before it hung up
-			}
 			return err
 		}
 		switch msg := msg.(type) {
@@ -141,7 +139,12 @@ func (s *session) readAnswer() error {
 		case *pgproto3.NotificationResponse:
 			s.b.hinted(msg.Payload)
 		case *pgproto3.ErrorResponse:
-			s.partial.err = pgconn.ErrorResponseToPgError(msg)
+			err := pgconn.ErrorResponseToPgError(msg)
+			if err.SeverityUnlocalized != "ERROR" {
+				// The server is about to end the session, and then to give its locks to others.
+				return err
+			}
+			s.partial.err = err
 		case *pgproto3.ReadyForQuery:
 			a := s.partial
 			s.partial = answer{}

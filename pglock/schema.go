@@ -80,8 +80,10 @@ const limitSQL = `(SELECT ceiling FROM $ns.token_limit WHERE started = pg_postma
 // If the server has been started since the last time, or has recovered from a crash, by which the unlogged table is emptied,
 // the sequence may have gone back. It then continues above the ceiling, under which all tokens are that were
 // ever used, and not below the clock, so that tokens increase even if the ceiling was lost with the data.
+//
+// Whoever blocks that row must not cost the session its leases, whose renewals wait behind this: so it has a bound.
 const raiseSQL = `SET LOCAL synchronous_commit = on;
-SELECT %d FROM $ns.token_ceiling FOR UPDATE;
+SELECT FROM $ns.token_ceiling FOR UPDATE;
 SELECT setval($token, greatest(ceiling + 1, (date_part('epoch', clock_timestamp()) * 1000000)::bigint))
 FROM $ns.token_ceiling WHERE $limit IS NULL;
 UPDATE $ns.token_ceiling SET ceiling = greatest(ceiling, (SELECT last_value FROM $ns.token)) + 1000000
@@ -92,19 +94,18 @@ INSERT INTO $ns.token_limit SELECT pg_postmaster_start_time(), ceiling FROM $ns.
 
 // statements are the statements for one namespace.
 type statements struct {
-	namespace, tokens, prepare, raise string
+	namespace, tokens, prepare string
+	raise                      string // a format: the number of the message, and the bound in milliseconds
 }
 
 func statementsFor(namespace string) statements {
 	fill := func(sql string) string {
 		return inNamespace(strings.ReplaceAll(sql, "$limit", limitSQL), namespace)
 	}
-	before, after, _ := strings.Cut(raiseSQL, "%d") // the rest must not be taken for a format
-	escape := func(sql string) string { return strings.ReplaceAll(fill(sql), "%", "%%") }
 	return statements{
 		namespace: fill(namespaceSQL),
 		tokens:    fill(tokensSQL),
 		prepare:   fill(prepareSQL),
-		raise:     escape(before) + "%d" + escape(after),
+		raise:     "SELECT %d;SET LOCAL lock_timeout = %d;" + strings.ReplaceAll(fill(raiseSQL), "%", "%%"),
 	}
 }

@@ -8,8 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
-
 	"github.com/lockerkit/locker"
 )
 
@@ -39,7 +37,7 @@ const (
 // Requests for locks of many goroutines go together: whoever comes while enough batches are under way leaves the
 // request to be sent with the next, so that batches grow as the load does.
 type session struct {
-	conn *pgconn.PgConn
+	conn server
 	b    *backend
 
 	mu      sync.Mutex
@@ -112,7 +110,7 @@ func (s *session) submitAndRead(r *request, arrived func() bool) {
 	}
 	s.waiting = append(s.waiting, r)
 	err := s.flushLocked()
-	direct := arrived != nil && err == nil && !s.reading
+	direct := arrived != nil && err == nil && !s.reading && !s.alone
 	if direct {
 		s.reading = true
 	} else {
@@ -217,12 +215,19 @@ func (s *session) sendLocked(m *message, sql func(sql []byte, seq int64) []byte)
 	}
 	s.out = append(s.out, m)
 	conn := s.conn.Conn()
-	if err := conn.SetWriteDeadline(m.sent.Add(writePatience)); err != nil {
-		return err
+	_ = conn.SetWriteDeadline(m.sent.Add(writePatience)) // not all have deadlines, such as those in tunnels
+	if _, err := conn.Write(buf); err != nil {
+		return &writeError{err}
 	}
-	_, err := conn.Write(buf)
-	return err
+	_ = conn.SetWriteDeadline(time.Time{}) // TLS may write when it reads
+	return nil
 }
+
+// writeError is the error of a write, after which a session is over whatever it was: not to be taken for that of a read
+// that was broken off.
+type writeError struct{ err error }
+
+func (e *writeError) Error() string { return e.err.Error() }
 
 // setTimeout makes the idle_session_timeout d with the next message. b.mu is held.
 func (s *session) setTimeout(d time.Duration) {
@@ -251,7 +256,7 @@ func (s *session) dealOut(unlocks, tries []*request, a answer) {
 		}
 		for i, r := range unlocks {
 			if i < len(done) {
-				r.then(outcome{done: done[i]})
+				r.then(outcome{done: done[i] || r.again}) // the first attempt may have done it
 			} else {
 				s.unlockAgain(r, a.err)
 			}
@@ -351,7 +356,7 @@ func (s *session) raise(rs []*request) {
 			return
 		}
 		s.mint(rs, false)
-	}}, s.b.sql.raise)
+	}}, s.b.sql.raise, (s.idleTimeout() / 8).Milliseconds())
 }
 
 // fail ends the session. The leases that it carries are lost; their holders are told before the connection is closed,
@@ -392,9 +397,16 @@ func (s *session) close() {
 	s.fail(locker.ErrClosed)
 }
 
-// cancel ends the statement that the session executes, if it still does. When it has returned without an error, no
-// statement that is sent later can be hit.
+// cancel ends the statement that the session executes, if it still does. When it has returned without an error, the server
+// has dealt with the request, so that it cannot hit a later statement; behind a proxy that is likely, not certain.
 func (s *session) cancel(ctx context.Context) error { return s.conn.CancelRequest(ctx) }
+
+// needsTimeout reports whether the server has yet to be told the idle_session_timeout.
+func (s *session) needsTimeout() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.want != s.timeout
+}
 
 // silentFor returns for how long a question has been waiting for its answer.
 func (s *session) silentFor(now time.Time) time.Duration {

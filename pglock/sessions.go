@@ -2,10 +2,9 @@ package pglock
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
-
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/lockerkit/locker"
 )
@@ -15,13 +14,23 @@ const (
 	// that is in use, as a session has one idle timeout. A further TTL shares the session of the next longer one; if its
 	// holder is cut off or frozen, it is that longer time after which the server frees the lock.
 	maxLeaseSessions = 4
-
-	// linger is how long a session stays that is not needed.
-	linger = time.Minute
-
-	// lingerInLine is the same for a session that somebody has waited on, of which there may be more.
-	lingerInLine = 10 * time.Second
 )
+
+// lifetimes says how long sessions are kept that are not needed, or harm.
+type lifetimes struct {
+	// lease is how long a session for leases stays that is not needed.
+	lease time.Duration
+
+	// parked is the same for a session that somebody has waited on, of which there may be more.
+	parked time.Duration
+
+	// standing is how long a session waits in Postgres's line before another takes its place, at its end. A statement under
+	// way keeps VACUUM from removing what was deleted since it began, in the whole database, and CREATE INDEX
+	// CONCURRENTLY waiting for its end; and a worker may stand by for days.
+	standing time.Duration
+}
+
+var defaultLifetimes = lifetimes{lease: time.Minute, parked: 10 * time.Second, standing: 30 * time.Second}
 
 // leaseSession is a session for locks taken without waiting, or one in the making.
 type leaseSession struct {
@@ -94,6 +103,7 @@ func (b *backend) openLease(ttl time.Duration) *leaseSession {
 			s.setTimeout(l.timeout)
 		}
 		close(l.ready)
+		b.begin(b.bury)
 	}) {
 		b.dropLease(l)
 		l.err = locker.ErrClosed
@@ -133,25 +143,26 @@ func (b *backend) open(timeout time.Duration) (*session, error) {
 
 // openNow makes a session.
 func (b *backend) openNow(ctx context.Context, timeout time.Duration) (*session, error) {
-	conn, err := b.connect(ctx, timeout)
+	server, err := b.connect(ctx, timeout)
 	if err != nil {
 		return nil, err
 	}
-	s := b.adopt(conn, timeout)
+	s := b.adopt(server, timeout)
 	if s == nil {
-		_ = conn.Conn().Close()
+		_ = server.Conn().Close()
 		return nil, locker.ErrClosed
 	}
 	return s, nil
 }
 
 // adopt makes a session of a connection, or returns nil if it is too late for that.
-func (b *backend) adopt(conn *pgconn.PgConn, timeout time.Duration) *session {
+func (b *backend) adopt(conn server, timeout time.Duration) *session {
 	now := time.Now()
 	s := &session{
 		conn: conn, b: b, want: timeout, timeout: timeout, locks: make(map[int64]*holding),
 		heard: now, spoke: now, used: now, reader: newReader(),
 	}
+	s.alone = conn.Conn().SetReadDeadline(time.Time{}) != nil
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.begin(s.watch) {
@@ -162,8 +173,11 @@ func (b *backend) adopt(conn *pgconn.PgConn, timeout time.Duration) *session {
 	return s
 }
 
-// interval is the time between two looks at a session, and the longest for which nothing is sent, more or less.
-func (s *session) interval() time.Duration { return min(s.idleTimeout()/4, time.Minute) }
+// beat is for how long nothing is sent before there is a heartbeat.
+func (s *session) beat() time.Duration { return min(s.idleTimeout()/4, time.Minute) }
+
+// interval is the time between two looks at a session.
+func (s *session) interval() time.Duration { return min(s.beat(), silence/2) }
 
 // attend is called regularly: it keeps the session alive, and ends it when it is broken or not needed.
 //
@@ -187,7 +201,7 @@ func (s *session) attend() {
 	}
 	silent, quiet := s.silentFor(now), s.quietFor(now)
 	unneeded := held == 0 && quiet > 0 && b.unneeded(s, idle)
-	if p := s.place; p != nil && now.Sub(p.since) > standFor {
+	if p := s.place; p != nil && now.Sub(p.since) > b.lifetimes.standing {
 		b.renewPlace(p)
 	}
 	b.mu.Unlock()
@@ -196,7 +210,7 @@ func (s *session) attend() {
 		s.fail(errSilent)
 	case unneeded:
 		s.close()
-	case quiet >= interval/2:
+	case quiet >= s.beat()-interval/2:
 		s.heartbeat(func(answer) {})
 	}
 }
@@ -207,11 +221,11 @@ func (b *backend) unneeded(s *session, idle time.Duration) bool {
 	lease := slices.IndexFunc(b.leases, func(l *leaseSession) bool { return l.session == s })
 	parked := slices.Index(b.waits.idle, s)
 	switch {
-	case lease >= 0 && idle >= linger:
+	case lease >= 0 && idle >= b.lifetimes.lease:
 		b.leases = slices.Delete(b.leases, lease, lease+1)
-	case parked >= 0 && idle >= lingerInLine:
+	case parked >= 0 && idle >= b.lifetimes.parked:
 		b.waits.idle = slices.Delete(b.waits.idle, parked, parked+1)
-	case s == b.first && idle >= linger:
+	case s == b.first && idle >= b.lifetimes.lease:
 		b.first = nil
 	default:
 		// In use; or just made, and not yet put to use; or replaced, because it did not answer.
@@ -279,6 +293,9 @@ func (b *backend) lost(s *session, cause error) {
 		h.slot.held = nil
 		b.tidy(h.slot)
 	}
+	if !errors.Is(cause, locker.ErrClosed) {
+		b.ghosts = append(b.ghosts, ghost{s.conn, time.Now().Add(s.idleTimeout())})
+	}
 	delete(b.sessions, s)
 	if s == b.first {
 		b.first = nil
@@ -288,6 +305,44 @@ func (b *backend) lost(s *session, cause error) {
 	b.mu.Unlock()
 	for _, h := range gone {
 		h.request.ReportLost(cause)
+	}
+	b.bury()
+}
+
+// ghost is a process of the server whose session is over for us. If the connection was cut somewhere on the way, it still
+// has the locks, up to the idle timeout.
+type ghost struct {
+	server
+	until time.Time
+}
+
+// endSQL ends a process of the server, if it still exists, and returns whether it did. It is a format: the number of the
+// message, the process id and when it was started.
+const endSQL = `SELECT %d, count(pg_terminate_backend(pid)) FROM pg_stat_activity
+WHERE pid = %d AND to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') = '%s'`
+
+// bury ends the ghosts, so that the keys they have need not be waited for.
+func (b *backend) bury() {
+	b.mu.Lock()
+	now := time.Now()
+	b.ghosts = slices.DeleteFunc(b.ghosts, func(g ghost) bool { return now.After(g.until) })
+	i := slices.IndexFunc(b.leases, func(l *leaseSession) bool { return l.session != nil && l.session.silentFor(now) == 0 })
+	if i < 0 { // there will be one, if anything is to be locked
+		b.mu.Unlock()
+		return
+	}
+	s, ghosts := b.leases[i].session, b.ghosts
+	b.ghosts = nil
+	b.mu.Unlock()
+	for _, g := range ghosts {
+		s.askText(&message{answered: func(a answer) {
+			if a.err == nil {
+				return
+			}
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			b.ghosts = append(b.ghosts, g)
+		}}, endSQL, g.PID(), g.started)
 	}
 }
 
@@ -331,9 +386,10 @@ func (b *backend) closeSessions() {
 func newBackend(c connector, waits int, invalid error) *backend {
 	b := &backend{
 		connector: c, invalid: invalid,
-		slots:    make(map[int64]*slot),
-		sessions: make(map[*session]struct{}),
-		waits:    waitSessions{most: waits},
+		slots:     make(map[int64]*slot),
+		sessions:  make(map[*session]struct{}),
+		waits:     waitSessions{most: waits},
+		lifetimes: defaultLifetimes,
 	}
 	b.life, b.end = context.WithCancel(context.Background())
 	return b

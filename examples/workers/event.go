@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 )
@@ -91,8 +92,12 @@ type console struct {
 }
 
 func (c *console) say(who, format string, args ...any) {
+	text := oneLine.Replace(fmt.Sprintf(format, args...))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	// There is nobody to tell if this fails.
-	_, _ = fmt.Fprintf(c.out, "%s  %-*s  %s\n", c.clock(), c.width, who, fmt.Sprintf(format, args...))
+	_, _ = fmt.Fprintf(c.out, "%s  %-*s  %s\n", c.clock(), c.width, who, text)
 }
+
+// oneLine folds an error of several lines, as those of pgx are that tried several addresses.
+var oneLine = strings.NewReplacer("\n\t", " ", "\n", " ")

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lockerkit/locker/internal/pgtest"
 	"github.com/lockerkit/locker/internal/redistest"
 )
 
@@ -24,8 +25,13 @@ func TestMain(m *testing.M) {
 		signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 		os.Exit(run(os.Args[1:], os.Stdout, os.Stderr, signals))
 	}
-	os.Exit(redistest.Main(m))
+	os.Exit(pgtest.Main(withRedis{m}))
 }
+
+// withRedis runs tests that may share a Redis server.
+type withRedis struct{ *testing.M }
+
+func (m withRedis) Run() int { return redistest.Main(m.M) }
 
 // patience bounds every wait for something that should happen soon.
 const patience = 30 * time.Second
@@ -149,10 +155,20 @@ func TestCommandLine(t *testing.T) {
 		{append(server, "-workers", "3"), "-workers is for the fleet in memory"},
 		{append(server, "-jobs", "-1"), "-jobs -1"},
 		{append(server, "-name", long), "is longer than"},
-		{[]string{"-backend", "postgres://localhost/db"}, `"postgres" is not a known kind of store`},
+		{[]string{"-backend", "mysql://localhost/db"}, `"mysql" is not a known kind of store`},
 		{[]string{"-backend", "localhost:6379"}, `"localhost:6379" is not a known kind of store`},
 		{[]string{"-backend", "redis://localhost/one"}, `invalid database number: "one"`},
-		{[]string{"-backend", "redis://me:secret@local host/"}, "not a valid URL: invalid character"},
+		{[]string{"-backend", "redis://local host/"}, "not a valid URL: invalid character"},
+		{[]string{"-backend", "redis://me:secret@local host/"}, "not a valid URL"},
+		{[]string{"-backend", "redis://me:secret#1@localhost/"}, "not a valid URL"},
+		{[]string{"-backend", "postgres://me:secret@localhost/db?sslmode=maybe"}, "sslmode is invalid"},
+		{[]string{"-backend", "postgres://me:secret@localhost/db?pool_max_conns=0"}, "pool_max_conns too small"},
+		{[]string{"-backend", "postgresql://localhost/db?connect_timeout=soon"}, "connect_timeout"},
+		{[]string{"-backend", "postgres://me:secret/1@localhost/db"}, "not a valid URL"},
+		{[]string{"-backend", "postgres://me:secret#1@local host/db"}, "not a valid URL"},
+		{[]string{"-backend", "postgres://me:secret%@localhost/db"}, "not a valid URL"},
+		{[]string{"-backend", "postgres://localhost/db", "-key", "\xff"}, "not UTF-8"},
+		{[]string{"-backend", "postgres://localhost/db", "-ttl", "1500500us"}, "whole number of milliseconds"},
 	} {
 		t.Run(strings.Join(test.args, " ")[:min(40, len(strings.Join(test.args, " ")))], func(t *testing.T) {
 			t.Parallel()
@@ -178,5 +194,37 @@ func TestWebAddressTaken(t *testing.T) {
 	code := run([]string{"-backend", "redis://127.0.0.1:1/0", "-http", "256.0.0.1:x"}, io.Discard, &problems, nil)
 	if code != exitFailure || !strings.Contains(problems.String(), "-http: ") {
 		t.Errorf("exit status %d, %s", code, problems.String())
+	}
+}
+
+// A server that cannot be reached is waited for, until the worker is told to stop. Its password is not printed.
+func TestUnreachable(t *testing.T) {
+	t.Parallel()
+	for _, url := range []string{
+		"redis://:secret@127.0.0.1:1/0",
+		"postgres://me:secret@127.0.0.1:1/db", // is tried with TLS and without, which makes for long errors
+		"postgresql://me:secret@127.0.0.1:1,127.0.0.1:2/db",
+	} {
+		scheme, _, _ := strings.Cut(url, ":")
+		t.Run(scheme, func(t *testing.T) {
+			t.Parallel()
+			signals := make(chan os.Signal, 2)
+			out := &watched{text: "meets an outage", then: func() { signals <- os.Interrupt }}
+			var problems bytes.Buffer
+			// If the signal comes in the middle of an attempt, Lead says that the attempt failed, too.
+			code := run([]string{"-backend", url, "-name", "w"}, out, &problems, signals)
+			if code != 0 && (code != exitFailure || !strings.Contains(problems.String(), "told to stop")) {
+				t.Errorf("exit status %d, %s", code, problems.String())
+			}
+			if strings.Contains(out.String()+problems.String(), "secret") {
+				t.Error("the password was printed")
+			}
+			for line := range strings.Lines(out.String()) {
+				if !regexp.MustCompile(`^[\d:.]+  w  \w`).MatchString(line) {
+					t.Errorf("not a line of its own: %s", line)
+				}
+			}
+			t.Log(out.String())
+		})
 	}
 }

@@ -1,34 +1,45 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/url"
 	"strings"
+	"time"
+	"unicode/utf8"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/logging"
 
 	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/pglock"
 	"github.com/lockerkit/locker/redislock"
 )
 
 // open returns the program for the backend of cfg. A further store takes one more case here and a queue of its own;
 // everything else knows only locker.Locker and Queue.
 func open(cfg config, out io.Writer) (program, error) {
+	var openStore func(config) (store, error)
 	scheme, _, _ := strings.Cut(cfg.backend, "://")
 	switch scheme {
 	case memory:
 		return newFleet(cfg, out), nil
 	case "redis", "rediss", "unix":
-		s, err := openRedis(cfg)
-		if err != nil {
-			return nil, fmt.Errorf("-backend: %w", withoutURL(err))
-		}
-		return newProcess(cfg, s, out), nil
+		openStore = openRedis
+	case "postgres", "postgresql":
+		openStore = openPostgres
+	default:
+		return nil, fmt.Errorf("-backend: %q is not a known kind of store; use memory, or a URL that begins with redis://, rediss://, unix://, postgres:// or postgresql://", scheme)
 	}
-	return nil, fmt.Errorf("-backend: %q is not a known kind of store; use memory, or a URL that begins with redis://, rediss:// or unix://", scheme)
+	s, err := openStore(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return newProcess(cfg, s, out), nil
 }
 
 // store is what the workers of a fleet share.
@@ -41,7 +52,7 @@ type store struct {
 func openRedis(cfg config) (store, error) {
 	o, err := redis.ParseURL(cfg.backend)
 	if err != nil {
-		return store{}, err
+		return store{}, invalid(cfg.backend, err)
 	}
 	o.ContextTimeoutEnabled = true // else go-redis ignores the end of a context while it waits for an answer
 	logging.Disable()              // every failure reaches us as an error, and is reported
@@ -53,11 +64,52 @@ func openRedis(cfg config) (store, error) {
 	}, nil
 }
 
-// withoutURL takes the URL out of an error of package url, as it may have a password in it.
-func withoutURL(err error) error {
-	var u *url.Error
-	if errors.As(err, &u) {
-		return fmt.Errorf("not a valid URL: %w", u.Err)
+// connectWithin bounds how long a connection to Postgres may be in the making, unless the URL has a connect_timeout. The pool
+// goes on with it when nobody waits any more, and has few places for connections.
+const connectWithin = 5 * time.Second
+
+func openPostgres(cfg config) (store, error) {
+	if !utf8.ValidString(cfg.key) {
+		return store{}, fmt.Errorf("-key %q: not UTF-8, as the name of a queue in Postgres has to be", cfg.key)
 	}
-	return err
+	config, err := pgxpool.ParseConfig(cfg.backend)
+	if err != nil {
+		return store{}, invalid(cfg.backend, err)
+	}
+	config.ConnConfig.ConnectTimeout = cmp.Or(config.ConnConfig.ConnectTimeout, connectWithin)
+	pool, err := pgxpool.NewWithConfig(context.Background(), config) // does not connect yet
+	if err != nil {
+		return store{}, fmt.Errorf("-backend: %w", err)
+	}
+	return store{
+		locks: pglock.New(pool, locker.TTL(cfg.ttl)), // connects by itself, like the pool
+		queue: newPgQueue(pool, cfg.key),
+		close: func() error { closePool(pool); return nil },
+	}, nil
+}
+
+// closePool closes the pool, but does not wait for long for a server that hangs: nothing depends on it.
+func closePool(pool *pgxpool.Pool) {
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		pool.Close()
+	}()
+	select {
+	case <-closed:
+	case <-time.After(answerWithin):
+	}
+}
+
+// invalid says what is wrong with the URL of a backend, unless that might have a password in it: in a URL that makes no
+// sense, it can be anywhere.
+func invalid(backend string, err error) error {
+	var u *url.Error
+	if _, bad := url.Parse(backend); errors.As(bad, &u) {
+		err = fmt.Errorf("not a valid URL: %w", u.Err)
+		if strings.Contains(backend, "@") {
+			err = errors.New("not a valid URL; special characters in user and password have to be percent-encoded")
+		}
+	}
+	return fmt.Errorf("-backend: %w", err)
 }

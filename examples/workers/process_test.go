@@ -4,7 +4,6 @@ package main
 
 import (
 	"bufio"
-	"context"
 	"crypto/rand"
 	"fmt"
 	"net"
@@ -20,23 +19,21 @@ import (
 	"testing"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
 	"github.com/lockerkit/locker/internal/faultproxy"
-	"github.com/lockerkit/locker/internal/redistest"
 )
 
 // crew is a fleet of real processes.
 type crew struct {
 	t     *testing.T
-	addr  string // of Redis
+	store testStore
+	url   string
 	key   string
 	flags []string
 	procs []*proc
 }
 
-func newCrew(t *testing.T, addr string, flags ...string) *crew {
-	return &crew{t: t, addr: addr, key: t.Name() + "/" + rand.Text(), flags: flags}
+func newCrew(t *testing.T, s testStore, url string, flags ...string) *crew {
+	return &crew{t: t, store: s, url: url, key: t.Name() + "/" + rand.Text(), flags: flags}
 }
 
 // proc is a worker process.
@@ -66,7 +63,7 @@ func (c *crew) start(flags ...string) *proc {
 		c.t.Fatal(err)
 	}
 	p := &proc{c: c, name: fmt.Sprintf("w%d", len(c.procs)+1), done: make(chan struct{}), more: make(chan struct{})}
-	args := append([]string{"-backend", "redis://" + c.addr + "/0", "-key", c.key, "-name", p.name}, c.flags...)
+	args := append([]string{"-backend", c.url, "-key", c.key, "-name", p.name}, c.flags...)
 	p.cmd = exec.Command(program, append(args, flags...)...) // the last flag counts
 	p.cmd.Env = append(os.Environ(), asProgram+"=1")
 	out, w, err := os.Pipe()
@@ -189,48 +186,40 @@ func (p *proc) expectExit(codes ...int) {
 }
 
 // audit checks that the queue has accepted the results of jobs 1, 2, 3 ... and at least min of them, once each, by leaders
-// who led one after the other. It knows only what is in Redis.
-func (c *crew) audit(min int) {
+// who led one after the other. It knows only what is in the store.
+func (c *crew) audit(min int64) {
 	c.t.Helper()
-	rdb := redis.NewClient(&redis.Options{Addr: c.addr})
-	defer rdb.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	defer rdb.Del(ctx, queuePrefix+c.key)
-	hash, err := rdb.HGetAll(ctx, queuePrefix+c.key).Result()
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	done, err := strconv.Atoi(hash["done"])
-	if err != nil || done < min {
-		c.t.Fatalf("the queue says that %q jobs are done; want at least %d", hash["done"], min)
+	h := c.store.history(c.t, c.url, c.key)
+	if h.done < min {
+		c.t.Fatalf("the queue says that %d jobs are done; want at least %d", h.done, min)
 	}
 	last := uint64(0)
-	for job := 1; job <= done; job++ {
-		token, _, _ := strings.Cut(hash[strconv.Itoa(job)], " ")
-		now, err := strconv.ParseUint(token, 10, 64)
-		if err != nil || now < last {
-			c.t.Errorf("job %d was done by %q, after one with token %d", job, hash[strconv.Itoa(job)], last)
+	for job := int64(1); job <= h.done; job++ {
+		by := h.by[job]
+		if by.Token == 0 || by.Token < last {
+			c.t.Errorf("job %d was done by %v, after one with token %d", job, by, last)
 		}
-		last = now
+		last = by.Token
 	}
 
 	// What the processes have seen is in accordance. Who was killed may have done a job without having said so.
-	said := make(map[string]int)
+	said := make(map[int64]int)
 	for _, p := range c.procs {
 		for _, l := range p.lines {
-			if job, ok := strings.CutPrefix(l.text, "job "); ok && strings.Contains(job, " done, token ") {
-				job, token, _ := strings.Cut(job, " done, token ")
-				said[job]++
-				if want := token + " " + p.name; hash[job] != want {
-					c.t.Errorf("%s says that it did job %s with token %s; the queue says %q", p.name, job, token, hash[job])
-				}
+			var job int64
+			by := Leader{Name: p.name}
+			if n, _ := fmt.Sscanf(l.text, "job %d done, token %d", &job, &by.Token); n < 2 {
+				continue
+			}
+			said[job]++
+			if h.by[job] != by {
+				c.t.Errorf("%v says that it did job %d; the queue says it was %v", by, job, h.by[job])
 			}
 		}
 	}
 	for job, times := range said {
 		if times != 1 {
-			c.t.Errorf("job %s was done %d times", job, times)
+			c.t.Errorf("job %d was done %d times", job, times)
 		}
 	}
 }
@@ -252,9 +241,10 @@ func bestOf(t *testing.T, what string, limit time.Duration, rounds int, measure 
 	}
 }
 
-func TestAllJobsInOrder(t *testing.T) {
-	t.Parallel()
-	c := newCrew(t, redistest.Address(t), "-jobs", "30", "-job", "10ms")
+func TestAllJobsInOrder(t *testing.T) { onEachStore(t, testAllJobsInOrder) }
+
+func testAllJobsInOrder(t *testing.T, s testStore) {
+	c := newCrew(t, s, s.shared(t), "-jobs", "30", "-job", "10ms")
 	first := c.start()
 	first.await("leads, token .*: is the first leader")
 	others := []*proc{c.start(), c.start()}
@@ -279,8 +269,9 @@ func TestAllJobsInOrder(t *testing.T) {
 	c.audit(30)
 }
 
-func TestJobInHand(t *testing.T) {
-	t.Parallel()
+func TestJobInHand(t *testing.T) { onEachStore(t, testJobInHand) }
+
+func testJobInHand(t *testing.T, s testStore) {
 	for _, test := range []struct {
 		name  string
 		flags []string
@@ -291,7 +282,7 @@ func TestJobInHand(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			c := newCrew(t, redistest.Address(t))
+			c := newCrew(t, s, s.shared(t))
 			p := c.start(test.flags...)
 			p.await(`^job 1 \.\.\.`)
 			next := c.start("-job", "10ms")
@@ -312,40 +303,56 @@ func TestJobInHand(t *testing.T) {
 	}
 }
 
-// A leader that is killed is replaced when its TTL has run out.
-func TestKilledLeader(t *testing.T) {
-	t.Parallel()
+// A leader that is killed is replaced as soon as the store can tell. One that is stopped, when its TTL has run out.
+func TestVanishedLeader(t *testing.T) { onEachStore(t, testVanishedLeader) }
+
+func testVanishedLeader(t *testing.T, s testStore) {
 	const ttl = time.Second
-	c := newCrew(t, redistest.Address(t), "-ttl", ttl.String(), "-job", "20ms")
-	leader := c.start()
-	leader.await("leads")
-	bestOf(t, "from kill -9 to the next leader", ttl+slack, 5, func() time.Duration {
-		next := c.start()
-		next.await("joins")
-		leader.await("job .* done")
-		killed := leader.signal(syscall.SIGKILL)
-		led := next.await("leads, token .*: " + leader.name + " vanished")
-		leader.expectExit(-1)
-		leader = next
-		return led.at.Sub(killed)
-	})
-	leader.await("job .* done")
-	leader.signal(syscall.SIGTERM)
-	leader.expectExit(0)
-	c.audit(4)
+	for _, test := range []struct {
+		name       string
+		sig        syscall.Signal
+		ttl, limit time.Duration
+	}{
+		{"kill -9", syscall.SIGKILL, s.ttl, s.killed},
+		{"kill -STOP", syscall.SIGSTOP, ttl, ttl + slack},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			c := newCrew(t, s, s.shared(t), "-ttl", test.ttl.String(), "-job", "20ms")
+			leader := c.start()
+			leader.await("leads")
+			bestOf(t, "from "+test.name+" to the next leader, with a TTL of "+test.ttl.String(), test.limit, 10, func() time.Duration {
+				next := c.start()
+				next.await("joins")
+				c.awaitWaiting()
+				leader.await("job .* done")
+				vanished := leader.signal(test.sig)
+				led := next.await("leads, token .*: " + leader.name + " vanished")
+				_ = leader.cmd.Process.Kill() // if it is only stopped
+				leader.expectExit(-1)
+				leader = next
+				return led.at.Sub(vanished)
+			})
+			leader.await("job .* done")
+			leader.signal(syscall.SIGTERM)
+			leader.expectExit(0)
+			c.audit(4)
+		})
+	}
 }
 
 // A leader that leaves is replaced at once: counted from the signal, with everything in between.
-func TestPoliteLeader(t *testing.T) {
-	t.Parallel()
-	c := newCrew(t, redistest.Address(t), "-job", "1m", "-grace", "0s")
+func TestPoliteLeader(t *testing.T) { onEachStore(t, testPoliteLeader) }
+
+func testPoliteLeader(t *testing.T, s testStore) {
+	c := newCrew(t, s, s.shared(t), "-job", "1m", "-grace", "0s")
 	leader := c.start()
 	leader.await(`job 1 \.\.\.`)
 	var gaps []string
-	bestOf(t, "from SIGTERM to the next leader", 50*time.Millisecond, 10, func() time.Duration {
+	bestOf(t, "from SIGTERM to the next leader", s.left, 10, func() time.Duration {
 		next := c.start()
 		next.await("joins")
-		awaitWaiting(t, c)
+		c.awaitWaiting()
 		told := leader.signal(syscall.SIGTERM)
 		led := next.await("leads, token .*: " + leader.name + ` left \S+ ago`)
 		next.await(`job 1 \.\.\.`)
@@ -363,7 +370,7 @@ func TestPoliteLeader(t *testing.T) {
 		}
 		best = min(best, d)
 	}
-	if best > 50*time.Millisecond {
+	if best > s.left {
 		t.Errorf("the handover took %v at best, from leaving", best)
 	}
 	leader.signal(syscall.SIGTERM)
@@ -371,32 +378,24 @@ func TestPoliteLeader(t *testing.T) {
 }
 
 // awaitWaiting waits until somebody waits in the line of the lock, for which there is no line of output.
-func awaitWaiting(t *testing.T, c *crew) {
-	t.Helper()
-	rdb := redis.NewClient(&redis.Options{Addr: c.addr})
-	defer rdb.Close()
-	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
-		n, err := rdb.ZCard(t.Context(), "{locker:"+c.key+"}:locker:queue:").Result()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if n > 0 {
-			return
-		}
+func (c *crew) awaitWaiting() {
+	c.t.Helper()
+	for deadline := time.Now().Add(patience); c.store.waiters(c.t, c.url, c.key) == 0; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatal("nobody waits in line")
+			c.t.Fatal("nobody waits in line")
 		}
 	}
 }
 
 // A leader that is stopped for longer than its TTL, and goes on, sees that it has lost the lease before it can hand in
 // a result. If it does so all the same, it is refused. Then it is a follower like any other.
-func TestFrozenLeader(t *testing.T) {
-	t.Parallel()
+func TestFrozenLeader(t *testing.T) { onEachStore(t, testFrozenLeader) }
+
+func testFrozenLeader(t *testing.T, s testStore) {
 	for _, careless := range []bool{false, true} {
 		t.Run("insist="+strconv.FormatBool(careless), func(t *testing.T) {
 			t.Parallel()
-			c := newCrew(t, redistest.Address(t), "-ttl", "1s")
+			c := newCrew(t, s, s.shared(t), "-ttl", "1s")
 			frozen := c.start("-job", "700ms", "-insist="+strconv.FormatBool(careless))
 			frozen.await("leads")
 			next := c.start("-job", "50ms")
@@ -407,7 +406,10 @@ func TestFrozenLeader(t *testing.T) {
 			next.await("job 3 done")
 			resumed := frozen.signal(syscall.SIGCONT)
 
-			gone := frozen.await("has lost the lease")
+			gone := frozen.await("") // the next line, whatever it is
+			if !strings.HasPrefix(gone.text, "has lost the lease") {
+				t.Errorf("the first that it says is %q, and not that it has lost the lease", gone.text)
+			}
 			if gone.at.Before(resumed) {
 				t.Errorf("it was not frozen: it saw the loss %v before it was resumed", resumed.Sub(gone.at))
 			}
@@ -434,12 +436,13 @@ func TestFrozenLeader(t *testing.T) {
 	}
 }
 
-func TestSecondSignal(t *testing.T) {
-	t.Parallel()
+func TestSecondSignal(t *testing.T) { onEachStore(t, testSecondSignal) }
+
+func testSecondSignal(t *testing.T, s testStore) {
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
 		t.Run(sig.String(), func(t *testing.T) {
 			t.Parallel()
-			c := newCrew(t, redistest.Address(t), "-job", "5m", "-grace", "5m", "-stop-within", "5m")
+			c := newCrew(t, s, s.shared(t), "-job", "5m", "-grace", "5m", "-stop-within", "5m")
 			p := c.start()
 			p.await(`job 1 \.\.\.`)
 			p.signal(syscall.SIGTERM)
@@ -451,21 +454,18 @@ func TestSecondSignal(t *testing.T) {
 	}
 }
 
-// A stop takes a bounded time, also when Redis hangs and the lease still has minutes to run.
-func TestStopIsBounded(t *testing.T) {
-	t.Parallel()
-	proxy, err := faultproxy.Start(redistest.Address(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer proxy.Close()
+// A stop takes a bounded time, also when the server hangs and the lease still has minutes to run.
+func TestStopIsBounded(t *testing.T) { onEachStore(t, testStopIsBounded) }
+
+func testStopIsBounded(t *testing.T, s testStore) {
+	url, proxy := behindProxy(t, s.shared(t))
 	const within = time.Second
-	c := newCrew(t, proxy.Addr(), "-ttl", "5m", "-job", "50ms", "-stop-within", within.String())
+	c := newCrew(t, s, url, "-ttl", "5m", "-job", "50ms", "-stop-within", within.String())
 	leader := c.start()
 	leader.await("job 1 done")
 	follower := c.start()
 	follower.await("joins")
-	awaitWaiting(t, c)
+	c.awaitWaiting()
 	proxy.Set(faultproxy.Hang())
 	told := leader.signal(syscall.SIGTERM)
 	follower.signal(syscall.SIGTERM)
@@ -477,30 +477,23 @@ func TestStopIsBounded(t *testing.T) {
 	follower.expectExit(0, exitFailure) // it has nothing to unlock, but a place in line to give up
 }
 
-// While Redis hangs for longer than the TTL, the leader stops working and everybody waits. Then they go on.
-func TestOutage(t *testing.T) {
-	t.Parallel()
-	server := redistest.New(t, redistest.Options{})
-	c := newCrew(t, server.Addr(), "-ttl", "1s", "-job", "50ms")
+// While the server hangs for longer than the TTL, the leader stops working and everybody waits. Then they go on.
+func TestOutage(t *testing.T) { onEachStore(t, testOutage) }
+
+func testOutage(t *testing.T, s testStore) {
+	url, proxy := behindProxy(t, s.shared(t))
+	c := newCrew(t, s, url, "-ttl", "1s", "-job", "50ms")
 	leader := c.start()
 	leader.await("leads")
 	follower := c.start()
 	follower.await("joins")
 	leader.await("job 1 done")
-	if err := server.Pause(); err != nil {
-		t.Fatal(err)
-	}
+	proxy.Set(faultproxy.Hang())
 	loss := leader.await("has lost the lease")
 	leader.await("meets an outage: ")
-	if err := server.Resume(); err != nil {
-		t.Fatal(err)
-	}
-	resumed := time.Now()
-	// Whoever was in line first.
-	led := make(chan line, 2)
-	go func() { led <- leader.find("leads, token", resumed) }()
-	go func() { led <- follower.find("leads, token", resumed) }()
-	if l := <-led; l.at.Before(loss.at) {
+	proxy.Heal()
+	healed := time.Now()
+	if l := findFirst("leads, token", healed, leader, follower); l.at.Before(loss.at) {
 		t.Fatalf("nobody leads after the outage: %+v", l)
 	}
 	leader.signal(syscall.SIGTERM)
@@ -509,6 +502,57 @@ func TestOutage(t *testing.T) {
 	follower.signal(syscall.SIGTERM)
 	follower.expectExit(0)
 	c.audit(2)
+}
+
+// A server that crashes, and comes back with its data, is waited for. Nobody gives up, and no job is lost or done twice.
+func TestRestart(t *testing.T) { onEachStore(t, testRestart) }
+
+func testRestart(t *testing.T, s testStore) {
+	server := s.start(t)
+	c := newCrew(t, s, server.url, "-ttl", "2s", "-job", "50ms")
+	leader := c.start()
+	leader.await("leads")
+	follower := c.start()
+	follower.await("joins")
+	c.awaitWaiting()
+	leader.await("job 2 done")
+	server.crash()
+	crashed := time.Now()
+	if s.restartFrees {
+		leader.await("has lost the lease")
+		leader.await("meets an outage: ")
+	}
+	if err := server.restart(); err != nil {
+		t.Fatal(err)
+	}
+	if s.restartFrees && findFirst("leads, token", crashed, leader, follower).text == "" {
+		t.Fatal("nobody leads after the restart")
+	}
+	if l := findFirst(" done, token", crashed, leader, follower); l.text == "" {
+		t.Fatal("nobody works after the restart")
+	} else {
+		t.Logf("from the crash to the first job done: %v", l.at.Sub(crashed))
+	}
+	// Both are well: each leads when the other leaves.
+	again := c.start()
+	again.await("joins")
+	leader.signal(syscall.SIGTERM)
+	leader.expectExit(0)
+	follower.signal(syscall.SIGTERM)
+	follower.expectExit(0)
+	again.await("job .* done")
+	again.signal(syscall.SIGTERM)
+	again.expectExit(0)
+	c.audit(4)
+}
+
+// findFirst waits for a line of any of the processes, as find does for one.
+func findFirst(text string, after time.Time, procs ...*proc) line {
+	found := make(chan line, len(procs))
+	for _, p := range procs {
+		go func() { found <- p.find(text, after) }()
+	}
+	return <-found
 }
 
 // find waits for a line that is younger than a moment, and returns the zero line if there is none.
@@ -533,15 +577,16 @@ func (p *proc) find(text string, after time.Time) line {
 }
 
 // The server with the state answers, and connections to it delay neither unlock nor exit.
-func TestStatus(t *testing.T) {
-	t.Parallel()
-	c := newCrew(t, redistest.Address(t), "-job", "1m", "-grace", "0s")
+func TestStatus(t *testing.T) { onEachStore(t, testStatus) }
+
+func testStatus(t *testing.T, s testStore) {
+	c := newCrew(t, s, s.shared(t), "-job", "1m", "-grace", "0s")
 	leader := c.start("-http", "127.0.0.1:0")
 	url := strings.Fields(leader.await("serves its state at").text)[4]
 	leader.await(`job 1 \.\.\.`)
 	next := c.start()
 	next.await("joins")
-	awaitWaiting(t, c)
+	c.awaitWaiting()
 
 	reply, err := http.Get(url) // and keeps the connection
 	if err != nil {

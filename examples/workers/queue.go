@@ -1,9 +1,11 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 )
@@ -52,6 +54,19 @@ var (
 func deposed(by Leader) error { return fmt.Errorf("%w by %v", ErrDeposed, by) }
 
 func outOfOrder(next int64) error { return fmt.Errorf("%w: the next job is %d", ErrOutOfOrder, next) }
+
+// answerWithin bounds the wait for one answer of a queue that has a server. Who called tries again.
+const answerWithin = 2 * time.Second
+
+var errNoAnswer = fmt.Errorf("no answer within %v", answerWithin)
+
+// sayNoAnswer returns the cause with which ctx has ended instead of an error which says no more than that it has.
+func sayNoAnswer(ctx context.Context, err error) error {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
+		return cmp.Or(context.Cause(ctx), err)
+	}
+	return err
+}
 
 // memoryQueue is a Queue in memory.
 type memoryQueue struct {

@@ -1,12 +1,9 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	_ "embed"
-	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"time"
 
@@ -35,11 +32,6 @@ const queuePrefix = "workers:"
 func newRedisQueue(rdb redis.Scripter, name string) *redisQueue {
 	return &redisQueue{rdb: rdb, key: queuePrefix + name}
 }
-
-// answerWithin bounds the wait for one answer. Who called tries again.
-const answerWithin = 2 * time.Second
-
-var errNoAnswer = fmt.Errorf("no answer within %v", answerWithin)
 
 //go:embed queue.lua
 var fenceSource string
@@ -76,11 +68,8 @@ func (q *redisQueue) ask(ctx context.Context, s *redis.Script, l Leader, args ..
 	defer cancel()
 	args = append([]any{l.Token, l.Name}, args...)
 	answer, err := s.Run(ctx, q.rdb, []string{q.key}, args...).StringSlice()
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
-		err = cmp.Or(context.Cause(ctx), err) // says more
-	}
 	if err != nil {
-		return nil, fmt.Errorf("redis: queue %q: %w", q.key, err)
+		return nil, fmt.Errorf("redis: queue %q: %w", q.key, sayNoAnswer(ctx, err))
 	}
 	switch {
 	case len(answer) == 3 && answer[0] == "deposed":

@@ -67,7 +67,10 @@ func New(tb testing.TB, opts Options) *Server {
 // itself, which it does on Linux, and removes the servers' directories:
 //
 //	func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
-func Main(m *testing.M) int {
+//
+// Where tests have several kinds of servers, m may be what calls the Main of
+// another one.
+func Main(m interface{ Run() int }) int {
 	code := product.Main(m, &shared)
 	removeMemory()
 	return code

@@ -62,7 +62,10 @@ func New(tb testing.TB, opts Options) *Server {
 // itself, which it does on Linux, and removes the server's directory:
 //
 //	func TestMain(m *testing.M) { os.Exit(redistest.Main(m)) }
-func Main(m *testing.M) int { return product.Main(m, &shared) }
+//
+// Where tests have several kinds of servers, m may be what calls the Main of
+// another one.
+func Main(m interface{ Run() int }) int { return product.Main(m, &shared) }
 
 // parseAddress takes a host:port, or a redis:// URL that says no more than
 // that. What Address could not convey, such as a password, is an error.

@@ -113,7 +113,7 @@ func (l *Lazy[S]) Close() error {
 }
 
 // Main runs the tests and then closes the shared server of a package.
-func (p *Product) Main(m *testing.M, shared io.Closer) int {
+func (p *Product) Main(m interface{ Run() int }, shared io.Closer) int {
 	code := m.Run()
 	if err := shared.Close(); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: close: %v\n", p.Package, err)
