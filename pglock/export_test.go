@@ -1,6 +1,8 @@
 package pglock
 
 import (
+	"time"
+
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/lockerkit/locker"
@@ -21,4 +23,12 @@ func InLine(b locker.Backend, name string) int {
 		return len(s.line)
 	}
 	return 0
+}
+
+// Parked sets for how long a Backend keeps sessions that somebody has waited on.
+func Parked(b locker.Backend, d time.Duration) {
+	p := b.(*backend)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lifetimes.parked = d
 }

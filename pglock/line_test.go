@@ -176,6 +176,7 @@ func TestIdleSessionsEnd(t *testing.T) {
 	url, key := pgtest.URL(t), unique("key")
 	admin := connect(t, url)
 	l := openWatched(t, pglock.Config{}, url, locker.TTL(time.Second))
+	pglock.Parked(l.backend, 500*time.Millisecond)
 	var leases []*locker.Lease
 	var wg sync.WaitGroup
 	for i := range 3 {

@@ -22,12 +22,13 @@ type tokens struct {
 	mu  sync.Mutex
 	now map[string][]uint64 // since the last call of next
 	max map[string]uint64   // before that
-	all map[uint64]string   // of a key and a token
 	n   int
+
+	unlocks sync.WaitGroup // that are under way: while a server is away, they try again for a while
 }
 
 func newTokens() *tokens {
-	return &tokens{now: make(map[string][]uint64), max: make(map[string]uint64), all: make(map[uint64]string)}
+	return &tokens{now: make(map[string][]uint64), max: make(map[string]uint64)}
 }
 
 func (s *tokens) add(lease *locker.Lease) {
@@ -55,8 +56,8 @@ func (s *tokens) next(t *testing.T) {
 	}
 }
 
-// churn has several Lockers take the locks of several keys, until an error says that the server is gone. It returns when it
-// began, and what waits for its end.
+// churn has several Lockers take the locks of several keys, until an error says that the server is gone. It returns when all
+// have begun, and what waits for their end.
 func churn(t *testing.T, seen *tokens, lockers []locker.Locker, keys []string) (end func()) {
 	var begun, running sync.WaitGroup
 	for i, l := range lockers {
@@ -86,7 +87,7 @@ func churn(t *testing.T, seen *tokens, lockers []locker.Locker, keys []string) (
 					}
 					last = lease.Token()
 					granted()
-					_ = lease.Unlock()
+					seen.unlocks.Go(func() { _ = lease.Unlock() })
 				}
 			})
 		}
@@ -100,9 +101,10 @@ func TestTokensSurviveRestarts(t *testing.T) {
 	t.Parallel()
 	server := pgtest.New(t, pgtest.Options{})
 	seen, keys := newTokens(), []string{"a", "b", "c"}
+	defer seen.unlocks.Wait()
 	var lockers []locker.Locker
 	for range 3 {
-		lockers = append(lockers, open(t, server.URL(), locker.TTL(5*time.Second)))
+		lockers = append(lockers, open(t, server.URL(), locker.TTL(2*time.Second)))
 	}
 	restart := func(crash bool) {
 		end := churn(t, seen, lockers, keys)
@@ -151,9 +153,10 @@ func TestTokensSurviveFailover(t *testing.T) {
 	}
 	dsn := with(t, strings.Replace(primary.URL(), primary.Addr(), primary.Addr()+","+standby.Addr(), 1), "target_session_attrs", "read-write")
 	seen, keys := newTokens(), []string{"a", "b", "c"}
+	defer seen.unlocks.Wait()
 	var lockers []locker.Locker
 	for range 3 {
-		lockers = append(lockers, open(t, dsn, locker.TTL(5*time.Second)))
+		lockers = append(lockers, open(t, dsn, locker.TTL(2*time.Second)))
 	}
 	end := churn(t, seen, lockers, keys)
 	primary.Crash()
