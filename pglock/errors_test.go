@@ -245,11 +245,11 @@ func TestGrants(t *testing.T) {
 			admin.do(strings.Replace(grant, "TO app", "TO "+app, 1))
 		}
 		config := pglock.Config{Namespace: ns}
-		return openConfig(t, config, dsn, locker.TTL(500*time.Millisecond)), app
+		return openConfig(t, config, dsn), app
 	}
 	t.Run("those documented are enough", func(t *testing.T) {
 		l, _ := limited(t, grants)
-		works(t, l, l, 600*time.Millisecond) // more than a TTL
+		works(t, l, l, 0)
 	})
 	for i, missing := range grants {
 		t.Run("without "+missing, func(t *testing.T) {

@@ -77,7 +77,7 @@ func sample(t *testing.T, dsn, app string) (end func() int) {
 			select {
 			case <-stop:
 				return most
-			case <-time.After(time.Millisecond):
+			case <-time.After(3 * time.Millisecond): // others need the processor, too
 			}
 		}
 	})
@@ -203,7 +203,7 @@ func TestIdleSessionsEnd(t *testing.T) {
 	mustUnlock(t, waiter.get(t))
 }
 
-// TestCancelledWaitsLeaveNothing cancels many waits at random moments, while keys are handed over.
+// TestCancelledWaitsLeaveNothing cancels many waits just when keys are handed over.
 func TestCancelledWaitsLeaveNothing(t *testing.T) {
 	t.Parallel()
 	const sessions = 2
@@ -228,30 +228,49 @@ func TestCancelledWaitsLeaveNothing(t *testing.T) {
 			t.Errorf("%d holders of %q", holders[key], key)
 		}
 	}
-	room := make(chan struct{}, 40) // few enough that many are served in time
+	pending := make(map[int]context.CancelFunc)
+	cancelSome := func() { // two of those that wait, at random
+		mu.Lock()
+		defer mu.Unlock()
+		left := 2
+		for i, cancel := range pending {
+			if left--; left < 0 {
+				return
+			}
+			delete(pending, i)
+			go cancel()
+		}
+	}
+	room := make(chan struct{}, 40)
 	var wg sync.WaitGroup
-	for i := range n {
+	for i := range n * 3 / 2 {
 		room <- struct{}{}
+		ctx, cancel := context.WithCancel(context.Background())
+		mu.Lock()
+		pending[i] = cancel
+		mu.Unlock()
 		wg.Go(func() {
 			defer func() { <-room }()
-			ctx, cancel := context.WithTimeout(context.Background(), rand.N(20*time.Millisecond))
 			defer cancel()
 			key := keys[rand.N(len(keys))]
 			lease, err := lockers[i%len(lockers)].Lock(ctx, key)
-			switch {
-			case err == nil:
-				holds(key, 1)
-				holds(key, -1)
-				mustUnlock(t, lease)
-			case !errors.Is(err, context.DeadlineExceeded):
-				t.Error(err)
-			}
 			mu.Lock()
-			defer mu.Unlock()
+			delete(pending, i)
 			if err == nil {
 				granted++
 			} else {
 				cancelled++
+			}
+			mu.Unlock()
+			switch {
+			case err == nil:
+				holds(key, 1)
+				cancelSome()
+				time.Sleep(rand.N(200 * time.Microsecond)) // so that cancels come before, with and after the grant
+				holds(key, -1)
+				mustUnlock(t, lease)
+			case !errors.Is(err, context.Canceled):
+				t.Error(err)
 			}
 		})
 	}

@@ -77,6 +77,7 @@ func churn(t *testing.T, seen *tokens, lockers []locker.Locker, keys []string) (
 					lease, err := lock(l, key)
 					switch {
 					case errors.Is(err, locker.ErrLocked):
+						time.Sleep(time.Millisecond)
 						continue
 					case err != nil:
 						return
