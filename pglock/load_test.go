@@ -74,9 +74,9 @@ func TestManyTTLs(t *testing.T) {
 	rival := open(t, url)
 	admin := connect(t, url)
 	var wg sync.WaitGroup
-	const longest = 900 * time.Millisecond
+	const longest = 2400 * time.Millisecond
 	for i, steps := range rand.Perm(6) {
-		ttl := longest - time.Duration(steps)*100*time.Millisecond
+		ttl := longest - time.Duration(steps)*200*time.Millisecond
 		key := fmt.Sprint(prefix, i)
 		asked := time.Now()
 		lease := mustTry(t, l, key, locker.TTL(ttl), locker.NoRenew())

@@ -53,7 +53,7 @@ func (c Config) New(pool *pgxpool.Pool, opts ...locker.Option) locker.Locker {
 func (c Config) Open(ctx context.Context, dsn string, opts ...locker.Option) (locker.Locker, error) {
 	config, err := pgxpool.ParseConfig(dsn) // which also knows the parameters of pools, and takes them out
 	if err != nil {
-		return nil, fmt.Errorf("pglock: %w: %w", locker.ErrInvalidOption, err)
+		return nil, fmt.Errorf("pglock: %w: %s", locker.ErrInvalidOption, withoutSecrets(err))
 	}
 	b := c.backend(connector{config: config.ConnConfig})
 	if b.invalid != nil {
@@ -71,6 +71,16 @@ func (c Config) Open(ctx context.Context, dsn string, opts ...locker.Option) (lo
 	b.first = s
 	b.mu.Unlock()
 	return locker.New(b, opts...), nil
+}
+
+// withoutSecrets returns what is wrong with a connection string. The error of pgx quotes the string, from which it cannot
+// always take the password out, as there is something wrong with it.
+func withoutSecrets(err error) string {
+	text := err.Error()
+	if i := strings.LastIndex(text, "`: "); i >= 0 {
+		text = text[i+len("`: "):]
+	}
+	return "connection string: " + text
 }
 
 func (c Config) forPool(pool *pgxpool.Pool) *backend {
