@@ -1,0 +1,275 @@
+package pglock_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/pgtest"
+	"github.com/lockerkit/locker/internal/wires"
+	"github.com/lockerkit/locker/pglock"
+)
+
+// watched is a Locker whose line can be looked at, with an application_name of its own.
+type watched struct {
+	locker.Locker
+	backend locker.Backend
+	app     string
+}
+
+func openWatched(t *testing.T, c pglock.Config, dsn string, opts ...locker.Option) watched {
+	t.Helper()
+	app := unique("app")
+	b := c.NewBackend(pool(t, with(t, dsn, "application_name", app)))
+	l := locker.New(b, opts...)
+	t.Cleanup(func() { _ = l.Close() })
+	return watched{l, b, app}
+}
+
+// TestLine has a hundred goroutines wait for one key of one Locker.
+func TestLine(t *testing.T) {
+	t.Parallel()
+	const waiters = 100
+	url, key := pgtest.URL(t), unique("key")
+	admin := connect(t, url)
+	l := openWatched(t, pglock.Config{}, url)
+	first := mustTry(t, l, key)
+	var mu sync.Mutex
+	var served []int
+	var wg sync.WaitGroup
+	for i := range waiters {
+		wg.Go(func() {
+			lease := mustLock(t, l, key)
+			mu.Lock()
+			served = append(served, i)
+			mu.Unlock()
+			mustUnlock(t, lease)
+		})
+		eventually(t, "the waiter is in line", func() bool { return pglock.InLine(l.backend, key) == i+1 })
+	}
+	eventually(t, "the Locker is in line", func() bool { return admin.inLine(key) == 1 })
+	isLocked(t, l, key)
+	most := sample(t, url, l.app)
+	mustUnlock(t, first)
+	wg.Wait()
+	if !slices.IsSorted(served) || len(served) != waiters {
+		t.Errorf("served in the order %v", served)
+	}
+	if n := most(); n > 1+pglock.DefaultWaitSessions {
+		t.Errorf("%d connections for a line of %d; want %d at most", n, waiters, 1+pglock.DefaultWaitSessions)
+	}
+}
+
+// sample looks at the number of connections with an application_name all the time, and returns the greatest when it is told to end.
+func sample(t *testing.T, dsn, app string) (end func() int) {
+	t.Helper()
+	admin := connect(t, dsn)
+	stop := make(chan struct{})
+	most := started(func() (most int) {
+		for {
+			most = max(most, admin.connections(app))
+			select {
+			case <-stop:
+				return most
+			case <-time.After(time.Millisecond):
+			}
+		}
+	})
+	return func() int {
+		close(stop)
+		return most.get(t)
+	}
+}
+
+// TestLockersTakeTurns has two Lockers wait for one key, with several waiters each.
+func TestLockersTakeTurns(t *testing.T) {
+	t.Parallel()
+	const each = 10
+	url, key := pgtest.URL(t), unique("key")
+	admin := connect(t, url)
+	lockers := []watched{openWatched(t, pglock.Config{}, url), openWatched(t, pglock.Config{}, url)}
+	var wg sync.WaitGroup
+	first := mustTry(t, open(t, url), key)
+	var mu sync.Mutex // for the race detector, which does not know of the lock
+	left := []int{each, each}
+	var served []int
+	for i, l := range lockers {
+		for j := range each {
+			wg.Go(func() {
+				lease := mustLock(t, l, key)
+				mu.Lock()
+				served = append(served, i)
+				left[i]--
+				want := min(left[0], 1) + min(left[1], 1)
+				mu.Unlock()
+				eventually(t, "all Lockers that have waiters are in line", func() bool { return admin.inLine(key) == want })
+				mustUnlock(t, lease)
+			})
+			eventually(t, "the waiter is in line", func() bool { return pglock.InLine(l.backend, key) == j+1 })
+		}
+		eventually(t, "the Locker is in line", func() bool { return admin.inLine(key) == i+1 })
+	}
+	mustUnlock(t, first)
+	wg.Wait()
+	for i, which := range served {
+		if which != i%2 {
+			t.Fatalf("served in the order %v: the Lockers do not take turns", served)
+		}
+	}
+}
+
+// TestMoreKeysThanWaitSessions waits for more keys than there are sessions to wait on.
+func TestMoreKeysThanWaitSessions(t *testing.T) { // not in parallel: it measures
+	const keys, sessions = 40, 2
+	url := pgtest.URL(t)
+	holder := open(t, url)
+	l := openWatched(t, pglock.Config{WaitSessions: sessions}, url)
+	prefix := unique("key")
+	var leases []*locker.Lease
+	served := make([]chan time.Time, keys)
+	var wg sync.WaitGroup
+	most := sample(t, url, l.app)
+	for i := range keys {
+		key := fmt.Sprint(prefix, i)
+		leases = append(leases, mustLock(t, holder, key))
+		served[i] = make(chan time.Time, 1)
+		wg.Go(func() {
+			lease, err := lock(l, key)
+			served[i] <- time.Now()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			mustUnlock(t, lease)
+		})
+		eventually(t, "it waits", func() bool { return pglock.InLine(l.backend, key) == 1 })
+	}
+	// Those that poll do so at their longest pause now.
+	time.Sleep(300 * time.Millisecond)
+	var took []time.Duration
+	for _, i := range rand.Perm(keys) {
+		start := time.Now()
+		mustUnlock(t, leases[i])
+		took = append(took, (<-served[i]).Sub(start))
+	}
+	wg.Wait()
+	if n := most(); n > 1+sessions {
+		t.Errorf("%d connections; want %d at most", n, 1+sessions)
+	}
+	slices.Sort(took)
+	median := took[len(took)/2]
+	t.Logf("from Unlock to the next holder: p50 %v, p90 %v, at most %v", median, took[len(took)*9/10], took[len(took)-1])
+	if median > 30*time.Millisecond {
+		t.Errorf("median %v: those who poll seem not to be told when a key is free", median)
+	}
+}
+
+// TestIdleSessionsEnd waits once, and then has no need of the sessions for that.
+func TestIdleSessionsEnd(t *testing.T) {
+	t.Parallel()
+	url, key := pgtest.URL(t), unique("key")
+	admin := connect(t, url)
+	l := openWatched(t, pglock.Config{}, url, locker.TTL(time.Second))
+	var leases []*locker.Lease
+	var wg sync.WaitGroup
+	for i := range 3 {
+		key := fmt.Sprint(key, i)
+		leases = append(leases, mustTry(t, l, key))
+		wg.Go(func() { mustUnlock(t, mustLock(t, l, key)) })
+		eventually(t, "it waits", func() bool { return admin.inLine(key) == 1 })
+	}
+	if n := admin.connections(l.app); n != 4 {
+		t.Errorf("%d connections; want 4", n)
+	}
+	for _, lease := range leases {
+		mustUnlock(t, lease)
+	}
+	wg.Wait()
+	kept := mustTry(t, l, key)
+	eventually(t, "only the session that has a lock is left", func() bool { return admin.connections(l.app) == 1 })
+	if err := kept.Err(); err != nil {
+		t.Error(err)
+	}
+	waiter := started(func() *locker.Lease { return mustLock(t, l, key) }) // on a new session
+	eventually(t, "it waits", func() bool { return admin.inLine(key) == 1 })
+	mustUnlock(t, kept)
+	mustUnlock(t, waiter.get(t))
+}
+
+// TestCancelledWaitsLeaveNothing cancels many waits at random moments, while keys are handed over.
+func TestCancelledWaitsLeaveNothing(t *testing.T) {
+	t.Parallel()
+	const sessions = 2
+	n := wires.Trials(t, 2000)
+	server := pgtest.New(t, pgtest.Options{})
+	admin := connect(t, server.URL())
+	var lockers []watched
+	var samples []func() int
+	for range 4 {
+		l := openWatched(t, pglock.Config{WaitSessions: sessions}, server.URL(), locker.TTL(30*time.Second)) // an orphan would be seen
+		lockers = append(lockers, l)
+		samples = append(samples, sample(t, server.URL(), l.app))
+	}
+	keys := []string{"a", "b", "c", "d", "e"}
+	var mu sync.Mutex
+	var granted, cancelled int
+	holders := make(map[string]int)
+	holds := func(key string, n int) {
+		mu.Lock()
+		defer mu.Unlock()
+		if holders[key] += n; holders[key] > 1 {
+			t.Errorf("%d holders of %q", holders[key], key)
+		}
+	}
+	room := make(chan struct{}, 40) // few enough that many are served in time
+	var wg sync.WaitGroup
+	for i := range n {
+		room <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-room }()
+			ctx, cancel := context.WithTimeout(context.Background(), rand.N(20*time.Millisecond))
+			defer cancel()
+			key := keys[rand.N(len(keys))]
+			lease, err := lockers[i%len(lockers)].Lock(ctx, key)
+			switch {
+			case err == nil:
+				holds(key, 1)
+				holds(key, -1)
+				mustUnlock(t, lease)
+			case !errors.Is(err, context.DeadlineExceeded):
+				t.Error(err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				granted++
+			} else {
+				cancelled++
+			}
+		})
+	}
+	wg.Wait()
+	eventually(t, "no lock is left", func() bool {
+		return admin.count("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+	})
+	for _, key := range keys {
+		for _, l := range lockers {
+			mustUnlock(t, mustTry(t, l, key))
+		}
+		if !admin.isFree(key) {
+			t.Errorf("%q is not free", key)
+		}
+	}
+	for i, most := range samples {
+		if n := most(); n > 1+sessions {
+			t.Errorf("Locker %d had %d connections; want %d at most", i, n, 1+sessions)
+		}
+	}
+	t.Logf("%d granted, %d cancelled", granted, cancelled)
+}

@@ -1,0 +1,274 @@
+package pglock_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/pglock"
+)
+
+// with returns a connection string with further parameters, in pairs.
+func with(t testing.TB, dsn string, params ...string) string {
+	t.Helper()
+	u, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q := u.Query()
+	for i := 0; i < len(params); i += 2 {
+		q.Set(params[i], params[i+1])
+	}
+	u.RawQuery = q.Encode()
+	return u.String()
+}
+
+// as returns a connection string for another role.
+func as(t testing.TB, dsn, role, password string) string {
+	t.Helper()
+	u, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword(role, password)
+	return u.String()
+}
+
+// unique returns a name that nothing else has on any server.
+func unique(what string) string { return fmt.Sprintf("%s_%x", what, rand.Uint64()) }
+
+// pool returns a pool, closed with the test.
+func pool(t testing.TB, dsn string) *pgxpool.Pool {
+	t.Helper()
+	p, err := pgxpool.New(context.Background(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	return p
+}
+
+// open returns a Locker with connections of its own, closed with the test.
+func open(t testing.TB, dsn string, opts ...locker.Option) locker.Locker {
+	t.Helper()
+	return openConfig(t, pglock.Config{}, dsn, opts...)
+}
+
+func openConfig(t testing.TB, c pglock.Config, dsn string, opts ...locker.Option) locker.Locker {
+	t.Helper()
+	l := c.New(pool(t, dsn), opts...)
+	t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
+// session is a plain connection to a server, to look at it and to change it.
+type session struct {
+	t  testing.TB
+	mu sync.Mutex
+	*pgx.Conn
+}
+
+// connect returns a session, closed with the test.
+func connect(t testing.TB, dsn string) *session {
+	t.Helper()
+	config, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol // poolers understand it, too
+	conn, err := pgx.ConnectConfig(context.Background(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &session{t: t, Conn: conn}
+	t.Cleanup(s.close)
+	return s
+}
+
+func (s *session) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_ = s.Close(context.Background())
+}
+
+// do executes statements.
+func (s *session) do(sql string, args ...any) {
+	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, err := s.Exec(context.Background(), sql, args...); err != nil {
+		s.t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// text returns the one value that a query returns, as text.
+func (s *session) text(sql string, args ...any) (value string) {
+	s.t.Helper()
+	scan(s, &value, "SELECT coalesce(("+sql+")::text, '')", args...)
+	return value
+}
+
+// count returns the one number that a query returns.
+func (s *session) count(sql string, args ...any) (n int) {
+	s.t.Helper()
+	scan(s, &n, sql, args...)
+	return n
+}
+
+// is returns the one truth value that a query returns.
+func (s *session) is(sql string, args ...any) (yes bool) {
+	s.t.Helper()
+	scan(s, &yes, sql, args...)
+	return yes
+}
+
+func scan[T any](s *session, value *T, sql string, args ...any) {
+	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.QueryRow(context.Background(), sql, args...).Scan(value); err != nil {
+		s.t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// connections returns how many connections there are with an application_name.
+func (s *session) connections(app string) int {
+	s.t.Helper()
+	return s.count("SELECT count(*) FROM pg_stat_activity WHERE application_name = $1", app)
+}
+
+const oneKey = `locktype = 'advisory' AND objsubid = 1
+	AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+	AND (classid::bigint << 32 | objid::bigint) = $1`
+
+// holders returns how many sessions have the lock of a name: 0 or 1.
+func (s *session) holders(name string) int {
+	s.t.Helper()
+	return s.count("SELECT count(*) FROM pg_locks WHERE granted AND "+oneKey, pglock.Key(name))
+}
+
+// inLine returns how many sessions wait for the lock of a name.
+func (s *session) inLine(name string) int {
+	s.t.Helper()
+	return s.count("SELECT count(*) FROM pg_locks WHERE NOT granted AND "+oneKey, pglock.Key(name))
+}
+
+// locks returns how many advisory locks those with an application_name have or wait for.
+func (s *session) locks(app string) int {
+	s.t.Helper()
+	return s.count(`SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
+		WHERE locktype = 'advisory' AND application_name = $1`, app)
+}
+
+// isFree takes the lock of a name, as anybody can who is not a Locker, and gives it back.
+func (s *session) isFree(name string) bool {
+	s.t.Helper()
+	return s.is(`SELECT CASE WHEN pg_try_advisory_lock($1) THEN pg_advisory_unlock($1) ELSE false END`, pglock.Key(name))
+}
+
+func mustLock(t testing.TB, l locker.Locker, key string, opts ...locker.Option) *locker.Lease {
+	t.Helper()
+	lease, err := lock(l, key, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lease
+}
+
+// lock is Lock with the patience of a test.
+func lock(l locker.Locker, key string, opts ...locker.Option) (*locker.Lease, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	return l.Lock(ctx, key, opts...)
+}
+
+func mustTry(t testing.TB, l locker.Locker, key string, opts ...locker.Option) *locker.Lease {
+	t.Helper()
+	lease, err := l.TryLock(context.Background(), key, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lease
+}
+
+func mustUnlock(t testing.TB, lease *locker.Lease) {
+	t.Helper()
+	if err := lease.Unlock(); err != nil {
+		t.Error(err)
+	}
+}
+
+// isLocked checks that a key is refused, and for the right reason.
+func isLocked(t testing.TB, l locker.Locker, key string) {
+	t.Helper()
+	lease, err := l.TryLock(context.Background(), key)
+	if err == nil {
+		_ = lease.Unlock()
+	}
+	if !errors.Is(err, locker.ErrLocked) {
+		t.Errorf("TryLock of a key that is held: %v; want ErrLocked", err)
+	}
+}
+
+// eventually waits until cond is true, for as long as the test can bear.
+func eventually(t testing.TB, what string, cond func() bool) {
+	t.Helper()
+	const within = 20 * time.Second
+	for start := time.Now(); !cond(); time.Sleep(2 * time.Millisecond) {
+		if time.Since(start) > within {
+			t.Fatalf("not within %v: %s", within, what)
+		}
+	}
+}
+
+// pending is what a function is going to return.
+type pending[T any] struct{ done chan T }
+
+// started runs f beside the test.
+func started[T any](f func() T) pending[T] {
+	p := pending[T]{make(chan T, 1)}
+	go func() {
+		defer close(p.done) // also if f ends the test
+		p.done <- f()
+	}()
+	return p
+}
+
+// get waits for the result, and ends the test if f has.
+func (p pending[T]) get(t testing.TB) T {
+	t.Helper()
+	v, ok := <-p.done
+	if !ok {
+		t.FailNow()
+	}
+	return v
+}
+
+// namespace returns the name of a namespace that does not exist yet, and is removed after the test.
+func namespace(t testing.TB, admin *session) string {
+	t.Helper()
+	ns := unique("ns")
+	t.Cleanup(func() { admin.do("DROP SCHEMA IF EXISTS " + ns + " CASCADE") }) // before admin is closed
+	return ns
+}
+
+// role makes a role with a password, and returns the connection string for it. It is for servers of the test's own.
+func role(t testing.TB, admin *session, dsn string, options ...string) (name, url string) {
+	t.Helper()
+	name = unique("role")
+	admin.do(fmt.Sprintf("CREATE ROLE %s LOGIN PASSWORD '%s' %s", name, secret, strings.Join(options, " ")))
+	return name, as(t, dsn, name, secret)
+}
+
+// secret is the password of all roles. It must not be in any error.
+const secret = "tell-nobody-8d1f"
