@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -56,9 +57,10 @@ func (s *tokens) next(t *testing.T) {
 }
 
 // churn has several Lockers take the locks of several keys, until an error says that the server is gone. It returns when it
-// began, and what waits for its end.
+// began, and what ends it.
 func churn(t *testing.T, seen *tokens, lockers []locker.Locker, keys []string) (end func()) {
 	var begun, running sync.WaitGroup
+	var ended atomic.Bool
 	for i, l := range lockers {
 		for j, key := range keys {
 			begun.Add(1)
@@ -72,7 +74,7 @@ func churn(t *testing.T, seen *tokens, lockers []locker.Locker, keys []string) (
 					}
 				}
 				var last uint64
-				for {
+				for !ended.Load() {
 					lease, err := lock(l, key)
 					switch {
 					case errors.Is(err, locker.ErrLocked):
@@ -92,7 +94,10 @@ func churn(t *testing.T, seen *tokens, lockers []locker.Locker, keys []string) (
 		}
 	}
 	begun.Wait()
-	return running.Wait
+	return func() {
+		ended.Store(true)
+		running.Wait()
+	}
 }
 
 // TestTokensSurviveRestarts ends a server again and again, while locks are taken.
