@@ -1,6 +1,7 @@
 package pglock
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -31,4 +32,37 @@ func Parked(b locker.Backend, d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.lifetimes.parked = d
+}
+
+// Holds reports whether a Backend has the lock of a name, and knows it.
+func Holds(b locker.Backend, name string) bool {
+	p := b.(*backend)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := p.slots[Key(name)]
+	return s != nil && s.held != nil && s.held.session.locks[s.key] == s.held
+}
+
+// Left returns what a Backend still remembers of locks, none of which are held or asked for: "" if nothing.
+func Left(b locker.Backend) (left string) {
+	p := b.(*backend)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range p.slots {
+		left += fmt.Sprintf("a slot: held %v, leaving %v, busy %d, %d in line, place %v, polling %v; ",
+			s.held != nil, s.leaving != nil, s.busy, len(s.line), s.place != nil, s.poll != nil)
+	}
+	w := &p.waits
+	if len(w.starved) > 0 || w.spare || w.count != len(w.all) || len(w.idle) != len(w.all) || w.count > w.most {
+		left += fmt.Sprintf("sessions to wait on: %d of at most %d, %d made, %d idle, spare %v, %d starved; ",
+			w.count, w.most, len(w.all), len(w.idle), w.spare, len(w.starved))
+	}
+	for s := range p.sessions {
+		s.mu.Lock()
+		if len(s.locks) > 0 || len(s.waiting) > 0 || s.batches > 0 || s.place != nil {
+			left += fmt.Sprintf("a session: %d locks, %d waiting, %d batches, place %v; ", len(s.locks), len(s.waiting), s.batches, s.place != nil)
+		}
+		s.mu.Unlock()
+	}
+	return left
 }

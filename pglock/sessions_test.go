@@ -24,7 +24,11 @@ type watched struct {
 // watch returns a Locker with lifetimes of its own.
 func watch(t *testing.T, c Config, p lifetimes, ttl time.Duration) *watched {
 	t.Helper()
-	url := pgtest.URL(t)
+	return watchAt(t, pgtest.URL(t), c, p, ttl)
+}
+
+func watchAt(t *testing.T, url string, c Config, p lifetimes, ttl time.Duration) *watched {
+	t.Helper()
 	w := &watched{name: fmt.Sprintf("watched-%016x", rand.Uint64())}
 	pool, err := pgxpool.New(t.Context(), url+"&application_name="+w.name)
 	if err != nil {
@@ -107,6 +111,45 @@ func TestLongWaitsTakeTheirPlaceAnew(t *testing.T) {
 		if lease, err = holder.Lock(t.Context(), key); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestIndexWhileSomebodyWaits: one process changes the database under a lock that others wait for. To create an index in this
+// way waits for all statements that have begun before.
+func TestIndexWhileSomebodyWaits(t *testing.T) {
+	t.Parallel()
+	const ttl, key = time.Second, "migrations"
+	server := pgtest.New(t, pgtest.Options{})
+	holder := watchAt(t, server.URL(), Config{}, defaultLifetimes, ttl)
+	lease, err := holder.Lock(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := defaultLifetimes
+	p.standing = 300 * time.Millisecond
+	w := watchAt(t, server.URL(), Config{}, p, ttl)
+	got := make(chan error, 1)
+	go func() {
+		lease, err := w.Lock(context.Background(), key)
+		if err == nil {
+			err = lease.Unlock()
+		}
+		got <- err
+	}()
+	w.await(t, waiting, func(n int64) bool { return n == 1 })
+	if _, err := holder.admin.Exec(t.Context(), "CREATE TABLE indexed (id int)"); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if _, err := holder.admin.Exec(ctx, "CREATE INDEX CONCURRENTLY ON indexed (id)"); err != nil {
+		t.Errorf("the index could not be created while somebody waited for the lock: %v", err)
+	}
+	if err := lease.Unlock(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-got; err != nil {
+		t.Fatal(err)
 	}
 }
 

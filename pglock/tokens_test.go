@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -56,10 +57,11 @@ func (s *tokens) next(t *testing.T) {
 	}
 }
 
-// churn has several Lockers take the locks of several keys, until an error says that the server is gone. It returns when all
-// have begun, and what waits for their end.
+// churn has several Lockers take the locks of several keys, until an error says that the server is gone. It returns when it
+// began, and what ends it.
 func churn(t *testing.T, seen *tokens, lockers []locker.Locker, keys []string) (end func()) {
 	var begun, running sync.WaitGroup
+	var ended atomic.Bool
 	for i, l := range lockers {
 		for j, key := range keys {
 			begun.Add(1)
@@ -73,7 +75,7 @@ func churn(t *testing.T, seen *tokens, lockers []locker.Locker, keys []string) (
 					}
 				}
 				var last uint64
-				for {
+				for !ended.Load() {
 					lease, err := lock(l, key)
 					switch {
 					case errors.Is(err, locker.ErrLocked):
@@ -94,7 +96,10 @@ func churn(t *testing.T, seen *tokens, lockers []locker.Locker, keys []string) (
 		}
 	}
 	begun.Wait()
-	return running.Wait
+	return func() {
+		ended.Store(true)
+		running.Wait()
+	}
 }
 
 // TestTokensSurviveRestarts ends a server again and again, while locks are taken.

@@ -1,0 +1,328 @@
+package pglock_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/faultproxy"
+	"github.com/lockerkit/locker/internal/pgtest"
+	"github.com/lockerkit/locker/pglock"
+)
+
+// behind puts a proxy in front of a server, and returns the connection string for it.
+func behind(t *testing.T, dsn string) (*faultproxy.Proxy, string) {
+	t.Helper()
+	u, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy, err := faultproxy.Start(u.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = proxy.Close() })
+	u.Host = proxy.Addr()
+	return proxy, u.String()
+}
+
+// openChanged returns a Locker with a pool whose configuration was changed, closed with the test.
+func openChanged(t *testing.T, dsn string, change func(*pgxpool.Config), opts ...locker.Option) locker.Locker {
+	t.Helper()
+	config, err := pgxpool.ParseConfig(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	change(config)
+	p, err := pgxpool.NewWithConfig(context.Background(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.Close)
+	l := pglock.New(p, opts...)
+	t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
+// wrapped makes the connections of a pool with wrap.
+func wrapped(wrap func(net.Conn) net.Conn) func(*pgxpool.Config) {
+	return func(c *pgxpool.Config) {
+		dial := c.ConnConfig.DialFunc
+		c.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := dial(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			return wrap(conn), nil
+		}
+	}
+}
+
+// tunnel is a connection without deadlines, such as packages for tunnels make them.
+type tunnel struct{ net.Conn }
+
+func (tunnel) SetDeadline(time.Time) error      { return errors.ErrUnsupported }
+func (tunnel) SetReadDeadline(time.Time) error  { return errors.ErrUnsupported }
+func (tunnel) SetWriteDeadline(time.Time) error { return errors.ErrUnsupported }
+
+func TestConnWithoutDeadlines(t *testing.T) {
+	t.Parallel()
+	const ttl = 500 * time.Millisecond
+	l := openChanged(t, pgtest.URL(t), wrapped(func(c net.Conn) net.Conn { return tunnel{c} }), locker.TTL(ttl))
+	works(t, l, l, 5*ttl/4)
+}
+
+// halfWrites are connections of which one write gets only half of its data across before its deadline.
+type halfWrites struct {
+	net.Conn
+	count, half *atomic.Int64 // how many writes there were; which one it is, or 0
+}
+
+func (c halfWrites) Write(p []byte) (int, error) {
+	if c.count.Add(1) != c.half.Load() {
+		return c.Conn.Write(p)
+	}
+	n, _ := c.Conn.Write(p[:len(p)/2])
+	return n, os.ErrDeadlineExceeded
+}
+
+// TestHalfAMessage is written by whom it does not concern: one who reads his own answer, and then sends what others left
+// behind. It must not be taken for the end of his patience.
+func TestHalfAMessage(t *testing.T) {
+	t.Parallel()
+	const ttl = time.Minute
+	for range 5 {
+		var count, half atomic.Int64
+		proxy, dsn := behind(t, pgtest.URL(t))
+		l := openChanged(t, dsn, wrapped(func(c net.Conn) net.Conn { return halfWrites{c, &count, &half} }), locker.TTL(ttl))
+		lease, key := mustTry(t, l, unique("key")), unique("key")
+		proxy.Set(faultproxy.Delay(5 * time.Millisecond))
+		before := count.Load()
+		half.Store(before + 3)
+		ctx, cancel := context.WithTimeout(t.Context(), ttl/4)
+		defer cancel()
+		var calls []pending[error]
+		for i := range 3 { // two messages under way, and the third request is left to be sent when one is answered
+			calls = append(calls, started(func() error {
+				_, err := l.TryLock(ctx, fmt.Sprint(key, i))
+				return err
+			}))
+			eventually(t, "it was sent", func() bool { return i == 2 || count.Load() > before+int64(i) })
+		}
+		for _, call := range calls {
+			if err := call.get(t); errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("half a message was sent, and nobody noticed: %v", err)
+			}
+		}
+		eventually(t, "the other lease of that session is lost", func() bool { return lease.Err() != nil })
+	}
+}
+
+// TestUnlockWithoutAnswer: that nothing is heard of an Unlock does not mean that it was done.
+func TestUnlockWithoutAnswer(t *testing.T) {
+	t.Parallel()
+	const ttl = time.Second
+	for name, all := range map[string]bool{"server": true, "connection": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url, key := pgtest.URL(t), unique("key")
+			admin := connect(t, url)
+			proxy, dsn := behind(t, url)
+			lease := mustTry(t, open(t, dsn, locker.TTL(ttl)), key)
+			for _, c := range proxy.Conns() {
+				c.Set(faultproxy.BlackHole())
+			}
+			if all {
+				proxy.Set(faultproxy.BlackHole())
+			}
+			err := lease.Unlock()
+			if n := admin.holders(key); err == nil && n > 0 {
+				t.Error("Unlock says that it is done, and the server has the lock")
+			}
+			eventually(t, "the server has freed the lock", func() bool { return admin.holders(key) == 0 })
+		})
+	}
+}
+
+// TestHungSessionIsReplaced: nobody has to wait until the end of a long TTL for a session that does not answer, if it has no lock.
+func TestHungSessionIsReplaced(t *testing.T) {
+	t.Parallel()
+	const ttl = time.Hour
+	proxy, dsn := behind(t, pgtest.URL(t))
+	l := open(t, dsn, locker.TTL(ttl))
+	key := unique("key")
+	mustUnlock(t, mustTry(t, l, key))
+	for _, c := range proxy.Conns() { // new ones are fine
+		c.Set(faultproxy.BlackHole())
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := l.TryLock(ctx, key); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("TryLock without an answer: %v; want DeadlineExceeded", err)
+	}
+	mustUnlock(t, mustLock(t, l, key))
+	mustUnlock(t, mustTry(t, l, unique("key")))
+}
+
+// TestReusedSessionTakesTheTTL has a session waited on for a lease of one TTL, and then for one of another.
+func TestReusedSessionTakesTheTTL(t *testing.T) {
+	t.Parallel()
+	config := pglock.Config{WaitSessions: 1}
+	// wait has l wait for the key. It returns when that is so.
+	wait := func(t *testing.T, admin *session, l, other locker.Locker, key string, ttl time.Duration) (held *locker.Lease, next pending[*locker.Lease]) {
+		held = mustLock(t, other, key)
+		next = started(func() *locker.Lease {
+			lease, err := lock(l, key, locker.TTL(ttl))
+			if err != nil {
+				t.Error(err)
+			}
+			return lease
+		})
+		eventually(t, "it waits", func() bool { return admin.inLine(key) == 1 })
+		return held, next
+	}
+	t.Run("shorter", func(t *testing.T) { // and is cut off while it waits: it is granted the lock all the same
+		t.Parallel()
+		const long, ttl = time.Hour, 500 * time.Millisecond
+		url, key := pgtest.URL(t), unique("key")
+		admin, other := connect(t, url), open(t, url)
+		proxy, dsn := behind(t, url)
+		l := openConfig(t, config, dsn)
+		held, next := wait(t, admin, l, other, key, long)
+		mustUnlock(t, held)
+		mustUnlock(t, next.get(t))
+		held = mustLock(t, other, key)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		cut := started(func() error { _, err := l.Lock(ctx, key, locker.TTL(ttl)); return err })
+		eventually(t, "it waits", func() bool { return admin.inLine(key) == 1 })
+		proxy.Set(faultproxy.BlackHole())
+		mustUnlock(t, held)
+		mustUnlock(t, mustLock(t, other, key)) // long before the end of the longer TTL
+		cancel()
+		if err := cut.get(t); err == nil {
+			t.Error("who was cut off has got the lock")
+		}
+	})
+	t.Run("longer", func(t *testing.T) { // and answers take longer than the shorter TTL
+		t.Parallel()
+		const short, ttl = 400 * time.Millisecond, time.Hour
+		url, key := pgtest.URL(t), unique("key")
+		admin, other := connect(t, url), open(t, url)
+		proxy, dsn := behind(t, url)
+		l := openConfig(t, config, dsn)
+		held, next := wait(t, admin, l, other, key, short)
+		mustUnlock(t, held)
+		mustUnlock(t, next.get(t))
+		held, next = wait(t, admin, l, other, key, ttl)
+		connections := proxy.Accepted()
+		proxy.Set(faultproxy.Delay(short * 3 / 4))
+		mustUnlock(t, held)
+		lease := next.get(t)
+		proxy.Heal()
+		if n := proxy.Accepted() - connections; n > 0 {
+			t.Errorf("the session on which it waited was ended: there were %d new ones", n)
+		}
+		mustUnlock(t, lease)
+	})
+}
+
+// TestSuccessorOfALostLease has a session ended by the server while another of the same Locker waits for its key, and the
+// Locker learns of the grant before it learns of the end.
+func TestSuccessorOfALostLease(t *testing.T) {
+	t.Parallel()
+	url, key := pgtest.URL(t), unique("key")
+	admin := connect(t, url)
+	proxy, dsn := behind(t, url)
+	l := openWatched(t, pglock.Config{}, dsn, locker.TTL(4*time.Second))
+	first := mustTry(t, l, key)
+	next := started(func() *locker.Lease { return mustLock(t, l, key) })
+	eventually(t, "it waits", func() bool { return admin.inLine(key) == 1 })
+	oldest := proxy.Conns()[0] // that of the first lease
+	oldest.Set(faultproxy.Fault{ToClient: faultproxy.Flow{Delay: 300 * time.Millisecond}})
+	takeAway(t, url, key)
+	second := next.get(t)
+	if err := first.Err(); !errors.Is(err, locker.ErrLost) {
+		t.Errorf("the successor in the same Locker has the key, and the first lease says %v", err)
+	}
+	if second.Token() <= first.Token() {
+		t.Errorf("token %d after %d", second.Token(), first.Token())
+	}
+	eventually(t, "the end is known", oldest.ClientClosed)
+	if !pglock.Holds(l.backend, key) {
+		t.Error("with the first lease, the second was forgotten")
+	}
+	mustUnlock(t, second)
+	if n := admin.locks(l.app); n != 0 {
+		t.Errorf("%d locks are left", n)
+	}
+}
+
+// TestCeilingBlocked has a transaction block what tokens depend on, when more of them are needed. That costs who needs them
+// his attempt, but nobody a lease.
+func TestCeilingBlocked(t *testing.T) {
+	t.Parallel()
+	const ttl = time.Second
+	url := pgtest.URL(t)
+	admin, blocker := connect(t, url), connect(t, url)
+	config := pglock.Config{Namespace: namespace(t, admin)}
+	l := openConfig(t, config, url, locker.TTL(ttl))
+	lease := mustTry(t, l, unique("key"))
+	blocker.do(fmt.Sprintf("SELECT setval('%s.token', ceiling) FROM %[1]s.token_ceiling", config.Namespace))
+	blocker.do("BEGIN")
+	blocker.do(fmt.Sprintf("SELECT FROM %s.token_ceiling FOR UPDATE", config.Namespace))
+	key := unique("key")
+	_, err := l.TryLock(t.Context(), key)
+	checkError(t, err, "trylock", key, err, "lock timeout")
+	deadline := lease.Deadline().Add(ttl)
+	eventually(t, "the other lease is renewed", func() bool { return lease.Err() != nil || lease.Deadline().After(deadline) })
+	if err := lease.Err(); err != nil {
+		t.Error(err)
+	}
+	blocker.do("ROLLBACK")
+	if next := mustTry(t, l, key); next.Token() <= lease.Token() {
+		t.Errorf("token %d after %d", next.Token(), lease.Token())
+	} else {
+		mustUnlock(t, next)
+	}
+	mustUnlock(t, lease)
+}
+
+// TestHookLeavesATransaction: idle_session_timeout does not count in one, so that who is cut off would keep his locks for good.
+func TestHookLeavesATransaction(t *testing.T) {
+	t.Parallel()
+	l := openChanged(t, pgtest.URL(t), func(c *pgxpool.Config) {
+		c.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+			_, err := conn.Exec(ctx, "BEGIN")
+			return err
+		}
+	})
+	checkFailure(t, l, unique("key"), pglock.ErrSettings, "transaction")
+}
+
+// TestNamespaces has names that are not easy to write into a statement, for a role that makes that harder.
+func TestNamespaces(t *testing.T) {
+	t.Parallel()
+	server := pgtest.New(t, pgtest.Options{})
+	admin := connect(t, server.URL())
+	app, dsn := role(t, admin, server.URL())
+	admin.do("GRANT CREATE ON DATABASE postgres TO " + app)
+	for _, setting := range []string{"standard_conforming_strings = off", "exit_on_error = on", "client_encoding = 'LATIN1'", "backslash_quote = on"} {
+		admin.do("ALTER ROLE " + app + " SET " + setting)
+	}
+	for _, ns := range []string{`we"ird`, `100%d`, `ü€😀`, `back\slash'quote`, `$ns $token $limit`, `a.b`, ` `} {
+		t.Run(ns, func(t *testing.T) {
+			mustUnlock(t, mustTry(t, openConfig(t, pglock.Config{Namespace: ns}, dsn), "key"))
+		})
+	}
+}
