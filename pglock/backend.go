@@ -43,16 +43,17 @@ var (
 
 // slot is what this Locker knows of a key that it holds, tries to take, or waits for.
 type slot struct {
-	key     int64
-	held    *holding      // nil unless this Locker holds the key
-	leaving *release      // of who has held it last, while that is under way
-	busy    int           // how many requests for the key are under way
-	settled chan struct{} // made on demand; closed when busy becomes 0
-	line    []*waiter     // who waits for the key here, in order of arrival
-	place   *place        // of the first of them in Postgres's line; nil if there is none
-	poll    *time.Timer   // runs while there is a line without a place
-	refused int           // how often the poll was refused in a row
-	wanted  bool          // some other Locker polls for the key, and wants to be told when it is free
+	key       int64
+	held      *holding      // nil unless this Locker holds the key
+	leaving   *release      // of who has held it last, while that is under way
+	busy      int           // how many requests for the key are under way
+	settled   chan struct{} // made on demand; closed when busy becomes 0
+	line      []*waiter     // who waits for the key here, in order of arrival
+	returning int           // sessions to wait on that are giving the key back
+	place     *place        // of the first of them in Postgres's line; nil if there is none
+	poll      *time.Timer   // runs while there is a line without a place
+	refused   int           // how often the poll was refused in a row
+	wanted    bool          // some other Locker polls for the key, and wants to be told when it is free
 }
 
 // holding is a lock that a session has.
@@ -66,11 +67,11 @@ type holding struct {
 
 // release is a lock on its way back.
 type release struct {
-	owner  locker.Owner
-	server server        // which has the lock
-	done   chan struct{} // closed when err is set
-	err    error
-	failed bool // the session is over, and it is unknown what became of the lock; guarded by backend.mu
+	owner   locker.Owner
+	session *session      // that has the lock
+	done    chan struct{} // closed when err is set
+	err     error
+	failed  bool // the session is over, and it is unknown what became of the lock; guarded by backend.mu
 }
 
 func (r *release) isDone() bool {
@@ -368,11 +369,16 @@ func (b *backend) Release(ctx context.Context, g locker.Grant) error {
 // letGo gives back a lock that is held, and may wait for the answer. It is called with b.mu held, which it releases.
 func (b *backend) letGo(h *holding, wait bool) *release {
 	s, session := h.slot, h.session
-	rel := &release{owner: h.request.Owner, server: session.conn, done: make(chan struct{})}
+	rel := &release{owner: h.request.Owner, session: session, done: make(chan struct{})}
 	s.held, s.leaving = nil, rel
 	s.busy++
 	delete(session.locks, s.key)
 	session.used = time.Now()
+	returning := 0
+	if b.waits.has(session) {
+		returning = 1
+	}
+	s.returning += returning
 	b.mu.Unlock()
 	var arrived func() bool
 	if wait {
@@ -397,13 +403,15 @@ func (b *backend) letGo(h *holding, wait bool) *release {
 		if s.poll != nil {
 			s.poll.Reset(0)
 		}
+		s.returning -= returning
 		b.finish(s)
+		b.parkLocked(session)
+		b.arrange(s)
 		b.mu.Unlock()
 		close(rel.done)
 		if wanted {
 			session.hint(free, s.key)
 		}
-		b.park(session)
 	}}, arrived)
 	return rel
 }
@@ -428,7 +436,7 @@ func (b *backend) confirm(ctx context.Context, s *slot, ttl time.Duration) error
 			a.err = errStillThere
 		}
 		ended <- a.err
-	}}, endSQL, rel.server.PID(), rel.server.started)
+	}}, endSQL, rel.session.conn.PID(), rel.session.conn.started)
 	select {
 	case err := <-ended:
 		if err != nil {

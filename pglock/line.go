@@ -140,13 +140,16 @@ func (b *backend) wait(ctx context.Context, r locker.Request) (locker.Grant, err
 
 // arrange gets the line of a slot a place in Postgres's line, or makes it poll. b.mu is held.
 func (b *backend) arrange(sl *slot) {
-	if len(sl.line) > 1 && sl.place != nil {
+	if len(sl.line) > 1 && sl.place != nil && sl.busy == 0 && (sl.held == nil || !b.waits.has(sl.held.session)) {
 		b.openSpare(sl.line[1].request.TTL)
 	}
 	if len(sl.line) == 0 || sl.place != nil || b.closed {
 		return
 	}
 	w := &b.waits
+	if sl.returning > 0 {
+		return // there is a session in a moment, and letGo comes back here
+	}
 	p := &place{slot: sl, entered: make(chan struct{})}
 	switch {
 	case len(w.idle) > 0:
@@ -165,8 +168,9 @@ func (b *backend) arrange(sl *slot) {
 	}
 }
 
-// openSpare sees to it that there is a session for the second in a line when the first has been served. To make a
-// connection then takes so long that other Lockers would get more turns. b.mu is held.
+// openSpare sees to it that there is a session for the second in a line when the first has been served, unless that of
+// the holder will be free by then. To make a connection only then takes so long that other Lockers would get more turns. b.mu is
+// held.
 func (b *backend) openSpare(timeout time.Duration) {
 	w := &b.waits
 	if len(w.idle) > 0 || w.spare || !w.available() {
@@ -176,15 +180,13 @@ func (b *backend) openSpare(timeout time.Duration) {
 	w.spare = b.begin(func() {
 		s, err := b.open(timeout)
 		b.mu.Lock()
+		defer b.mu.Unlock()
 		w.spare = false
 		if err == nil && !s.dead {
 			w.add(s)
+			b.parkLocked(s)
 		} else {
 			w.count-- // if it cannot be had, who needs it will be told
-		}
-		b.mu.Unlock()
-		if err == nil {
-			b.park(s)
 		}
 	})
 }
@@ -271,6 +273,8 @@ func (b *backend) serve(sl *slot, s *session) {
 	}
 	w := sl.line[0]
 	sl.line = slices.Delete(sl.line, 0, 1)
+	b.deserted(sl) // unless there is a next, who is to be in Postgres's line before those that come later get there
+	b.arrange(sl)
 	s.setTimeout(w.request.TTL)
 	b.mu.Unlock()
 	// The time for which the lease is valid cannot be counted from when the wait began, and when it was granted is not
@@ -355,6 +359,11 @@ func (b *backend) leave(p *place) {
 func (b *backend) park(s *session) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.parkLocked(s)
+}
+
+// parkLocked is park with b.mu held.
+func (b *backend) parkLocked(s *session) {
 	if s.dead || !b.waits.has(s) || slices.Contains(b.waits.idle, s) {
 		return
 	}
