@@ -385,14 +385,17 @@ func (b *backend) letGo(h *holding, wait bool) *release {
 		arrived = rel.isDone
 	}
 	session.submitAndRead(&request{key: s.key, unlock: true, then: func(o outcome) {
+		ended := endedByServer(o.err)
 		switch {
+		case ended: // and has not given the lock back before, or it would have said so
+			rel.err = fmt.Errorf("%w: %w", locker.ErrLost, o.err)
 		case o.err != nil:
 			rel.err = o.err
 		case !o.done:
 			rel.err = fmt.Errorf("%w: %w", locker.ErrLost, errUnowned)
 		}
 		b.mu.Lock()
-		rel.failed = o.err != nil
+		rel.failed = o.err != nil && !ended
 		if s.leaving == rel && !rel.failed {
 			s.leaving = nil
 		} else if rel.failed { // until the lock has ended by itself

@@ -96,3 +96,10 @@ func (e *sessionOver) Error() string {
 	return "postgres: the session is over, and with it its locks: " + e.cause.Error()
 }
 func (e *sessionOver) Unwrap() error { return e.cause }
+
+// endedByServer reports whether err is the end of a session of which the server has said that it ends it.
+func endedByServer(err error) bool {
+	var over *sessionOver
+	var pg *pgconn.PgError
+	return errors.As(err, &over) && errors.As(err, &pg)
+}

@@ -134,6 +134,9 @@ func (b *backend) wait(ctx context.Context, r locker.Request) (locker.Grant, err
 	if i := slices.Index(s.line, w); i >= 0 {
 		s.line = slices.Delete(s.line, i, i+1)
 		b.deserted(s)
+		if p := s.place; i == 0 && p != nil && p.session != nil && p.session.wanted() != s.line[0].request.TTL {
+			b.renewPlace(p) // the session has the timeout of who has left
+		}
 	}
 	return locker.Grant{}, locker.NotAcquired(context.Cause(ctx)) // what it may still be granted goes to the next, or back
 }
@@ -315,11 +318,8 @@ func (b *backend) deserted(sl *slot) {
 	b.tidy(sl)
 }
 
-// renewPlace makes another session take a place, if there is one, and this one if not. b.mu is held.
-func (b *backend) renewPlace(p *place) {
-	b.leavePlace(p)
-	b.arrange(p.slot)
-}
+// renewPlace makes the session leave the line, after which it gets into it again, for who is first here then. b.mu is held.
+func (b *backend) renewPlace(p *place) { b.leavePlace(p) }
 
 // leavePlace begins to give up a place. b.mu is held.
 func (b *backend) leavePlace(p *place) {
@@ -329,14 +329,22 @@ func (b *backend) leavePlace(p *place) {
 		return
 	}
 	p.session.place = nil
+	p.slot.returning++
 	b.waits.leaving.Add(1)
-	b.begin(func() { b.leave(p) })
+	b.begin(func() {
+		defer b.waits.leaving.Done()
+		b.leave(p)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		p.slot.returning--
+		b.parkLocked(p.session)
+		b.arrange(p.slot)
+	})
 }
 
 // leave leaves Postgres's line, and gives back what was granted meanwhile: of a wait that is cancelled at the moment when it
 // is granted, the server may say that it was cancelled, though the session has the lock.
 func (b *backend) leave(p *place) {
-	defer b.waits.leaving.Done()
 	<-p.entered // which is about to happen; or the lock would be asked for when it has been given back
 	s := p.session
 	ctx, cancel := context.WithTimeout(b.life, silence)
@@ -349,7 +357,6 @@ func (b *backend) leave(p *place) {
 	s.unlockAll(func() { close(done) })
 	select {
 	case <-done:
-		b.park(s)
 	case <-ctx.Done():
 		s.fail(errSilent)
 	}

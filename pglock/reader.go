@@ -21,7 +21,7 @@ const (
 	patience = 20 * time.Millisecond
 
 	// quiet is for how long nothing is sent before the watch takes over.
-	quiet = 2 * time.Millisecond
+	quiet = 500 * time.Microsecond
 )
 
 // reader is the reading side of a session.

@@ -401,6 +401,13 @@ func (s *session) close() {
 // has dealt with the request, so that it cannot hit a later statement; behind a proxy that is likely, not certain.
 func (s *session) cancel(ctx context.Context) error { return s.conn.CancelRequest(ctx) }
 
+// wanted returns the idle_session_timeout that the session is to have.
+func (s *session) wanted() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.want
+}
+
 // needsTimeout reports whether the server has yet to be told the idle_session_timeout.
 func (s *session) needsTimeout() bool {
 	s.mu.Lock()

@@ -293,9 +293,6 @@ func (b *backend) lost(s *session, cause error) {
 		h.slot.held = nil
 		b.tidy(h.slot)
 	}
-	if !errors.Is(cause, locker.ErrClosed) {
-		b.ghosts = append(b.ghosts, ghost{s.conn, time.Now().Add(s.idleTimeout())})
-	}
 	delete(b.sessions, s)
 	if s == b.first {
 		b.first = nil
@@ -306,6 +303,12 @@ func (b *backend) lost(s *session, cause error) {
 	for _, h := range gone {
 		h.request.ReportLost(cause)
 	}
+	if errors.Is(cause, locker.ErrClosed) {
+		return
+	}
+	b.mu.Lock() // not before all holders have been told: others get the locks when it is buried
+	b.ghosts = append(b.ghosts, ghost{s.conn, time.Now().Add(s.idleTimeout())})
+	b.mu.Unlock()
 	b.bury()
 }
 
@@ -316,17 +319,18 @@ type ghost struct {
 	until time.Time
 }
 
-// endSQL ends a process of the server, if it still exists, and returns whether it did. It is a format: the number of the
-// message, the process id and when it was started.
-const endSQL = `SELECT %d, count(pg_terminate_backend(pid)) FROM pg_stat_activity
-WHERE pid = %d AND to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') = '%s'`
+// endSQL ends a process of the server, and returns 0 if there was none. It is a format: the number of the message, the
+// process id and when it was started. A role that may not see when it was started, because the session has changed its role,
+// cannot know whether it is that one, and leaves it alone.
+const endSQL = `SELECT %d, count(*) FILTER (WHERE backend_start IS NULL OR pg_terminate_backend(pid)) FROM pg_stat_activity
+WHERE pid = %d AND coalesce(to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') = '%s', true)`
 
 // bury ends the ghosts, so that the keys they have need not be waited for.
 func (b *backend) bury() {
 	b.mu.Lock()
 	now := time.Now()
 	b.ghosts = slices.DeleteFunc(b.ghosts, func(g ghost) bool { return now.After(g.until) })
-	i := slices.IndexFunc(b.leases, func(l *leaseSession) bool { return l.session != nil && l.session.silentFor(now) == 0 })
+	i := slices.IndexFunc(b.leases, func(l *leaseSession) bool { return l.session != nil && l.session.silentFor(now) < silence })
 	if i < 0 { // there will be one, if anything is to be locked
 		b.mu.Unlock()
 		return
