@@ -2,6 +2,7 @@ package pglock
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -56,4 +57,12 @@ func Left(b locker.Backend) (left string) {
 		s.mu.Unlock()
 	}
 	return left
+}
+
+// SetLifetimes changes how long sessions to wait on are kept, and how long they stand in line.
+func SetLifetimes(b locker.Backend, parked, standing time.Duration) {
+	p := b.(*backend)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lifetimes.parked, p.lifetimes.standing = parked, standing
 }
