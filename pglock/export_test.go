@@ -66,3 +66,11 @@ func Left(b locker.Backend) (left string) {
 	}
 	return left
 }
+
+// SetLifetimes changes how long sessions to wait on are kept, and how long they stand in line.
+func SetLifetimes(b locker.Backend, parked, standing time.Duration) {
+	p := b.(*backend)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lifetimes.parked, p.lifetimes.standing = parked, standing
+}
