@@ -47,6 +47,7 @@ type slot struct {
 	held      *holding      // nil unless this Locker holds the key
 	leaving   *release      // of who has held it last, while that is under way
 	busy      int           // how many requests for the key are under way
+	asked     *session      // for the key, by the last try; nil if none is under way
 	settled   chan struct{} // made on demand; closed when busy becomes 0
 	line      []*waiter     // who waits for the key here, in order of arrival
 	returning int           // sessions to wait on that are giving the key back
@@ -137,8 +138,8 @@ func (b *backend) settle(ctx context.Context, key int64) (*slot, error) {
 			s = &slot{key: key}
 			b.slots[key] = s
 		}
-		if s.busy == 0 || len(s.line) > 0 {
-			return s, nil
+		if s.busy == 0 || len(s.line) > 0 || s.asked != nil && s.asked.silentFor(time.Now()) > silence {
+			return s, nil // the last for a request that may never be answered: the next goes to another session
 		}
 		if s.settled == nil {
 			s.settled = make(chan struct{})
@@ -147,6 +148,7 @@ func (b *backend) settle(ctx context.Context, key int64) (*slot, error) {
 		b.mu.Unlock()
 		select {
 		case <-settled:
+		case <-time.After(silence):
 		case <-ctx.Done():
 			return nil, locker.NotAcquired(context.Cause(ctx))
 		}
@@ -157,9 +159,12 @@ func (b *backend) settle(ctx context.Context, key int64) (*slot, error) {
 // finish notes that a request for the key is over. b.mu is held.
 func (b *backend) finish(s *slot) {
 	s.busy--
-	if s.busy == 0 && s.settled != nil {
-		close(s.settled)
-		s.settled = nil
+	if s.busy == 0 {
+		s.asked = nil
+		if s.settled != nil {
+			close(s.settled)
+			s.settled = nil
+		}
 	}
 	b.tidy(s)
 }
@@ -189,25 +194,18 @@ func (b *backend) try(ctx context.Context, s *slot, r locker.Request) (locker.Gr
 	a := &attempt{slot: s, request: r, done: make(chan attempted, 1)}
 	s.busy++
 	l := b.leaseSession(r.TTL)
-	b.mu.Unlock()
-	select {
-	case <-l.ready:
-	default:
-		select {
-		case <-l.ready:
-		case <-ctx.Done():
-			b.mu.Lock()
+	if l.session == nil {
+		b.mu.Unlock()
+		err := l.await(ctx)
+		b.mu.Lock()
+		if err != nil {
 			b.finish(s)
 			b.mu.Unlock()
-			return locker.Grant{}, locker.NotAcquired(context.Cause(ctx))
+			return locker.Grant{}, locker.NotAcquired(err)
 		}
 	}
-	if l.err != nil {
-		b.mu.Lock()
-		b.finish(s)
-		b.mu.Unlock()
-		return locker.Grant{}, locker.NotAcquired(l.err)
-	}
+	s.asked = l.session
+	b.mu.Unlock()
 	l.session.submitAndRead(&request{key: s.key, then: func(o outcome) { b.tried(a, l.session, o) }},
 		func() bool { return len(a.done) > 0 })
 	select {
@@ -425,13 +423,13 @@ func (b *backend) confirm(ctx context.Context, s *slot, ttl time.Duration) error
 	rel := s.leaving
 	l := b.leaseSession(ttl)
 	b.mu.Unlock()
+	if err := l.await(ctx); err != nil {
+		return explain(err)
+	}
 	select {
-	case <-l.ready:
+	case <-rel.session.told: // or others would get the locks that it had before their holders know
 	case <-ctx.Done():
 		return explain(ctx.Err())
-	}
-	if l.err != nil {
-		return l.err
 	}
 	ended := make(chan error, 1)
 	l.session.askText(&message{answered: func(a answer) {

@@ -50,6 +50,7 @@ type session struct {
 	want    time.Duration
 	timeout time.Duration // the idle_session_timeout that the server has confirmed; less than want if it is to be changed
 	cause   error         // why the session is over
+	told    chan struct{} // closed when it is, and all holders of its locks know
 	buf     []byte
 	reader
 
@@ -246,6 +247,13 @@ func (s *session) idleTimeout() time.Duration {
 	return min(s.timeout, s.want)
 }
 
+// longest returns for how long the server may wait for a message, at most.
+func (s *session) longest() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return max(s.timeout, s.want)
+}
+
 // dealOut tells the requests of a batch what became of them.
 func (s *session) dealOut(unlocks, tries []*request, a answer) {
 	if len(unlocks) > 0 {
@@ -375,6 +383,7 @@ func (s *session) fail(err error) {
 	close(s.over)
 	s.b.lost(s, cause)
 	_ = s.conn.Conn().Close()
+	s.b.bury()
 	for _, m := range out {
 		m.answered(answer{err: cause})
 	}

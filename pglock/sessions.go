@@ -40,6 +40,16 @@ type leaseSession struct {
 	err     error
 }
 
+// await waits until the session has been made, or cannot be.
+func (l *leaseSession) await(ctx context.Context) error {
+	select {
+	case <-l.ready:
+		return l.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // leaseSession returns the session for locks with the given TTL. b.mu is held.
 func (b *backend) leaseSession(ttl time.Duration) *leaseSession {
 	now := time.Now()
@@ -160,7 +170,7 @@ func (b *backend) adopt(conn server, timeout time.Duration) *session {
 	now := time.Now()
 	s := &session{
 		conn: conn, b: b, want: timeout, timeout: timeout, locks: make(map[int64]*holding),
-		heard: now, spoke: now, used: now, reader: newReader(),
+		heard: now, spoke: now, used: now, reader: newReader(), told: make(chan struct{}),
 	}
 	s.alone = conn.Conn().SetReadDeadline(time.Time{}) != nil
 	b.mu.Lock()
@@ -303,13 +313,12 @@ func (b *backend) lost(s *session, cause error) {
 	for _, h := range gone {
 		h.request.ReportLost(cause)
 	}
-	if errors.Is(cause, locker.ErrClosed) {
-		return
+	close(s.told)
+	if !errors.Is(cause, locker.ErrClosed) {
+		b.mu.Lock() // not before all holders have been told: others get the locks when it is buried
+		b.ghosts = append(b.ghosts, ghost{s.conn, time.Now().Add(s.longest())})
+		b.mu.Unlock()
 	}
-	b.mu.Lock() // not before all holders have been told: others get the locks when it is buried
-	b.ghosts = append(b.ghosts, ghost{s.conn, time.Now().Add(s.idleTimeout())})
-	b.mu.Unlock()
-	b.bury()
 }
 
 // ghost is a process of the server whose session is over for us. If the connection was cut somewhere on the way, it still
