@@ -118,12 +118,26 @@ func TestLineWithAStranger(t *testing.T) {
 // TestWaitInTheLastMillisecond waits for leases that are just about to end.
 func TestWaitInTheLastMillisecond(t *testing.T) {
 	l := open(t, dial(t, redistest.Address(t)), locker.TTL(20*time.Millisecond), locker.NoRenew())
+	lock := func() *locker.Lease {
+		for range 20 {
+			lease, err := l.Lock(t.Context(), t.Name())
+			if late := (interface{ Timeout() bool })(nil); errors.As(err, &late) {
+				continue // on a machine that is busy, an answer may take longer than such a lease is valid
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			return lease
+		}
+		t.Fatal("20 answers took longer than a lease is valid")
+		return nil
+	}
 	slow := 0
 	for i := range 200 {
-		_ = mustLock(t, l, t.Name())
+		_ = lock()
 		time.Sleep(time.Duration(19000+i*5) * time.Microsecond)
 		start := time.Now()
-		_ = mustLock(t, l, t.Name()).Unlock()
+		_ = lock().Unlock()
 		if time.Since(start) > 500*time.Millisecond {
 			slow++
 		}
