@@ -49,7 +49,7 @@ func (c *connector) connect(ctx context.Context, timeout time.Duration) (server,
 	}
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
-		return server{}, explain(err)
+		return server{}, explain(&oneLine{err})
 	}
 	s := server{PgConn: conn.PgConn()}
 	if s.started, err = c.prepare(ctx, conn, timeout); err != nil {

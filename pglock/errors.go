@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -88,6 +89,14 @@ func explain(err error) error {
 	}
 	return err
 }
+
+// oneLine is an error whose text is on one line: pgx writes a line for each address that it tried.
+type oneLine struct{ err error }
+
+func (e *oneLine) Error() string {
+	return strings.NewReplacer(":\n\t", ": ", "\n\t", "; ").Replace(e.err.Error())
+}
+func (e *oneLine) Unwrap() error { return e.err }
 
 // sessionOver is the error of what a session had to do when it ended, and the reason for which its leases are lost.
 type sessionOver struct{ cause error }
