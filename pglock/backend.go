@@ -401,6 +401,13 @@ func (b *backend) letGo(h *holding, wait bool) *release {
 		}
 		wanted := s.wanted && rel.err == nil
 		s.wanted = false
+		b.mu.Unlock()
+		close(rel.done)
+		if wanted {
+			session.hint(free, s.key) // before it is made to wait again
+		}
+		b.mu.Lock()
+		defer b.mu.Unlock()
 		if s.poll != nil {
 			s.poll.Reset(0)
 		}
@@ -408,11 +415,6 @@ func (b *backend) letGo(h *holding, wait bool) *release {
 		b.finish(s)
 		b.parkLocked(session)
 		b.arrange(s)
-		b.mu.Unlock()
-		close(rel.done)
-		if wanted {
-			session.hint(free, s.key)
-		}
 	}}, arrived)
 	return rel
 }

@@ -24,7 +24,7 @@ type lifetimes struct {
 	// parked is the same for a session that somebody has waited on, of which there may be more.
 	parked time.Duration
 
-	// standing is how long a session waits in Postgres's line before another takes its place, at its end. A statement under
+	// standing is how long a session waits in Postgres's line before it takes its place anew, at its end. A statement under
 	// way keeps VACUUM from removing what was deleted since it began, in the whole database, and CREATE INDEX
 	// CONCURRENTLY waiting for its end; and a worker may stand by for days.
 	standing time.Duration
