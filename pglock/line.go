@@ -135,7 +135,7 @@ func (b *backend) wait(ctx context.Context, r locker.Request) (locker.Grant, err
 		s.line = slices.Delete(s.line, i, i+1)
 		b.deserted(s)
 		if p := s.place; i == 0 && p != nil && p.session != nil && p.session.wanted() != s.line[0].request.TTL {
-			b.renewPlace(p) // the session has the timeout of who has left
+			b.leavePlace(p) // to get in again: the session has the timeout of who has left
 		}
 	}
 	return locker.Grant{}, locker.NotAcquired(context.Cause(ctx)) // what it may still be granted goes to the next, or back
@@ -256,10 +256,10 @@ func (b *backend) reached(p *place, err error) {
 		// A wait that was cancelled may have been granted all the same.
 		p.session.unlockAll(func() {
 			b.mu.Lock()
+			defer b.mu.Unlock()
 			b.finish(sl)
+			b.parkLocked(p.session)
 			b.arrange(sl)
-			b.mu.Unlock()
-			b.park(p.session)
 		})
 		return
 	}
@@ -290,6 +290,7 @@ func (b *backend) served(sl *slot, s *session, w *waiter, o outcome) {
 	b.mu.Lock()
 	switch {
 	case o.err != nil: // and the lock is given back, or the session over
+		b.parkLocked(s)
 		w.done <- attempted{err: locker.NotAcquired(explain(o.err))}
 	case w.left:
 		b.serve(sl, s)
@@ -301,9 +302,6 @@ func (b *backend) served(sl *slot, s *session, w *waiter, o outcome) {
 	b.finish(sl)
 	b.arrange(sl) // for the next
 	b.mu.Unlock()
-	if o.err != nil {
-		b.park(s)
-	}
 }
 
 // deserted is called when somebody has left the line of a slot. b.mu is held.
@@ -318,10 +316,8 @@ func (b *backend) deserted(sl *slot) {
 	b.tidy(sl)
 }
 
-// renewPlace makes the session leave the line, after which it gets into it again, for who is first here then. b.mu is held.
-func (b *backend) renewPlace(p *place) { b.leavePlace(p) }
-
-// leavePlace begins to give up a place. b.mu is held.
+// leavePlace begins to give up a place. If anybody is in line here when that is done, the session gets into Postgres's line
+// again. b.mu is held.
 func (b *backend) leavePlace(p *place) {
 	p.left = true
 	p.slot.place = nil

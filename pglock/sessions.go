@@ -212,7 +212,7 @@ func (s *session) attend() {
 	silent, quiet := s.silentFor(now), s.quietFor(now)
 	unneeded := held == 0 && quiet > 0 && b.unneeded(s, idle)
 	if p := s.place; p != nil && now.Sub(p.since) > b.lifetimes.standing {
-		b.renewPlace(p)
+		b.leavePlace(p)
 	}
 	b.mu.Unlock()
 	switch {

@@ -86,7 +86,7 @@ func TestLongWaitsTakeTheirPlaceAnew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, waits := range []int{1, DefaultWaitSessions} { // with and without a session to take the place over
+	for _, waits := range []int{1, DefaultWaitSessions} { // with no other session, and with room for others
 		p := defaultLifetimes
 		p.standing = 200 * time.Millisecond
 		w := watch(t, Config{WaitSessions: waits}, p, ttl)
