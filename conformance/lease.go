@@ -297,7 +297,7 @@ func neverResurrects(c *check) {
 		if i == 1 { // taken, not just gone
 			next = c.lock(b, key)
 		}
-		c.closedWithin(lease, c.ttl/2, "after the lock was taken away in the store, time enough for a renewal")
+		c.closedWithin(lease, c.ttl*3/4, "after the lock was taken away in the store, time enough for two renewals")
 		if err := lease.Err(); !errors.Is(err, locker.ErrLost) {
 			c.errorf("Err after the lock was taken away in the store: %v; want ErrLost", err)
 		}
