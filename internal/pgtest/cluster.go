@@ -65,17 +65,6 @@ func environment() (env []string) {
 	return append(env, "LC_ALL=C", "TZ=UTC")
 }
 
-// tempDir is where servers have their files; empty means the usual place. A
-// server has a thousand of them, and tests have many servers for a short time,
-// which keeps some file systems very busy. So it is in memory where there is
-// plenty of that, if $TMPDIR does not want something else.
-func tempDir() string {
-	if os.Getenv("TMPDIR") != "" {
-		return ""
-	}
-	return memory()
-}
-
 // dataDir is the data directory in a server's temporary directory.
 func dataDir(tmp string) string { return filepath.Join(tmp, "data") }
 
@@ -101,7 +90,7 @@ func (in installation) template() (template, error) {
 }
 
 func (in installation) makeTemplate() (t template, err error) {
-	tmp, err := in.user.MkdirTemp(tempDir(), "pgtest-")
+	tmp, err := in.user.MkdirTemp(product.TempDir(), "pgtest-")
 	if err != nil {
 		return nil, err
 	}

@@ -70,11 +70,7 @@ func New(tb testing.TB, opts Options) *Server {
 //
 // Where tests have several kinds of servers, m may be what calls the Main of
 // another one.
-func Main(m interface{ Run() int }) int {
-	code := product.Main(m, &shared)
-	removeMemory()
-	return code
-}
+func Main(m interface{ Run() int }) int { return product.Main(m, &shared) }
 
 // checkURL checks a URL, the password of which is not to be in the error.
 func checkURL(value string) error {

@@ -23,7 +23,7 @@ func TestHelperProcess(t *testing.T) {
 func startHelper(t *testing.T) *selftest.Helper {
 	t.Helper()
 	need(t)
-	return selftest.StartHelper(t, tempDir(), EnvURL+"=")
+	return selftest.StartHelper(t, product.TempDir(), EnvURL+"=")
 }
 
 func TestMainClosesTheSharedServer(t *testing.T) {

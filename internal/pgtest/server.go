@@ -95,7 +95,7 @@ func start(in installation, settings map[string]string, prepare func(port int, d
 	server, err := testserver.Start(testserver.Spec{
 		Name:    product.Package,
 		User:    in.user,
-		TempDir: tempDir(),
+		TempDir: product.TempDir(),
 		Prepare: prepare,
 		Command: func(port int, dir string) testserver.Command {
 			postgres := postgres

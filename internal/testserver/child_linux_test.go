@@ -49,6 +49,7 @@ func TestServerOutlivesTheThread(t *testing.T) {
 func TestHelperProcess(t *testing.T) {
 	selftest.HelperProcess(t, func() string {
 		spec := fakeSpec(t, "polite")
+		spec.TempDir = memoryProduct.TempDir()
 		spec.User = mustUnprivileged(t)
 		command := spec.Command
 		copied := func(dir string) string { return filepath.Join(dir, "faked") }

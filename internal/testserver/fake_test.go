@@ -23,11 +23,15 @@ func TestMain(m *testing.M) {
 	if kind := os.Getenv(envFake); kind != "" {
 		os.Exit(fake(kind, os.Args[1]))
 	}
-	os.Exit(m.Run())
+	os.Exit(memoryProduct.Main(m, &closer{}))
 }
 
+// memoryProduct is the one whose servers are in memory, if not $TMPDIR wants
+// something else.
+var memoryProduct = product()
+
 // fake is the server of the tests, which listens on a port and sends all that
-// it gets back. Some kinds are worse than that.
+// it gets back, or where it is if that is "pwd". Some kinds are worse than that.
 func fake(kind, port string) (exitCode int) {
 	switch kind {
 	case "broken":
@@ -65,6 +69,10 @@ func fake(kind, port string) (exitCode int) {
 				line, err := lines.ReadString('\n')
 				if line == "exit\n" {
 					os.Exit(3)
+				}
+				if line == "pwd\n" {
+					dir, _ := os.Getwd()
+					line = dir + "\n"
 				}
 				if err != nil {
 					return

@@ -24,6 +24,8 @@ type Product struct {
 	EnvProgram string   // the environment variable that names the program
 	Programs   []string // where to look for it else: names on the PATH, or paths
 	NotFound   error    // what the error is if it is nowhere
+
+	memory memory // see TempDir
 }
 
 // Find returns the path of the program. One named by the environment but
@@ -112,11 +114,13 @@ func (l *Lazy[S]) Close() error {
 	return l.server.Close()
 }
 
-// Main runs the tests and then closes the shared server of a package.
+// Main runs the tests, then closes the shared server of a package, and removes
+// the directory in memory.
 func (p *Product) Main(m interface{ Run() int }, shared io.Closer) int {
 	code := m.Run()
 	if err := shared.Close(); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: close: %v\n", p.Package, err)
 	}
+	p.memory.remove()
 	return code
 }

@@ -88,11 +88,14 @@ func Program(tb testing.TB, dir, name, script string) (path string) {
 type fakeTB struct {
 	testing.TB
 	Outcome  string // "", or how the test ended, and why
+	Logged   string
 	cleanups []func()
 }
 
 func (f *fakeTB) Helper()                        {}
 func (f *fakeTB) Cleanup(c func())               { f.cleanups = append(f.cleanups, c) }
+func (f *fakeTB) Failed() bool                   { return f.Outcome != "" && !strings.HasPrefix(f.Outcome, "skip: ") }
+func (f *fakeTB) Logf(form string, a ...any)     { f.Logged += fmt.Sprintf(form, a...) + "\n" }
 func (f *fakeTB) Errorf(form string, a ...any)   { f.Outcome = "error: " + fmt.Sprintf(form, a...) }
 func (f *fakeTB) Fatal(args ...any)              { f.end("fatal: " + fmt.Sprint(args...)) }
 func (f *fakeTB) Fatalf(form string, a ...any)   { f.end("fatal: " + fmt.Sprintf(form, a...)) }

@@ -1,7 +1,0 @@
-//go:build !linux
-
-package pgtest
-
-func memory() (dir string) { return "" }
-
-func removeMemory() {}
