@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"regexp"
 	"strconv"
+	"sync"
 
 	"github.com/lockerkit/locker/internal/testserver"
 )
@@ -32,7 +33,11 @@ var product = &testserver.Product{
 // user and version. Versions before 3.6 do not count. If there is none, and
 // none can be built, the error is ErrNotFound. A program named by the
 // environment is not made up for by another one.
-func Find() (path string, err error) { return find(build) }
+func Find() (path string, err error) { return find(buildOnce) }
+
+// buildOnce has a process try but once: without a network that may take long,
+// and each test would try again.
+var buildOnce = sync.OnceValues(build)
 
 func find(build func() (path string, err error)) (path string, err error) {
 	if name := os.Getenv(EnvProgram); name != "" {
