@@ -93,11 +93,12 @@ func newOwner() (o Owner) {
 
 // Request asks a Backend for a lock. Fields will be added to it: shared locks, and several holders.
 type Request struct {
-	Prefix string // of the Locker; "" unless the option Prefix was given
-	Key    string // as the caller wrote it: 1 to MaxKeyLen bytes of any value
-	Owner  Owner
-	Holder string        // a name for people, to be stored beside the owner and returned in Held; may be ""
-	TTL    time.Duration // of the lease, from the moment when the store grants it
+	Prefix  string // of the Locker; "" unless the option Prefix was given
+	Key     string // as the caller wrote it: 1 to MaxKeyLen bytes of any value
+	Owner   Owner
+	Holder  string        // a name for people, to be stored beside the owner and returned in Held; may be ""
+	TTL     time.Duration // of the lease, from the moment when the store grants it
+	NoRenew bool          // the lease will not be renewed (option NoRenew)
 
 	lease *Lease // who is told of Lost and Waiting; nil when the request does not come from a Locker
 }

@@ -130,7 +130,7 @@ func (c *core) prepare(key string, opts []Option) (*Lease, error) {
 		return nil, fmt.Errorf("%w: %d bytes long, must be 1 to %d", ErrInvalidKey, len(key), MaxKeyLen)
 	}
 	l := &Lease{core: c, noRenew: s.noRenew, index: unscheduled}
-	l.grant.Request = Request{Prefix: s.prefix, Key: key, Owner: newOwner(), Holder: s.holder, TTL: s.ttl, lease: l}
+	l.grant.Request = Request{Prefix: s.prefix, Key: key, Owner: newOwner(), Holder: s.holder, TTL: s.ttl, NoRenew: s.noRenew, lease: l}
 	return l, nil
 }
 

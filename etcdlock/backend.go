@@ -1,0 +1,390 @@
+package etcdlock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/lockerkit/locker"
+)
+
+// maxLeaseTTL is the longest lease that etcd grants.
+const maxLeaseTTL = 9_000_000_000 * time.Second
+
+// backend is a locker.Backend and locker.Queue.
+type backend struct {
+	client      *clientv3.Client
+	kv          clientv3.KV
+	leases      clientv3.Lease
+	conn        *grpc.ClientConn
+	closeClient func() error // nil if the client is the caller's
+
+	life    context.Context // of all requests; ends with Close
+	end     context.CancelFunc
+	running sync.WaitGroup // what goes on without a caller
+	reads   batcher
+	watches watches
+	version versionCheck
+
+	mu       sync.Mutex
+	closed   bool
+	sessions map[time.Duration]*opening // by TTL
+	claims   map[locker.Owner]*claim
+}
+
+var (
+	_ locker.Backend      = (*backend)(nil)
+	_ locker.Queue        = (*backend)(nil)
+	_ locker.HeedsContext = (*backend)(nil)
+)
+
+func newBackend(client *clientv3.Client, closeClient func() error) *backend {
+	// A member that has lost its leader then says so, where it would otherwise not answer.
+	life, end := context.WithCancel(clientv3.WithRequireLeader(context.Background()))
+	b := &backend{
+		client: client, kv: clientv3.NewKV(client), leases: clientv3.NewLease(client), conn: client.ActiveConnection(),
+		closeClient: closeClient, life: life, end: end,
+		sessions: make(map[time.Duration]*opening), claims: make(map[locker.Owner]*claim),
+	}
+	b.reads = b.batcher(nil)
+	b.watches = watches{client: pb.NewWatchClient(b.conn), life: life, running: &b.running}
+	return b
+}
+
+func (b *backend) batcher(f *fence) batcher {
+	const flights = 2 // one is prepared while another is carried out
+	return batcher{kv: b.kv, life: b.life, tries: b.endpoints, fence: f, running: &b.running, flights: flights, maxOps: maxTxnOps}
+}
+
+func (b *backend) endpoints() int { return len(b.client.Endpoints()) }
+
+// HeedsContext implements locker.HeedsContext.
+func (b *backend) HeedsContext() {}
+
+// String names the backend in errors.
+func (b *backend) String() string { return "etcd" }
+
+// check refuses what cannot be kept, before the server is asked.
+func check(r locker.Request) error {
+	switch {
+	case r.TTL%time.Second != 0:
+		return fmt.Errorf("%w: TTL(%v) is not a whole number of seconds, which is what etcd counts in", locker.ErrInvalidOption, r.TTL)
+	case r.TTL > maxLeaseTTL:
+		return fmt.Errorf("%w: TTL(%v) is longer than %v, the longest lease that etcd grants", locker.ErrInvalidOption, r.TTL, maxLeaseTTL)
+	}
+	return nil
+}
+
+// bounded returns a context for a request of ctx's, which also ends with the Locker.
+func (b *backend) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		deadline = time.Now().Add(attemptBound(maxLeaseTTL))
+	}
+	request, cancel := context.WithDeadline(b.life, deadline)
+	stop := context.AfterFunc(ctx, cancel)
+	return request, func() { stop(); cancel() }
+}
+
+// Acquire implements locker.Backend. It asks first, so that a refusal costs the servers no entry of their log.
+func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	if err := check(r); err != nil {
+		return locker.Grant{}, err
+	}
+	if c := b.claim(r.Owner); c != nil {
+		return b.again(ctx, c)
+	}
+	first := firstOf(r)
+	if err := b.reads.do(ctx, first); err != nil {
+		return locker.Grant{}, locker.NotAcquired(b.failure(ctx, err))
+	}
+	if kvs := first.parts[0].GetResponseRange().Kvs; len(kvs) > 0 {
+		return locker.Grant{}, &locker.Held{Holder: string(kvs[0].Value)}
+	}
+	return b.onSession(ctx, r, b.try)
+}
+
+// firstOf returns a step that reads the first claim in the line.
+func firstOf(r locker.Request) *step {
+	line := Key(r.Name())
+	return newStep(r.TTL, 2*len(line), firstOp(line))
+}
+
+func firstOp(line string) clientv3.Op {
+	return clientv3.OpGet(line, clientv3.WithRange(afterLine(line)), clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortAscend),
+		clientv3.WithLimit(1))
+}
+
+// onSession calls try with the session for r, and once more with another if that turns out to be over.
+func (b *backend) onSession(ctx context.Context, r locker.Request, try func(context.Context, *session, locker.Request) (locker.Grant, error)) (locker.Grant, error) {
+	for attempt := 1; ; attempt++ {
+		s, err := b.session(ctx, r)
+		if err != nil {
+			return locker.Grant{}, locker.NotAcquired(b.failure(ctx, err))
+		}
+		var fresh chan error
+		if r.NoRenew {
+			// The keep-alive after which the lease counts may be a while ago, and there will be no other for it.
+			fresh = make(chan error, 1)
+			b.running.Go(func() { fresh <- s.keepAlive(ctx) })
+		}
+		g, err := try(ctx, s, r)
+		if fresh != nil {
+			<-fresh // bounded by ctx, like the rest; if it failed, the lease is a little shorter
+			if c := b.claim(r.Owner); err == nil && c != nil {
+				g, err = c.hold(c.token)
+			}
+		}
+		if err == errOver && attempt < 3 {
+			continue
+		}
+		if err == errOver {
+			err = locker.NotAcquired(ErrLeaseExpired)
+		}
+		return g, err
+	}
+}
+
+// failure is the error of a caller whose ctx may have ended.
+func (b *backend) failure(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// try is one attempt to get a lock that was free.
+func (b *backend) try(ctx context.Context, s *session, r locker.Request) (locker.Grant, error) {
+	c := s.newClaim(r, func(c *claim) *step {
+		step := newStep(s.ttl, 4*len(c.key)+len(r.Holder), clientv3.OpTxn(
+			[]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(c.line), "=", 0).WithRange(afterLine(c.line))},
+			[]clientv3.Op{c.putOp()},
+			[]clientv3.Op{firstOp(c.line)},
+		))
+		step.line = c.line
+		return step
+	})
+	if c == nil {
+		return locker.Grant{}, errOver
+	}
+	if err := c.made(ctx); err != nil {
+		return locker.Grant{}, err
+	}
+	outcome := c.put.parts[0].GetResponseTxn()
+	if outcome.Succeeded {
+		return c.hold(c.put.revision)
+	}
+	if kvs := outcome.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
+		if string(kvs[0].Key) == c.key { // the attempt before, whose answer got lost
+			return c.hold(kvs[0].CreateRevision)
+		}
+		c.abandon()
+		return locker.Grant{}, &locker.Held{Holder: string(kvs[0].Value)}
+	}
+	c.abandon()
+	return locker.Grant{}, locker.ErrLocked
+}
+
+// made carries out the step that makes the claim. After an error that is not marked locker.NotAcquired, Release has to follow.
+func (c *claim) made(ctx context.Context) error {
+	s := c.session
+	err := s.steps.do(ctx, c.put)
+	if err == nil {
+		return nil
+	}
+	select {
+	case <-c.put.done:
+		if c.doubtful() {
+			return err
+		}
+		c.forget()
+		if errors.Is(err, ErrLeaseExpired) {
+			s.end(ErrLeaseExpired)
+			return errOver
+		}
+		return locker.NotAcquired(err)
+	default:
+		return err // ctx has ended, and the step is under way
+	}
+}
+
+// abandon forgets a claim that was not made, unless that is doubtful: then it is deleted.
+func (c *claim) abandon() {
+	b := c.session.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if c.doubtful() && !c.gone {
+		c.session.expireLocked(c, time.Now())
+		return
+	}
+	c.forgetLocked()
+}
+
+// again is Acquire for an owner that has the lock already.
+func (b *backend) again(ctx context.Context, c *claim) (locker.Grant, error) {
+	sent := time.Now()
+	g := c.grant(sent)
+	if err := b.Renew(ctx, []locker.Grant{g})[0]; err != nil {
+		return locker.Grant{}, err
+	}
+	return g, nil
+}
+
+// Renew implements locker.Backend. A lock is as alive as its lease, so that one keep-alive renews all that are attached to it. Each of
+// them is then watched, so that its deletion by somebody else is noticed; locks that are held for less than a third
+// of their TTL are spared that.
+func (b *backend) Renew(ctx context.Context, gs []locker.Grant) []error {
+	errs := make([]error, len(gs))
+	claims := make([]*claim, len(gs))
+	alive := make(map[*session]chan error, 1)
+	var unwatched []*claim
+	b.mu.Lock()
+	for i, g := range gs {
+		c := b.claims[g.Owner]
+		if c == nil || c.token == 0 {
+			errs[i] = locker.ErrLost
+			continue
+		}
+		claims[i] = c
+		alive[c.session] = nil
+		if !c.watched {
+			unwatched = append(unwatched, c)
+		}
+	}
+	b.mu.Unlock()
+
+	sent := time.Now()
+	for s := range alive {
+		answer := make(chan error, 1)
+		alive[s] = answer
+		b.running.Go(func() { answer <- s.keepAlive(ctx) })
+	}
+	failed := b.lookAfter(ctx, unwatched)
+	results := make(map[*session]error, len(alive))
+	for s, answer := range alive {
+		results[s] = <-answer
+	}
+
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i, c := range claims {
+		switch {
+		case c == nil:
+		case c.gone || c.token == 0:
+			errs[i] = locker.ErrLost // let go or lost meanwhile
+			if c.lost != nil {
+				errs[i] = fmt.Errorf("%w: %w", locker.ErrLost, c.lost)
+			}
+		case results[c.session] != nil:
+			errs[i] = results[c.session]
+		case failed[c] != nil:
+			errs[i] = failed[c]
+		default:
+			c.session.expireLocked(c, expiry(sent, c.session.ttl))
+		}
+	}
+	return errs
+}
+
+// lookAfter makes sure that claims are there, and has them watched from then on. It returns what it could not find out.
+func (b *backend) lookAfter(ctx context.Context, claims []*claim) (failed map[*claim]error) {
+	if len(claims) == 0 {
+		return nil
+	}
+	steps := make([]*step, len(claims))
+	for i, c := range claims {
+		steps[i] = newStep(c.session.ttl, len(c.key), clientv3.OpGet(c.key, clientv3.WithKeysOnly()))
+	}
+	b.reads.submit(steps...)
+	failed = make(map[*claim]error)
+	for i, c := range claims {
+		step := steps[i]
+		if err := b.reads.await(ctx, step); err != nil {
+			err, _ = explain(err)
+			failed[c] = err
+			continue
+		}
+		if len(step.parts[0].GetResponseRange().Kvs) == 0 {
+			c.lose(errDeleted)
+			continue
+		}
+		c.watchFrom(step.revision + 1)
+	}
+	return failed
+}
+
+// watchFrom has the claim watched from a revision on, before which it was there.
+func (c *claim) watchFrom(revision int64) {
+	b := c.session.b
+	b.mu.Lock()
+	c.watched = true
+	b.mu.Unlock()
+	w := b.watches.add(c.key, revision, func(e watchEvent) {
+		switch e {
+		case watchDeleted:
+			c.lose(errDeleted)
+		case watchBroken:
+			b.mu.Lock()
+			c.watched = false // the next Renew looks after it
+			b.mu.Unlock()
+		}
+	})
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if c.gone {
+		b.watches.remove(w)
+	} else {
+		c.watch = w
+	}
+}
+
+// Release implements locker.Backend.
+func (b *backend) Release(ctx context.Context, g locker.Grant) error {
+	b.mu.Lock()
+	c := b.claims[g.Owner]
+	if c == nil {
+		b.mu.Unlock()
+		return locker.ErrLost // there has never been a request, or what came of it is gone, or goes with its lease
+	}
+	if c.expires.IsZero() {
+		c.session.expireLocked(c, time.Now().Add(c.session.ttl)) // for the case that this and all further attempts fail
+	}
+	b.mu.Unlock()
+	return c.drop(ctx)
+}
+
+// Close implements locker.Backend.
+func (b *backend) Close() error {
+	b.mu.Lock()
+	b.closed = true
+	var sessions []*session
+	for _, o := range b.sessions {
+		if o.session != nil {
+			sessions = append(sessions, o.session)
+		}
+	}
+	for _, s := range sessions {
+		s.endLocked(errClosed)
+	}
+	b.mu.Unlock()
+	var revoked sync.WaitGroup
+	for _, s := range sessions {
+		revoked.Go(func() { _ = b.revokeOnce(b.life, s) }) // if that fails, the lease ends without keep-alives
+	}
+	revoked.Wait()
+	b.end()
+	b.watches.close()
+	b.running.Wait()
+	err := b.leases.Close()
+	if b.closeClient != nil {
+		err = errors.Join(err, b.closeClient())
+	}
+	return err
+}

@@ -1,0 +1,231 @@
+package etcdlock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/lockerkit/locker"
+)
+
+// claim is a key in etcd by which a lock is held, or waited for. It is deleted as long as there is a doubt that it may exist.
+type claim struct {
+	request locker.Request // with the TTL that was granted
+	line    string         // of all claims to the lock, see Key
+	key     string
+	session *session
+	put     *step // the request that makes it; whether it was carried out is doubtful if that ended with an error that is not certain, or was repeated
+
+	// What follows is guarded by backend.mu.
+	gone    bool      // it is not in any table any more
+	lost    error     // why, if it was lost
+	token   int64     // once the lock is held
+	expires time.Time // when it is deleted unless renewed; zero as long as it waits
+	watched bool      // its deletion would be told
+	watch   *watch
+}
+
+// newClaim returns a claim of r that is in the tables, or nil if the session is over. put makes the step by which the claim will be made.
+func (s *session) newClaim(r locker.Request, put func(*claim) *step) *claim {
+	line := Key(r.Name())
+	c := &claim{request: r, line: line, key: claimKey(line, r.Owner), session: s}
+	c.request.TTL = s.ttl
+	c.put = put(c)
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	if s.isOver() {
+		return nil
+	}
+	s.b.claims[r.Owner] = c
+	s.claims[c] = struct{}{}
+	return c
+}
+
+func (b *backend) claim(o locker.Owner) *claim {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.claims[o]
+}
+
+// putOp returns the operation that makes the claim.
+func (c *claim) putOp() clientv3.Op {
+	return clientv3.OpPut(c.key, c.request.Holder, clientv3.WithLease(c.session.lease))
+}
+
+// hold makes c the holder of the lock.
+func (c *claim) hold(token int64) (locker.Grant, error) {
+	b := c.session.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if c.gone {
+		return locker.Grant{}, locker.NotAcquired(c.lost)
+	}
+	c.token = token
+	sent := c.session.confirmed
+	c.session.expireLocked(c, expiry(sent, c.session.ttl))
+	return c.grant(sent), nil
+}
+
+func (c *claim) grant(sent time.Time) locker.Grant {
+	return locker.Grant{Request: c.request, Token: uint64(c.token), Sent: sent}
+}
+
+// expiry is when a claim is deleted that was last renewed at the given time: when its holder has stopped trusting it.
+// See locker.Grant for that. The lease lives on for other claims, and for those that come.
+func expiry(sent time.Time, ttl time.Duration) time.Time {
+	return sent.Add(ttl - ttl/200 - time.Millisecond)
+}
+
+// doubtful reports whether the request that makes the claim may arrive yet. put is done.
+func (c *claim) doubtful() bool { return c.put.repeated || c.put.err != nil && !c.put.certain }
+
+// forgetLocked takes the claim out of the tables.
+func (c *claim) forgetLocked() {
+	if c.gone {
+		return
+	}
+	c.gone = true
+	delete(c.session.b.claims, c.request.Owner)
+	delete(c.session.claims, c)
+	c.session.used = time.Now()
+	if c.watch != nil {
+		c.session.b.watches.remove(c.watch)
+	}
+}
+
+func (c *claim) forget() {
+	c.session.b.mu.Lock()
+	defer c.session.b.mu.Unlock()
+	c.forgetLocked()
+}
+
+// loseLocked is forgetLocked for a claim that is not ours any more.
+func (c *claim) loseLocked(why error) {
+	if c.gone {
+		return
+	}
+	c.lost = why
+	c.forgetLocked()
+	if c.token != 0 {
+		c.request.ReportLost(why)
+	}
+}
+
+func (c *claim) lose(why error) {
+	c.session.b.mu.Lock()
+	defer c.session.b.mu.Unlock()
+	c.loseLocked(why)
+}
+
+// drop deletes the key, whatever is known about it, and then forgets the claim. It returns ErrLost if the key was not there.
+func (c *claim) drop(ctx context.Context) error {
+	s := c.session
+	select {
+	case <-c.put.done:
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %s", ErrNoAnswer, "the request for the lock is still under way")
+	}
+	if c.put.err != nil && !c.doubtful() {
+		c.forget()
+		return locker.ErrLost
+	}
+	deleted, err := c.delete(ctx)
+	switch {
+	case errors.Is(err, ErrLeaseExpired):
+		s.end(ErrLeaseExpired)
+		return fmt.Errorf("%w: %w", locker.ErrLost, ErrLeaseExpired)
+	case err != nil:
+		return err
+	}
+	c.forget()
+	if !deleted {
+		return locker.ErrLost
+	}
+	return nil
+}
+
+// delete deletes the key. It is among the steps of the session, except after a doubtful put: then it raises the fence.
+func (c *claim) delete(ctx context.Context) (deleted bool, err error) {
+	s := c.session
+	op := clientv3.OpDelete(c.key)
+	if !c.doubtful() {
+		step := newStep(s.ttl, len(c.key), op)
+		if err := s.steps.do(ctx, step); err != nil {
+			if timedOut(err) {
+				err, _ = explain(err)
+			}
+			return false, err
+		}
+		return step.parts[0].GetResponseDeleteRange().Deleted > 0 || step.repeated, nil
+	}
+	ctx, cancel := s.b.bounded(ctx)
+	defer cancel()
+	resp, err := s.fence.raise(ctx, s.b.kv, op)
+	if err != nil {
+		err, _ = explain(err)
+		return false, err
+	}
+	return resp.Responses[0].GetResponseDeleteRange().Deleted > 0, nil
+}
+
+// expireLocked has the claim deleted at the given time, unless that is put off.
+func (s *session) expireLocked(c *claim, at time.Time) {
+	c.expires = at
+	if s.sweepAt.IsZero() || at.Before(s.sweepAt) {
+		s.sweepAt = at
+		if s.sweeper == nil {
+			s.sweeper = time.AfterFunc(time.Until(at), s.sweep)
+		} else {
+			s.sweeper.Reset(time.Until(at))
+		}
+	}
+}
+
+// sweep deletes the claims whose time is over: those of leases that are not renewed, or were abandoned, and what an acquire has left
+// that failed. If it has not succeeded a TTL later, the lease is given up, and with it all that is attached to it: who holds
+// the other locks is told, and they are not left in doubt, nor is anybody locked out for good.
+func (s *session) sweep() {
+	b := s.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed || s.isOver() {
+		return
+	}
+	now := time.Now()
+	next := time.Time{}
+	for c := range s.claims {
+		at := c.expires
+		switch {
+		case at.IsZero():
+			continue
+		case now.Sub(at) > s.ttl:
+			s.endLocked(errGivenUp)
+			b.running.Add(1)
+			go func() {
+				defer b.running.Done()
+				b.revoke(s)
+			}()
+			return
+		case !now.Before(at):
+			at = now.Add(s.renewalInterval() / 2) // for the next attempt
+			c.token = 0                           // it cannot be renewed any more
+			b.running.Add(1)
+			go func() {
+				defer b.running.Done()
+				ctx, cancel := context.WithTimeout(b.life, attemptBound(s.ttl))
+				defer cancel()
+				_ = c.drop(ctx)
+			}()
+		}
+		if next.IsZero() || at.Before(next) {
+			next = at
+		}
+	}
+	s.sweepAt = next
+	if !next.IsZero() {
+		s.sweeper.Reset(time.Until(next))
+	}
+}

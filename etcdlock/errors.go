@@ -1,0 +1,125 @@
+package etcdlock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/lockerkit/locker"
+)
+
+// What an etcd that answers may say instead of yes or no. The error of a Lock wraps one of these, together with what the server
+// said; none of them is ever ErrLocked.
+var (
+	// ErrNoLeader: the cluster has no leader, or the member that was asked does not know it: an election is under way, or the
+	// majority of the members is down or out of reach.
+	ErrNoLeader = errors.New("etcd: the cluster has no leader")
+
+	// ErrNoSpace: the database has reached its quota (--quota-backend-bytes), and etcd has raised the alarm NOSPACE: compact,
+	// defragment, and disarm the alarm. Locks that are held stay held and can be unlocked.
+	ErrNoSpace = errors.New("etcd: the database has reached its quota")
+
+	// ErrPermission: the user lacks a permission. The package documentation lists what is needed.
+	ErrPermission = errors.New("etcd: the user lacks a permission")
+
+	// ErrAuth: the server wants a user and a password, or others.
+	ErrAuth = errors.New("etcd: authentication failed")
+
+	// ErrVersion: the server is too old for leases to be relied upon.
+	ErrVersion = errors.New("etcd: the server is too old; locks need etcd 3.5.13 or later")
+
+	// ErrLeaseExpired: the etcd lease to which this Locker's locks are attached has ended: it could not be kept alive, or
+	// somebody has revoked it. Who waited for a lock has lost the place in the line.
+	ErrLeaseExpired = errors.New("etcd: the lease has expired")
+
+	// ErrNoAnswer: the server, or what is between, did not answer in time.
+	ErrNoAnswer = errors.New("etcd: the server did not answer in time")
+)
+
+var (
+	errDeleted   = errors.New("etcd: the key was deleted")
+	errLeftAlone = errors.New("its TTL has passed, and it was not renewed")
+	errGivenUp   = errors.New("etcd: the lease was given up, as a key attached to it could not be deleted")
+	errClosed    = fmt.Errorf("etcd: %w", locker.ErrClosed)
+)
+
+// meanings of the errors of etcd (https://pkg.go.dev/go.etcd.io/etcd/api/v3/v3rpc/rpctypes). After those that are certain, the
+// request was not and will not be carried out.
+var meanings = []struct {
+	err     error
+	meaning error
+	certain bool
+}{
+	{rpctypes.ErrNoLeader, ErrNoLeader, true},
+	{rpctypes.ErrLeaderChanged, ErrNoLeader, false},
+	{rpctypes.ErrTimeoutDueToLeaderFail, ErrNoLeader, false},
+	{rpctypes.ErrTimeoutDueToConnectionLost, ErrNoLeader, false},
+	{rpctypes.ErrNoSpace, ErrNoSpace, true},
+	{rpctypes.ErrPermissionDenied, ErrPermission, true},
+	{rpctypes.ErrPermissionNotGranted, ErrPermission, true},
+	{rpctypes.ErrAuthFailed, ErrAuth, true},
+	{rpctypes.ErrUserEmpty, ErrAuth, true},
+	{rpctypes.ErrInvalidAuthToken, ErrAuth, true},
+	{rpctypes.ErrAuthOldRevision, ErrAuth, true},
+	{rpctypes.ErrLeaseNotFound, ErrLeaseExpired, true},
+	{rpctypes.ErrTooManyRequests, nil, true},
+	{rpctypes.ErrRequestTooLarge, nil, true},
+	{rpctypes.ErrTooManyOps, nil, true},
+	{rpctypes.ErrCompacted, nil, true},
+	{rpctypes.ErrFutureRev, nil, true},
+}
+
+// explain makes an error of the client one of the above, if it is one, and reports whether it says with certainty that the request
+// was not carried out, and will not be.
+func explain(err error) (explained error, certain bool) {
+	err = rpctypes.Error(err)
+	for _, m := range meanings {
+		if !errors.Is(err, m.err) {
+			continue
+		}
+		if m.meaning != nil && !errors.Is(err, m.meaning) {
+			err = fmt.Errorf("%w: %w", m.meaning, err)
+		}
+		return err, m.certain
+	}
+	switch {
+	case timedOut(err):
+		// Of a bound that is ours: for the caller of Lock, whose own ctx has not ended, a wrapped one would mean something else.
+		return fmt.Errorf("%w: %s", ErrNoAnswer, err.Error()), false
+	case code(err) == codes.ResourceExhausted:
+		return err, true // larger than what the client or the server accepts
+	}
+	return err, false
+}
+
+// timedOut reports whether err is the end of a context.
+func timedOut(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) ||
+		code(err) == codes.DeadlineExceeded || code(err) == codes.Canceled
+}
+
+func code(err error) codes.Code {
+	if s, ok := status.FromError(err); ok {
+		return s.Code()
+	}
+	var e rpctypes.EtcdError
+	if errors.As(err, &e) {
+		return e.Code()
+	}
+	return codes.Unknown
+}
+
+// notAcquired marks an error after which there is nothing to release, if it is one.
+func notAcquired(err error, certain bool) error {
+	if certain {
+		return locker.NotAcquired(err)
+	}
+	return err
+}
+
+// errOver: the session is over, and there was no request, or it was refused for that. Another session can be asked.
+var errOver = errors.New("etcd: the session is over")

@@ -1,0 +1,10 @@
+package etcdlock
+
+import (
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/lockerkit/locker"
+)
+
+// NewBackend returns the backend alone.
+func NewBackend(client *clientv3.Client) locker.Backend { return newBackend(client, nil) }

@@ -1,0 +1,64 @@
+package etcdlock
+
+import (
+	"context"
+	"sync/atomic"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// fence makes requests fail that were sent before a certain moment, and of which nobody knows whether they still arrive: each
+// transaction of a session is conditional on the revision of one key, which is written to raise the fence. So a claim whose
+// request got no answer can be deleted for good, without giving up the lease and with it all other locks that are
+// attached to it. In the normal case the key does not exist, its revision is 0, and the condition costs nothing.
+type fence struct {
+	key      string
+	lease    clientv3.LeaseID // that the key is attached to
+	revision atomic.Int64     // that the key is known to have
+}
+
+// commit carries out ops behind the fence. If the fence has been raised meanwhile, they were not carried out, and it tries again.
+func (f *fence) commit(ctx context.Context, kv clientv3.KV, ops []clientv3.Op) (*clientv3.TxnResponse, error) {
+	for {
+		known := f.revision.Load()
+		resp, err := kv.Txn(ctx).
+			If(clientv3.Compare(clientv3.ModRevision(f.key), "=", known)).
+			Then(ops...).
+			Else(clientv3.OpGet(f.key)).
+			Commit()
+		if err != nil || resp.Succeeded {
+			return resp, err
+		}
+		found := int64(0)
+		if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
+			found = kvs[0].ModRevision
+		}
+		if found > known {
+			f.learn(found)
+			continue
+		}
+		// Somebody has deleted the key. Old requests could pass a fence that is down again.
+		if _, err := f.raise(ctx, kv); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// raise makes all requests fail that were sent before, and carries out ops in the same transaction.
+func (f *fence) raise(ctx context.Context, kv clientv3.KV, ops ...clientv3.Op) (*clientv3.TxnResponse, error) {
+	put := clientv3.OpPut(f.key, "", clientv3.WithLease(f.lease))
+	resp, err := kv.Txn(ctx).Then(append(ops, put)...).Commit()
+	if err == nil {
+		f.learn(resp.Header.Revision)
+	}
+	return resp, err
+}
+
+func (f *fence) learn(revision int64) {
+	for {
+		known := f.revision.Load()
+		if revision <= known || f.revision.CompareAndSwap(known, revision) {
+			return
+		}
+	}
+}

@@ -1,0 +1,61 @@
+package etcdlock
+
+import (
+	"fmt"
+	"strings"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/lockerkit/locker"
+)
+
+// Key returns what the keys in etcd have in common by which a lock is held and waited for. name is the key of the lock with its
+// prefix. Each acquisition has a key of its own, which is Key(name) and the 32 hexadecimal digits of its owner;
+// its value is the name for people (locker.Holder). The one with the smallest create revision holds the lock, and the others
+// wait in that order:
+//
+//	etcdctl get --prefix 'locker/orders/42@' --sort-by=CREATE
+//	etcdctl del --prefix 'locker/orders/42@'    # takes the lock away from its holder
+//
+// Visible ASCII characters stand for themselves, except for "%", "@" and "!", which are written as %25, %40 and %21, like all
+// other bytes. "@" ends the name, so that no name is the beginning of another.
+func Key(name string) string { return escape(name) + string(endOfName) }
+
+const (
+	endOfName  = '@' // is followed by the owner
+	endOfFence = '!' // is followed by the lease
+)
+
+func escape(name string) string {
+	plain := func(c byte) bool { return c > ' ' && c < 0x7f && c != '%' && c != endOfName && c != endOfFence }
+	special := 0
+	for i := range len(name) {
+		if !plain(name[i]) {
+			special++
+		}
+	}
+	if special == 0 {
+		return name
+	}
+	var b strings.Builder
+	b.Grow(len(name) + 2*special)
+	for i := range len(name) {
+		if c := name[i]; plain(c) {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
+}
+
+// afterLine is the end of the range of keys that begin with line, a result of Key.
+func afterLine(line string) string { return line[:len(line)-1] + string(endOfName+1) }
+
+func claimKey(line string, o locker.Owner) string { return line + o.String() }
+
+// fenceKey is the key whose changes make requests fail that were sent before, see session.fence. It begins with the prefix of
+// the Locker, so that it takes no other permission than the locks.
+func fenceKey(prefix string, lease clientv3.LeaseID) string {
+	return fmt.Sprintf("%s%c%016x", escape(prefix), endOfFence, int64(lease))
+}

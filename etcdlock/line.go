@@ -1,0 +1,159 @@
+package etcdlock
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/lockerkit/locker"
+)
+
+// Wait implements locker.Queue. The claim joins the line in the same transaction that sees whether it is the first; that costs the servers
+// one entry of their log, also if the lock was free.
+func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	if err := check(r); err != nil {
+		return locker.Grant{}, err
+	}
+	for {
+		g, err := b.onSession(ctx, r, b.stand)
+		if err != errDeleted {
+			return g, err
+		}
+		// Somebody has deleted the claim while it waited: it goes to the end of the line.
+	}
+}
+
+// stand joins the line and waits for the turn. The lock is the claim's when no older one is left; each waiter therefore
+// watches only the one before it (https://etcd.io/docs/v3.6/dev-guide/api_concurrency_reference_v3/).
+func (b *backend) stand(ctx context.Context, s *session, r locker.Request) (locker.Grant, error) {
+	c := s.newClaim(r, func(c *claim) *step {
+		step := newStep(s.ttl, 4*len(c.key)+len(r.Holder), c.putOp(), clientv3.OpGet(c.line, clientv3.WithRange(afterLine(c.line)),
+			clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortDescend), clientv3.WithLimit(2), clientv3.WithKeysOnly()))
+		step.line = c.line
+		return step
+	})
+	if c == nil {
+		return locker.Grant{}, errOver
+	}
+	if err := c.made(ctx); err != nil {
+		return locker.Grant{}, err
+	}
+	last := c.put.parts[1].GetResponseRange().Kvs // our own, and the one before
+	revision := last[0].CreateRevision
+	if len(last) == 1 {
+		return c.hold(revision)
+	}
+	w := &waiter{backend: b, claim: c, revision: revision, events: make(chan watchEvent, 3)}
+	defer w.unwatch()
+	return w.wait(ctx, string(last[1].Key))
+}
+
+// waiter is a claim that waits for its turn.
+type waiter struct {
+	backend  *backend
+	claim    *claim
+	revision int64           // at which the claim was created
+	events   chan watchEvent // of the watch; has room for all of them
+	before   string          // the claim before, which is watched
+	watch    *watch
+}
+
+// wait waits until no claim is before this one.
+func (w *waiter) wait(ctx context.Context, before string) (locker.Grant, error) {
+	s := w.claim.session
+	w.watchOnly(before)
+	// That a deletion is not told costs time, and nothing else.
+	poll := time.NewTimer(jittered(s.ttl))
+	defer poll.Stop()
+	for {
+		var event watchEvent
+		select {
+		case event = <-w.events:
+		case <-poll.C:
+		case <-s.over:
+			w.claim.forget()
+			return locker.Grant{}, locker.NotAcquired(s.cause)
+		case <-ctx.Done():
+			return locker.Grant{}, context.Cause(ctx)
+		}
+		if event == watchBroken {
+			w.unwatch()
+			poll.Reset(jittered(s.renewalInterval() / 10)) // the server may be gone
+			continue
+		}
+		l, err := w.look(ctx)
+		switch {
+		case err != nil && isFinal(err):
+			return locker.Grant{}, err
+		case err != nil: // as long as the lease lives, the place in the line is kept
+			poll.Reset(jittered(s.renewalInterval() / 5))
+			continue
+		case !l.there:
+			w.claim.forget()
+			return locker.Grant{}, errDeleted
+		case l.before == "":
+			return w.claim.hold(w.revision)
+		}
+		w.claim.request.ReportHolder(l.holder)
+		w.watchOnly(l.before)
+		poll.Reset(jittered(s.ttl))
+	}
+}
+
+// isFinal reports whether an error of the server's will not go away by itself.
+func isFinal(err error) bool {
+	return errors.Is(err, ErrPermission) || errors.Is(err, ErrAuth) || errors.Is(err, errClosed)
+}
+
+// watchOnly watches the claim before, from now on. It then has to be looked at again: that is what watchReady calls for.
+func (w *waiter) watchOnly(before string) {
+	if w.watch != nil && w.before == before {
+		return
+	}
+	w.unwatch()
+	w.events = make(chan watchEvent, 3)
+	events := w.events
+	w.before = before
+	w.watch = w.backend.watches.add(before, 0, func(e watchEvent) { events <- e })
+}
+
+func (w *waiter) unwatch() {
+	w.backend.watches.remove(w.watch)
+	w.watch = nil
+}
+
+// view is what the line looks like to a waiter.
+type view struct {
+	there  bool   // its own claim is in it
+	before string // the claim before; "" if there is none
+	holder string // the name of who holds the lock
+}
+
+func (w *waiter) look(ctx context.Context) (view, error) {
+	c := w.claim
+	step := newStep(c.session.ttl, 4*len(c.line),
+		clientv3.OpGet(c.line, clientv3.WithRange(afterLine(c.line)), clientv3.WithMaxCreateRev(w.revision),
+			clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortDescend), clientv3.WithLimit(2), clientv3.WithKeysOnly()),
+		firstOp(c.line))
+	if err := w.backend.reads.do(ctx, step); err != nil {
+		return view{}, err
+	}
+	var v view
+	for _, kv := range step.parts[0].GetResponseRange().Kvs {
+		if string(kv.Key) == c.key {
+			v.there = true
+		} else if v.before == "" {
+			v.before = string(kv.Key)
+		}
+	}
+	if first := step.parts[1].GetResponseRange().Kvs; len(first) > 0 {
+		v.holder = string(first[0].Value)
+	}
+	return v, nil
+}
+
+// jittered returns a duration of d less up to half of it.
+func jittered(d time.Duration) time.Duration { return d - rand.N(d/2+1) }

@@ -1,0 +1,90 @@
+package etcdlock
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// pulse sends keep-alives for a lease. The client's own KeepAlive does not tell when it has sent one, and its KeepAliveOnce tries again
+// without any pause while no connection can be made, and opens a stream for each, which with a password costs the
+// server a check of that each time.
+type pulse struct {
+	client pb.LeaseClient
+	life   context.Context
+	lease  clientv3.LeaseID
+
+	mu   sync.Mutex
+	idle *pulseStream // kept for the next
+}
+
+type pulseStream struct {
+	pb.Lease_LeaseKeepAliveClient
+	end context.CancelFunc
+}
+
+// beat sends a keep-alive and waits for its answer. It returns ErrLeaseNotFound if the lease is not there any more.
+func (p *pulse) beat(ctx context.Context) error {
+	p.mu.Lock()
+	s := p.idle
+	p.idle = nil
+	p.mu.Unlock()
+	if s != nil {
+		err := p.beatOn(ctx, s)
+		if err == nil || errors.Is(err, rpctypes.ErrLeaseNotFound) || timedOut(err) {
+			return err
+		}
+		// The stream ended while it was idle, or just now.
+	}
+	streamCtx, end := context.WithCancel(p.life)
+	stop := context.AfterFunc(ctx, end)
+	stream, err := p.client.LeaseKeepAlive(streamCtx)
+	stop()
+	if err != nil {
+		end()
+		return cause(ctx, err)
+	}
+	return p.beatOn(ctx, &pulseStream{stream, end})
+}
+
+// beatOn keeps the stream for the next if all goes well, and else ends it.
+func (p *pulse) beatOn(ctx context.Context, s *pulseStream) error {
+	stop := context.AfterFunc(ctx, s.end)
+	resp, err := s.ask(p.lease)
+	if !stop() || err != nil {
+		s.end()
+		if err == nil {
+			err = ctx.Err()
+		}
+		return cause(ctx, err)
+	}
+	if resp.GetTTL() <= 0 {
+		s.end()
+		return rpctypes.ErrLeaseNotFound
+	}
+	p.mu.Lock()
+	s, p.idle = p.idle, s
+	p.mu.Unlock()
+	if s != nil {
+		s.end()
+	}
+	return nil
+}
+
+func (s *pulseStream) ask(lease clientv3.LeaseID) (*pb.LeaseKeepAliveResponse, error) {
+	// An error of Send is that the stream is over; Recv tells why.
+	_ = s.Send(&pb.LeaseKeepAliveRequest{ID: int64(lease)})
+	return s.Recv()
+}
+
+// cause is the error of a call that was made with ctx.
+func cause(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return rpctypes.Error(err)
+}

@@ -1,0 +1,215 @@
+package etcdlock
+
+import (
+	"context"
+	"sync"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// watches tells when keys are deleted. All of them share one stream of the server, whatever their number: the client's own Watcher
+// takes two goroutines for each, and is reached by way of a third.
+//
+// Nothing is resumed when the stream breaks: all watches on it end, and who still wants to know looks at the key, and makes another.
+// So a compaction does no harm, and no server is made to search its history for what has happened since a watch began.
+type watches struct {
+	client  pb.WatchClient
+	life    context.Context
+	running *sync.WaitGroup
+
+	mu     sync.Mutex
+	closed bool
+	stream *watchStream // nil while there is none
+}
+
+// watch is for the deletion of one key.
+type watch struct {
+	stream *watchStream
+	id     int64
+	notify func(watchEvent)
+}
+
+type watchEvent int
+
+const (
+	watchReady   watchEvent = iota // what happens to the key from now on will be told
+	watchDeleted                   // the key was deleted; the last event of a watch
+	watchBroken                    // nothing more will be told; the last event of a watch
+)
+
+// add makes a watch that begins at the given revision, or now if that is 0, which is told by watchReady. notify is
+// called by one goroutine at a time, and must not wait.
+func (ws *watches) add(key string, revision int64, notify func(watchEvent)) *watch {
+	ws.mu.Lock()
+	if ws.closed {
+		ws.mu.Unlock()
+		notify(watchBroken)
+		return &watch{}
+	}
+	s := ws.stream
+	if s == nil {
+		s = ws.openLocked()
+	}
+	s.last++
+	w := &watch{stream: s, id: s.last, notify: notify}
+	s.watches[w.id] = w
+	s.sendLocked(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
+		Key: []byte(key), WatchId: w.id, StartRevision: revision,
+		Filters: []pb.WatchCreateRequest_FilterType{pb.WatchCreateRequest_NOPUT},
+	}}})
+	ws.mu.Unlock()
+	return w
+}
+
+// remove ends a watch. What is on its way may still be told.
+func (ws *watches) remove(w *watch) {
+	if w == nil {
+		return
+	}
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	if w.stream != nil {
+		w.stream.removeLocked(w)
+	}
+}
+
+// ping makes sure that the stream is alive: one that says nothing from one ping to the next is broken off.
+func (ws *watches) ping() {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	s := ws.stream
+	switch {
+	case s == nil || len(s.watches) == 0:
+	case s.pinged:
+		s.end()
+	default:
+		s.pinged = true
+		s.sendLocked(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}})
+	}
+}
+
+// close ends all watches.
+func (ws *watches) close() {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	ws.closed = true
+	if ws.stream != nil {
+		ws.stream.end()
+	}
+}
+
+// watchStream is guarded by watches.mu.
+type watchStream struct {
+	end     context.CancelFunc
+	last    int64 // id given
+	watches map[int64]*watch
+	out     []*pb.WatchRequest // to be sent
+	wake    chan struct{}      // has room for one, and one in it if there is something in out
+	pinged  bool               // and not heard of since
+}
+
+func (s *watchStream) sendLocked(r *pb.WatchRequest) {
+	s.out = append(s.out, r)
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (s *watchStream) removeLocked(w *watch) {
+	if s.watches[w.id] == w {
+		delete(s.watches, w.id)
+		s.sendLocked(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CancelRequest{CancelRequest: &pb.WatchCancelRequest{WatchId: w.id}}})
+	}
+}
+
+func (ws *watches) openLocked() *watchStream {
+	ctx, end := context.WithCancel(ws.life)
+	s := &watchStream{end: end, watches: make(map[int64]*watch), wake: make(chan struct{}, 1)}
+	ws.stream = s
+	ws.running.Add(1)
+	go func() {
+		defer ws.running.Done()
+		defer end()
+		if stream, err := ws.client.Watch(ctx); err == nil {
+			ws.running.Add(1)
+			go ws.send(ctx, s, stream)
+			ws.receive(s, stream)
+		}
+		ws.mu.Lock()
+		ws.stream = nil
+		broken := s.watches
+		s.watches = nil
+		ws.mu.Unlock()
+		for _, w := range broken {
+			w.notify(watchBroken)
+		}
+	}()
+	return s
+}
+
+// send sends what is to be sent, until the stream ends. It has a goroutine of its own, as a server that does not read makes it wait.
+func (ws *watches) send(ctx context.Context, s *watchStream, stream pb.Watch_WatchClient) {
+	defer ws.running.Done()
+	for {
+		select {
+		case <-s.wake:
+		case <-ctx.Done():
+			return
+		}
+		ws.mu.Lock()
+		out := s.out
+		s.out = nil
+		ws.mu.Unlock()
+		for _, r := range out {
+			if stream.Send(r) != nil {
+				s.end()
+				return
+			}
+		}
+	}
+}
+
+// receive tells what the server says, until the stream ends.
+func (ws *watches) receive(s *watchStream, stream pb.Watch_WatchClient) {
+	for {
+		r, err := stream.Recv()
+		if err != nil {
+			return
+		}
+		event := watchReady
+		switch {
+		case r.Created && r.Canceled:
+			return // refused, without saying which: what comes of that is seen by looking at the keys
+		case r.Canceled:
+			event = watchBroken
+		case r.Created:
+		case deletes(r):
+			event = watchDeleted
+		default: // the answer to a ping
+			event = -1
+		}
+		ws.mu.Lock()
+		s.pinged = false
+		w := s.watches[r.WatchId]
+		if w != nil && event == watchDeleted {
+			s.removeLocked(w)
+		} else if w != nil && event == watchBroken {
+			delete(s.watches, w.id)
+		}
+		ws.mu.Unlock()
+		if w != nil && event >= 0 {
+			w.notify(event)
+		}
+	}
+}
+
+func deletes(r *pb.WatchResponse) bool {
+	for _, e := range r.Events {
+		if e.Type == clientv3.EventTypeDelete {
+			return true
+		}
+	}
+	return false
+}
