@@ -56,6 +56,10 @@ func (l *Lease) Key() string { return l.grant.Key }
 // know yet that it has lost the lock can do damage.
 func (l *Lease) Token() uint64 { return l.grant.Token }
 
+// GrantOf returns what the backend granted. It is for packages of backends that offer more than a Locker can, such as a
+// condition for the store's own transactions.
+func GrantOf(l *Lease) Grant { return l.grant }
+
 // Deadline returns until when the lease is valid unless it is renewed; it moves as renewals succeed, and stays
 // once the lease has ended. It is computed from the TTL that the store granted, and carries a monotonic clock
 // reading.

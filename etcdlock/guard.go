@@ -1,0 +1,23 @@
+package etcdlock
+
+import (
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/lockerkit/locker"
+)
+
+// Guard returns a condition for a transaction of one's own: that the lease, which a Locker of this package granted, still
+// holds its lock. It is checked by etcd in one step with what the transaction does, so not even a holder that was paused for an
+// hour can write when somebody else has the lock:
+//
+//	resp, err := client.Txn(ctx).
+//		If(etcdlock.Guard(lease)).
+//		Then(clientv3.OpPut("orders/42/state", "paid")).
+//		Commit()
+//	if err == nil && !resp.Succeeded { // the lock was lost
+//
+// With a lease that was unlocked or lost, or that comes from another store, the condition does not hold.
+func Guard(lease *locker.Lease) clientv3.Cmp {
+	g := locker.GrantOf(lease)
+	return clientv3.Compare(clientv3.CreateRevision(claimKey(Key(g.Name()), g.Owner)), "=", int64(g.Token))
+}
