@@ -201,18 +201,18 @@ func (c *claim) made(ctx context.Context) error {
 	}
 	select {
 	case <-c.put.done:
-		if c.doubtful() {
-			return err
-		}
-		c.forget()
-		if errors.Is(err, ErrLeaseExpired) {
-			s.end(ErrLeaseExpired)
-			return errOver
-		}
-		return locker.NotAcquired(err)
 	default:
 		return err // ctx has ended, and the step is under way
 	}
+	if c.put.err == nil || c.doubtful() {
+		return err // ctx has ended just as the step succeeded, or nobody knows
+	}
+	c.forget()
+	if errors.Is(err, ErrLeaseExpired) {
+		s.end(ErrLeaseExpired)
+		return errOver
+	}
+	return locker.NotAcquired(err)
 }
 
 // abandon forgets a claim that was not made, unless that is doubtful: then it is deleted.
