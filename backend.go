@@ -98,7 +98,7 @@ type Request struct {
 	Owner   Owner
 	Holder  string        // a name for people, to be stored beside the owner and returned in Held; may be ""
 	TTL     time.Duration // of the lease, from the moment when the store grants it
-	NoRenew bool          // the lease will not be renewed (option NoRenew)
+	NoRenew bool          // the lease will not be renewed: it ends with its TTL
 
 	lease *Lease // who is told of Lost and Waiting; nil when the request does not come from a Locker
 }
@@ -131,6 +131,10 @@ type Grant struct {
 	// Sent is a moment before the request that was granted was sent, with its monotonic clock reading: validity
 	// counts from here. Acquire may leave it zero for the moment of its call. Wait must set it.
 	Sent time.Time
+
+	// Private is for the backend: what it sets here is handed back to Renew and Release, and returned by GrantOf. It is nil
+	// in what Release gets for an acquire whose outcome is unknown.
+	Private any
 }
 
 // validFor is how long a lease may be trusted after its request was sent. The holder's clock and the store's may

@@ -138,8 +138,8 @@ func (b *backend) onSession(ctx context.Context, r locker.Request, try func(cont
 		g, err := try(ctx, s, r)
 		if fresh != nil {
 			<-fresh // bounded by ctx, like the rest; if it failed, the lease is a little shorter
-			if c := b.claim(r.Owner); err == nil && c != nil {
-				g, err = c.hold(c.token)
+			if err == nil {
+				g, err = g.Private.(*claim).hold(int64(g.Token)) // from the later moment on
 			}
 		}
 		if err == errOver && attempt < 3 {
@@ -207,7 +207,7 @@ func (c *claim) made(ctx context.Context) error {
 	if c.put.err == nil || c.doubtful() {
 		return err // ctx has ended just as the step succeeded, or nobody knows
 	}
-	c.forget()
+	c.forget(true)
 	if errors.Is(err, ErrLeaseExpired) {
 		s.end(ErrLeaseExpired)
 		return errOver
@@ -224,13 +224,15 @@ func (c *claim) abandon() {
 		c.session.expireLocked(c, time.Now())
 		return
 	}
-	c.forgetLocked()
+	c.forgetLocked(true)
 }
 
 // again is Acquire for an owner that has the lock already.
 func (b *backend) again(ctx context.Context, c *claim) (locker.Grant, error) {
 	sent := time.Now()
+	b.mu.Lock()
 	g := c.grant(sent)
+	b.mu.Unlock()
 	if err := b.Renew(ctx, []locker.Grant{g})[0]; err != nil {
 		return locker.Grant{}, err
 	}
@@ -248,7 +250,7 @@ func (b *backend) Renew(ctx context.Context, gs []locker.Grant) []error {
 	b.mu.Lock()
 	for i, g := range gs {
 		c := b.claims[g.Owner]
-		if c == nil || c.token == 0 {
+		if c == nil || !c.heldLocked() {
 			errs[i] = locker.ErrLost
 			continue
 		}
@@ -277,7 +279,7 @@ func (b *backend) Renew(ctx context.Context, gs []locker.Grant) []error {
 	for i, c := range claims {
 		switch {
 		case c == nil:
-		case c.gone || c.token == 0:
+		case !c.heldLocked():
 			errs[i] = locker.ErrLost // let go or lost meanwhile
 			if c.lost != nil {
 				errs[i] = fmt.Errorf("%w: %w", locker.ErrLost, c.lost)
@@ -311,7 +313,7 @@ func (b *backend) lookAfter(ctx context.Context, claims []*claim) (failed map[*c
 			failed[c] = err
 			continue
 		}
-		if len(step.parts[0].GetResponseRange().Kvs) == 0 {
+		if kvs := step.parts[0].GetResponseRange().Kvs; len(kvs) == 0 || kvs[0].CreateRevision != c.token {
 			c.lose(errDeleted)
 			continue
 		}

@@ -15,33 +15,65 @@ import (
 type claim struct {
 	request locker.Request // with the TTL that was granted
 	line    string         // of all claims to the lock, see Key
+	slot    uint64         // among them
 	key     string
 	session *session
 	put     *step // the request that makes it; whether it was carried out is doubtful if that ended with an error that is not certain, or was repeated
 
 	// What follows is guarded by backend.mu.
 	gone    bool      // it is not in any table any more
+	drops   int       // how often its deletion was begun
 	lost    error     // why, if it was lost
 	token   int64     // once the lock is held
 	expires time.Time // when it is deleted unless renewed; zero as long as it waits
+	expired bool      // that has passed: it cannot be renewed any more
 	watched bool      // its deletion would be told
 	watch   *watch
 }
 
 // newClaim returns a claim of r that is in the tables, or nil if the session is over. put makes the step by which the claim will be made.
 func (s *session) newClaim(r locker.Request, put func(*claim) *step) *claim {
-	line := Key(r.Name())
-	c := &claim{request: r, line: line, key: claimKey(line, r.Owner), session: s}
+	c := &claim{request: r, line: Key(r.Name()), session: s}
 	c.request.TTL = s.ttl
-	c.put = put(c)
 	s.b.mu.Lock()
 	defer s.b.mu.Unlock()
 	if s.isOver() {
 		return nil
 	}
+	c.slot = s.takeSlotLocked(c.line)
+	c.key = claimKey(c.line, s.lease, s.generation, c.slot)
+	c.put = put(c)
 	s.b.claims[r.Owner] = c
 	s.claims[c] = struct{}{}
 	return c
+}
+
+// slots are the slots of the claims to one name.
+type slots struct {
+	free []uint64 // below next, and not in use
+	next uint64
+}
+
+func (s *session) takeSlotLocked(line string) uint64 {
+	l := s.slots[line]
+	if l == nil {
+		l = new(slots)
+		s.slots[line] = l
+	}
+	if n := len(l.free); n > 0 {
+		slot := l.free[n-1]
+		l.free = l.free[:n-1]
+		return slot
+	}
+	l.next++
+	return l.next - 1
+}
+
+func (s *session) freeSlotLocked(c *claim) {
+	l := s.slots[c.line]
+	if l.free = append(l.free, c.slot); len(l.free) == int(l.next) {
+		delete(s.slots, c.line)
+	}
 }
 
 func (b *backend) claim(o locker.Owner) *claim {
@@ -69,8 +101,11 @@ func (c *claim) hold(token int64) (locker.Grant, error) {
 	return c.grant(sent), nil
 }
 
+// heldLocked reports whether the claim holds the lock, and can be renewed.
+func (c *claim) heldLocked() bool { return c.token != 0 && !c.expired && !c.gone }
+
 func (c *claim) grant(sent time.Time) locker.Grant {
-	return locker.Grant{Request: c.request, Token: uint64(c.token), Sent: sent}
+	return locker.Grant{Request: c.request, Token: uint64(c.token), Sent: sent, Private: c}
 }
 
 // expiry is when a claim is deleted that was last renewed at the given time: when its holder has stopped trusting it.
@@ -82,24 +117,30 @@ func expiry(sent time.Time, ttl time.Duration) time.Time {
 // doubtful reports whether the request that makes the claim may arrive yet. put is done.
 func (c *claim) doubtful() bool { return c.put.repeated || c.put.err != nil && !c.put.certain }
 
-// forgetLocked takes the claim out of the tables.
-func (c *claim) forgetLocked() {
+// forgetLocked takes the claim out of the tables. settled is whether no request about its key can arrive any more: one that deletes it,
+// say. Otherwise all claims that are made from now on have other keys than those before.
+func (c *claim) forgetLocked(settled bool) {
 	if c.gone {
 		return
 	}
+	s := c.session
 	c.gone = true
-	delete(c.session.b.claims, c.request.Owner)
-	delete(c.session.claims, c)
-	c.session.used = time.Now()
+	if !settled {
+		s.generation++
+	}
+	s.freeSlotLocked(c)
+	delete(s.b.claims, c.request.Owner)
+	delete(s.claims, c)
+	s.used = time.Now()
 	if c.watch != nil {
-		c.session.b.watches.remove(c.watch)
+		s.b.watches.remove(c.watch)
 	}
 }
 
-func (c *claim) forget() {
+func (c *claim) forget(settled bool) {
 	c.session.b.mu.Lock()
 	defer c.session.b.mu.Unlock()
-	c.forgetLocked()
+	c.forgetLocked(settled)
 }
 
 // loseLocked is forgetLocked for a claim that is not ours any more.
@@ -108,7 +149,7 @@ func (c *claim) loseLocked(why error) {
 		return
 	}
 	c.lost = why
-	c.forgetLocked()
+	c.forgetLocked(false)
 	if c.token != 0 {
 		c.request.ReportLost(why)
 	}
@@ -129,10 +170,14 @@ func (c *claim) drop(ctx context.Context) error {
 		return fmt.Errorf("%w: %s", ErrNoAnswer, "the request for the lock is still under way")
 	}
 	if c.put.err != nil && !c.doubtful() {
-		c.forget()
+		c.forget(true)
 		return locker.ErrLost
 	}
-	deleted, err := c.delete(ctx)
+	b := s.b
+	b.mu.Lock()
+	c.drops++
+	b.mu.Unlock()
+	deleted, certain, err := c.delete(ctx)
 	switch {
 	case errors.Is(err, ErrLeaseExpired):
 		s.end(ErrLeaseExpired)
@@ -140,15 +185,18 @@ func (c *claim) drop(ctx context.Context) error {
 	case err != nil:
 		return err
 	}
-	c.forget()
+	b.mu.Lock()
+	c.forgetLocked(certain && c.drops == 1)
+	b.mu.Unlock()
 	if !deleted {
 		return locker.ErrLost
 	}
 	return nil
 }
 
-// delete deletes the key. It is among the steps of the session, except after a doubtful put: then it raises the fence.
-func (c *claim) delete(ctx context.Context) (deleted bool, err error) {
+// delete deletes the key. It is among the steps of the session, except after a doubtful put: then it raises the fence. It reports
+// whether the key was there, or may have been, and whether it is certain that the request has been carried out once, and will not be again.
+func (c *claim) delete(ctx context.Context) (deleted, once bool, err error) {
 	s := c.session
 	op := clientv3.OpDelete(c.key)
 	if !c.doubtful() {
@@ -157,18 +205,18 @@ func (c *claim) delete(ctx context.Context) (deleted bool, err error) {
 			if timedOut(err) {
 				err, _ = explain(err)
 			}
-			return false, err
+			return false, false, err
 		}
-		return step.parts[0].GetResponseDeleteRange().Deleted > 0 || step.repeated, nil
+		return step.parts[0].GetResponseDeleteRange().Deleted > 0 || step.repeated, !step.repeated, nil
 	}
 	ctx, cancel := s.b.bounded(ctx)
 	defer cancel()
 	resp, err := s.fence.raise(ctx, s.b.kv, op)
 	if err != nil {
 		err, _ = explain(err)
-		return false, err
+		return false, false, err
 	}
-	return resp.Responses[0].GetResponseDeleteRange().Deleted > 0, nil
+	return resp.Responses[0].GetResponseDeleteRange().Deleted > 0, false, nil
 }
 
 // expireLocked has the claim deleted at the given time, unless that is put off.
@@ -211,7 +259,7 @@ func (s *session) sweep() {
 			return
 		case !now.Before(at):
 			at = now.Add(s.renewalInterval() / 2) // for the next attempt
-			c.token = 0                           // it cannot be renewed any more
+			c.expired = true
 			b.running.Add(1)
 			go func() {
 				defer b.running.Done()

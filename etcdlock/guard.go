@@ -19,5 +19,9 @@ import (
 // With a lease that was unlocked or lost, or that comes from another store, the condition does not hold.
 func Guard(lease *locker.Lease) clientv3.Cmp {
 	g := locker.GrantOf(lease)
-	return clientv3.Compare(clientv3.CreateRevision(claimKey(Key(g.Name()), g.Owner)), "=", int64(g.Token))
+	c, ok := g.Private.(*claim)
+	if !ok {
+		return clientv3.Compare(clientv3.CreateRevision("not a lock in etcd"), "<", 0) // which no key is
+	}
+	return clientv3.Compare(clientv3.CreateRevision(c.key), "=", int64(g.Token))
 }

@@ -5,12 +5,10 @@ import (
 	"strings"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-
-	"github.com/lockerkit/locker"
 )
 
 // Key returns what the keys in etcd have in common by which a lock is held and waited for. name is the key of the lock with its
-// prefix. Each acquisition has a key of its own, which is Key(name) and the 32 hexadecimal digits of its owner;
+// prefix. Each acquisition has a key of its own, which is Key(name), the id of its etcd lease, and two numbers;
 // its value is the name for people (locker.Holder). The one with the smallest create revision holds the lock, and the others
 // wait in that order:
 //
@@ -22,7 +20,7 @@ import (
 func Key(name string) string { return escape(name) + string(endOfName) }
 
 const (
-	endOfName  = '@' // is followed by the owner
+	endOfName  = '@' // is followed by what tells claims apart
 	endOfFence = '!' // is followed by the lease
 )
 
@@ -52,7 +50,13 @@ func escape(name string) string {
 // afterLine is the end of the range of keys that begin with line, a result of Key.
 func afterLine(line string) string { return line[:len(line)-1] + string(endOfName+1) }
 
-func claimKey(line string, o locker.Owner) string { return line + o.String() }
+// claimKey is the key of a claim. Keys are used again: etcd keeps those that have been deleted in its index until it compacts, and reads
+// past them when it looks who is first in line. A key of its own for each acquisition would make the thousandth of them in
+// an hour read a thousand. slot tells apart the claims to one name that exist at the same time, see session.slots, and generation those
+// whose requests may still arrive from those that came after, see session.generation.
+func claimKey(line string, lease clientv3.LeaseID, generation, slot uint64) string {
+	return fmt.Sprintf("%s%016x.%x.%x", line, int64(lease), generation, slot)
+}
 
 // fenceKey is the key whose changes make requests fail that were sent before, see session.fence. It begins with the prefix of
 // the Locker, so that it takes no other permission than the locks.

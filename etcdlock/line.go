@@ -74,8 +74,7 @@ func (w *waiter) wait(ctx context.Context, before string) (locker.Grant, error) 
 		case event = <-w.events:
 		case <-poll.C:
 		case <-s.over:
-			w.claim.forget()
-			return locker.Grant{}, locker.NotAcquired(s.cause)
+			return locker.Grant{}, locker.NotAcquired(s.cause) // and the claim is gone
 		case <-ctx.Done():
 			return locker.Grant{}, context.Cause(ctx)
 		}
@@ -92,7 +91,7 @@ func (w *waiter) wait(ctx context.Context, before string) (locker.Grant, error) 
 			poll.Reset(jittered(s.renewalInterval() / 5))
 			continue
 		case !l.there:
-			w.claim.forget()
+			w.claim.forget(false)
 			return locker.Grant{}, errDeleted
 		case l.before == "":
 			return w.claim.hold(w.revision)

@@ -34,12 +34,14 @@ type session struct {
 	cause error
 
 	// What follows is guarded by backend.mu.
-	confirmed time.Time // when the last keep-alive that was answered had been sent
-	used      time.Time // when a claim was last made or dropped
-	claims    map[*claim]struct{}
-	alarm     *time.Timer // for the next keep-alive, if nobody else sends one before, or the end
-	sweeper   *time.Timer // for the first claim whose time is over; nil until there is one
-	sweepAt   time.Time   // when it fires; zero if it does not
+	confirmed  time.Time // when the last keep-alive that was answered had been sent
+	used       time.Time // when a claim was last made or dropped
+	claims     map[*claim]struct{}
+	slots      map[string]*slots // by the line of the claims
+	generation uint64            // of the keys of claims; increases when one is forgotten whose requests may still arrive
+	alarm      *time.Timer       // for the next keep-alive, if nobody else sends one before, or the end
+	sweeper    *time.Timer       // for the first claim whose time is over; nil until there is one
+	sweepAt    time.Time         // when it fires; zero if it does not
 }
 
 // idleFor is how long a session without claims is kept alive.
@@ -134,7 +136,7 @@ func (b *backend) grant(r locker.Request) (*session, error) {
 	}
 	s := &session{
 		b: b, asked: r.TTL, ttl: time.Duration(lease.TTL) * time.Second, lease: lease.ID,
-		over: make(chan struct{}), confirmed: sent, used: sent, claims: make(map[*claim]struct{}),
+		over: make(chan struct{}), confirmed: sent, used: sent, claims: make(map[*claim]struct{}), slots: make(map[string]*slots),
 	}
 	s.fence.key, s.fence.lease = fenceKey(r.Prefix, lease.ID), lease.ID
 	s.steps = b.batcher(&s.fence)

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -28,14 +29,37 @@ func main() {
 	round := flag.Duration("round", 500*time.Millisecond, "the time of a round")
 	hold := flag.Int("hold", 10000, "leases to hold at once, a tenth of it on Postgres; 0 for none")
 	holdFor := flag.Duration("for", time.Minute, "how long to hold them, at a TTL of 10s")
+	stores := flag.String("stores", "memory,redis,postgres,etcd", "which stores to measure")
 	flag.Parse()
-	if err := run(*rounds, *round, *hold, *holdFor); err != nil {
+	if err := run(*stores, *rounds, *round, *hold, *holdFor); err != nil {
 		log.Fatal("bench: ", err)
 	}
 }
 
-func run(rounds int, round time.Duration, hold int, holdFor time.Duration) error {
+func run(stores string, rounds int, round time.Duration, hold int, holdFor time.Duration) error {
 	fmt.Printf("%s, %s/%s, %d CPUs, servers on loopback\n", runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU())
+	for store := range strings.SplitSeq(stores, ",") {
+		var err error
+		switch store {
+		case "memory":
+			benchMemory()
+		case "redis":
+			err = benchRedis(rounds, round, hold, holdFor)
+		case "postgres":
+			err = benchPostgres(rounds, round, hold/10, holdFor)
+		case "etcd":
+			err = benchEtcd(rounds, round, hold, holdFor)
+		default:
+			err = fmt.Errorf("unknown store %q", store)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func benchMemory() {
 	m := testing.Benchmark(func(b *testing.B) {
 		b.ReportAllocs()
 		l := memlock.New()
@@ -48,10 +72,6 @@ func run(rounds int, round time.Duration, hold int, holdFor time.Duration) error
 		}
 	})
 	fmt.Printf("\nmemlock: lock + unlock in %d ns, %d allocations, %d bytes\n", m.NsPerOp(), m.AllocsPerOp(), m.AllocedBytesPerOp())
-	if err := benchRedis(rounds, round, hold, holdFor); err != nil {
-		return err
-	}
-	return benchPostgres(rounds, round, hold/10, holdFor)
 }
 
 // row is a comparison with another kind of lock.
