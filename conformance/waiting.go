@@ -242,7 +242,8 @@ func fifo(c *check) {
 	}
 	lease := c.lock(ls[0], key)
 	for _, l := range ls {
-		c.refused(l, key, "of a key that is held") // and now it has a connection
+		c.refused(l, key, "of a key that is held")
+		c.unlock(c.lock(l, c.key())) // and now it has all that it needs
 	}
 	var mu sync.Mutex
 	var served []int

@@ -60,7 +60,7 @@ func newBackend(client *clientv3.Client, closeClient func() error) *backend {
 
 func (b *backend) batcher(f *fence) batcher {
 	const flights = 2 // one is prepared while another is carried out
-	return batcher{kv: b.kv, life: b.life, tries: b.endpoints, fence: f, running: &b.running, flights: flights, maxOps: maxTxnOps}
+	return batcher{kv: b.kv, life: b.life, tries: b.endpoints, bound: b.attemptBound, fence: f, running: &b.running, flights: flights, maxOps: maxTxnOps}
 }
 
 func (b *backend) endpoints() int { return len(b.client.Endpoints()) }
@@ -86,7 +86,7 @@ func check(r locker.Request) error {
 func (b *backend) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
 	deadline, ok := ctx.Deadline()
 	if !ok {
-		deadline = time.Now().Add(attemptBound(maxLeaseTTL))
+		deadline = time.Now().Add(b.attemptBound(maxLeaseTTL))
 	}
 	request, cancel := context.WithDeadline(b.life, deadline)
 	stop := context.AfterFunc(ctx, cancel)
@@ -129,19 +129,7 @@ func (b *backend) onSession(ctx context.Context, r locker.Request, try func(cont
 		if err != nil {
 			return locker.Grant{}, locker.NotAcquired(b.failure(ctx, err))
 		}
-		var fresh chan error
-		if r.NoRenew {
-			// The keep-alive after which the lease counts may be a while ago, and there will be no other for it.
-			fresh = make(chan error, 1)
-			b.running.Go(func() { fresh <- s.keepAlive(ctx) })
-		}
 		g, err := try(ctx, s, r)
-		if fresh != nil {
-			<-fresh // bounded by ctx, like the rest; if it failed, the lease is a little shorter
-			if err == nil {
-				g, err = g.Private.(*claim).hold(int64(g.Token)) // from the later moment on
-			}
-		}
 		if err == errOver && attempt < 3 {
 			continue
 		}
@@ -179,11 +167,11 @@ func (b *backend) try(ctx context.Context, s *session, r locker.Request) (locker
 	}
 	outcome := c.put.parts[0].GetResponseTxn()
 	if outcome.Succeeded {
-		return c.hold(c.put.revision)
+		return c.hold(ctx, c.put.revision)
 	}
 	if kvs := outcome.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
 		if string(kvs[0].Key) == c.key { // the attempt before, whose answer got lost
-			return c.hold(kvs[0].CreateRevision)
+			return c.hold(ctx, kvs[0].CreateRevision)
 		}
 		c.abandon()
 		return locker.Grant{}, &locker.Held{Holder: string(kvs[0].Value)}

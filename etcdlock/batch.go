@@ -16,9 +16,9 @@ import (
 // step is what one caller wants of etcd: a part of a transaction. What many callers want at the same time goes into one, since
 // a transaction costs the servers one entry of their log, one wait for the disk and one round trip between them, whatever is in it.
 type step struct {
-	ops   []clientv3.Op
-	size  int           // about how many bytes they take
-	bound time.Duration // of one attempt
+	ops  []clientv3.Op
+	size int           // about how many bytes they take
+	ttl  time.Duration // of the lock that it is about, which bounds an attempt
 
 	// line is that of the claim which the step makes. Steps for the same line do not share a transaction: their claims would
 	// have the same create revision, and nobody knew who was first.
@@ -38,7 +38,7 @@ type step struct {
 
 // newStep returns a step that is part of a lock with that TTL, and has keys of so many bytes.
 func newStep(ttl time.Duration, size int, ops ...clientv3.Op) *step {
-	return &step{ops: ops, size: size, bound: attemptBound(ttl), done: make(chan struct{})}
+	return &step{ops: ops, size: size, ttl: ttl, done: make(chan struct{})}
 }
 
 // conclude is the end of a step that failed.
@@ -58,9 +58,10 @@ const (
 // batcher puts steps into transactions. While its transactions are under way, further steps collect for the next.
 type batcher struct {
 	kv      clientv3.KV
-	life    context.Context // of the Locker
-	tries   func() int      // how many endpoints there are to try
-	fence   *fence          // nil if the steps only read
+	life    context.Context                       // of the Locker
+	tries   func() int                            // how many endpoints there are to try
+	bound   func(ttl time.Duration) time.Duration // of an attempt
+	fence   *fence                                // nil if the steps only read
 	running *sync.WaitGroup
 	flights int // how many transactions may be under way
 
@@ -225,12 +226,12 @@ func (b *batcher) commit(steps []*step) (resp *clientv3.TxnResponse, repeated bo
 			ops = append(ops, s.ops...)
 		}
 	}
-	bound := steps[0].bound
+	ttl := steps[0].ttl
 	for _, s := range steps {
-		bound = min(bound, s.bound)
+		ttl = min(ttl, s.ttl)
 	}
 	for try := 1; ; try++ {
-		ctx, cancel := context.WithTimeout(b.life, bound)
+		ctx, cancel := context.WithTimeout(b.life, b.bound(ttl))
 		if b.fence == nil {
 			resp, err = b.kv.Txn(ctx).Then(ops...).Commit()
 		} else {

@@ -87,18 +87,25 @@ func (c *claim) putOp() clientv3.Op {
 	return clientv3.OpPut(c.key, c.request.Holder, clientv3.WithLease(c.session.lease))
 }
 
-// hold makes c the holder of the lock.
-func (c *claim) hold(token int64) (locker.Grant, error) {
-	b := c.session.b
+// hold makes c the holder of the lock. The validity of the grant counts from the last keep-alive, which is at most a third of the TTL
+// ago; where that would not do, it sends another.
+func (c *claim) hold(ctx context.Context, token int64) (locker.Grant, error) {
+	s, b := c.session, c.session.b
 	b.mu.Lock()
+	if !c.gone && (c.request.NoRenew || s.overdueLocked()) {
+		b.mu.Unlock()
+		ctx, cancel := context.WithTimeout(ctx, b.attemptBound(s.ttl))
+		_ = s.keepAlive(ctx) // if it fails, there is less time
+		cancel()
+		b.mu.Lock()
+	}
 	defer b.mu.Unlock()
 	if c.gone {
 		return locker.Grant{}, locker.NotAcquired(c.lost)
 	}
 	c.token = token
-	sent := c.session.confirmed
-	c.session.expireLocked(c, expiry(sent, c.session.ttl))
-	return c.grant(sent), nil
+	s.expireLocked(c, expiry(s.confirmed, s.ttl))
+	return c.grant(s.confirmed), nil
 }
 
 // heldLocked reports whether the claim holds the lock, and can be renewed.
@@ -263,7 +270,7 @@ func (s *session) sweep() {
 			b.running.Add(1)
 			go func() {
 				defer b.running.Done()
-				ctx, cancel := context.WithTimeout(b.life, attemptBound(s.ttl))
+				ctx, cancel := context.WithTimeout(b.life, b.attemptBound(s.ttl))
 				defer cancel()
 				_ = c.drop(ctx)
 			}()

@@ -19,24 +19,36 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(etcdtest.Main(m)) }
 
-// dialWire returns a client with a wire of its own, and what closes both.
+// dialWire returns a client with wires of its own, and what closes both.
 func dialWire(t *testing.T, w *wires.Wires) (client *clientv3.Client, closeBoth func()) {
-	proxy := w.Proxy(t)
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{proxy.Addr()}, Logger: zap.NewNop()})
+	proxies := w.Proxies(t)
+	var endpoints []string
+	for _, proxy := range proxies {
+		endpoints = append(endpoints, proxy.Addr())
+	}
+	client, err := clientv3.New(clientv3.Config{Endpoints: endpoints, Logger: zap.NewNop()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	closeBoth = sync.OnceFunc(func() {
 		_ = client.Close()
-		_ = proxy.Close()
+		for _, proxy := range proxies {
+			_ = proxy.Close()
+		}
 	})
 	t.Cleanup(closeBoth)
 	return client, closeBoth
 }
 
-func TestConformance(t *testing.T) {
-	cluster := etcdtest.New(t, etcdtest.Options{})
-	w := wires.New(cluster.Member(0).Addr())
+// TestConformance relaxes nothing. Its TTLs are the whole seconds that etcd counts in; fractions are refused, which the rule
+// about them allows.
+func TestConformance(t *testing.T) { testConformance(t, 1) }
+
+func TestConformanceOfThreeMembers(t *testing.T) { testConformance(t, 3) }
+
+func testConformance(t *testing.T, members int) {
+	cluster := etcdtest.New(t, etcdtest.Options{Members: members})
+	w := wires.New(cluster.Endpoints()...)
 	direct := cluster.Client(t)
 	conformance.Run(t, conformance.Harness{
 		Open: func(t *testing.T, opts ...locker.Option) locker.Locker {
@@ -54,6 +66,7 @@ func TestConformance(t *testing.T) {
 			if err := cluster.Restart(); err != nil {
 				t.Fatal(err)
 			}
+			cluster.AwaitHealthy(t)
 		},
 		Break: func(t *testing.T, key string) {
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)

@@ -44,7 +44,7 @@ func (b *backend) stand(ctx context.Context, s *session, r locker.Request) (lock
 	last := c.put.parts[1].GetResponseRange().Kvs // our own, and the one before
 	revision := last[0].CreateRevision
 	if len(last) == 1 {
-		return c.hold(revision)
+		return c.hold(ctx, revision)
 	}
 	w := &waiter{backend: b, claim: c, revision: revision, events: make(chan watchEvent, 3)}
 	defer w.unwatch()
@@ -94,7 +94,7 @@ func (w *waiter) wait(ctx context.Context, before string) (locker.Grant, error) 
 			w.claim.forget(false)
 			return locker.Grant{}, errDeleted
 		case l.before == "":
-			return w.claim.hold(w.revision)
+			return w.claim.hold(ctx, w.revision)
 		}
 		w.claim.request.ReportHolder(l.holder)
 		w.watchOnly(l.before)

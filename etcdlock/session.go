@@ -50,9 +50,14 @@ const idleFor = time.Minute
 // renewalInterval is the time between two keep-alives: as package locker renews.
 func (s *session) renewalInterval() time.Duration { return s.ttl / 3 }
 
-// attemptBound bounds one attempt of whatever is asked of the server for a lease with that TTL.
-func attemptBound(ttl time.Duration) time.Duration {
-	return min(max(ttl/3, 100*time.Millisecond), 3*time.Second)
+// attemptBound bounds one attempt of whatever is asked of the server for a lease with that TTL: package locker allows a third of the TTL
+// for each of its own attempts, in which two endpoints can be tried, if there are.
+func (b *backend) attemptBound(ttl time.Duration) time.Duration {
+	bound := ttl / 3
+	if b.endpoints() > 1 {
+		bound /= 2
+	}
+	return min(max(bound, 100*time.Millisecond), 3*time.Second)
 }
 
 // opening is a session that is on its way.
@@ -112,7 +117,7 @@ func (b *backend) open(o *opening, r locker.Request) {
 
 // grant asks for a lease. One whose answer gets lost has no keys, and ends by itself.
 func (b *backend) grant(r locker.Request) (*session, error) {
-	bound := attemptBound(r.TTL)
+	bound := b.attemptBound(r.TTL)
 	var sent time.Time
 	var lease *clientv3.LeaseGrantResponse
 	for try := 1; ; try++ {
@@ -171,6 +176,9 @@ func (s *session) keepAlive(ctx context.Context) error {
 	return err
 }
 
+// overdueLocked reports whether a keep-alive should have been answered by now.
+func (s *session) overdueLocked() bool { return time.Since(s.confirmed) > s.renewalInterval()*6/5 }
+
 // untilAlarmLocked is the time until the session has to look after itself: package locker renews the leases that are held a
 // little earlier, with one keep-alive for all of them, but not what waits, and not the session when it has nothing.
 func (s *session) untilAlarmLocked() time.Duration {
@@ -199,7 +207,7 @@ func (s *session) ring() {
 	}
 	b.mu.Unlock()
 
-	ctx, cancel := context.WithDeadline(b.life, earlier(end, now.Add(attemptBound(s.ttl))))
+	ctx, cancel := context.WithDeadline(b.life, earlier(end, now.Add(b.attemptBound(s.ttl))))
 	err := s.keepAlive(ctx)
 	cancel()
 	if err == nil {
@@ -270,7 +278,7 @@ func (b *backend) revoke(s *session) {
 }
 
 func (b *backend) revokeOnce(ctx context.Context, s *session) error {
-	ctx, cancel := context.WithTimeout(ctx, attemptBound(s.ttl))
+	ctx, cancel := context.WithTimeout(ctx, b.attemptBound(s.ttl))
 	defer cancel()
 	_, err := b.leases.Revoke(ctx, s.lease)
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {

@@ -1,4 +1,4 @@
-// Package wires puts a proxy between each Locker of a test and its server, so that one can be cut off while others are not: the
+// Package wires puts proxies between each Locker of a test and its servers, so that one can be cut off while others are not: the
 // hooks of a conformance.Harness for stores that are reached over TCP.
 package wires
 
@@ -15,42 +15,58 @@ import (
 
 // Wires are the proxies of some tests.
 type Wires struct {
-	server string
-	mu     sync.Mutex
-	last   map[*testing.T]*faultproxy.Proxy // the one that the test got last
+	servers []string
+	mu      sync.Mutex
+	last    map[*testing.T][]*faultproxy.Proxy // those that the test got last
 }
 
-// New returns Wires to the server at the given address (host:port).
-func New(server string) *Wires {
-	return &Wires{server: server, last: make(map[*testing.T]*faultproxy.Proxy)}
+// New returns Wires to the server at the given address (host:port), or to the servers of a cluster.
+func New(servers ...string) *Wires {
+	return &Wires{servers: servers, last: make(map[*testing.T][]*faultproxy.Proxy)}
 }
 
-// Proxy starts a proxy, which ends with the test if it has not been closed before.
+// Proxy starts a proxy of the only server, which ends with the test if it has not been closed before.
 func (w *Wires) Proxy(t *testing.T) *faultproxy.Proxy {
 	t.Helper()
-	proxy, err := faultproxy.Start(w.server)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = proxy.Close() })
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.last[t] = proxy
-	return proxy
+	return w.Proxies(t)[0]
 }
 
-// Cut is Harness.Cut, for the proxy that the test got last.
+// Proxies starts a proxy for each server. They end with the test if they have not been closed before.
+func (w *Wires) Proxies(t *testing.T) []*faultproxy.Proxy {
+	t.Helper()
+	proxies := make([]*faultproxy.Proxy, len(w.servers))
+	for i, server := range w.servers {
+		proxy, err := faultproxy.Start(server)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = proxy.Close() })
+		proxies[i] = proxy
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.last[t] = proxies
+	return proxies
+}
+
+// Cut is Harness.Cut, for what the test got last.
 func (w *Wires) Cut(t *testing.T, f conformance.Fault) (heal func()) {
 	w.mu.Lock()
-	proxy := w.last[t]
+	proxies := w.last[t]
 	w.mu.Unlock()
-	proxy.Set(map[conformance.Fault]faultproxy.Fault{
-		conformance.Refuse:      faultproxy.Refuse(),
-		conformance.BlackHole:   faultproxy.BlackHole(),
-		conformance.Hang:        faultproxy.Hang(),
-		conformance.DropReplies: faultproxy.DropReplies(),
-	}[f])
-	return proxy.Heal
+	for _, proxy := range proxies {
+		proxy.Set(map[conformance.Fault]faultproxy.Fault{
+			conformance.Refuse:      faultproxy.Refuse(),
+			conformance.BlackHole:   faultproxy.BlackHole(),
+			conformance.Hang:        faultproxy.Hang(),
+			conformance.DropReplies: faultproxy.DropReplies(),
+		}[f])
+	}
+	return func() {
+		for _, proxy := range proxies {
+			proxy.Heal()
+		}
+	}
 }
 
 // Closing returns l with a Close that then also closes what it was made with.
