@@ -1,0 +1,64 @@
+// Package etcdlock keeps locks in etcd, by way of its client v3: with a lease, a fencing token, etcd's own waiting line, and as
+// many locks as one likes on one etcd lease.
+//
+// # The lock
+//
+// Whoever wants a lock makes a key for it, see Key; the oldest one (with the smallest create revision) holds the lock, and the
+// others wait for those before them, each watching only its predecessor
+// (https://etcd.io/docs/v3.6/learning/why/#using-etcd-for-distributed-coordination). Each acquisition has a key of its own, so
+// a Locker excludes itself as it excludes others. The locks of package concurrency (go.etcd.io/etcd/client/v3/concurrency) have
+// other keys: the two do not exclude one another.
+//
+// Lock and Unlock are one proposal each to the members of the cluster, also with a line. A TryLock that is refused is none, and what
+// many goroutines ask for at the same time shares transactions: a proposal is an entry in every member's log, and a wait for their disks.
+//
+// # The lease
+//
+// All keys of a Locker with the same TTL are attached to one etcd lease, which one request per third of the TTL keeps alive, however many there
+// are. A lock is valid for a TTL from the moment when the last such request that was answered had been sent, less 1 % and 2 ms. So
+// a lock that was just granted may have up to a third of its TTL behind it (not with the option locker.NoRenew); Lease.Deadline
+// tells. etcd counts the lease from when it answered, on its own monotonic clock, and only ever makes it longer: a new leader gives each
+// lease a whole TTL again. That, and half a second until the server notices that a lease is over, is what a rival waits in addition.
+//
+// TTLs are whole seconds; others are refused as locker.ErrInvalidOption. etcd grants no shorter ones than one and a half of its election timeout
+// (2 s by default): then the lease has the TTL that was granted, and Lease.Deadline tells.
+//
+// A lock survives broken connections, the restart of all members, and the loss of a minority of them. While there is no majority, nothing can be
+// locked or unlocked, leases end for their holders at their deadlines, and rivals get in a TTL after the majority is back at the earliest.
+// A key that somebody deletes, or a lease that somebody revokes, is a lost lock. The holder is told within a third of the TTL,
+// and, if it holds the lock for longer than that, at once.
+//
+// # Fencing tokens
+//
+// The token is the create revision of the key: the revision of the whole store, which each change increases, and which the log that the members
+// agree upon makes last. It increases over restarts, changes of the leader and of the members. It can go back
+// if the cluster is restored from a backup (restore with --bump-revision then).
+//
+// For what is in the same etcd there is something better: Guard makes a transaction conditional on the lock.
+//
+// # The waiting line
+//
+// Waiters are served in the order in which their keys were made, across all Lockers. TryLock never overtakes them. Unlock deletes
+// the key, the next waiter's watch tells it so, and it looks whether it is the first now. All watches of a Locker share one
+// stream. Should the news get lost, the waiter looks by itself after a TTL. A waiter that dies leaves the line when its lease ends; one
+// whose lease ends for want of a connection gets ErrLeaseExpired at once, whether or not the holder has left.
+//
+// # What could leave a lock behind
+//
+// An acquire that was cancelled, or got no answer, is undone in the background, by deleting its key. If the request may still arrive after that, the
+// deletion raises a fence in the same transaction, by which requests sent before are refused; locks that are held do not
+// notice. Should the key not be deleted within another TTL, the lease is given up: all that is attached to it is reported lost, and goes.
+//
+// # What it needs
+//
+// etcd 3.5.13 or later (ErrVersion); before, a leader that had been deposed could confirm a lease. With authentication, a role with
+// readwrite permission for the prefix of the keys:
+//
+//	etcdctl role grant-permission app --prefix=true readwrite locker/
+//
+// An interval between compactions (--auto-compaction-retention) that is not too long, as for all that changes often: etcd keeps two
+// revisions for each lock that was held since.
+//
+// The Locker talks to the connection of the client: wrappers such as package namespace that were put into the client's fields are not
+// used; the option locker.Prefix does the same.
+package etcdlock
