@@ -41,6 +41,9 @@ func newStep(ttl time.Duration, size int, ops ...clientv3.Op) *step {
 	return &step{ops: ops, size: size, ttl: ttl, done: make(chan struct{})}
 }
 
+// claims reports whether the step makes a claim.
+func (s *step) claims() bool { return s.line != "" }
+
 // conclude is the end of a step that failed.
 func (s *step) conclude(err error, certain bool) {
 	s.err, s.certain = err, certain
@@ -174,6 +177,13 @@ func (b *batcher) carryOut(steps []*step) {
 	resp, repeated, err := b.commit(steps)
 	if err != nil {
 		explained, certain := explain(err)
+		if errors.Is(err, rpctypes.ErrNoSpace) && certain && !repeated {
+			// Claims take space. What deletes keys is refused for their sake only.
+			if others := slices.DeleteFunc(slices.Clone(steps), (*step).claims); len(others) > 0 && len(others) < len(steps) {
+				b.carryOut(others)
+				steps = slices.DeleteFunc(steps, func(s *step) bool { return !s.claims() })
+			}
+		}
 		if len(steps) > 1 && certain && !repeated {
 			if errors.Is(err, rpctypes.ErrTooManyOps) {
 				b.mu.Lock()

@@ -1,6 +1,7 @@
 package etcdlock
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -14,6 +15,8 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 
 	"github.com/lockerkit/locker"
 )
@@ -69,6 +72,9 @@ func parse(rawURL string) (clientv3.Config, error) {
 	authority, query, _ := strings.Cut(rest, "?")
 	authority = strings.TrimSuffix(authority, "/")
 	at := strings.LastIndex(authority, "@")
+	if at < 0 && strings.Contains(query, "@") { // a password with a question mark, rather than a file with such a name
+		return config, errors.New(`in user and password write "?" as %3F, and in parameters "@" as %40`)
+	}
 	u, err := url.Parse("etcd://" + authority[:at+1] + "host")
 	if err != nil {
 		return config, errors.New("user and password cannot be parsed; write special characters as %XX")
@@ -128,7 +134,7 @@ func setParameters(config *clientv3.Config, values url.Values, secure bool) erro
 	if !secure {
 		return nil
 	}
-	config.TLS = &tls.Config{MinVersion: tls.VersionTLS12, ServerName: values.Get("servername")}
+	config.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
 	if name := values.Get("cacert"); name != "" {
 		pem, err := os.ReadFile(name)
 		if err != nil {
@@ -146,7 +152,25 @@ func setParameters(config *clientv3.Config, values url.Values, secure bool) erro
 		}
 		config.TLS.Certificates = []tls.Certificate{pair}
 	}
+	if name := values.Get("servername"); name != "" {
+		config.DialOptions = append(config.DialOptions, grpc.WithTransportCredentials(serverName{credentials.NewTLS(config.TLS), name}))
+	}
 	return nil
+}
+
+// serverName are credentials with which the server's certificate must be for a certain name. Package grpc takes no notice of the ServerName
+// in a tls.Config where the endpoint has a name.
+type serverName struct {
+	credentials.TransportCredentials
+	name string
+}
+
+func (c serverName) ClientHandshake(ctx context.Context, _ string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return c.TransportCredentials.ClientHandshake(ctx, c.name, conn)
+}
+
+func (c serverName) Clone() credentials.TransportCredentials {
+	return serverName{c.TransportCredentials.Clone(), c.name}
 }
 
 func newLocker(b *backend, opts []locker.Option) locker.Locker {

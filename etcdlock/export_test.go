@@ -8,3 +8,6 @@ import (
 
 // NewBackend returns the backend alone.
 func NewBackend(client *clientv3.Client) locker.Backend { return newBackend(client, nil) }
+
+// TooOld reports whether a server with that version is refused.
+func TooOld(version string) bool { return tooOld(version) }

@@ -1,0 +1,200 @@
+package etcdlock_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/etcdlock"
+	"github.com/lockerkit/locker/internal/etcdtest"
+)
+
+// guarded starts a server that asks for passwords, and returns who may do everything there.
+func guarded(t *testing.T) (*etcdtest.Cluster, admin) {
+	t.Helper()
+	cluster := etcdtest.New(t, etcdtest.Options{Flags: []string{"--bcrypt-cost=4"}})
+	anybody := administer(t, cluster.Client(t))
+	anybody.addUser("root", "root")
+	anybody.do(func(ctx context.Context) error {
+		_, err := anybody.AuthEnable(ctx)
+		return err
+	})
+	return cluster, administer(t, as(t, cluster, "root"))
+}
+
+// as returns a client of a user.
+func as(t *testing.T, cluster *etcdtest.Cluster, user string) *clientv3.Client {
+	t.Helper()
+	return connectWith(t, clientv3.Config{Endpoints: cluster.Endpoints(), Username: user, Password: secret})
+}
+
+// addUser adds a user with a role that is there.
+func (a admin) addUser(user, role string) {
+	a.t.Helper()
+	a.do(func(ctx context.Context) error {
+		if role == "root" {
+			if _, err := a.RoleAdd(ctx, role); err != nil {
+				return err
+			}
+		}
+		if _, err := a.UserAdd(ctx, user, secret); err != nil {
+			return err
+		}
+		_, err := a.UserGrantRole(ctx, user, role)
+		return err
+	})
+}
+
+// addRole adds a role that may read and write what begins with one of the prefixes.
+func (a admin) addRole(role string, prefixes ...string) {
+	a.t.Helper()
+	a.do(func(ctx context.Context) error {
+		_, err := a.RoleAdd(ctx, role)
+		for _, prefix := range prefixes {
+			if err == nil {
+				_, err = a.RoleGrantPermission(ctx, role, prefix, clientv3.GetPrefixRangeEnd(prefix),
+					clientv3.PermissionType(clientv3.PermReadWrite))
+			}
+		}
+		return err
+	})
+}
+
+func TestAuthentication(t *testing.T) {
+	t.Parallel()
+	cluster, root := guarded(t)
+	root.addRole("app", etcdlock.DefaultPrefix)
+	root.addUser("app", "app")
+	addr := cluster.Member(0).Addr()
+	t.Run("no user", func(t *testing.T) {
+		checkFailure(t, open(t, cluster.Endpoints()), unique("key"), etcdlock.ErrAuth)
+		checkFailure(t, openURL(t, "etcd://"+addr), unique("key"), etcdlock.ErrAuth)
+	})
+	for name, user := range map[string]string{"wrong password": "app:other-" + secret, "no such user": "nobody:" + secret} {
+		t.Run(name, func(t *testing.T) {
+			l, err := etcdlock.Open("etcd://" + user + "@" + addr)
+			if err == nil {
+				_ = l.Close()
+			}
+			checkError(t, err, "open", "", etcdlock.ErrAuth)
+		})
+	}
+	t.Run("right password", func(t *testing.T) {
+		url := "etcd://app:" + secret + "@" + addr
+		works(t, openURL(t, url), openURL(t, url), 0)
+	})
+	t.Run("password changed meanwhile", func(t *testing.T) {
+		root.addUser("changed", "app")
+		l := with(t, as(t, cluster, "changed"))
+		works(t, l, l, 0)
+		root.do(func(ctx context.Context) error {
+			_, err := root.UserChangePassword(ctx, "changed", "other")
+			return err
+		})
+		checkFailure(t, l, unique("key"), etcdlock.ErrAuth)
+	})
+	t.Run("server forgets who is logged in", func(t *testing.T) {
+		l := with(t, as(t, cluster, "app"), locker.TTL(3*time.Second))
+		lease := mustTry(t, l, unique("key"))
+		next := waits(l, lease.Key())
+		root.awaitLine(lease.Key(), 2)
+		if err := cluster.Restart(); err != nil {
+			t.Fatal(err)
+		}
+		outlives(t, lease, 2)
+		mustUnlock(t, lease)
+		mustUnlock(t, granted(t, next, patience))
+	})
+}
+
+// TestPermission has a user who has no more than the documentation asks for, and one who has less.
+func TestPermission(t *testing.T) {
+	t.Parallel()
+	cluster, root := guarded(t)
+	root.addRole("app", etcdlock.DefaultPrefix)
+	root.addRole("other", "other/")
+	root.addUser("app", "app")
+	root.addUser("other", "other")
+	t.Run("the prefix is enough", func(t *testing.T) {
+		const ttl = time.Second
+		key := unique("key")
+		l := etcdlock.New(as(t, cluster, "app"), locker.TTL(ttl))
+		works(t, l, with(t, as(t, cluster, "app"), locker.TTL(ttl)), 2)
+		lease := mustTry(t, l, key)
+		outlives(t, lease, 1) // so that it is watched
+		keys, leases := root.claims(key)
+		root.delete(keys[0])
+		told(t, lease, ttl/3) // by a watch, not by a renewal
+		mustTry(t, l, key)
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+		if keys, _ := root.claims(key); len(keys) > 0 {
+			t.Errorf("after Close, there is %q", keys)
+		}
+		root.do(func(ctx context.Context) error {
+			r, err := root.TimeToLive(ctx, leases[0])
+			if err == nil && r.TTL > 0 {
+				t.Error("after Close, the lease is there")
+			}
+			return err
+		})
+	})
+	t.Run("none on the prefix", func(t *testing.T) {
+		l := with(t, as(t, cluster, "other"))
+		checkFailure(t, l, unique("key"), etcdlock.ErrPermission)
+		checkFailure(t, with(t, as(t, cluster, "other"), locker.Prefix("other")), "key", etcdlock.ErrPermission) // no slash
+		mine := with(t, as(t, cluster, "other"), locker.Prefix("other/"))
+		works(t, mine, mine, 0)
+	})
+	t.Run("others are not harmed", func(t *testing.T) {
+		// Requests of several Locks share a transaction, which is refused as a whole.
+		root.addRole("some", etcdlock.DefaultPrefix+"some/", etcdlock.DefaultPrefix+"!")
+		root.addUser("some", "some")
+		l := with(t, as(t, cluster, "some"))
+		var calls []pending[error]
+		for i := range 64 {
+			calls = append(calls, started(func() error {
+				key, want := unique("some/key"), error(nil)
+				if i%8 == 0 {
+					key, want = unique("key"), etcdlock.ErrPermission
+				}
+				lease, err := lock(l, key)
+				if want != nil {
+					checkError(t, err, "lock", key, want)
+					return nil
+				}
+				if err == nil {
+					err = lease.Unlock()
+				}
+				return err
+			}))
+		}
+		for _, call := range calls {
+			if err := call.get(t); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	t.Run("taken back while waiting", func(t *testing.T) {
+		const prefix = etcdlock.DefaultPrefix + "passing/"
+		root.addRole("passing", prefix)
+		root.addUser("passing", "passing")
+		const ttl = time.Second
+		key := unique("key")
+		held := mustTry(t, with(t, as(t, cluster, "app"), locker.Prefix(prefix)), key)
+		waiter := waits(with(t, as(t, cluster, "passing"), locker.Prefix(prefix), locker.TTL(ttl)), key)
+		root.awaitLine("passing/"+key, 2)
+		root.do(func(ctx context.Context) error {
+			_, err := root.UserRevokeRole(ctx, "passing", "passing")
+			return err
+		})
+		err := waiter.within(t, 2*ttl, "the waiter is told").err
+		checkError(t, err, "lock", key, etcdlock.ErrPermission)
+		root.awaitLine("passing/"+key, 1) // what nobody may delete goes with its lease
+		mustUnlock(t, held)
+	})
+}
