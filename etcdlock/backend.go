@@ -28,7 +28,7 @@ type backend struct {
 
 	life    context.Context // of all requests; ends with Close
 	end     context.CancelFunc
-	running sync.WaitGroup // what goes on without a caller
+	running group // what goes on without a caller
 	reads   batcher
 	watches watches
 	version versionCheck
@@ -165,7 +165,7 @@ func (b *backend) try(ctx context.Context, s *session, r locker.Request) (locker
 	if err := c.made(ctx); err != nil {
 		return locker.Grant{}, err
 	}
-	outcome := c.put.parts[0].GetResponseTxn()
+	outcome := c.put.takeParts()[0].GetResponseTxn()
 	if outcome.Succeeded {
 		return c.hold(ctx, c.put.revision)
 	}
@@ -254,7 +254,9 @@ func (b *backend) Renew(ctx context.Context, gs []locker.Grant) []error {
 	for s := range alive {
 		answer := make(chan error, 1)
 		alive[s] = answer
-		b.running.Go(func() { answer <- s.keepAlive(ctx) })
+		if !b.running.start(func() { answer <- s.keepAlive(ctx) }) {
+			answer <- errClosed
+		}
 	}
 	failed := b.lookAfter(ctx, unwatched)
 	results := make(map[*session]error, len(alive))
@@ -371,7 +373,7 @@ func (b *backend) Close() error {
 	revoked.Wait()
 	b.end()
 	b.watches.close()
-	b.running.Wait()
+	b.running.wait()
 	err := b.leases.Close()
 	if b.closeClient != nil {
 		err = errors.Join(err, b.closeClient())

@@ -44,6 +44,13 @@ func newStep(ttl time.Duration, size int, ops ...clientv3.Op) *step {
 // claims reports whether the step makes a claim.
 func (s *step) claims() bool { return s.line != "" }
 
+// takeParts returns the parts of the answer, and lets go of all that takes memory, for a step that is kept.
+func (s *step) takeParts() []*pb.ResponseOp {
+	parts := s.parts
+	s.ops, s.parts = nil, nil
+	return parts
+}
+
 // conclude is the end of a step that failed.
 func (s *step) conclude(err error, certain bool) {
 	s.err, s.certain = err, certain
@@ -65,7 +72,7 @@ type batcher struct {
 	tries   func() int                            // how many endpoints there are to try
 	bound   func(ttl time.Duration) time.Duration // of an attempt
 	fence   *fence                                // nil if the steps only read
-	running *sync.WaitGroup
+	running *group
 	flights int // how many transactions may be under way
 
 	mu     sync.Mutex
@@ -81,11 +88,10 @@ func (b *batcher) submit(steps ...*step) {
 	start := b.flying < b.flights && len(b.queue) > 0
 	if start {
 		b.flying++
-		b.running.Add(1)
 	}
 	b.mu.Unlock()
-	if start {
-		go b.fly()
+	if start && !b.running.start(b.fly) {
+		b.fly() // the Locker is closed: they all fail
 	}
 }
 
@@ -127,7 +133,6 @@ func (b *batcher) withdraw(s *step) bool {
 
 // fly carries steps out until there are no more.
 func (b *batcher) fly() {
-	defer b.running.Done()
 	var steps []*step
 	for {
 		b.mu.Lock()

@@ -258,22 +258,16 @@ func (s *session) sweep() {
 			continue
 		case now.Sub(at) > s.ttl:
 			s.endLocked(errGivenUp)
-			b.running.Add(1)
-			go func() {
-				defer b.running.Done()
-				b.revoke(s)
-			}()
+			b.running.start(func() { b.revoke(s) })
 			return
 		case !now.Before(at):
 			at = now.Add(s.renewalInterval() / 2) // for the next attempt
 			c.expired = true
-			b.running.Add(1)
-			go func() {
-				defer b.running.Done()
+			b.running.start(func() {
 				ctx, cancel := context.WithTimeout(b.life, b.attemptBound(s.ttl))
 				defer cancel()
 				_ = c.drop(ctx)
-			}()
+			})
 		}
 		if next.IsZero() || at.Before(next) {
 			next = at

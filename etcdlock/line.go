@@ -41,7 +41,7 @@ func (b *backend) stand(ctx context.Context, s *session, r locker.Request) (lock
 	if err := c.made(ctx); err != nil {
 		return locker.Grant{}, err
 	}
-	last := c.put.parts[1].GetResponseRange().Kvs // our own, and the one before
+	last := c.put.takeParts()[1].GetResponseRange().Kvs // our own, and the one before
 	revision := last[0].CreateRevision
 	if len(last) == 1 {
 		return c.hold(ctx, revision)

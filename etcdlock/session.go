@@ -78,8 +78,7 @@ func (b *backend) session(ctx context.Context, r locker.Request) (*session, erro
 		}
 		o = &opening{done: make(chan struct{})}
 		b.sessions[r.TTL] = o
-		b.running.Add(1)
-		go b.open(o, r)
+		b.running.start(func() { b.open(o, r) }) // not closed, or we would not be here
 	}
 	b.mu.Unlock()
 	select {
@@ -97,7 +96,6 @@ func (b *backend) session(ctx context.Context, r locker.Request) (*session, erro
 
 // open opens a session. If it fails, the next one who asks tries again.
 func (b *backend) open(o *opening, r locker.Request) {
-	defer b.running.Done()
 	s, err := b.grant(r)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -106,7 +104,7 @@ func (b *backend) open(o *opening, r locker.Request) {
 		err = errClosed // the lease has no keys, and ends by itself
 	case err == nil:
 		o.session = s
-		s.alarm = time.AfterFunc(s.untilAlarmLocked(), s.ring)
+		s.alarm = time.AfterFunc(s.untilAlarmLocked(), func() { b.running.start(s.ring) })
 	}
 	if err != nil {
 		o.err = err
@@ -185,7 +183,7 @@ func (s *session) untilAlarmLocked() time.Duration {
 	return time.Until(s.confirmed.Add(s.renewalInterval() + s.renewalInterval()/20))
 }
 
-// ring is the function of the alarm.
+// ring is what the alarm calls for.
 func (s *session) ring() {
 	b := s.b
 	b.mu.Lock()
@@ -197,8 +195,6 @@ func (s *session) ring() {
 	now := time.Now()
 	idle := len(s.claims) == 0 && now.Sub(s.used) > max(idleFor, s.ttl)
 	expired := !now.Before(end)
-	b.running.Add(1)
-	defer b.running.Done()
 	if expired || idle {
 		s.endLocked(ErrLeaseExpired)
 		b.mu.Unlock()

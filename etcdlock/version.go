@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc/codes"
 )
 
 // versionCheck refuses servers whose leases cannot be relied upon. One member is asked, once.
@@ -23,7 +24,7 @@ func (b *backend) checkVersion(ctx context.Context) error {
 		return nil
 	}
 	status, err := pb.NewMaintenanceClient(b.conn).Status(ctx, &pb.StatusRequest{})
-	if err != nil {
+	if err != nil && code(err) != codes.Unimplemented {
 		return err
 	}
 	if tooOld(status.GetVersion()) {

@@ -16,7 +16,7 @@ import (
 type watches struct {
 	client  pb.WatchClient
 	life    context.Context
-	running *sync.WaitGroup
+	running *group
 
 	mu     sync.Mutex
 	closed bool
@@ -128,15 +128,11 @@ func (ws *watches) openLocked() *watchStream {
 	ctx, end := context.WithCancel(ws.life)
 	s := &watchStream{end: end, watches: make(map[int64]*watch), wake: make(chan struct{}, 1)}
 	ws.stream = s
-	ws.running.Add(1)
-	go func() {
-		defer ws.running.Done()
-		defer end()
-		if stream, err := ws.client.Watch(ctx); err == nil {
-			ws.running.Add(1)
-			go ws.send(ctx, s, stream)
+	run := func() {
+		if stream, err := ws.client.Watch(ctx); err == nil && ws.running.start(func() { s.send(ctx, ws, stream) }) {
 			ws.receive(s, stream)
 		}
+		end()
 		ws.mu.Lock()
 		ws.stream = nil
 		broken := s.watches
@@ -145,13 +141,15 @@ func (ws *watches) openLocked() *watchStream {
 		for _, w := range broken {
 			w.notify(watchBroken)
 		}
-	}()
+	}
+	if !ws.running.start(run) {
+		end() // the Locker is closed
+	}
 	return s
 }
 
 // send sends what is to be sent, until the stream ends. It has a goroutine of its own, as a server that does not read makes it wait.
-func (ws *watches) send(ctx context.Context, s *watchStream, stream pb.Watch_WatchClient) {
-	defer ws.running.Done()
+func (s *watchStream) send(ctx context.Context, ws *watches, stream pb.Watch_WatchClient) {
 	for {
 		select {
 		case <-s.wake:
