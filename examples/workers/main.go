@@ -79,7 +79,7 @@ func run(args []string, stdout, stderr io.Writer, signals <-chan os.Signal) int 
 		if errors.Is(err, errLogin) {
 			return exitFailure
 		}
-		fmt.Fprintln(stderr, "Run workers -h for the flags.")
+		fmt.Fprint(stderr, "Run workers -h for the flags.\n")
 		return exitUsage
 	}
 
