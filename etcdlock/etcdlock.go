@@ -46,9 +46,9 @@ func New(client *clientv3.Client, opts ...locker.Option) locker.Locker {
 // Open connects only if there is a user, to log in; otherwise a server that cannot be reached is reported by the first Lock. Close closes
 // the client.
 func Open(rawURL string, opts ...locker.Option) (locker.Locker, error) {
-	config, err := parse(rawURL)
+	config, err := ParseURL(rawURL)
 	if err != nil {
-		return nil, fmt.Errorf("etcdlock: %w: %w", locker.ErrInvalidOption, err)
+		return nil, err
 	}
 	client, err := clientv3.New(config)
 	if err != nil {
@@ -56,6 +56,19 @@ func Open(rawURL string, opts ...locker.Option) (locker.Locker, error) {
 		return nil, fmt.Errorf("etcdlock: %w", err)
 	}
 	return newLocker(newBackend(client, client.Close), opts), nil
+}
+
+// ParseURL returns the configuration of the client that Open makes for a URL: for a program that does more with its client than to
+// lock, such as transactions with a Guard, and gives it to New.
+func ParseURL(rawURL string) (clientv3.Config, error) {
+	config, err := parse(rawURL)
+	if _, query, _ := strings.Cut(rawURL, "?"); err != nil && strings.Contains(query, "@") {
+		err = errors.New("it cannot be parsed; write special characters as %XX") // "?" in a password, which err might show
+	}
+	if err != nil {
+		return clientv3.Config{}, fmt.Errorf("etcdlock: %w: %w", locker.ErrInvalidOption, err)
+	}
+	return config, nil
 }
 
 // parse returns the configuration for a URL of Open. Its errors do not show the password.
@@ -102,7 +115,7 @@ func parse(rawURL string) (clientv3.Config, error) {
 }
 
 func withPort(host string) (string, error) {
-	if strings.ContainsAny(host, "/#") {
+	if strings.ContainsAny(host, "/# ") {
 		return "", fmt.Errorf("%q is not a host", host)
 	}
 	name, port, err := net.SplitHostPort(host)

@@ -10,13 +10,16 @@
 //
 //	go run ./examples/workers -backend redis://localhost:6379/0
 //	go run ./examples/workers -backend postgres://postgres@localhost:5432/postgres
+//	go run ./examples/workers -backend etcd://localhost:2379
 //
 // is one worker of a fleet that is spread over terminals and machines: start as many as you like. SIGINT or SIGTERM
 // stops it: it takes no new job, finishes the one in hand or cancels it after -grace, unlocks, and exits with status 0,
 // whereupon the next worker leads at once. A second signal makes it exit immediately, as kill -9 does: then the next
 // one leads when the TTL has run out, or at once with Postgres, where locks end with the connection. A stop takes
 // -stop-within at the most, also when the server hangs. A server that fails is waited for. With -http, the worker also
-// answers with its state as JSON. In Postgres, it creates the tables of the queue in a schema called workers.
+// answers with its state as JSON. In Postgres, it creates the tables of the queue in a schema called workers. With etcd, the
+// URL may name all members of a cluster, as package etcdlock says; if there is a user in it, the worker logs in when it
+// starts, and fails if it cannot.
 //
 // To see a deposed leader being refused, start one with -ttl 2s -job 1s -insist and a second one without -insist; stop
 // the first with kill -STOP in the middle of a job, wait until the second leads, and let it go on with kill -CONT.
@@ -26,8 +29,8 @@
 // What a program of your own needs is in worker.go: locker.Lead, and the three rules for the work that it calls. A job
 // runs under a context that ends with the lease. Lease.Err is asked right before a result is handed in, as the process
 // may have been stopped for a while. And the fencing token goes along with each result, because the process may just
-// as well be stopped right after it asked: then only the queue can tell. queue.go shows how little that takes, and
-// queuepg.go how it is done in SQL.
+// as well be stopped right after it asked: then only the queue can tell. queue.go shows how little that takes,
+// queuepg.go how it is done in SQL, and queueetcd.go how with a store that only compares.
 //
 // Exit status: 0 if all went well, 1 if not, 2 for a mistake in the command line, 128 and the signal's number when
 // a second signal forced the exit.
@@ -72,7 +75,11 @@ func run(args []string, stdout, stderr io.Writer, signals <-chan os.Signal) int 
 		program, err = open(cfg, stdout)
 	}
 	if err != nil {
-		fmt.Fprintf(stderr, "workers: %v\nRun workers -h for the flags.\n", err)
+		fmt.Fprintf(stderr, "workers: %v\n", err)
+		if errors.Is(err, errLogin) {
+			return exitFailure
+		}
+		fmt.Fprint(stderr, "Run workers -h for the flags.\n")
 		return exitUsage
 	}
 

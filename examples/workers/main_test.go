@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lockerkit/locker/internal/etcdtest"
 	"github.com/lockerkit/locker/internal/pgtest"
 	"github.com/lockerkit/locker/internal/redistest"
 )
@@ -25,13 +26,15 @@ func TestMain(m *testing.M) {
 		signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 		os.Exit(run(os.Args[1:], os.Stdout, os.Stderr, signals))
 	}
-	os.Exit(pgtest.Main(withRedis{m}))
+	os.Exit(etcdtest.Main(runner(func() int {
+		return pgtest.Main(runner(func() int { return redistest.Main(m) }))
+	})))
 }
 
-// withRedis runs tests that may share a Redis server.
-type withRedis struct{ *testing.M }
+// runner runs tests that may share servers.
+type runner func() int
 
-func (m withRedis) Run() int { return redistest.Main(m.M) }
+func (r runner) Run() int { return r() }
 
 // patience bounds every wait for something that should happen soon.
 const patience = 30 * time.Second
@@ -169,6 +172,17 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"-backend", "postgres://me:secret%@localhost/db"}, "not a valid URL"},
 		{[]string{"-backend", "postgres://localhost/db", "-key", "\xff"}, "not UTF-8"},
 		{[]string{"-backend", "postgres://localhost/db", "-ttl", "1500500us"}, "whole number of milliseconds"},
+		{[]string{"-backend", "etcd://"}, "is not a host"},
+		{[]string{"-backend", "etcd://me:secret@local host"}, "is not a host"},
+		{[]string{"-backend", "etcd://me@localhost"}, "a user needs a password"},
+		{[]string{"-backend", "etcd://me:secret#1@localhost"}, "cannot be parsed"},
+		{[]string{"-backend", "etcd://me:secret/1@localhost"}, "cannot be parsed"},
+		{[]string{"-backend", "etcd://me:secret%@localhost"}, "cannot be parsed"},
+		{[]string{"-backend", "etcd://me:1?secret@localhost"}, "cannot be parsed"},
+		{[]string{"-backend", "etcd://me:1/secret?1@localhost"}, "cannot be parsed"},
+		{[]string{"-backend", "etcd://me:secret@localhost?color=red"}, `unknown parameter "color"`},
+		{[]string{"-backend", "etcds://localhost?cacert=missing.pem"}, "cacert: open missing.pem"},
+		{[]string{"-backend", "etcd://localhost", "-ttl", "1500ms"}, "whole number of seconds"},
 	} {
 		t.Run(strings.Join(test.args, " ")[:min(40, len(strings.Join(test.args, " ")))], func(t *testing.T) {
 			t.Parallel()
@@ -204,6 +218,7 @@ func TestUnreachable(t *testing.T) {
 		"redis://:secret@127.0.0.1:1/0",
 		"postgres://me:secret@127.0.0.1:1/db", // is tried with TLS and without, which makes for long errors
 		"postgresql://me:secret@127.0.0.1:1,127.0.0.1:2/db",
+		"etcd://127.0.0.1:1,127.0.0.1:2",
 	} {
 		scheme, _, _ := strings.Cut(url, ":")
 		t.Run(scheme, func(t *testing.T) {
@@ -226,5 +241,18 @@ func TestUnreachable(t *testing.T) {
 			}
 			t.Log(out.String())
 		})
+	}
+}
+
+// With a user, a worker asks etcd who that is before anything else.
+func TestLogin(t *testing.T) {
+	t.Parallel()
+	var out, problems bytes.Buffer
+	code := run([]string{"-backend", "etcd://me:secret@127.0.0.1:1?timeout=300ms"}, &out, &problems, nil)
+	if code != exitFailure || !strings.Contains(problems.String(), "cannot log in") || out.Len() > 0 {
+		t.Errorf("exit status %d, %s%s", code, out.String(), problems.String())
+	}
+	if strings.Contains(problems.String(), "secret") {
+		t.Error("the password was printed")
 	}
 }

@@ -14,8 +14,10 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/logging"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/etcdlock"
 	"github.com/lockerkit/locker/pglock"
 	"github.com/lockerkit/locker/redislock"
 )
@@ -32,8 +34,10 @@ func open(cfg config, out io.Writer) (program, error) {
 		openStore = openRedis
 	case "postgres", "postgresql":
 		openStore = openPostgres
+	case "etcd", "etcds":
+		openStore = openEtcd
 	default:
-		return nil, fmt.Errorf("-backend: %q is not a known kind of store; use memory, or a URL that begins with redis://, rediss://, unix://, postgres:// or postgresql://", scheme)
+		return nil, fmt.Errorf("-backend: %q is not a known kind of store; use memory, or a URL that begins with redis://, rediss://, unix://, postgres://, postgresql://, etcd:// or etcds://", scheme)
 	}
 	s, err := openStore(cfg)
 	if err != nil {
@@ -99,6 +103,25 @@ func closePool(pool *pgxpool.Pool) {
 	case <-closed:
 	case <-time.After(answerWithin):
 	}
+}
+
+// errLogin: the mistake, if it is one, need not be in the command line.
+var errLogin = errors.New("cannot log in")
+
+func openEtcd(cfg config) (store, error) {
+	config, err := etcdlock.ParseURL(cfg.backend)
+	if err != nil {
+		return store{}, fmt.Errorf("-backend: %w", err)
+	}
+	client, err := clientv3.New(config) // does not connect yet, unless there is a user to log in
+	if err != nil {
+		return store{}, fmt.Errorf("-backend: %w: %w", errLogin, err)
+	}
+	return store{
+		locks: etcdlock.New(client, locker.TTL(cfg.ttl)),
+		queue: newEtcdQueue(client, cfg.key),
+		close: client.Close,
+	}, nil
 }
 
 // invalid says what is wrong with the URL of a backend, unless that might have a password in it: in a URL that makes no

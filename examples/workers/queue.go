@@ -40,7 +40,7 @@ func (l Leader) String() string { return fmt.Sprintf("%s, token %d", l.Name, l.T
 type Handover struct {
 	From string        // its name; "" if there was none
 	Left bool          // it called Leave; else it vanished
-	Ago  time.Duration // since it left, or was last heard of, by the clock of the queue
+	Ago  time.Duration // since it left, or was last heard of, by the clock of the queue; etcd tells no time, so there by theirs
 }
 
 var (

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/lockerkit/locker/internal/faultproxy"
 	"github.com/lockerkit/locker/internal/pgtest"
@@ -225,6 +226,51 @@ func TestQueueAnswersInTime(t *testing.T) {
 			t.Errorf("the queue has %+v", h)
 		}
 	})
+}
+
+// A leader that is stopped between what it reads and what it writes does no harm when it goes on.
+func TestEtcdQueueStoppedHalfWay(t *testing.T) {
+	t.Parallel()
+	url, name := etcdStore.shared(t), t.Name()+rand.Text()
+	ann, bob := Leader{"ann", 1}, Leader{"bob", 2}
+	onEtcd(t, url, func(ctx context.Context, client *clientv3.Client) error {
+		direct := newEtcdQueue(client, name)
+		meanwhile := func(f func()) Queue { return newEtcdQueue(&stopping{KV: client, meanwhile: f}, name) }
+		onTime := meanwhile(func() {
+			if job, err := direct.Next(ctx, ann); err != nil || job != 1 {
+				t.Errorf("Next = %d, %v", job, err)
+			}
+		})
+		if err := onTime.Submit(ctx, ann, 1); err != nil {
+			t.Errorf("a result of the only leader: %v", err)
+		}
+		late := meanwhile(func() {
+			if h, err := direct.Claim(ctx, bob); err != nil || h.From != "ann" {
+				t.Errorf("Claim = %+v, %v", h, err)
+			}
+		})
+		if err := late.Submit(ctx, ann, 2); !errors.Is(err, ErrDeposed) {
+			t.Errorf("a late result: %v, want %v", err, ErrDeposed)
+		}
+		return nil
+	})
+	if h := etcdStore.history(t, url, name); h.done != 1 || len(h.by) != 1 || h.by[1] != ann {
+		t.Errorf("the queue has %+v", h)
+	}
+}
+
+// stopping is etcd for a process that is stopped before its first transaction, while something else happens.
+type stopping struct {
+	clientv3.KV
+	meanwhile func()
+}
+
+func (s *stopping) Txn(ctx context.Context) clientv3.Txn {
+	if s.meanwhile != nil {
+		s.meanwhile()
+		s.meanwhile = nil
+	}
+	return s.KV.Txn(ctx)
 }
 
 // Many processes may be the first to need the tables, which are made again if somebody has removed them.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"net/url"
 	"strconv"
 	"strings"
@@ -10,7 +11,10 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/redis/go-redis/v9"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/lockerkit/locker/etcdlock"
+	"github.com/lockerkit/locker/internal/etcdtest"
 	"github.com/lockerkit/locker/internal/faultproxy"
 	"github.com/lockerkit/locker/internal/pgtest"
 	"github.com/lockerkit/locker/internal/redistest"
@@ -85,7 +89,23 @@ var pgStore = testStore{
 	restartFrees: true,
 }
 
-var testStores = []testStore{redisStore, pgStore}
+var etcdStore = testStore{
+	name:   "etcd",
+	open:   openEtcd,
+	shared: func(tb testing.TB) string { return "etcd://" + etcdtest.Address(tb) },
+	start: func(t *testing.T) testServer {
+		m := etcdtest.New(t, etcdtest.Options{}).Member(0)
+		return testServer{url: "etcd://" + m.Addr(), crash: m.Kill, restart: m.Restart}
+	},
+	history: etcdHistory,
+	waiters: etcdWaiters,
+	left:    50 * time.Millisecond,
+	// Nobody tells etcd that a process has died, and it looks twice a second for leases that have run out.
+	ttl:    time.Second,
+	killed: time.Second + slack,
+}
+
+var testStores = []testStore{redisStore, pgStore, etcdStore}
 
 // onEachStore runs a test for each kind of store.
 func onEachStore(t *testing.T, test func(*testing.T, testStore)) {
@@ -206,6 +226,68 @@ func pgWaiters(t *testing.T, url, key string) (n int) {
 		number := uint64(pglock.Key(key))
 		return conn.QueryRow(ctx, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
 			AND objsubid = 1 AND classid = $1 AND objid = $2`, uint32(number>>32), uint32(number)).Scan(&n)
+	})
+	return n
+}
+
+// onEtcd calls f with a client.
+func onEtcd(t *testing.T, url string, f func(ctx context.Context, client *clientv3.Client) error) {
+	t.Helper()
+	config, err := etcdlock.ParseURL(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := clientv3.New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := f(ctx, client); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func etcdHistory(t *testing.T, url, name string) (h history) {
+	t.Helper()
+	onEtcd(t, url, func(ctx context.Context, client *clientv3.Client) error {
+		q := newEtcdQueue(client, name)
+		all, err := client.Get(ctx, q.prefix, clientv3.WithPrefix())
+		if err != nil {
+			return err
+		}
+		h.by = make(map[int64]Leader)
+		for _, kv := range all.Kvs {
+			if string(kv.Key) == q.key() {
+				var state etcdState
+				if err := json.Unmarshal(kv.Value, &state); err != nil {
+					return err
+				}
+				h.done = state.Done
+				continue
+			}
+			job, err := strconv.ParseInt(strings.TrimPrefix(string(kv.Key), q.prefix), 10, 64)
+			if err != nil {
+				return err
+			}
+			token, leader, _ := strings.Cut(string(kv.Value), " ")
+			h.by[job] = Leader{Name: leader, Token: parseToken(t, token)}
+		}
+		_, err = client.Delete(ctx, q.prefix, clientv3.WithPrefix())
+		return err
+	})
+	return h
+}
+
+func etcdWaiters(t *testing.T, url, key string) (n int) {
+	t.Helper()
+	onEtcd(t, url, func(ctx context.Context, client *clientv3.Client) error {
+		line, err := client.Get(ctx, etcdlock.Key(etcdlock.DefaultPrefix+key), clientv3.WithPrefix(), clientv3.WithCountOnly())
+		if err == nil {
+			n = max(int(line.Count)-1, 0) // all but who holds it
+		}
+		return err
 	})
 	return n
 }
