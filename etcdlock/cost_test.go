@@ -1,0 +1,94 @@
+package etcdlock_test
+
+import (
+	"context"
+	"sync"
+	"testing"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/etcdtest"
+)
+
+// state is how far a server is.
+type state struct{ proposals, revision int64 }
+
+func (a admin) state() (s state) {
+	a.t.Helper()
+	a.do(func(ctx context.Context) error {
+		r, err := a.Status(ctx, a.Endpoints()[0])
+		if err == nil {
+			s = state{int64(r.RaftIndex), r.Header.Revision}
+		}
+		return err
+	})
+	return s
+}
+
+// cost is what f makes the server write, at the least of a few times: there are proposals that the server makes for itself.
+func (a admin) cost(f func()) state {
+	a.t.Helper()
+	var least state
+	for i := range 3 {
+		before := a.state()
+		f()
+		after := a.state()
+		cost := state{after.proposals - before.proposals, after.revision - before.revision}
+		if i == 0 || cost.proposals < least.proposals {
+			least = cost
+		}
+	}
+	return least
+}
+
+// TestCost counts what a lock costs the servers: entries of their log, each of which is written to the disks of a majority.
+func TestCost(t *testing.T) {
+	t.Parallel()
+	cluster := etcdtest.New(t, etcdtest.Options{})
+	root := administer(t, cluster.Client(t))
+	l, other := open(t, cluster.Endpoints()), open(t, cluster.Endpoints())
+	works(t, l, other, 0) // so that both have a lease
+	held := mustLock(t, l, unique("key"))
+	check := func(what string, want state, f func()) {
+		t.Helper()
+		if got := root.cost(f); got != want {
+			t.Errorf("%s costs %+v; want %+v", what, got, want)
+		}
+	}
+	check("a TryLock that is refused", state{}, func() { isLocked(t, other, held.Key()) })
+	check("TryLock and Unlock", state{2, 2}, func() { mustUnlock(t, mustTry(t, l, unique("key"))) })
+	check("Lock and Unlock", state{2, 2}, func() { mustUnlock(t, mustLock(t, l, unique("key"))) })
+	check("a wait, and Unlock", state{2, 2}, func() {
+		key := held.Key()
+		waiter := waits(other, key)
+		root.awaitLine(key, 2)
+		mustUnlock(t, held)
+		held = granted(t, waiter, patience)
+		l, other = other, l
+	})
+	check("a renewal", state{}, func() { outlives(t, held, 1) })
+}
+
+// TestSharedTransactions has many acquires at once, which share entries of the servers' log.
+func TestSharedTransactions(t *testing.T) {
+	t.Parallel()
+	const n = 2000
+	cluster := etcdtest.New(t, etcdtest.Options{})
+	root := administer(t, cluster.Client(t))
+	l := open(t, cluster.Endpoints())
+	works(t, l, l, 0)
+	for name, acquire := range map[string]func(testing.TB, locker.Locker, string, ...locker.Option) *locker.Lease{
+		"Lock": mustLock, "TryLock": mustTry,
+	} {
+		cost := root.cost(func() {
+			var all sync.WaitGroup
+			for range n {
+				all.Go(func() { mustUnlock(t, acquire(t, l, unique("key"))) })
+			}
+			all.Wait()
+		})
+		t.Logf("%d %ss and Unlocks took %d proposals", n, name, cost.proposals)
+		if cost.proposals > 2*n/5 {
+			t.Errorf("%d %ss and Unlocks took %d proposals, although they could be put together", n, name, cost.proposals)
+		}
+	}
+}
