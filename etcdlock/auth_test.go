@@ -12,8 +12,8 @@ import (
 	"github.com/lockerkit/locker/internal/etcdtest"
 )
 
-// guarded starts a server that asks for passwords, and returns who may do everything there.
-func guarded(t *testing.T) (*etcdtest.Cluster, admin) {
+// withPasswords starts a server that asks for passwords, and returns who may do everything there.
+func withPasswords(t *testing.T) (*etcdtest.Cluster, admin) {
 	t.Helper()
 	cluster := etcdtest.New(t, etcdtest.Options{Flags: []string{"--bcrypt-cost=4"}})
 	anybody := administer(t, cluster.Client(t))
@@ -65,7 +65,7 @@ func (a admin) addRole(role string, prefixes ...string) {
 
 func TestAuthentication(t *testing.T) {
 	t.Parallel()
-	cluster, root := guarded(t)
+	cluster, root := withPasswords(t)
 	root.addRole("app", etcdlock.DefaultPrefix)
 	root.addUser("app", "app")
 	addr := cluster.Member(0).Addr()
@@ -113,7 +113,7 @@ func TestAuthentication(t *testing.T) {
 // TestPermission has a user who has no more than the documentation asks for, and one who has less.
 func TestPermission(t *testing.T) {
 	t.Parallel()
-	cluster, root := guarded(t)
+	cluster, root := withPasswords(t)
 	root.addRole("app", etcdlock.DefaultPrefix)
 	root.addRole("other", "other/")
 	root.addUser("app", "app")
