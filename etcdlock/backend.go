@@ -201,7 +201,7 @@ func (c *claim) made(ctx context.Context) error {
 	}
 	select {
 	case <-c.put.done:
-		if c.doubtful() {
+		if c.put.err == nil || c.doubtful() { // err may be the end of ctx, just before the step ended, which was carried out
 			return err
 		}
 		c.forget()
