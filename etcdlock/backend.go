@@ -60,7 +60,7 @@ func newBackend(client *clientv3.Client, closeClient func() error) *backend {
 
 func (b *backend) batcher(f *fence) batcher {
 	const flights = 2 // one is prepared while another is carried out
-	return batcher{kv: b.kv, life: b.life, tries: b.endpoints, fence: f, running: &b.running, flights: flights, maxOps: maxTxnOps}
+	return batcher{kv: b.kv, life: b.life, endpoints: b.endpoints, fence: f, running: &b.running, flights: flights, maxOps: maxTxnOps}
 }
 
 func (b *backend) endpoints() int { return len(b.client.Endpoints()) }

@@ -60,12 +60,12 @@ const (
 
 // batcher puts steps into transactions. While its transactions are under way, further steps collect for the next.
 type batcher struct {
-	kv      clientv3.KV
-	life    context.Context // of the Locker
-	tries   func() int      // how many endpoints there are to try
-	fence   *fence          // nil if the steps only read
-	running *sync.WaitGroup
-	flights int // how many transactions may be under way
+	kv        clientv3.KV
+	life      context.Context // of the Locker
+	endpoints func() int      // how many there are to try
+	fence     *fence          // nil if the steps only read
+	running   *sync.WaitGroup
+	flights   int // how many transactions may be under way
 
 	mu     sync.Mutex
 	queue  []*step
@@ -239,6 +239,7 @@ func (b *batcher) commit(steps []*step) (resp *clientv3.TxnResponse, repeated bo
 	for _, s := range steps {
 		bound = min(bound, s.bound)
 	}
+	tries, bound := attempts(b.endpoints(), bound)
 	for try := 1; ; try++ {
 		ctx, cancel := context.WithTimeout(b.life, bound)
 		if b.fence == nil {
@@ -247,9 +248,10 @@ func (b *batcher) commit(steps []*step) (resp *clientv3.TxnResponse, repeated bo
 			resp, err = b.fence.commit(ctx, b.kv, ops)
 		}
 		cancel()
-		if err == nil || !timedOut(err) || b.life.Err() != nil || try >= b.tries() {
+		if err == nil || !isOutage(err) || b.life.Err() != nil || try >= tries {
 			return resp, repeated, err
 		}
-		repeated = true
+		_, certain := explain(err)
+		repeated = repeated || !certain
 	}
 }

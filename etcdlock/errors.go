@@ -102,6 +102,9 @@ func timedOut(err error) bool {
 		code(err) == codes.DeadlineExceeded || code(err) == codes.Canceled
 }
 
+// isOutage reports whether err may be the fault of one endpoint alone, so that another is worth a try.
+func isOutage(err error) bool { return timedOut(err) || code(err) == codes.Unavailable }
+
 func code(err error) codes.Code {
 	if s, ok := status.FromError(err); ok {
 		return s.Code()

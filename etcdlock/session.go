@@ -53,6 +53,16 @@ func attemptBound(ttl time.Duration) time.Duration {
 	return min(max(ttl/3, 100*time.Millisecond), 3*time.Second)
 }
 
+// attempts returns how often something is asked of so many endpoints, and the bound of each attempt, where there would be
+// one with the given bound if there was one endpoint. The client asks the endpoints in turn, but for all requests together: it may happen
+// that the next attempt meets the same one.
+func attempts(endpoints int, bound time.Duration) (n int, each time.Duration) {
+	if endpoints <= 1 {
+		return 1, bound
+	}
+	return 2 * endpoints, max(bound/time.Duration(endpoints), 100*time.Millisecond)
+}
+
 // opening is a session that is on its way.
 type opening struct {
 	done    chan struct{} // closed when what follows is set
@@ -110,7 +120,7 @@ func (b *backend) open(o *opening, r locker.Request) {
 
 // grant asks for a lease. One whose answer gets lost has no keys, and ends by itself.
 func (b *backend) grant(r locker.Request) (*session, error) {
-	bound := attemptBound(r.TTL)
+	tries, bound := attempts(b.endpoints(), attemptBound(r.TTL))
 	var sent time.Time
 	var lease *clientv3.LeaseGrantResponse
 	for try := 1; ; try++ {
@@ -127,7 +137,7 @@ func (b *backend) grant(r locker.Request) (*session, error) {
 		if b.life.Err() != nil {
 			return nil, errClosed
 		}
-		if !timedOut(err) || try >= b.endpoints() {
+		if !isOutage(err) || try >= tries {
 			err, _ = explain(err)
 			return nil, err
 		}
@@ -138,7 +148,7 @@ func (b *backend) grant(r locker.Request) (*session, error) {
 	}
 	s.fence.key, s.fence.lease = fenceKey(r.Prefix, lease.ID), lease.ID
 	s.steps = b.batcher(&s.fence)
-	s.pulse = pulse{client: pb.NewLeaseClient(b.conn), life: b.life, lease: lease.ID}
+	s.pulse = pulse{client: pb.NewLeaseClient(b.conn), life: b.life, lease: lease.ID, endpoints: b.endpoints, bound: attemptBound(s.ttl)}
 	return s, nil
 }
 
