@@ -33,10 +33,11 @@ type backend struct {
 	watches watches
 	version versionCheck
 
-	mu       sync.Mutex
-	closed   bool
-	sessions map[time.Duration]*opening // by TTL
-	claims   map[locker.Owner]*claim
+	mu          sync.Mutex
+	closed      bool
+	reconnected time.Time                  // when the client was last made to connect again
+	sessions    map[time.Duration]*opening // by TTL
+	claims      map[locker.Owner]*claim
 }
 
 var (
@@ -48,19 +49,16 @@ var (
 func newBackend(client *clientv3.Client, closeClient func() error) *backend {
 	// A member that has lost its leader then says so, where it would otherwise not answer.
 	life, end := context.WithCancel(clientv3.WithRequireLeader(context.Background()))
+	conn := client.ActiveConnection()
 	b := &backend{
-		client: client, kv: clientv3.NewKV(client), leases: clientv3.NewLease(client), conn: client.ActiveConnection(),
+		// Not NewKV, which repeats reads without saying why.
+		client: client, kv: clientv3.NewKVFromKVClient(pb.NewKVClient(conn), client), leases: clientv3.NewLease(client), conn: conn,
 		closeClient: closeClient, life: life, end: end,
 		sessions: make(map[time.Duration]*opening), claims: make(map[locker.Owner]*claim),
 	}
-	b.reads = b.batcher(nil)
+	b.reads = newBatcher(b, nil)
 	b.watches = watches{client: pb.NewWatchClient(b.conn), life: life, running: &b.running}
 	return b
-}
-
-func (b *backend) batcher(f *fence) batcher {
-	const flights = 2 // one is prepared while another is carried out
-	return batcher{kv: b.kv, life: b.life, tries: b.endpoints, bound: b.attemptBound, fence: f, running: &b.running, flights: flights, maxOps: maxTxnOps}
 }
 
 func (b *backend) endpoints() int { return len(b.client.Endpoints()) }
@@ -82,17 +80,6 @@ func check(r locker.Request) error {
 	return nil
 }
 
-// bounded returns a context for a request of ctx's, which also ends with the Locker.
-func (b *backend) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
-	deadline, ok := ctx.Deadline()
-	if !ok {
-		deadline = time.Now().Add(b.attemptBound(maxLeaseTTL))
-	}
-	request, cancel := context.WithDeadline(b.life, deadline)
-	stop := context.AfterFunc(ctx, cancel)
-	return request, func() { stop(); cancel() }
-}
-
 // Acquire implements locker.Backend. It asks first, so that a refusal costs the servers no entry of their log.
 func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, error) {
 	if err := check(r); err != nil {
@@ -103,7 +90,7 @@ func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 	}
 	first := firstOf(r)
 	if err := b.reads.do(ctx, first); err != nil {
-		return locker.Grant{}, locker.NotAcquired(b.failure(ctx, err))
+		return locker.Grant{}, locker.NotAcquired(b.failure(err))
 	}
 	if kvs := first.parts[0].GetResponseRange().Kvs; len(kvs) > 0 {
 		return locker.Grant{}, &locker.Held{Holder: string(kvs[0].Value)}
@@ -127,7 +114,13 @@ func (b *backend) onSession(ctx context.Context, r locker.Request, try func(cont
 	for attempt := 1; ; attempt++ {
 		s, err := b.session(ctx, r)
 		if err != nil {
-			return locker.Grant{}, locker.NotAcquired(b.failure(ctx, err))
+			return locker.Grant{}, locker.NotAcquired(b.failure(err))
+		}
+		if err := s.refresh(ctx); err != nil {
+			if errors.Is(err, locker.ErrLost) && attempt < 3 {
+				continue
+			}
+			return locker.Grant{}, locker.NotAcquired(err)
 		}
 		g, err := try(ctx, s, r)
 		if err == errOver && attempt < 3 {
@@ -140,11 +133,15 @@ func (b *backend) onSession(ctx context.Context, r locker.Request, try func(cont
 	}
 }
 
-// failure is the error of a caller whose ctx may have ended.
-func (b *backend) failure(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
+// failure says why a request failed.
+func (b *backend) failure(err error) error {
+	switch {
+	case b.life.Err() != nil:
+		return errClosed
+	case b.client.Ctx().Err() != nil:
+		return errClientClosed
 	}
+	err, _ = explain(err)
 	return err
 }
 
@@ -173,10 +170,10 @@ func (b *backend) try(ctx context.Context, s *session, r locker.Request) (locker
 		if string(kvs[0].Key) == c.key { // the attempt before, whose answer got lost
 			return c.hold(ctx, kvs[0].CreateRevision)
 		}
-		c.abandon()
+		c.dismiss()
 		return locker.Grant{}, &locker.Held{Holder: string(kvs[0].Value)}
 	}
-	c.abandon()
+	c.dismiss()
 	return locker.Grant{}, locker.ErrLocked
 }
 
@@ -201,18 +198,6 @@ func (c *claim) made(ctx context.Context) error {
 		return errOver
 	}
 	return locker.NotAcquired(err)
-}
-
-// abandon forgets a claim that was not made, unless that is doubtful: then it is deleted.
-func (c *claim) abandon() {
-	b := c.session.b
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if c.doubtful() && !c.gone {
-		c.session.expireLocked(c, time.Now())
-		return
-	}
-	c.forgetLocked(true)
 }
 
 // again is Acquire for an owner that has the lock already.

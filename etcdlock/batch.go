@@ -10,7 +10,6 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"google.golang.org/grpc/codes"
 )
 
 // step is what one caller wants of etcd: a part of a transaction. What many callers want at the same time goes into one, since
@@ -67,30 +66,50 @@ const (
 
 // batcher puts steps into transactions. While its transactions are under way, further steps collect for the next.
 type batcher struct {
-	kv      clientv3.KV
-	life    context.Context                       // of the Locker
-	tries   func() int                            // how many endpoints there are to try
-	bound   func(ttl time.Duration) time.Duration // of an attempt
-	fence   *fence                                // nil if the steps only read
-	running *group
-	flights int // how many transactions may be under way
+	b     *backend
+	fence *fence // nil if the steps only read
 
-	mu     sync.Mutex
-	queue  []*step
-	flying int
-	maxOps int // what the server allows is learnt if it is less than it was said to be
+	mu      sync.Mutex
+	queue   []*step
+	flying  int // transactions that are under way
+	overdue int // others, which do not answer
+	maxOps  int // what the server allows is learnt if it is less than it was said to be
 }
+
+const (
+	// flights is how many transactions of a batcher may be under way: one is prepared while another is carried out.
+	flights = 2
+
+	// Where there are several endpoints, a transaction that is not answered for so long no longer keeps others, which go to
+	// another endpoint, from being sent; within limits.
+	overdueAfter = 200 * time.Millisecond
+	maxOverdue   = 16
+)
+
+func newBatcher(b *backend, f *fence) batcher { return batcher{b: b, fence: f, maxOps: maxTxnOps} }
 
 // submit hands steps over; they are concluded sooner or later.
 func (b *batcher) submit(steps ...*step) {
 	b.mu.Lock()
 	b.queue = append(b.queue, steps...)
-	start := b.flying < b.flights && len(b.queue) > 0
-	if start {
-		b.flying++
-	}
+	start := b.startsLocked()
 	b.mu.Unlock()
-	if start && !b.running.start(b.fly) {
+	if start {
+		b.start()
+	}
+}
+
+// startsLocked reports whether another flight is to be started, and counts it.
+func (b *batcher) startsLocked() bool {
+	if b.flying >= flights || len(b.queue) == 0 {
+		return false
+	}
+	b.flying++
+	return true
+}
+
+func (b *batcher) start() {
+	if !b.b.running.start(b.fly) {
 		b.fly() // the Locker is closed: they all fail
 	}
 }
@@ -102,6 +121,7 @@ func (b *batcher) do(ctx context.Context, s *step) error {
 	return b.await(ctx, s)
 }
 
+// await returns the error of a step, or that of ctx: not its cause, which may be anything, and must not be taken for an answer.
 func (b *batcher) await(ctx context.Context, s *step) error {
 	select {
 	case <-s.done:
@@ -109,9 +129,9 @@ func (b *batcher) await(ctx context.Context, s *step) error {
 	case <-ctx.Done():
 	}
 	if b.withdraw(s) {
-		s.conclude(context.Cause(ctx), true)
+		s.conclude(ctx.Err(), true)
 	}
-	return context.Cause(ctx)
+	return ctx.Err()
 }
 
 // withdraw takes a step back that has not been sent.
@@ -134,6 +154,7 @@ func (b *batcher) withdraw(s *step) bool {
 // fly carries steps out until there are no more.
 func (b *batcher) fly() {
 	var steps []*step
+	late := b.b.endpoints() > 1
 	for {
 		b.mu.Lock()
 		steps = b.take(steps[:0])
@@ -143,8 +164,41 @@ func (b *batcher) fly() {
 			return
 		}
 		b.mu.Unlock()
-		b.carryOut(steps)
+		if !late {
+			b.carryOut(steps)
+		} else if b.carryOutLate(steps) {
+			return // others have taken over
+		}
 	}
+}
+
+// carryOutLate is carryOut that does not keep others from being sent if it takes long. Then it returns true, and is not one of
+// those who fly any more.
+func (b *batcher) carryOutLate(steps []*step) (late bool) {
+	done := false // guarded by b.mu
+	alarm := time.AfterFunc(overdueAfter, func() {
+		b.mu.Lock()
+		start := false
+		if !done && b.overdue < maxOverdue {
+			late = true
+			b.overdue++
+			b.flying--
+			start = b.startsLocked()
+		}
+		b.mu.Unlock()
+		if start {
+			b.start()
+		}
+	})
+	b.carryOut(steps)
+	alarm.Stop()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	done = true
+	if late {
+		b.overdue--
+	}
+	return late
 }
 
 // take moves the next steps from the queue to steps: those that fit into one transaction.
@@ -202,7 +256,7 @@ func (b *batcher) carryOut(steps []*step) {
 				return
 			}
 		}
-		if b.life.Err() != nil {
+		if b.b.life.Err() != nil {
 			explained = errClosed
 		}
 		for _, s := range steps {
@@ -228,7 +282,7 @@ func blamesContent(err error) bool {
 			return true
 		}
 	}
-	return code(err) == codes.ResourceExhausted && !errors.Is(err, rpctypes.ErrNoSpace) && !errors.Is(err, rpctypes.ErrTooManyRequests)
+	return neverSent(err)
 }
 
 // commit sends steps in one transaction. An attempt that gets no answer is repeated, as the client sends the next one to another
@@ -245,17 +299,18 @@ func (b *batcher) commit(steps []*step) (resp *clientv3.TxnResponse, repeated bo
 	for _, s := range steps {
 		ttl = min(ttl, s.ttl)
 	}
-	for try := 1; ; try++ {
-		ctx, cancel := context.WithTimeout(b.life, b.bound(ttl))
+	doubt := false // whether an attempt may have been carried out, or may be yet
+	err = b.b.attempts(b.b.life, ttl, func(ctx context.Context) error {
+		repeated = doubt
 		if b.fence == nil {
-			resp, err = b.kv.Txn(ctx).Then(ops...).Commit()
+			resp, err = b.b.kv.Txn(ctx).Then(ops...).Commit()
 		} else {
-			resp, err = b.fence.commit(ctx, b.kv, ops)
+			resp, err = b.fence.commit(ctx, b.b.kv, ops)
 		}
-		cancel()
-		if err == nil || !timedOut(err) || b.life.Err() != nil || try >= b.tries() {
-			return resp, repeated, err
+		if _, certain := explain(err); !certain {
+			doubt = true
 		}
-		repeated = true
-	}
+		return err
+	})
+	return resp, repeated, err
 }

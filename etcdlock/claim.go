@@ -21,7 +21,8 @@ type claim struct {
 	put     *step // the request that makes it; whether it was carried out is doubtful if that ended with an error that is not certain, or was repeated
 
 	// What follows is guarded by backend.mu.
-	gone    bool      // it is not in any table any more
+	gone    bool      // nobody has it any more: its owner may make another
+	over    bool      // and there is nothing left of it
 	drops   int       // how often its deletion was begun
 	lost    error     // why, if it was lost
 	token   int64     // once the lock is held
@@ -94,14 +95,17 @@ func (c *claim) hold(ctx context.Context, token int64) (locker.Grant, error) {
 	b.mu.Lock()
 	if !c.gone && (c.request.NoRenew || s.overdueLocked()) {
 		b.mu.Unlock()
-		ctx, cancel := context.WithTimeout(ctx, b.attemptBound(s.ttl))
+		ctx, cancel := context.WithTimeout(ctx, attemptBound(s.ttl))
 		_ = s.keepAlive(ctx) // if it fails, there is less time
 		cancel()
 		b.mu.Lock()
 	}
 	defer b.mu.Unlock()
-	if c.gone {
+	switch {
+	case c.gone && c.lost != nil:
 		return locker.Grant{}, locker.NotAcquired(c.lost)
+	case c.gone || c.expired:
+		return locker.Grant{}, ErrLeaseExpired
 	}
 	c.token = token
 	s.expireLocked(c, expiry(s.confirmed, s.ttl))
@@ -124,24 +128,32 @@ func expiry(sent time.Time, ttl time.Duration) time.Time {
 // doubtful reports whether the request that makes the claim may arrive yet. put is done.
 func (c *claim) doubtful() bool { return c.put.repeated || c.put.err != nil && !c.put.certain }
 
-// forgetLocked takes the claim out of the tables. settled is whether no request about its key can arrive any more: one that deletes it,
-// say. Otherwise all claims that are made from now on have other keys than those before.
-func (c *claim) forgetLocked(settled bool) {
+// disownLocked takes the claim away from its owner.
+func (c *claim) disownLocked() {
 	if c.gone {
 		return
 	}
-	s := c.session
 	c.gone = true
+	b := c.session.b
+	delete(b.claims, c.request.Owner)
+	b.watches.remove(c.watch)
+}
+
+// forgetLocked forgets a claim that is not there any more. settled is whether no request about its key can arrive any more: one that
+// deletes it, say. Otherwise all claims that are made from now on have other keys than those before.
+func (c *claim) forgetLocked(settled bool) {
+	c.disownLocked()
+	if c.over {
+		return
+	}
+	c.over = true
+	s := c.session
 	if !settled {
 		s.generation++
 	}
 	s.freeSlotLocked(c)
-	delete(s.b.claims, c.request.Owner)
 	delete(s.claims, c)
 	s.used = time.Now()
-	if c.watch != nil {
-		s.b.watches.remove(c.watch)
-	}
 }
 
 func (c *claim) forget(settled bool) {
@@ -150,13 +162,13 @@ func (c *claim) forget(settled bool) {
 	c.forgetLocked(settled)
 }
 
-// loseLocked is forgetLocked for a claim that is not ours any more.
+// loseLocked tells the owner that the claim is not there any more.
 func (c *claim) loseLocked(why error) {
 	if c.gone {
 		return
 	}
 	c.lost = why
-	c.forgetLocked(false)
+	c.dismissLocked()
 	if c.token != 0 {
 		c.request.ReportLost(why)
 	}
@@ -166,6 +178,23 @@ func (c *claim) lose(why error) {
 	c.session.b.mu.Lock()
 	defer c.session.b.mu.Unlock()
 	c.loseLocked(why)
+}
+
+func (c *claim) dismiss() {
+	c.session.b.mu.Lock()
+	defer c.session.b.mu.Unlock()
+	c.dismissLocked()
+}
+
+// dismissLocked is for a claim that is not there as far as we know. If the request that makes it may yet arrive, it is deleted all the
+// same, and the fence raised. Its put is done, or its session over.
+func (c *claim) dismissLocked() {
+	if s := c.session; !s.isOver() && c.doubtful() {
+		c.disownLocked()
+		s.expireLocked(c, time.Now())
+		return
+	}
+	c.forgetLocked(c.drops == 0)
 }
 
 // drop deletes the key, whatever is known about it, and then forgets the claim. It returns ErrLost if the key was not there.
@@ -209,26 +238,25 @@ func (c *claim) delete(ctx context.Context) (deleted, once bool, err error) {
 	if !c.doubtful() {
 		step := newStep(s.ttl, len(c.key), op)
 		if err := s.steps.do(ctx, step); err != nil {
-			if timedOut(err) {
-				err, _ = explain(err)
-			}
-			return false, false, err
+			return false, false, s.b.failure(err)
 		}
 		return step.parts[0].GetResponseDeleteRange().Deleted > 0 || step.repeated, !step.repeated, nil
 	}
-	ctx, cancel := s.b.bounded(ctx)
-	defer cancel()
-	resp, err := s.fence.raise(ctx, s.b.kv, op)
+	var resp *clientv3.TxnResponse
+	err = s.b.attempts(ctx, s.ttl, func(ctx context.Context) (err error) {
+		resp, err = s.fence.raise(ctx, s.b.kv, op)
+		return err
+	})
 	if err != nil {
-		err, _ = explain(err)
-		return false, false, err
+		return false, false, s.b.failure(err)
 	}
 	return resp.Responses[0].GetResponseDeleteRange().Deleted > 0, false, nil
 }
 
-// expireLocked has the claim deleted at the given time, unless that is put off.
+// expireLocked has the claim deleted at the given time, unless that is put off by another call.
 func (s *session) expireLocked(c *claim, at time.Time) {
 	c.expires = at
+	c.expired = c.gone
 	if s.sweepAt.IsZero() || at.Before(s.sweepAt) {
 		s.sweepAt = at
 		if s.sweeper == nil {
@@ -264,7 +292,7 @@ func (s *session) sweep() {
 			at = now.Add(s.renewalInterval() / 2) // for the next attempt
 			c.expired = true
 			b.running.start(func() {
-				ctx, cancel := context.WithTimeout(b.life, b.attemptBound(s.ttl))
+				ctx, cancel := context.WithTimeout(b.life, attemptBound(s.ttl))
 				defer cancel()
 				_ = c.drop(ctx)
 			})

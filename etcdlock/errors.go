@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
@@ -41,10 +42,12 @@ var (
 )
 
 var (
-	errDeleted   = errors.New("etcd: the key was deleted")
-	errLeftAlone = errors.New("its TTL has passed, and it was not renewed")
-	errGivenUp   = errors.New("etcd: the lease was given up, as a key attached to it could not be deleted")
-	errClosed    = fmt.Errorf("etcd: %w", locker.ErrClosed)
+	errDeleted      = errors.New("etcd: the key was deleted")
+	errLeftAlone    = errors.New("its TTL has passed, and it was not renewed")
+	errGivenUp      = errors.New("etcd: the lease was given up, as a key attached to it could not be deleted")
+	errFence        = errors.New("etcd: the revision of a key that only this session writes keeps changing, or has gone back")
+	errClientClosed = errors.New("etcd: the client is closed")
+	errClosed       = fmt.Errorf("etcd: %w", locker.ErrClosed)
 )
 
 // meanings of the errors of etcd (https://pkg.go.dev/go.etcd.io/etcd/api/v3/v3rpc/rpctypes). After those that are certain, the
@@ -58,6 +61,8 @@ var meanings = []struct {
 	{rpctypes.ErrLeaderChanged, ErrNoLeader, false},
 	{rpctypes.ErrTimeoutDueToLeaderFail, ErrNoLeader, false},
 	{rpctypes.ErrTimeoutDueToConnectionLost, ErrNoLeader, false},
+	{rpctypes.ErrTimeout, ErrNoAnswer, false},
+	{rpctypes.ErrTimeoutWaitAppliedIndex, ErrNoAnswer, false},
 	{rpctypes.ErrNoSpace, ErrNoSpace, true},
 	{rpctypes.ErrPermissionDenied, ErrPermission, true},
 	{rpctypes.ErrPermissionNotGranted, ErrPermission, true},
@@ -87,13 +92,21 @@ func explain(err error) (explained error, certain bool) {
 		return err, m.certain
 	}
 	switch {
+	case errors.Is(err, errFence):
+		return err, true
 	case timedOut(err):
 		// Of a bound that is ours: for the caller of Lock, whose own ctx has not ended, a wrapped one would mean something else.
 		return fmt.Errorf("%w: %s", ErrNoAnswer, err.Error()), false
-	case code(err) == codes.ResourceExhausted:
-		return err, true // larger than what the client or the server accepts
+	case neverSent(err):
+		return err, true
 	}
 	return err, false
+}
+
+// neverSent reports whether a request was larger than what the client may send. (The same code says that an answer was larger than what it
+// may receive.)
+func neverSent(err error) bool {
+	return code(err) == codes.ResourceExhausted && strings.Contains(err.Error(), "trying to send message larger than max")
 }
 
 // timedOut reports whether err is the end of a context.
@@ -101,6 +114,9 @@ func timedOut(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) ||
 		code(err) == codes.DeadlineExceeded || code(err) == codes.Canceled
 }
+
+// isOutage reports whether err may be the fault of one endpoint alone, so that another is worth a try.
+func isOutage(err error) bool { return timedOut(err) || code(err) == codes.Unavailable }
 
 func code(err error) codes.Code {
 	if s, ok := status.FromError(err); ok {

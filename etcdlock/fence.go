@@ -19,7 +19,7 @@ type fence struct {
 
 // commit carries out ops behind the fence. If the fence has been raised meanwhile, they were not carried out, and it tries again.
 func (f *fence) commit(ctx context.Context, kv clientv3.KV, ops []clientv3.Op) (*clientv3.TxnResponse, error) {
-	for {
+	for range 10 {
 		known := f.revision.Load()
 		resp, err := kv.Txn(ctx).
 			If(clientv3.Compare(clientv3.ModRevision(f.key), "=", known)).
@@ -42,6 +42,7 @@ func (f *fence) commit(ctx context.Context, kv clientv3.KV, ops []clientv3.Op) (
 			return nil, err
 		}
 	}
+	return nil, errFence
 }
 
 // raise makes all requests fail that were sent before, and carries out ops in the same transaction.
@@ -55,7 +56,7 @@ func (f *fence) raise(ctx context.Context, kv clientv3.KV, ops ...clientv3.Op) (
 }
 
 func (f *fence) learn(revision int64) {
-	for {
+	for range 10 {
 		known := f.revision.Load()
 		if revision <= known || f.revision.CompareAndSwap(known, revision) {
 			return

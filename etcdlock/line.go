@@ -23,6 +23,11 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 			return g, err
 		}
 		// Somebody has deleted the claim while it waited: it goes to the end of the line.
+		select {
+		case <-time.After(jittered(10 * time.Millisecond)):
+		case <-ctx.Done():
+			return locker.Grant{}, locker.NotAcquired(ctx.Err())
+		}
 	}
 }
 
@@ -42,32 +47,38 @@ func (b *backend) stand(ctx context.Context, s *session, r locker.Request) (lock
 		return locker.Grant{}, err
 	}
 	last := c.put.takeParts()[1].GetResponseRange().Kvs // our own, and the one before
-	revision := last[0].CreateRevision
-	if len(last) == 1 {
-		return c.hold(ctx, revision)
-	}
-	w := &waiter{backend: b, claim: c, revision: revision, events: make(chan watchEvent, 3)}
+	w := &waiter{backend: b, claim: c}
 	defer w.unwatch()
-	return w.wait(ctx, string(last[1].Key))
+	switch {
+	case string(last[0].Key) != c.key: // the request was repeated, and others have joined since it was first carried out
+		return w.wait(ctx)
+	case len(last) == 1:
+		return c.hold(ctx, last[0].CreateRevision)
+	}
+	w.revision = last[0].CreateRevision
+	w.watchOnly(string(last[1].Key))
+	return w.wait(ctx)
 }
 
 // waiter is a claim that waits for its turn.
 type waiter struct {
 	backend  *backend
 	claim    *claim
-	revision int64           // at which the claim was created
+	revision int64           // at which the claim was created; 0 until it is known
 	events   chan watchEvent // of the watch; has room for all of them
 	before   string          // the claim before, which is watched
 	watch    *watch
 }
 
 // wait waits until no claim is before this one.
-func (w *waiter) wait(ctx context.Context, before string) (locker.Grant, error) {
+func (w *waiter) wait(ctx context.Context) (locker.Grant, error) {
 	s := w.claim.session
-	w.watchOnly(before)
 	// That a deletion is not told costs time, and nothing else.
 	poll := time.NewTimer(jittered(s.ttl))
 	defer poll.Stop()
+	if w.watch == nil {
+		poll.Reset(0)
+	}
 	for {
 		var event watchEvent
 		select {
@@ -76,7 +87,7 @@ func (w *waiter) wait(ctx context.Context, before string) (locker.Grant, error) 
 		case <-s.over:
 			return locker.Grant{}, locker.NotAcquired(s.cause) // and the claim is gone
 		case <-ctx.Done():
-			return locker.Grant{}, context.Cause(ctx)
+			return locker.Grant{}, ctx.Err() // not its cause, which may be anything: Release has to follow
 		}
 		if event == watchBroken {
 			w.unwatch()
@@ -91,7 +102,7 @@ func (w *waiter) wait(ctx context.Context, before string) (locker.Grant, error) 
 			poll.Reset(jittered(s.renewalInterval() / 5))
 			continue
 		case !l.there:
-			w.claim.forget(false)
+			w.claim.dismiss()
 			return locker.Grant{}, errDeleted
 		case l.before == "":
 			return w.claim.hold(ctx, w.revision)
@@ -133,6 +144,17 @@ type view struct {
 
 func (w *waiter) look(ctx context.Context) (view, error) {
 	c := w.claim
+	if w.revision == 0 {
+		step := newStep(c.session.ttl, len(c.key), clientv3.OpGet(c.key, clientv3.WithKeysOnly()))
+		if err := w.backend.reads.do(ctx, step); err != nil {
+			return view{}, err
+		}
+		own := step.parts[0].GetResponseRange().Kvs
+		if len(own) == 0 {
+			return view{}, nil
+		}
+		w.revision = own[0].CreateRevision
+	}
 	step := newStep(c.session.ttl, 4*len(c.line),
 		clientv3.OpGet(c.line, clientv3.WithRange(afterLine(c.line)), clientv3.WithMaxCreateRev(w.revision),
 			clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortDescend), clientv3.WithLimit(2), clientv3.WithKeysOnly()),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -18,6 +19,9 @@ type pulse struct {
 	life   context.Context
 	lease  clientv3.LeaseID
 
+	endpoints func() int
+	bound     time.Duration // of a keep-alive
+
 	mu   sync.Mutex
 	idle *pulseStream // kept for the next
 }
@@ -27,8 +31,38 @@ type pulseStream struct {
 	end context.CancelFunc
 }
 
-// beat sends a keep-alive and waits for its answer. It returns ErrLeaseNotFound if the lease is not there any more.
+// beat sends a keep-alive and waits for its answer. It returns ErrLeaseNotFound if the lease is not there any more. If there are several
+// endpoints, another is asked beside the first if that does not answer soon: a dead connection must not cost a third of the TTL, as
+// the next attempt may be made on it, too.
 func (p *pulse) beat(ctx context.Context) error {
+	n := p.endpoints()
+	if n <= 1 {
+		return p.beatOnce(ctx)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait() // after cancel
+	defer cancel()
+	answers := make(chan error, n+1)
+	patience := time.NewTicker(p.bound / time.Duration(n+1))
+	defer patience.Stop()
+	for asked, failed := 0, 0; ; {
+		if asked <= n {
+			asked++
+			running.Go(func() { answers <- p.beatOnce(ctx) })
+		}
+		select {
+		case err := <-answers:
+			failed++
+			if !isOutage(err) || failed > n || ctx.Err() != nil {
+				return err
+			}
+		case <-patience.C:
+		}
+	}
+}
+
+func (p *pulse) beatOnce(ctx context.Context) error {
 	p.mu.Lock()
 	s := p.idle
 	p.idle = nil

@@ -50,14 +50,60 @@ const idleFor = time.Minute
 // renewalInterval is the time between two keep-alives: as package locker renews.
 func (s *session) renewalInterval() time.Duration { return s.ttl / 3 }
 
-// attemptBound bounds one attempt of whatever is asked of the server for a lease with that TTL: package locker allows a third of the TTL
-// for each of its own attempts, in which two endpoints can be tried, if there are.
-func (b *backend) attemptBound(ttl time.Duration) time.Duration {
-	bound := ttl / 3
-	if b.endpoints() > 1 {
-		bound /= 2
+// attemptBound bounds one attempt of whatever is asked of the server for a lock with that TTL, if there is one endpoint.
+func attemptBound(ttl time.Duration) time.Duration {
+	return min(max(ttl/3, 100*time.Millisecond), 3*time.Second)
+}
+
+// attempts calls f until it succeeds, or fails for a reason that is not the fault of one endpoint alone, or has been tried enough. The client
+// asks its endpoints in turn, but for all requests together, so that the next attempt may meet the same one.
+func (b *backend) attempts(ctx context.Context, ttl time.Duration, f func(context.Context) error) error {
+	n, bound := b.endpoints(), attemptBound(ttl)
+	tries := 1
+	if n > 1 {
+		tries = 2 * n
+		bound = max(bound/time.Duration(n), 100*time.Millisecond)
 	}
-	return min(max(bound, 100*time.Millisecond), 3*time.Second)
+	var err error
+	for try := range tries {
+		// Later ones get more time, lest a cluster that is slow is taken for one that is not there.
+		attempt, cancel := b.bounded(ctx, bound*time.Duration(1+try/n))
+		err = f(attempt)
+		cancel()
+		b.reconnectAfter(err)
+		if err == nil || !isOutage(err) || ctx.Err() != nil || b.life.Err() != nil {
+			break
+		}
+	}
+	return err
+}
+
+// bounded returns a context for a request of ctx's, which also ends with the Locker.
+func (b *backend) bounded(ctx context.Context, bound time.Duration) (context.Context, context.CancelFunc) {
+	request, cancel := context.WithTimeout(b.life, bound)
+	if ctx == b.life {
+		return request, cancel
+	}
+	stop := context.AfterFunc(ctx, cancel)
+	return request, func() { stop(); cancel() }
+}
+
+// reconnectAfter has the client connect again at once if it has no connection. Left alone, it would wait for up to two minutes from one failed
+// attempt to the next: longer than most leases last, and long after the server is back.
+func (b *backend) reconnectAfter(err error) {
+	const pause = 200 * time.Millisecond
+	if err == nil || code(err) != codes.Unavailable {
+		return
+	}
+	b.mu.Lock()
+	again := time.Since(b.reconnected) > pause
+	if again {
+		b.reconnected = time.Now()
+	}
+	b.mu.Unlock()
+	if again {
+		b.conn.ResetConnectBackoff()
+	}
 }
 
 // opening is a session that is on its way.
@@ -90,7 +136,7 @@ func (b *backend) session(ctx context.Context, r locker.Request) (*session, erro
 	case <-o.done:
 		return o.session, o.err
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return nil, ctx.Err()
 	}
 }
 
@@ -115,35 +161,26 @@ func (b *backend) open(o *opening, r locker.Request) {
 
 // grant asks for a lease. One whose answer gets lost has no keys, and ends by itself.
 func (b *backend) grant(r locker.Request) (*session, error) {
-	bound := b.attemptBound(r.TTL)
 	var sent time.Time
 	var lease *clientv3.LeaseGrantResponse
-	for try := 1; ; try++ {
-		ctx, cancel := context.WithTimeout(b.life, bound)
+	err := b.attempts(b.life, r.TTL, func(ctx context.Context) error {
 		err := b.checkVersion(ctx)
 		if err == nil {
 			sent = time.Now()
 			lease, err = b.leases.Grant(ctx, int64(r.TTL/time.Second))
 		}
-		cancel()
-		if err == nil {
-			break
-		}
-		if b.life.Err() != nil {
-			return nil, errClosed
-		}
-		if !timedOut(err) || try >= b.endpoints() {
-			err, _ = explain(err)
-			return nil, err
-		}
+		return err
+	})
+	if err != nil {
+		return nil, b.failure(err)
 	}
 	s := &session{
 		b: b, asked: r.TTL, ttl: time.Duration(lease.TTL) * time.Second, lease: lease.ID,
 		over: make(chan struct{}), confirmed: sent, used: sent, claims: make(map[*claim]struct{}), slots: make(map[string]*slots),
 	}
 	s.fence.key, s.fence.lease = fenceKey(r.Prefix, lease.ID), lease.ID
-	s.steps = b.batcher(&s.fence)
-	s.pulse = pulse{client: pb.NewLeaseClient(b.conn), life: b.life, lease: lease.ID}
+	s.steps = newBatcher(b, &s.fence)
+	s.pulse = pulse{client: pb.NewLeaseClient(b.conn), life: b.life, lease: lease.ID, endpoints: b.endpoints, bound: attemptBound(s.ttl)}
 	return s, nil
 }
 
@@ -166,12 +203,22 @@ func (s *session) keepAlive(ctx context.Context) error {
 	case errors.Is(err, rpctypes.ErrLeaseNotFound):
 		s.end(ErrLeaseExpired)
 		return fmt.Errorf("%w: %w", locker.ErrLost, ErrLeaseExpired)
-	case code(err) == codes.Unavailable:
-		// Left alone, the client would wait longer from one failed attempt to connect to the next than many a lease lasts.
-		s.b.conn.ResetConnectBackoff()
 	}
-	err, _ = explain(err)
-	return err
+	s.b.reconnectAfter(err)
+	return s.b.failure(err)
+}
+
+// refresh keeps a session alive of which no keep-alive was answered for too long: a lock that begins on it might end before it is used.
+func (s *session) refresh(ctx context.Context) error {
+	s.b.mu.Lock()
+	overdue := s.overdueLocked()
+	s.b.mu.Unlock()
+	if !overdue {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, attemptBound(s.ttl))
+	defer cancel()
+	return s.keepAlive(ctx)
 }
 
 // overdueLocked reports whether a keep-alive should have been answered by now.
@@ -203,7 +250,7 @@ func (s *session) ring() {
 	}
 	b.mu.Unlock()
 
-	ctx, cancel := context.WithDeadline(b.life, earlier(end, now.Add(b.attemptBound(s.ttl))))
+	ctx, cancel := context.WithDeadline(b.life, earlier(end, now.Add(attemptBound(s.ttl))))
 	err := s.keepAlive(ctx)
 	cancel()
 	if err == nil {
@@ -274,9 +321,10 @@ func (b *backend) revoke(s *session) {
 }
 
 func (b *backend) revokeOnce(ctx context.Context, s *session) error {
-	ctx, cancel := context.WithTimeout(ctx, b.attemptBound(s.ttl))
-	defer cancel()
-	_, err := b.leases.Revoke(ctx, s.lease)
+	err := b.attempts(ctx, s.ttl, func(ctx context.Context) error {
+		_, err := b.leases.Revoke(ctx, s.lease)
+		return err
+	})
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return nil
 	}

@@ -3,6 +3,7 @@ package etcdlock
 import (
 	"context"
 	"sync"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -51,13 +52,7 @@ func (ws *watches) add(key string, revision int64, notify func(watchEvent)) *wat
 	if s == nil {
 		s = ws.openLocked()
 	}
-	s.last++
-	w := &watch{stream: s, id: s.last, notify: notify}
-	s.watches[w.id] = w
-	s.sendLocked(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
-		Key: []byte(key), WatchId: w.id, StartRevision: revision,
-		Filters: []pb.WatchCreateRequest_FilterType{pb.WatchCreateRequest_NOPUT},
-	}}})
+	w := s.createLocked(key, revision, notify)
 	ws.mu.Unlock()
 	return w
 }
@@ -74,18 +69,28 @@ func (ws *watches) remove(w *watch) {
 	}
 }
 
-// ping makes sure that the stream is alive: one that says nothing from one ping to the next is broken off.
+// ping makes sure that the stream is alive, and has to be called every now and then: one that has said nothing for a second after a
+// ping is broken off.
+//
+// A ping is a watch that is cancelled as soon as it is made. The WatchProgressRequest that is meant for this is not answered while any watch
+// of the stream is to begin later than the last revision, or lags behind.
 func (ws *watches) ping() {
+	const patience = time.Second
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	s := ws.stream
 	switch {
 	case s == nil || len(s.watches) == 0:
-	case s.pinged:
+	case s.pinged.IsZero():
+		s.pinged = time.Now()
+		var w *watch
+		w = s.createLocked(s.newest, 0, func(e watchEvent) {
+			if e == watchReady {
+				ws.remove(w)
+			}
+		})
+	case time.Since(s.pinged) > patience:
 		s.end()
-	default:
-		s.pinged = true
-		s.sendLocked(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}})
 	}
 }
 
@@ -102,11 +107,24 @@ func (ws *watches) close() {
 // watchStream is guarded by watches.mu.
 type watchStream struct {
 	end     context.CancelFunc
-	last    int64 // id given
+	last    int64  // id given
+	newest  string // key watched
 	watches map[int64]*watch
 	out     []*pb.WatchRequest // to be sent
 	wake    chan struct{}      // has room for one, and one in it if there is something in out
-	pinged  bool               // and not heard of since
+	pinged  time.Time          // zero if it has been heard of since
+}
+
+func (s *watchStream) createLocked(key string, revision int64, notify func(watchEvent)) *watch {
+	s.last++
+	s.newest = key
+	w := &watch{stream: s, id: s.last, notify: notify}
+	s.watches[w.id] = w
+	s.sendLocked(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
+		Key: []byte(key), WatchId: w.id, StartRevision: revision,
+		Filters: []pb.WatchCreateRequest_FilterType{pb.WatchCreateRequest_NOPUT},
+	}}})
+	return w
 }
 
 func (s *watchStream) sendLocked(r *pb.WatchRequest) {
@@ -185,11 +203,11 @@ func (ws *watches) receive(s *watchStream, stream pb.Watch_WatchClient) {
 		case r.Created:
 		case deletes(r):
 			event = watchDeleted
-		default: // the answer to a ping
-			event = -1
+		default:
+			event = -1 // which nothing calls for
 		}
 		ws.mu.Lock()
-		s.pinged = false
+		s.pinged = time.Time{}
 		w := s.watches[r.WatchId]
 		if w != nil && event == watchDeleted {
 			s.removeLocked(w)

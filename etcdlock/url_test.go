@@ -12,11 +12,11 @@ import (
 
 func TestParseURL(t *testing.T) {
 	t.Parallel()
-	config, err := etcdlock.ParseURL("etcds://me:se%3Fcret@one,two:4001,[::1]:4002?servername=three&timeout=2s")
+	config, err := etcdlock.ParseURL("etcds://me:se%3Fcret@one,two:4001,[::1]:4002?timeout=2s")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Equal(config.Endpoints, []string{"one:2379", "two:4001", "[::1]:4002"}) || config.TLS.ServerName != "three" ||
+	if !slices.Equal(config.Endpoints, []string{"one:2379", "two:4001", "[::1]:4002"}) ||
 		config.Username != "me" || config.Password != "se?cret" {
 		t.Errorf("%+v", config)
 	}

@@ -1,0 +1,222 @@
+package etcdlock_test
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/etcdlock"
+	"github.com/lockerkit/locker/internal/etcdtest"
+	"github.com/lockerkit/locker/internal/faultproxy"
+)
+
+// membersTTL is that of the leases here: an election takes a second.
+const membersTTL = 3 * time.Second
+
+// relay checks that no two hold a lock at once, and that tokens increase.
+type relay struct {
+	t    testing.TB
+	mu   sync.Mutex
+	last *locker.Lease
+}
+
+// granted is called by who is granted the lock, at once.
+func (r *relay) granted(lease *locker.Lease) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.last != nil && r.last.Err() == nil {
+		r.t.Error("two hold the lock at once")
+	}
+	if r.last != nil && lease.Token() <= r.last.Token() {
+		r.t.Errorf("token %d after %d", lease.Token(), r.last.Token())
+	}
+	r.last = lease
+}
+
+// TestMemberFails has something happen to a member of a cluster while a lock is held and others wait for it.
+func TestMemberFails(t *testing.T) {
+	t.Parallel()
+	for name, fail := range map[string]func(t *testing.T, c *etcdtest.Cluster, leader int) (heal func()){
+		"leader killed": func(t *testing.T, c *etcdtest.Cluster, leader int) func() {
+			c.Member(leader).Kill()
+			return func() { c.Member(leader).Restart() }
+		},
+		"leader paused":   func(t *testing.T, c *etcdtest.Cluster, leader int) func() { return pause(t, c.Member(leader)) },
+		"follower paused": func(t *testing.T, c *etcdtest.Cluster, leader int) func() { return pause(t, c.Member((leader+1)%3)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			cluster := etcdtest.New(t, etcdtest.Options{Members: 3})
+			root := administer(t, cluster.Client(t))
+			key := unique("key")
+			r := &relay{t: t}
+			holder := mustLock(t, open(t, cluster.Endpoints(), locker.TTL(membersTTL)), key)
+			r.granted(holder)
+			const waiters = 3
+			order := make(chan int, waiters)
+			var all sync.WaitGroup
+			defer all.Wait()
+			for i := range waiters {
+				l := open(t, cluster.Endpoints(), locker.TTL(membersTTL))
+				all.Go(func() {
+					lease, err := lock(l, key)
+					if err != nil {
+						t.Errorf("waiter %d: %v", i, err)
+						return
+					}
+					r.granted(lease)
+					order <- i
+					if err := lease.Unlock(); err != nil {
+						t.Errorf("waiter %d: %v", i, err)
+					}
+				})
+				root.awaitLine(key, 2+i)
+			}
+			heal := fail(t, cluster, cluster.Leader(t))
+			start := time.Now()
+			eventually(t, "the lease is renewed, or lost", func() bool {
+				return holder.Err() != nil || holder.Deadline().After(start.Add(2*membersTTL))
+			})
+			if err := holder.Err(); err != nil {
+				t.Logf("the holder was told: %v", err)
+			} else if err := holder.Unlock(); err != nil {
+				t.Error(err)
+			}
+			heal()
+			for i := range waiters {
+				if got := <-order; got != i {
+					t.Errorf("waiter %d has the lock; want %d", got, i)
+				}
+			}
+		})
+	}
+}
+
+// pause pauses a member.
+func pause(t *testing.T, m *etcdtest.Member) (resume func()) {
+	t.Helper()
+	if err := m.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := m.Resume(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestMajorityLost has the majority of the members gone for a while.
+func TestMajorityLost(t *testing.T) {
+	t.Parallel()
+	cluster := etcdtest.New(t, etcdtest.Options{Members: 3})
+	key := unique("key")
+	r := &relay{t: t}
+	l, rival := open(t, cluster.Endpoints(), locker.TTL(membersTTL)), open(t, cluster.Endpoints(), locker.TTL(membersTTL))
+	holder := mustLock(t, l, key)
+	r.granted(holder)
+	leader := cluster.Leader(t)
+	gone := []*etcdtest.Member{cluster.Member(leader), cluster.Member((leader + 1) % 3)}
+	for _, m := range gone {
+		m.Kill()
+	}
+	end := started(func() time.Time { <-holder.Done(); return time.Now() })
+	for op, call := range map[string]func() error{
+		"trylock": func() error { _, err := rival.TryLock(t.Context(), key); return err },
+		"lock":    func() error { _, err := lock(rival, key); return err },
+	} {
+		start := time.Now()
+		err := call()
+		t.Logf("%s without a majority, after %v: %v", op, time.Since(start).Round(time.Millisecond), err)
+		if err == nil || errors.Is(err, locker.ErrLocked) {
+			t.Errorf("%s without a majority: %v", op, err)
+		}
+	}
+	late := end.within(t, 2*membersTTL, "the holder is told").Sub(holder.Deadline())
+	if err := holder.Err(); !errors.Is(err, locker.ErrLost) || late < 0 || late > membersTTL/10 {
+		t.Errorf("the holder is told %v, %v after its deadline", err, late)
+	}
+	// By now, the remaining member knows that it has no leader.
+	_, err := rival.TryLock(t.Context(), key)
+	if !errors.Is(err, etcdlock.ErrNoLeader) && !errors.Is(err, etcdlock.ErrNoAnswer) {
+		t.Errorf("TryLock without a majority: %v; want ErrNoLeader or ErrNoAnswer", err)
+	}
+	if err := gone[0].Restart(); err != nil {
+		t.Fatal(err)
+	}
+	cluster.Leader(t)
+	next := mustLock(t, rival, key)
+	r.granted(next)
+	outlives(t, next, 1)
+	if err := gone[1].Restart(); err != nil {
+		t.Fatal(err)
+	}
+	mustUnlock(t, next)
+}
+
+// TestTokens has the token of a lock increase, whatever happens to the servers.
+func TestTokens(t *testing.T) {
+	t.Parallel()
+	cluster := etcdtest.New(t, etcdtest.Options{Members: 3})
+	key := unique("key")
+	last := uint64(0)
+	check := func(what string) {
+		t.Helper()
+		l := open(t, cluster.Endpoints(), locker.TTL(membersTTL))
+		var lease *locker.Lease
+		eventually(t, "the lock is granted", func() (ok bool) {
+			var err error
+			lease, err = lock(l, key)
+			return err == nil
+		})
+		if lease.Token() <= last {
+			t.Errorf("%s: token %d after %d", what, lease.Token(), last)
+		}
+		last = lease.Token()
+		mustUnlock(t, lease)
+	}
+	check("at first")
+	if err := cluster.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	check("all members killed and restarted")
+	for i := range cluster.Size() {
+		leader := cluster.Member(cluster.Leader(t))
+		leader.Kill()
+		check(fmt.Sprint("leader killed ", i))
+		if err := leader.Restart(); err != nil {
+			t.Fatal(err)
+		}
+		check(fmt.Sprint("and restarted ", i))
+	}
+}
+
+// TestLeaderChangeDelaysRivals has a holder cut off, and then a new leader elected, which gives each lease its whole TTL anew.
+func TestLeaderChangeDelaysRivals(t *testing.T) {
+	t.Parallel()
+	cluster := etcdtest.New(t, etcdtest.Options{Members: 3})
+	leader := cluster.Leader(t)
+	wire := behind(t, cluster.Member((leader+1)%3))
+	key := unique("key")
+	holder := mustLock(t, open(t, []string{wire.Addr()}, locker.TTL(membersTTL)), key)
+	outlives(t, holder, 1)
+	rival := waits(open(t, cluster.Endpoints(), locker.TTL(membersTTL)), key)
+	administer(t, cluster.Client(t)).awaitLine(key, 2)
+	wire.Set(faultproxy.BlackHole())
+	deadline := holder.Deadline()
+	time.Sleep(time.Until(deadline) - membersTTL/3) // the later, the longer
+	if holder.Deadline() != deadline {
+		t.Error("the holder was not cut off")
+	}
+	cluster.Member(leader).Kill()
+	next := granted(t, rival, 4*membersTTL)
+	if err := holder.Err(); !errors.Is(err, locker.ErrLost) {
+		t.Errorf("the rival has the lock, and the holder says %v", err)
+	}
+	t.Logf("the rival had to wait %v longer than the holder had the lock", time.Since(deadline).Round(time.Millisecond))
+	if next.Token() <= holder.Token() {
+		t.Errorf("token %d after %d", next.Token(), holder.Token())
+	}
+	mustUnlock(t, next)
+}
