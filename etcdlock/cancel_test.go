@@ -63,9 +63,9 @@ func TestCancelledAcquires(t *testing.T) {
 	}
 	all.Wait()
 	t.Logf("%d were granted, and %d gave up", len(leases), gaveUp)
-	want := []string{claimOf(held)}
+	want := []string{etcdlock.ClaimOf(held)}
 	for _, lease := range leases {
-		want = append(want, claimOf(lease))
+		want = append(want, etcdlock.ClaimOf(lease))
 	}
 	slices.Sort(want)
 	var keys []string
@@ -85,10 +85,4 @@ func TestCancelledAcquires(t *testing.T) {
 	if keys, _ := root.claims(name); len(keys) > 0 {
 		t.Errorf("in the end, there is %s", strings.Join(keys, ", "))
 	}
-}
-
-// claimOf returns the key of a lease that is held.
-func claimOf(lease *locker.Lease) string {
-	g := locker.GrantOf(lease)
-	return etcdlock.Key(g.Name()) + g.Owner.String()
 }

@@ -11,3 +11,6 @@ func NewBackend(client *clientv3.Client) locker.Backend { return newBackend(clie
 
 // TooOld reports whether a server with that version is refused.
 func TooOld(version string) bool { return tooOld(version) }
+
+// ClaimOf returns the key in etcd of a lease that is held.
+func ClaimOf(lease *locker.Lease) string { return locker.GrantOf(lease).Private.(*claim).key }
