@@ -3,6 +3,7 @@ package etcdlock_test
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -219,4 +220,50 @@ func TestLeaderChangeDelaysRivals(t *testing.T) {
 		t.Errorf("token %d after %d", next.Token(), holder.Token())
 	}
 	mustUnlock(t, next)
+}
+
+// TestMemberFrozen has a member of three that accepts everything, and does nothing.
+func TestMemberFrozen(t *testing.T) {
+	t.Parallel()
+	const holders, atOnce, each = 8, 8, 20
+	cluster := etcdtest.New(t, etcdtest.Options{Members: 3})
+	var leases []*locker.Lease
+	for range holders {
+		leases = append(leases, mustLock(t, open(t, cluster.Endpoints(), locker.TTL(membersTTL)), unique("key")))
+	}
+	l := open(t, cluster.Endpoints(), locker.TTL(membersTTL))
+	works(t, l, l, 1)
+	resume := pause(t, cluster.Member((cluster.Leader(t)+1)%3))
+	var mu sync.Mutex
+	var took []time.Duration
+	var all sync.WaitGroup
+	for range atOnce {
+		all.Go(func() {
+			for range each {
+				start := time.Now()
+				lease, err := lock(l, unique("key"))
+				if err != nil {
+					t.Error(err)
+					continue
+				}
+				mu.Lock()
+				took = append(took, time.Since(start))
+				mu.Unlock()
+				if err := lease.Unlock(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	slices.Sort(took)
+	median := took[len(took)/2]
+	t.Logf("half of the Locks take no more than %v, the slowest %v", median.Round(time.Millisecond), took[len(took)-1].Round(time.Millisecond))
+	if median > membersTTL/30 { // a tenth of the time that an attempt has
+		t.Errorf("half of the Locks take %v or more", median)
+	}
+	for _, lease := range leases {
+		outlives(t, lease, 2)
+	}
+	resume()
 }
