@@ -58,6 +58,9 @@ func attemptBound(ttl time.Duration) time.Duration {
 // attempts calls f until it succeeds, or fails for a reason that is not the fault of one endpoint alone, or has been tried enough. The client
 // asks its endpoints in turn, but for all requests together, so that the next attempt may meet the same one.
 func (b *backend) attempts(ctx context.Context, ttl time.Duration, f func(context.Context) error) error {
+	if b.client.Ctx().Err() != nil {
+		return errClientClosed // the client itself would try again until the attempt is over
+	}
 	n, bound := b.endpoints(), attemptBound(ttl)
 	tries := 1
 	if n > 1 {
@@ -162,12 +165,12 @@ func (b *backend) open(o *opening, r locker.Request) {
 // grant asks for a lease. One whose answer gets lost has no keys, and ends by itself.
 func (b *backend) grant(r locker.Request) (*session, error) {
 	var sent time.Time
-	var lease *clientv3.LeaseGrantResponse
+	var lease *pb.LeaseGrantResponse
 	err := b.attempts(b.life, r.TTL, func(ctx context.Context) error {
 		err := b.checkVersion(ctx)
 		if err == nil {
 			sent = time.Now()
-			lease, err = b.leases.Grant(ctx, int64(r.TTL/time.Second))
+			lease, err = b.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{TTL: int64(r.TTL / time.Second)})
 		}
 		return err
 	})
@@ -175,12 +178,12 @@ func (b *backend) grant(r locker.Request) (*session, error) {
 		return nil, b.failure(err)
 	}
 	s := &session{
-		b: b, asked: r.TTL, ttl: time.Duration(lease.TTL) * time.Second, lease: lease.ID,
+		b: b, asked: r.TTL, ttl: time.Duration(lease.TTL) * time.Second, lease: clientv3.LeaseID(lease.ID),
 		over: make(chan struct{}), confirmed: sent, used: sent, claims: make(map[*claim]struct{}), slots: make(map[string]*slots),
 	}
-	s.fence.key, s.fence.lease = fenceKey(r.Prefix, lease.ID), lease.ID
+	s.fence.key, s.fence.lease = fenceKey(r.Prefix, s.lease), s.lease
 	s.steps = newBatcher(b, &s.fence)
-	s.pulse = pulse{client: pb.NewLeaseClient(b.conn), life: b.life, lease: lease.ID, endpoints: b.endpoints, bound: attemptBound(s.ttl)}
+	s.pulse = pulse{client: b.leases, life: b.life, lease: s.lease, endpoints: b.endpoints, bound: attemptBound(s.ttl)}
 	return s, nil
 }
 
@@ -322,8 +325,8 @@ func (b *backend) revoke(s *session) {
 
 func (b *backend) revokeOnce(ctx context.Context, s *session) error {
 	err := b.attempts(ctx, s.ttl, func(ctx context.Context) error {
-		_, err := b.leases.Revoke(ctx, s.lease)
-		return err
+		_, err := b.leases.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: int64(s.lease)})
+		return rpctypes.Error(err)
 	})
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return nil
