@@ -123,13 +123,12 @@ func (b *backend) onSession(ctx context.Context, r locker.Request, try func(cont
 			return locker.Grant{}, locker.NotAcquired(err)
 		}
 		g, err := try(ctx, s, r)
-		if err == errOver && attempt < 3 {
-			continue
+		switch {
+		case !errors.Is(err, errOver):
+			return g, err
+		case attempt >= 3:
+			return g, locker.NotAcquired(ErrLeaseExpired)
 		}
-		if err == errOver {
-			err = locker.NotAcquired(ErrLeaseExpired)
-		}
-		return g, err
 	}
 }
 
