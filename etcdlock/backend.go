@@ -263,7 +263,9 @@ func (b *backend) Renew(ctx context.Context, gs []locker.Grant) []error {
 		case failed[c] != nil:
 			errs[i] = failed[c]
 		default:
-			c.session.expireLocked(c, expiry(sent, c.session.ttl))
+			if at := expiry(sent, c.session.ttl); at.After(c.expires) {
+				c.session.expireLocked(c, at)
+			}
 		}
 	}
 	return errs

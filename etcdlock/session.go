@@ -30,6 +30,8 @@ type session struct {
 	steps batcher // what changes something
 	pulse pulse
 
+	refreshing chan struct{} // has room for one
+
 	over  chan struct{} // closed at the end, with cause set
 	cause error
 
@@ -176,7 +178,7 @@ func (b *backend) grant(r locker.Request) (*session, error) {
 	}
 	s := &session{
 		b: b, asked: r.TTL, ttl: time.Duration(lease.TTL) * time.Second, lease: lease.ID,
-		over: make(chan struct{}), confirmed: sent, used: sent, claims: make(map[*claim]struct{}), slots: make(map[string]*slots),
+		refreshing: make(chan struct{}, 1), over: make(chan struct{}), confirmed: sent, used: sent, claims: make(map[*claim]struct{}), slots: make(map[string]*slots),
 	}
 	s.fence.key, s.fence.lease = fenceKey(r.Prefix, lease.ID), lease.ID
 	s.steps = newBatcher(b, &s.fence)
@@ -210,14 +212,25 @@ func (s *session) keepAlive(ctx context.Context) error {
 
 // refresh keeps a session alive of which no keep-alive was answered for too long: a lock that begins on it might end before it is used.
 func (s *session) refresh(ctx context.Context) error {
-	s.b.mu.Lock()
-	overdue := s.overdueLocked()
-	s.b.mu.Unlock()
-	if !overdue {
+	overdue := func() bool {
+		s.b.mu.Lock()
+		defer s.b.mu.Unlock()
+		return s.overdueLocked()
+	}
+	if !overdue() {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, attemptBound(s.ttl))
 	defer cancel()
+	select {
+	case s.refreshing <- struct{}{}: // one for all who ask
+		defer func() { <-s.refreshing }()
+	case <-ctx.Done():
+		return ErrNoAnswer
+	}
+	if !overdue() {
+		return nil
+	}
 	return s.keepAlive(ctx)
 }
 
