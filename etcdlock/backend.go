@@ -52,7 +52,7 @@ func newBackend(client *clientv3.Client, closeClient func() error) *backend {
 	conn := client.ActiveConnection()
 	b := &backend{
 		// Not NewKV, which repeats reads without saying why.
-		client: client, kv: clientv3.NewKVFromKVClient(pb.NewKVClient(conn), client), leases: clientv3.NewLease(client), conn: conn,
+		client: client, kv: clientv3.NewKVFromKVClient(watchfulKV{pb.NewKVClient(conn)}, client), leases: clientv3.NewLease(client), conn: conn,
 		closeClient: closeClient, life: life, end: end,
 		sessions: make(map[time.Duration]*opening), claims: make(map[locker.Owner]*claim),
 	}

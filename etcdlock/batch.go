@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -299,8 +300,9 @@ func (b *batcher) commit(steps []*step) (resp *clientv3.TxnResponse, repeated bo
 	for _, s := range steps {
 		ttl = min(ttl, s.ttl)
 	}
+	var resent atomic.Bool
 	doubt := false // whether an attempt may have been carried out, or may be yet
-	err = b.b.attempts(b.b.life, ttl, func(ctx context.Context) error {
+	err = b.b.attempts(context.WithValue(b.b.life, resentKey{}, &resent), ttl, func(ctx context.Context) error {
 		repeated = doubt
 		if b.fence == nil {
 			resp, err = b.b.kv.Txn(ctx).Then(ops...).Commit()
@@ -312,5 +314,5 @@ func (b *batcher) commit(steps []*step) (resp *clientv3.TxnResponse, repeated bo
 		}
 		return err
 	})
-	return resp, repeated, err
+	return resp, repeated || resent.Load(), err
 }

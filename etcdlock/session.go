@@ -58,7 +58,8 @@ func attemptBound(ttl time.Duration) time.Duration {
 }
 
 // attempts calls f until it succeeds, or fails for a reason that is not the fault of one endpoint alone, or has been tried enough. The client
-// asks its endpoints in turn, but for all requests together, so that the next attempt may meet the same one.
+// asks its endpoints in turn, but for all requests together, so that the next attempt may meet the same one. ctx is b.life, or derived
+// from it.
 func (b *backend) attempts(ctx context.Context, ttl time.Duration, f func(context.Context) error) error {
 	n, bound := b.endpoints(), attemptBound(ttl)
 	tries := 1
@@ -69,23 +70,20 @@ func (b *backend) attempts(ctx context.Context, ttl time.Duration, f func(contex
 	var err error
 	for try := range tries {
 		// Later ones get more time, lest a cluster that is slow is taken for one that is not there.
-		attempt, cancel := b.bounded(ctx, bound*time.Duration(1+try/n))
+		attempt, cancel := context.WithTimeout(ctx, bound*time.Duration(1+try/n))
 		err = f(attempt)
 		cancel()
 		b.reconnectAfter(err)
-		if err == nil || !isOutage(err) || ctx.Err() != nil || b.life.Err() != nil {
+		if err == nil || !isOutage(err) || ctx.Err() != nil {
 			break
 		}
 	}
 	return err
 }
 
-// bounded returns a context for a request of ctx's, which also ends with the Locker.
-func (b *backend) bounded(ctx context.Context, bound time.Duration) (context.Context, context.CancelFunc) {
-	request, cancel := context.WithTimeout(b.life, bound)
-	if ctx == b.life {
-		return request, cancel
-	}
+// requestOf returns a context for the requests that a call with ctx makes, which also ends with the Locker.
+func (b *backend) requestOf(ctx context.Context) (context.Context, context.CancelFunc) {
+	request, cancel := context.WithCancel(b.life)
 	stop := context.AfterFunc(ctx, cancel)
 	return request, func() { stop(); cancel() }
 }
