@@ -56,7 +56,7 @@ func newBackend(client *clientv3.Client, closeClient func() error) *backend {
 		closeClient: closeClient, life: life, end: end,
 		sessions: make(map[time.Duration]*opening), claims: make(map[locker.Owner]*claim),
 	}
-	b.reads = newBatcher(b, nil)
+	b.reads = newBatcher(b, nil, life.Done())
 	b.watches = watches{client: pb.NewWatchClient(b.conn), life: life, running: &b.running}
 	return b
 }

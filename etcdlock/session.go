@@ -179,7 +179,7 @@ func (b *backend) grant(r locker.Request) (*session, error) {
 		refreshing: make(chan struct{}, 1), over: make(chan struct{}), confirmed: sent, used: sent, claims: make(map[*claim]struct{}), slots: make(map[string]*slots),
 	}
 	s.fence.key, s.fence.lease = fenceKey(r.Prefix, lease.ID), lease.ID
-	s.steps = newBatcher(b, &s.fence)
+	s.steps = newBatcher(b, &s.fence, s.over)
 	s.pulse = pulse{client: pb.NewLeaseClient(b.conn), life: b.life, lease: lease.ID, endpoints: b.endpoints, bound: attemptBound(s.ttl)}
 	return s, nil
 }
