@@ -117,7 +117,7 @@ func (c *core) supervised(ctx, callCtx context.Context, done func(), r Request,
 		select {
 		case answer <- outcome{g, err}:
 		case <-left:
-			c.undo(r, g, err)
+			c.undo(r, g, unmasked(callCtx, err))
 		}
 	})
 	select {
@@ -141,6 +141,7 @@ func (c *core) supervised(ctx, callCtx context.Context, done func(), r Request,
 // settle turns the outcome of an acquire into a lease that is held, or into an error with nothing held.
 func (c *core) settle(ctx context.Context, l *Lease, sent time.Time, g Grant, err error) error {
 	r := l.grant.Request
+	err = unmasked(ctx, err)
 	if err != nil {
 		if outcomeUnknown(err) {
 			c.undoLater(r, g, err)

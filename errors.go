@@ -1,6 +1,7 @@
 package locker
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -97,6 +98,19 @@ func outcomeUnknown(err error) bool {
 		!errors.Is(err, ErrInvalidKey) &&
 		!errors.Is(err, ErrInvalidOption) &&
 		!errors.Is(err, errors.ErrUnsupported)
+}
+
+// unmasked returns the error of a call with ctx, or, if that is no more than the cause of ctx, ctx.Err: a cause can be any error, such as that of
+// another Lock, and must not be taken for the store's answer.
+func unmasked(ctx context.Context, err error) error {
+	cause := context.Cause(ctx)
+	if err == nil || cause == nil || !errors.Is(err, cause) {
+		return err
+	}
+	if _, certain := err.(*notAcquired); certain { //nolint:errorlint // the cause may have one inside
+		return err
+	}
+	return ctx.Err()
 }
 
 // noAnswer is the error of a call that the store left unanswered for as long as the answer could have been of

@@ -181,6 +181,46 @@ func TestRule3AbandonedAcquireIsUndone(t *testing.T) {
 	})
 }
 
+// The cause of a context may be anything, also an error of another Lock, and is no answer of the store.
+func TestRule3CauseOfContextIsNoAnswer(t *testing.T) {
+	for _, queue := range []bool{false, true} {
+		for _, cause := range []error{locker.ErrLocked, &locker.Held{}, locker.NotAcquired(errFault)} {
+			f := new(fake)
+			wait := func(ctx context.Context, _ locker.Request) (locker.Grant, error) {
+				<-ctx.Done()
+				return locker.Grant{}, context.Cause(ctx)
+			}
+			b := locker.Backend(f)
+			if f.acquire = wait; queue {
+				b = waitingFake{f, wait}
+			}
+			synctest.Test(t, func(t *testing.T) {
+				l := locker.New(b)
+				ctx, cancel := context.WithCancelCause(t.Context())
+				time.AfterFunc(time.Second, func() { cancel(fmt.Errorf("another: %w", cause)) })
+				if _, err := l.Lock(ctx, "k"); !errors.Is(err, cause) {
+					t.Errorf("Lock returned %v; want the cause %v", err, cause)
+				}
+				time.Sleep(time.Hour)
+				if _, _, released := f.calls(); released == 0 {
+					t.Errorf("queue %v, cause %v: what may have been acquired was not released", queue, cause)
+				}
+				_ = l.Close()
+			})
+		}
+	}
+}
+
+type waitingFake struct {
+	*fake
+	wait func(context.Context, locker.Request) (locker.Grant, error)
+}
+
+func (f waitingFake) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	return f.wait(ctx, r)
+}
+func (f waitingFake) HeedsContext() {}
+
 func TestRule3UndoRetriesForOneTTL(t *testing.T) {
 	f := &fake{}
 	f.acquire = func(context.Context, locker.Request) (locker.Grant, error) { return locker.Grant{}, errFault }

@@ -52,11 +52,11 @@ func newBackend(client *clientv3.Client, closeClient func() error) *backend {
 	conn := client.ActiveConnection()
 	b := &backend{
 		// Not NewKV and NewLease, which repeat some requests without saying why.
-		client: client, kv: clientv3.NewKVFromKVClient(pb.NewKVClient(conn), client), leases: pb.NewLeaseClient(conn), conn: conn,
+		client: client, kv: clientv3.NewKVFromKVClient(watchfulKV{pb.NewKVClient(conn)}, client), leases: pb.NewLeaseClient(conn), conn: conn,
 		closeClient: closeClient, life: life, end: end,
 		sessions: make(map[time.Duration]*opening), claims: make(map[locker.Owner]*claim),
 	}
-	b.reads = newBatcher(b, nil)
+	b.reads = newBatcher(b, nil, life.Done())
 	b.watches = watches{client: pb.NewWatchClient(b.conn), life: life, running: &b.running}
 	return b
 }
@@ -123,13 +123,12 @@ func (b *backend) onSession(ctx context.Context, r locker.Request, try func(cont
 			return locker.Grant{}, locker.NotAcquired(err)
 		}
 		g, err := try(ctx, s, r)
-		if err == errOver && attempt < 3 {
-			continue
+		switch {
+		case !errors.Is(err, errOver):
+			return g, err
+		case attempt >= 3:
+			return g, locker.NotAcquired(ErrLeaseExpired)
 		}
-		if err == errOver {
-			err = locker.NotAcquired(ErrLeaseExpired)
-		}
-		return g, err
 	}
 }
 
@@ -264,7 +263,9 @@ func (b *backend) Renew(ctx context.Context, gs []locker.Grant) []error {
 		case failed[c] != nil:
 			errs[i] = failed[c]
 		default:
-			c.session.expireLocked(c, expiry(sent, c.session.ttl))
+			if at := expiry(sent, c.session.ttl); at.After(c.expires) {
+				c.session.expireLocked(c, at)
+			}
 		}
 	}
 	return errs

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -67,18 +68,21 @@ const (
 // batcher puts steps into transactions. While its transactions are under way, further steps collect for the next.
 type batcher struct {
 	b     *backend
-	fence *fence // nil if the steps only read
+	fence *fence          // nil if the steps only read
+	over  <-chan struct{} // closed when there is no more to expect
 
-	mu      sync.Mutex
-	queue   []*step
-	flying  int // transactions that are under way
-	overdue int // others, which do not answer
-	maxOps  int // what the server allows is learnt if it is less than it was said to be
+	mu       sync.Mutex
+	queue    []*step
+	carriers int           // goroutines that carry out steps, except overdue ones
+	idle     int           // of them
+	calls    chan struct{} // has room for each of them
+	overdue  int           // goroutines that wait for an answer for too long
+	maxOps   int           // what the server allows is learnt if it is less than it was said to be
 }
 
 const (
-	// flights is how many transactions of a batcher may be under way: one is prepared while another is carried out.
-	flights = 2
+	// maxCarriers is how many transactions of a batcher may be under way: one is prepared while another is carried out.
+	maxCarriers = 2
 
 	// Where there are several endpoints, a transaction that is not answered for so long no longer keeps others, which go to
 	// another endpoint, from being sent; within limits.
@@ -86,31 +90,39 @@ const (
 	maxOverdue   = 16
 )
 
-func newBatcher(b *backend, f *fence) batcher { return batcher{b: b, fence: f, maxOps: maxTxnOps} }
+func newBatcher(b *backend, f *fence, over <-chan struct{}) batcher {
+	return batcher{b: b, fence: f, over: over, calls: make(chan struct{}, maxCarriers), maxOps: maxTxnOps}
+}
 
 // submit hands steps over; they are concluded sooner or later.
 func (b *batcher) submit(steps ...*step) {
 	b.mu.Lock()
 	b.queue = append(b.queue, steps...)
-	start := b.startsLocked()
+	start := b.callLocked()
 	b.mu.Unlock()
 	if start {
 		b.start()
 	}
 }
 
-// startsLocked reports whether another flight is to be started, and counts it.
-func (b *batcher) startsLocked() bool {
-	if b.flying >= flights || len(b.queue) == 0 {
-		return false
+// callLocked has a carrier take what is in the queue, if one is idle. If one has to be started for that, it returns true, and has
+// counted it.
+func (b *batcher) callLocked() (start bool) {
+	switch {
+	case len(b.queue) == 0:
+	case b.idle > 0:
+		b.idle--
+		b.calls <- struct{}{}
+	case b.carriers < maxCarriers:
+		b.carriers++
+		return true
 	}
-	b.flying++
-	return true
+	return false
 }
 
 func (b *batcher) start() {
-	if !b.b.running.start(b.fly) {
-		b.fly() // the Locker is closed: they all fail
+	if !b.b.running.start(b.carry) {
+		b.carry() // the Locker is closed: all steps fail
 	}
 }
 
@@ -151,39 +163,61 @@ func (b *batcher) withdraw(s *step) bool {
 	return false
 }
 
-// fly carries steps out until there are no more.
-func (b *batcher) fly() {
+// carry carries steps out, and waits for more until the batcher is over. The goroutine is kept because its stack is: each call of package
+// grpc on a new one would have to make it larger.
+func (b *batcher) carry() {
 	var steps []*step
-	late := b.b.endpoints() > 1
+	several := b.b.endpoints() > 1
 	for {
 		b.mu.Lock()
 		steps = b.take(steps[:0])
 		if len(steps) == 0 {
-			b.flying--
-			b.mu.Unlock()
-			return
+			b.idle++
 		}
 		b.mu.Unlock()
-		if !late {
+		switch {
+		case len(steps) == 0:
+			if !b.awaitCall() {
+				return
+			}
+		case !several:
 			b.carryOut(steps)
-		} else if b.carryOutLate(steps) {
-			return // others have taken over
+		case b.carryOutLate(steps):
+			return // another has taken over
 		}
 	}
 }
 
-// carryOutLate is carryOut that does not keep others from being sent if it takes long. Then it returns true, and is not one of
-// those who fly any more.
+// awaitCall waits until there is something in the queue. It returns false if the batcher is over.
+func (b *batcher) awaitCall() bool {
+	select {
+	case <-b.calls:
+		return true
+	case <-b.over:
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.idle == 0 { // this one was called
+		<-b.calls
+		return true
+	}
+	b.idle--
+	b.carriers--
+	return false
+}
+
+// carryOutLate is carryOut that does not keep others from being sent if it takes long. Then it returns true, and another carrier has
+// taken its place.
 func (b *batcher) carryOutLate(steps []*step) (late bool) {
-	done := false // guarded by b.mu
+	done := false // guarded by b.mu, like late
 	alarm := time.AfterFunc(overdueAfter, func() {
 		b.mu.Lock()
 		start := false
 		if !done && b.overdue < maxOverdue {
 			late = true
 			b.overdue++
-			b.flying--
-			start = b.startsLocked()
+			b.carriers--
+			start = b.callLocked()
 		}
 		b.mu.Unlock()
 		if start {
@@ -299,8 +333,9 @@ func (b *batcher) commit(steps []*step) (resp *clientv3.TxnResponse, repeated bo
 	for _, s := range steps {
 		ttl = min(ttl, s.ttl)
 	}
+	var resent atomic.Bool
 	doubt := false // whether an attempt may have been carried out, or may be yet
-	err = b.b.attempts(b.b.life, ttl, func(ctx context.Context) error {
+	err = b.b.attempts(context.WithValue(b.b.life, resentKey{}, &resent), ttl, func(ctx context.Context) error {
 		repeated = doubt
 		if b.fence == nil {
 			resp, err = b.b.kv.Txn(ctx).Then(ops...).Commit()
@@ -312,5 +347,5 @@ func (b *batcher) commit(steps []*step) (resp *clientv3.TxnResponse, repeated bo
 		}
 		return err
 	})
-	return resp, repeated, err
+	return resp, repeated || resent.Load(), err
 }

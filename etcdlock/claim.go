@@ -218,13 +218,23 @@ func (c *claim) drop(ctx context.Context) error {
 	case errors.Is(err, ErrLeaseExpired):
 		s.end(ErrLeaseExpired)
 		return fmt.Errorf("%w: %w", locker.ErrLost, ErrLeaseExpired)
+	case errors.Is(err, ErrNoSpace):
+		// There is none to raise the fence, but nor is there any for a request that arrives late. The key is deleted without; the fence
+		// is raised when that is possible, and the lease is not given up for that.
+		if err := s.steps.do(ctx, newStep(s.ttl, len(c.key), clientv3.OpDelete(c.key))); err != nil {
+			return b.failure(err)
+		}
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		c.expires = time.Now()
+		return err
 	case err != nil:
 		return err
 	}
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	c.forgetLocked(certain && c.drops == 1)
-	b.mu.Unlock()
-	if !deleted {
+	if !deleted && c.drops == 1 { // or else we may have deleted it before
 		return locker.ErrLost
 	}
 	return nil
@@ -242,6 +252,8 @@ func (c *claim) delete(ctx context.Context) (deleted, once bool, err error) {
 		}
 		return step.parts[0].GetResponseDeleteRange().Deleted > 0 || step.repeated, !step.repeated, nil
 	}
+	ctx, cancel := s.b.requestOf(ctx)
+	defer cancel()
 	var resp *clientv3.TxnResponse
 	err = s.b.attempts(ctx, s.ttl, func(ctx context.Context) (err error) {
 		resp, err = s.fence.raise(ctx, s.b.kv, op)

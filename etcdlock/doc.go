@@ -56,6 +56,12 @@
 //
 //	etcdctl role grant-permission app --prefix=true readwrite locker/
 //
+// A role that has it for less, such as locker/orders/, needs a Locker whose prefix (locker.Prefix) is that.
+//
+// Several endpoints, if the cluster has several members, and a client that notices dead connections (DialKeepAliveTime; Open sees to that):
+// the client goes on to use one that has died without a word, in turn with the others. Locks are not lost by that, since what is not answered is
+// asked of another one, but it takes its time.
+//
 // An interval between compactions (--auto-compaction-retention) that is not too long, as for all that changes often: etcd keeps two
 // revisions for each lock that was held since.
 //

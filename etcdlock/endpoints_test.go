@@ -18,15 +18,16 @@ func TestEndpointUnreachable(t *testing.T) {
 	for name, c := range map[string]struct {
 		before, after faultproxy.Fault // before and after the first Lock
 		healthy       int
+		ttls          int // for how long the lease has to be renewed
 	}{
-		"refused":              {faultproxy.Refuse(), faultproxy.Refuse(), 1},
-		"refused later":        {faultproxy.Fault{}, faultproxy.Refuse(), 1},
-		"black hole":           {faultproxy.BlackHole(), faultproxy.BlackHole(), 1},
-		"black hole later":     {faultproxy.Fault{}, faultproxy.BlackHole(), 1},
-		"black hole later, 3":  {faultproxy.Fault{}, faultproxy.BlackHole(), 2},
-		"replies lost later":   {faultproxy.Fault{}, faultproxy.DropReplies(), 1},
-		"hangs later, 3":       {faultproxy.Fault{}, faultproxy.Hang(), 2},
-		"black hole and heals": {faultproxy.BlackHole(), faultproxy.Fault{}, 1},
+		"refused":              {faultproxy.Refuse(), faultproxy.Refuse(), 1, 1},
+		"refused later":        {faultproxy.Fault{}, faultproxy.Refuse(), 1, 1},
+		"black hole":           {faultproxy.BlackHole(), faultproxy.BlackHole(), 1, 1},
+		"black hole later":     {faultproxy.Fault{}, faultproxy.BlackHole(), 1, 3},
+		"black hole later, 3":  {faultproxy.Fault{}, faultproxy.BlackHole(), 2, 3},
+		"replies lost later":   {faultproxy.Fault{}, faultproxy.DropReplies(), 1, 3},
+		"hangs later, 3":       {faultproxy.Fault{}, faultproxy.Hang(), 2, 3},
+		"black hole and heals": {faultproxy.BlackHole(), faultproxy.Fault{}, 1, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -44,7 +45,7 @@ func TestEndpointUnreachable(t *testing.T) {
 			waiter := waits(other, key)
 			mustUnlock(t, mustLock(t, l, unique("key")))
 			t.Logf("Lock and Unlock took %v", time.Since(start).Round(time.Millisecond))
-			outlives(t, lease, 3)
+			outlives(t, lease, c.ttls)
 			root.awaitLine(key, 2)
 			start = time.Now()
 			mustUnlock(t, lease)

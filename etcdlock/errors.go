@@ -43,7 +43,6 @@ var (
 
 var (
 	errDeleted      = errors.New("etcd: the key was deleted")
-	errLeftAlone    = errors.New("its TTL has passed, and it was not renewed")
 	errGivenUp      = errors.New("etcd: the lease was given up, as a key attached to it could not be deleted")
 	errFence        = errors.New("etcd: the revision of a key that only this session writes keeps changing, or has gone back")
 	errClientClosed = errors.New("etcd: the client is closed")
@@ -127,14 +126,6 @@ func code(err error) codes.Code {
 		return e.Code()
 	}
 	return codes.Unknown
-}
-
-// notAcquired marks an error after which there is nothing to release, if it is one.
-func notAcquired(err error, certain bool) error {
-	if certain {
-		return locker.NotAcquired(err)
-	}
-	return err
 }
 
 // errOver: the session is over, and there was no request, or it was refused for that. Another session can be asked.

@@ -2,6 +2,7 @@ package etcdlock
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -55,11 +56,17 @@ func afterLine(line string) string { return line[:len(line)-1] + string(endOfNam
 // an hour read a thousand. slot tells apart the claims to one name that exist at the same time, see session.slots, and generation those
 // whose requests may still arrive from those that came after, see session.generation.
 func claimKey(line string, lease clientv3.LeaseID, generation, slot uint64) string {
-	return fmt.Sprintf("%s%016x.%x.%x", line, int64(lease), generation, slot)
+	b := make([]byte, 0, len(line)+24)
+	b = append(b, line...)
+	b = strconv.AppendUint(b, uint64(lease), 16)
+	b = append(b, '.')
+	b = strconv.AppendUint(b, generation, 16)
+	b = append(b, '.')
+	return string(strconv.AppendUint(b, slot, 16))
 }
 
 // fenceKey is the key whose changes make requests fail that were sent before, see session.fence. It begins with the prefix of
 // the Locker, so that it takes no other permission than the locks.
 func fenceKey(prefix string, lease clientv3.LeaseID) string {
-	return fmt.Sprintf("%s%c%016x", escape(prefix), endOfFence, int64(lease))
+	return fmt.Sprintf("%s%c%x", escape(prefix), endOfFence, uint64(lease))
 }

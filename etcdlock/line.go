@@ -19,7 +19,7 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 	}
 	for {
 		g, err := b.onSession(ctx, r, b.stand)
-		if err != errDeleted {
+		if !errors.Is(err, errDeleted) {
 			return g, err
 		}
 		// Somebody has deleted the claim while it waited: it goes to the end of the line.

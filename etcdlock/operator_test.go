@@ -204,8 +204,8 @@ func TestCompaction(t *testing.T) {
 	// Both are still told of what happens.
 	keys, _ := root.awaitLine(key, 2)
 	root.delete(keys[0])
-	told(t, lease, ttl/6)
-	next := granted(t, first, ttl/6)
+	told(t, lease, ttl/3+ttl/10) // at the latest by the next renewal, if the watch has not come back yet
+	next := granted(t, first, ttl/3)
 	compact()
 	mustUnlock(t, next)
 }

@@ -10,7 +10,6 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"google.golang.org/grpc/codes"
 
 	"github.com/lockerkit/locker"
 )
@@ -20,7 +19,7 @@ import (
 // The lease lives on the server for a TTL after it was last kept alive, or longer: a new leader of the cluster gives each lease a
 // whole TTL anew. So a lock is safe for a TTL from the moment when the last keep-alive that was answered had been sent, and what
 // the server adds only makes rivals wait longer. (Before 3.5.13, a leader that had been deposed and did not know it yet answered
-// keep-alives of which the new leader knew nothing: https://github.com/etcd-io/etcd/pull/17460. Hence ErrVersion.)
+// keep-alives, and revoked leases that others had kept alive: https://github.com/etcd-io/etcd/issues/15247. Hence ErrVersion.)
 type session struct {
 	b     *backend
 	asked time.Duration // the TTL that was asked for, under which backend.sessions has it
@@ -29,6 +28,8 @@ type session struct {
 	fence fence
 	steps batcher // what changes something
 	pulse pulse
+
+	refreshing chan struct{} // has room for one
 
 	over  chan struct{} // closed at the end, with cause set
 	cause error
@@ -49,65 +50,6 @@ const idleFor = time.Minute
 
 // renewalInterval is the time between two keep-alives: as package locker renews.
 func (s *session) renewalInterval() time.Duration { return s.ttl / 3 }
-
-// attemptBound bounds one attempt of whatever is asked of the server for a lock with that TTL, if there is one endpoint.
-func attemptBound(ttl time.Duration) time.Duration {
-	return min(max(ttl/3, 100*time.Millisecond), 3*time.Second)
-}
-
-// attempts calls f until it succeeds, or fails for a reason that is not the fault of one endpoint alone, or has been tried enough. The client
-// asks its endpoints in turn, but for all requests together, so that the next attempt may meet the same one.
-func (b *backend) attempts(ctx context.Context, ttl time.Duration, f func(context.Context) error) error {
-	if b.client.Ctx().Err() != nil {
-		return errClientClosed // the client itself would try again until the attempt is over
-	}
-	n, bound := b.endpoints(), attemptBound(ttl)
-	tries := 1
-	if n > 1 {
-		tries = 2 * n
-		bound = max(bound/time.Duration(n), 100*time.Millisecond)
-	}
-	var err error
-	for try := range tries {
-		// Later ones get more time, lest a cluster that is slow is taken for one that is not there.
-		attempt, cancel := b.bounded(ctx, bound*time.Duration(1+try/n))
-		err = f(attempt)
-		cancel()
-		b.reconnectAfter(err)
-		if err == nil || !isOutage(err) || ctx.Err() != nil || b.life.Err() != nil {
-			break
-		}
-	}
-	return err
-}
-
-// bounded returns a context for a request of ctx's, which also ends with the Locker.
-func (b *backend) bounded(ctx context.Context, bound time.Duration) (context.Context, context.CancelFunc) {
-	request, cancel := context.WithTimeout(b.life, bound)
-	if ctx == b.life {
-		return request, cancel
-	}
-	stop := context.AfterFunc(ctx, cancel)
-	return request, func() { stop(); cancel() }
-}
-
-// reconnectAfter has the client connect again at once if it has no connection. Left alone, it would wait for up to two minutes from one failed
-// attempt to the next: longer than most leases last, and long after the server is back.
-func (b *backend) reconnectAfter(err error) {
-	const pause = 200 * time.Millisecond
-	if err == nil || code(err) != codes.Unavailable {
-		return
-	}
-	b.mu.Lock()
-	again := time.Since(b.reconnected) > pause
-	if again {
-		b.reconnected = time.Now()
-	}
-	b.mu.Unlock()
-	if again {
-		b.conn.ResetConnectBackoff()
-	}
-}
 
 // opening is a session that is on its way.
 type opening struct {
@@ -179,10 +121,10 @@ func (b *backend) grant(r locker.Request) (*session, error) {
 	}
 	s := &session{
 		b: b, asked: r.TTL, ttl: time.Duration(lease.TTL) * time.Second, lease: clientv3.LeaseID(lease.ID),
-		over: make(chan struct{}), confirmed: sent, used: sent, claims: make(map[*claim]struct{}), slots: make(map[string]*slots),
+		refreshing: make(chan struct{}, 1), over: make(chan struct{}), confirmed: sent, used: sent, claims: make(map[*claim]struct{}), slots: make(map[string]*slots),
 	}
 	s.fence.key, s.fence.lease = fenceKey(r.Prefix, s.lease), s.lease
-	s.steps = newBatcher(b, &s.fence)
+	s.steps = newBatcher(b, &s.fence, s.over)
 	s.pulse = pulse{client: b.leases, life: b.life, lease: s.lease, endpoints: b.endpoints, bound: attemptBound(s.ttl)}
 	return s, nil
 }
@@ -213,14 +155,25 @@ func (s *session) keepAlive(ctx context.Context) error {
 
 // refresh keeps a session alive of which no keep-alive was answered for too long: a lock that begins on it might end before it is used.
 func (s *session) refresh(ctx context.Context) error {
-	s.b.mu.Lock()
-	overdue := s.overdueLocked()
-	s.b.mu.Unlock()
-	if !overdue {
+	overdue := func() bool {
+		s.b.mu.Lock()
+		defer s.b.mu.Unlock()
+		return s.overdueLocked()
+	}
+	if !overdue() {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, attemptBound(s.ttl))
 	defer cancel()
+	select {
+	case s.refreshing <- struct{}{}: // one for all who ask
+		defer func() { <-s.refreshing }()
+	case <-ctx.Done():
+		return ErrNoAnswer
+	}
+	if !overdue() {
+		return nil
+	}
 	return s.keepAlive(ctx)
 }
 
