@@ -255,14 +255,16 @@ func (c *claim) delete(ctx context.Context) (deleted, once bool, err error) {
 	ctx, cancel := s.b.requestOf(ctx)
 	defer cancel()
 	var resp *clientv3.TxnResponse
+	tries := 0
 	err = s.b.attempts(ctx, s.ttl, func(ctx context.Context) (err error) {
+		tries++
 		resp, err = s.fence.raise(ctx, s.b.kv, op)
 		return err
 	})
 	if err != nil {
 		return false, false, s.b.failure(err)
 	}
-	return resp.Responses[0].GetResponseDeleteRange().Deleted > 0, false, nil
+	return resp.Responses[0].GetResponseDeleteRange().Deleted > 0 || tries > 1, false, nil
 }
 
 // expireLocked has the claim deleted at the given time, unless that is put off by another call.
