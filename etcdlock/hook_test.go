@@ -106,6 +106,13 @@ func (d *delayed) hook(r request) (*clientv3.TxnResponse, error) {
 	return nil, r.ctx.Err()
 }
 
+// has reports whether there is a request that is kept back.
+func (d *delayed) has() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.old != nil
+}
+
 // arrive has the request arrive.
 func (d *delayed) arrive(t testing.TB) {
 	t.Helper()

@@ -39,27 +39,28 @@ func TestLateRequest(t *testing.T) {
 	other := open(t, []string{addr})
 	for name, c := range map[string]struct {
 		endpoints int // with several, there is another attempt, which is answered
-		useless   func(t *testing.T, root admin, l locker.Locker, key string)
+		useless   func(t *testing.T, root admin, l locker.Locker, d *delayed, key string)
 	}{
-		"no answer": {1, func(t *testing.T, _ admin, l locker.Locker, key string) {
+		"no answer": {1, func(t *testing.T, _ admin, l locker.Locker, d *delayed, key string) {
 			_, err := lock(l, key)
 			checkError(t, err, "lock", key, etcdlock.ErrNoAnswer)
 		}},
-		"unlocked": {2, func(t *testing.T, _ admin, l locker.Locker, key string) { mustUnlock(t, mustLock(t, l, key)) }},
-		"taken away": {2, func(t *testing.T, root admin, l locker.Locker, key string) {
+		"unlocked": {2, func(t *testing.T, _ admin, l locker.Locker, d *delayed, key string) { mustUnlock(t, mustLock(t, l, key)) }},
+		"taken away": {2, func(t *testing.T, root admin, l locker.Locker, d *delayed, key string) {
 			lease := mustTry(t, l, key)
 			root.delete(etcdlock.ClaimOf(lease))
 			told(t, lease, ttl)
 		}},
-		"refused": {2, func(t *testing.T, _ admin, l locker.Locker, key string) {
+		"refused": {2, func(t *testing.T, _ admin, l locker.Locker, d *delayed, key string) {
 			refused := started(func() error { _, err := l.TryLock(t.Context(), key); return err })
-			rival := mustTry(t, other, key) // while the first attempt gets no answer
+			eventually(t, "the first attempt is under way", d.has)
+			rival := mustTry(t, other, key)
 			if err := refused.get(t); !errors.Is(err, locker.ErrLocked) {
 				t.Error(err)
 			}
 			mustUnlock(t, rival)
 		}},
-		"given up": {2, func(t *testing.T, root admin, l locker.Locker, key string) {
+		"given up": {2, func(t *testing.T, root admin, l locker.Locker, d *delayed, key string) {
 			rival := mustLock(t, other, key)
 			ctx, cancel := context.WithCancel(t.Context())
 			waiter := started(func() error { _, err := l.Lock(ctx, key); return err })
@@ -70,7 +71,7 @@ func TestLateRequest(t *testing.T) {
 			}
 			mustUnlock(t, rival)
 		}},
-		"taken away while it waits": {2, func(t *testing.T, root admin, l locker.Locker, key string) {
+		"taken away while it waits": {2, func(t *testing.T, root admin, l locker.Locker, d *delayed, key string) {
 			rival := mustLock(t, other, key)
 			waiter := waits(l, key)
 			keys, _ := root.awaitLine(key, 2)
@@ -95,7 +96,7 @@ func TestLateRequest(t *testing.T) {
 				if root.exists(fence) {
 					t.Error("the fence is raised without need")
 				}
-				c.useless(t, root, l, key)
+				c.useless(t, root, l, d, key)
 				if fenced {
 					eventually(t, "the fence is raised", func() bool { return root.exists(fence) })
 				}
