@@ -45,7 +45,9 @@ func TestLateRequest(t *testing.T) {
 			_, err := lock(l, key)
 			checkError(t, err, "lock", key, etcdlock.ErrNoAnswer)
 		}},
-		"unlocked": {2, func(t *testing.T, _ admin, l locker.Locker, d *delayed, key string) { mustUnlock(t, mustLock(t, l, key)) }},
+		"unlocked": {2, func(t *testing.T, _ admin, l locker.Locker, d *delayed, key string) {
+			mustUnlock(t, mustLock(t, l, key))
+		}},
 		"taken away": {2, func(t *testing.T, root admin, l locker.Locker, d *delayed, key string) {
 			lease := mustTry(t, l, key)
 			root.delete(etcdlock.ClaimOf(lease))
