@@ -16,7 +16,10 @@ func attemptBound(ttl time.Duration) time.Duration {
 // asks its endpoints in turn, but for all requests together, so that the next attempt may meet the same one. ctx is b.life, or derived
 // from it.
 func (b *backend) attempts(ctx context.Context, ttl time.Duration, f func(context.Context) error) error {
-	n, bound := b.endpoints(), attemptBound(ttl)
+	if b.client.Ctx().Err() != nil {
+		return errClientClosed // the client itself would try again until the attempt is over
+	}
+	n, bound := max(b.endpoints(), 1), attemptBound(ttl)
 	tries := 1
 	if n > 1 {
 		tries = 2 * n

@@ -22,7 +22,7 @@ const maxLeaseTTL = 9_000_000_000 * time.Second
 type backend struct {
 	client      *clientv3.Client
 	kv          clientv3.KV
-	leases      clientv3.Lease
+	leases      pb.LeaseClient
 	conn        *grpc.ClientConn
 	closeClient func() error // nil if the client is the caller's
 
@@ -51,8 +51,8 @@ func newBackend(client *clientv3.Client, closeClient func() error) *backend {
 	life, end := context.WithCancel(clientv3.WithRequireLeader(context.Background()))
 	conn := client.ActiveConnection()
 	b := &backend{
-		// Not NewKV, which repeats reads without saying why.
-		client: client, kv: clientv3.NewKVFromKVClient(watchfulKV{pb.NewKVClient(conn)}, client), leases: clientv3.NewLease(client), conn: conn,
+		// Not NewKV and NewLease, which repeat some requests without saying why.
+		client: client, kv: clientv3.NewKVFromKVClient(watchfulKV{pb.NewKVClient(conn)}, client), leases: pb.NewLeaseClient(conn), conn: conn,
 		closeClient: closeClient, life: life, end: end,
 		sessions: make(map[time.Duration]*opening), claims: make(map[locker.Owner]*claim),
 	}
@@ -109,7 +109,7 @@ func firstOp(line string) clientv3.Op {
 		clientv3.WithLimit(1))
 }
 
-// onSession calls try with the session for r, and once more with another if that turns out to be over.
+// onSession calls try with the session for r, and again with another if that turns out to be over.
 func (b *backend) onSession(ctx context.Context, r locker.Request, try func(context.Context, *session, locker.Request) (locker.Grant, error)) (locker.Grant, error) {
 	for attempt := 1; ; attempt++ {
 		s, err := b.session(ctx, r)
@@ -360,9 +360,8 @@ func (b *backend) Close() error {
 	b.end()
 	b.watches.close()
 	b.running.wait()
-	err := b.leases.Close()
 	if b.closeClient != nil {
-		err = errors.Join(err, b.closeClient())
+		return b.closeClient()
 	}
-	return err
+	return nil
 }

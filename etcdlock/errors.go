@@ -91,7 +91,7 @@ func explain(err error) (explained error, certain bool) {
 		return err, m.certain
 	}
 	switch {
-	case errors.Is(err, errFence):
+	case errors.Is(err, errFence), errors.Is(err, errClientClosed):
 		return err, true
 	case timedOut(err):
 		// Of a bound that is ours: for the caller of Lock, whose own ctx has not ended, a wrapped one would mean something else.

@@ -14,3 +14,15 @@ func TooOld(version string) bool { return tooOld(version) }
 
 // ClaimOf returns the key in etcd of a lease that is held.
 func ClaimOf(lease *locker.Lease) string { return locker.GrantOf(lease).Private.(*claim).key }
+
+// FenceOf returns the key in etcd of the fence before a lease that is held.
+func FenceOf(lease *locker.Lease) string {
+	return locker.GrantOf(lease).Private.(*claim).session.fence.key
+}
+
+// NewOn is New with transactions carried out by what kv makes of the client's.
+func NewOn(client *clientv3.Client, kv func(clientv3.KV) clientv3.KV, opts ...locker.Option) locker.Locker {
+	b := newBackend(client, nil)
+	b.kv = kv(b.kv)
+	return newLocker(b, opts)
+}

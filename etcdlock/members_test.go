@@ -275,3 +275,53 @@ func TestLeaderKilled(t *testing.T) {
 	}
 	t.Logf("a rival waited up to %v after the holder's deadline", longest)
 }
+
+// TestMemberFrozen has a member of three that accepts everything, and does nothing.
+func TestMemberFrozen(t *testing.T) {
+	t.Parallel()
+	const holders, atOnce, each = 8, 8, 8
+	cluster := etcdtest.New(t, etcdtest.Options{Members: 3})
+	var leases []*locker.Lease
+	for range holders {
+		leases = append(leases, mustLock(t, open(t, cluster.Endpoints(), locker.TTL(membersTTL)), unique("key")))
+	}
+	l := open(t, cluster.Endpoints(), locker.TTL(membersTTL))
+	works(t, l, l, 1)
+	resume, paused := pause(t, cluster.Member((cluster.Leader(t)+1)%3)), time.Now()
+	var mu sync.Mutex
+	var took []time.Duration
+	var all sync.WaitGroup
+	for range atOnce {
+		all.Go(func() {
+			for range each {
+				start := time.Now()
+				lease, err := lock(l, unique("key"))
+				if err != nil {
+					t.Error(err)
+					continue
+				}
+				mu.Lock()
+				took = append(took, time.Since(start))
+				mu.Unlock()
+				if err := lease.Unlock(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	slices.Sort(took)
+	median := took[len(took)/2]
+	t.Logf("half of the Locks take no more than %v, the slowest %v", median.Round(time.Millisecond), took[len(took)-1].Round(time.Millisecond))
+	if median > membersTTL/30 { // a tenth of the time that an attempt has
+		t.Errorf("half of the Locks take %v or more", median)
+	}
+	until := paused.Add(3 * membersTTL)
+	for _, lease := range leases {
+		eventually(t, "all are renewed", func() bool { return lease.Err() != nil || lease.Deadline().After(until) })
+		if err := lease.Err(); err != nil {
+			t.Error(err)
+		}
+	}
+	resume()
+}

@@ -36,7 +36,7 @@ type session struct {
 
 	// What follows is guarded by backend.mu.
 	confirmed  time.Time // when the last keep-alive that was answered had been sent
-	used       time.Time // when a claim was last made or dropped
+	used       time.Time // when the session was made, or last had a claim less
 	claims     map[*claim]struct{}
 	slots      map[string]*slots // by the line of the claims
 	generation uint64            // of the keys of claims; increases when one is forgotten whose requests may still arrive
@@ -72,7 +72,7 @@ func (b *backend) session(ctx context.Context, r locker.Request) (*session, erro
 		b.running.start(func() { b.open(o, r) }) // not closed, or we would not be here
 	}
 	b.mu.Unlock()
-	select {
+	select { // an answer that is there goes before the end of ctx
 	case <-o.done:
 		return o.session, o.err
 	default:
@@ -107,12 +107,12 @@ func (b *backend) open(o *opening, r locker.Request) {
 // grant asks for a lease. One whose answer gets lost has no keys, and ends by itself.
 func (b *backend) grant(r locker.Request) (*session, error) {
 	var sent time.Time
-	var lease *clientv3.LeaseGrantResponse
+	var lease *pb.LeaseGrantResponse
 	err := b.attempts(b.life, r.TTL, func(ctx context.Context) error {
 		err := b.checkVersion(ctx)
 		if err == nil {
 			sent = time.Now()
-			lease, err = b.leases.Grant(ctx, int64(r.TTL/time.Second))
+			lease, err = b.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{TTL: int64(r.TTL / time.Second)})
 		}
 		return err
 	})
@@ -120,12 +120,12 @@ func (b *backend) grant(r locker.Request) (*session, error) {
 		return nil, b.failure(err)
 	}
 	s := &session{
-		b: b, asked: r.TTL, ttl: time.Duration(lease.TTL) * time.Second, lease: lease.ID,
+		b: b, asked: r.TTL, ttl: time.Duration(lease.TTL) * time.Second, lease: clientv3.LeaseID(lease.ID),
 		refreshing: make(chan struct{}, 1), over: make(chan struct{}), confirmed: sent, used: sent, claims: make(map[*claim]struct{}), slots: make(map[string]*slots),
 	}
-	s.fence.key, s.fence.lease = fenceKey(r.Prefix, lease.ID), lease.ID
+	s.fence.key, s.fence.lease = fenceKey(r.Prefix, s.lease), s.lease
 	s.steps = newBatcher(b, &s.fence, s.over)
-	s.pulse = pulse{client: pb.NewLeaseClient(b.conn), life: b.life, lease: lease.ID, endpoints: b.endpoints, bound: attemptBound(s.ttl)}
+	s.pulse = pulse{client: b.leases, life: b.life, lease: s.lease, endpoints: b.endpoints, bound: attemptBound(s.ttl)}
 	return s, nil
 }
 
@@ -278,8 +278,8 @@ func (b *backend) revoke(s *session) {
 
 func (b *backend) revokeOnce(ctx context.Context, s *session) error {
 	err := b.attempts(ctx, s.ttl, func(ctx context.Context) error {
-		_, err := b.leases.Revoke(ctx, s.lease)
-		return err
+		_, err := b.leases.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: int64(s.lease)})
+		return rpctypes.Error(err)
 	})
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return nil

@@ -1,0 +1,183 @@
+package etcdlock_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/etcdlock"
+	"github.com/lockerkit/locker/internal/etcdtest"
+)
+
+// exists reports whether there is a key.
+func (a admin) exists(key string) (yes bool) {
+	a.t.Helper()
+	a.do(func(ctx context.Context) error {
+		r, err := a.Get(ctx, key)
+		yes = err == nil && len(r.Kvs) > 0
+		return err
+	})
+	return yes
+}
+
+// TestLateRequest has the first attempt to make a claim arrive when the claim is of no more use to anybody. At whatever time that
+// is, it must not leave a key that nobody will ever delete.
+func TestLateRequest(t *testing.T) {
+	t.Parallel()
+	const ttl = 3 * time.Second
+	addr := etcdtest.Address(t)
+	other := open(t, []string{addr})
+	for name, c := range map[string]struct {
+		endpoints int // with several, there is another attempt, which is answered
+		useless   func(t *testing.T, root admin, l locker.Locker, key string)
+	}{
+		"no answer": {1, func(t *testing.T, _ admin, l locker.Locker, key string) {
+			_, err := lock(l, key)
+			checkError(t, err, "lock", key, etcdlock.ErrNoAnswer)
+		}},
+		"unlocked": {2, func(t *testing.T, _ admin, l locker.Locker, key string) { mustUnlock(t, mustLock(t, l, key)) }},
+		"taken away": {2, func(t *testing.T, root admin, l locker.Locker, key string) {
+			lease := mustTry(t, l, key)
+			root.delete(etcdlock.ClaimOf(lease))
+			told(t, lease, ttl)
+		}},
+		"refused": {2, func(t *testing.T, _ admin, l locker.Locker, key string) {
+			refused := started(func() error { _, err := l.TryLock(t.Context(), key); return err })
+			rival := mustTry(t, other, key) // while the first attempt gets no answer
+			if err := refused.get(t); !errors.Is(err, locker.ErrLocked) {
+				t.Error(err)
+			}
+			mustUnlock(t, rival)
+		}},
+		"given up": {2, func(t *testing.T, root admin, l locker.Locker, key string) {
+			rival := mustLock(t, other, key)
+			ctx, cancel := context.WithCancel(t.Context())
+			waiter := started(func() error { _, err := l.Lock(ctx, key); return err })
+			root.awaitLine(key, 2)
+			cancel()
+			if err := waiter.get(t); !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+			mustUnlock(t, rival)
+		}},
+		"taken away while it waits": {2, func(t *testing.T, root admin, l locker.Locker, key string) {
+			rival := mustLock(t, other, key)
+			waiter := waits(l, key)
+			keys, _ := root.awaitLine(key, 2)
+			root.delete(keys[1])
+			eventually(t, "the waiter has rejoined", func() bool {
+				now, _ := root.claims(key)
+				return len(now) == 2 && now[1] != keys[1]
+			})
+			mustUnlock(t, rival)
+			mustUnlock(t, granted(t, waiter, ttl))
+		}},
+	} {
+		for when, fenced := range map[string]bool{"at once": false, "later": true} {
+			t.Run(name+", "+when, func(t *testing.T) {
+				t.Parallel()
+				root := administer(t, connect(t, addr))
+				key := unique("key")
+				d := &delayed{which: func(r request) bool { return r.claims(key) }}
+				l := hooked(t, connect(t, slices.Repeat([]string{addr}, c.endpoints)...), d.hook, locker.TTL(ttl))
+				keeper := mustLock(t, l, unique("key")) // the etcd lease must not end with the claim
+				fence := etcdlock.FenceOf(keeper)
+				if root.exists(fence) {
+					t.Error("the fence is raised without need")
+				}
+				c.useless(t, root, l, key)
+				if fenced {
+					eventually(t, "the fence is raised", func() bool { return root.exists(fence) })
+				}
+				d.arrive(t)
+				root.awaitLine(key, 0)
+				mustUnlock(t, keeper)
+			})
+		}
+	}
+}
+
+// TestLateUnlock has the first attempt to unlock arrive when the same Locker has the lock again.
+func TestLateUnlock(t *testing.T) {
+	t.Parallel()
+	const ttl = 3 * time.Second
+	addr := etcdtest.Address(t)
+	root := administer(t, connect(t, addr))
+	key := unique("key")
+	d := &delayed{which: func(r request) bool { return r.unclaims(key) }}
+	l := hooked(t, connect(t, addr, addr), d.hook, locker.TTL(ttl))
+	mustUnlock(t, mustLock(t, l, key))
+	lease := mustLock(t, l, key)
+	d.arrive(t)
+	if !root.exists(etcdlock.ClaimOf(lease)) {
+		t.Error("the lock was deleted")
+	}
+	mustUnlock(t, lease)
+}
+
+// TestFenceDeleted has an operator delete what keeps late requests out.
+func TestFenceDeleted(t *testing.T) {
+	t.Parallel()
+	addr := etcdtest.Address(t)
+	root := administer(t, connect(t, addr))
+	key := unique("key")
+	d := &delayed{which: func(r request) bool { return r.claims(key) }}
+	l := hooked(t, connect(t, addr, addr), d.hook, locker.TTL(3*time.Second))
+	keeper := mustLock(t, l, unique("key"))
+	mustUnlock(t, mustLock(t, l, key))
+	root.delete(etcdlock.FenceOf(keeper))
+	works(t, l, l, 0)
+	d.arrive(t)
+	root.awaitLine(key, 0)
+	mustUnlock(t, keeper)
+}
+
+// TestFenceRaisedAtOnce has many claims at once whose requests have to be repeated, and so a fence that is raised all the time.
+func TestFenceRaisedAtOnce(t *testing.T) {
+	t.Parallel()
+	const atOnce, each = 16, 20
+	addr := etcdtest.Address(t)
+	root := administer(t, connect(t, addr))
+	name := unique("key")
+	var lost sync.Map
+	l := hooked(t, connect(t, addr, addr), func(r request) (*clientv3.TxnResponse, error) {
+		resp, err := pass(r)
+		if r.claims(name + "/0") {
+			if _, again := lost.LoadOrStore(strings.Join(r.puts, " "), nil); !again {
+				return nil, status.Error(codes.Unavailable, "the answer is lost")
+			}
+		}
+		return resp, err
+	})
+	keeper := mustLock(t, l, unique("key"))
+	var all sync.WaitGroup
+	for i := range atOnce {
+		all.Go(func() {
+			for range each {
+				lease, err := lock(l, fmt.Sprint(name, "/", i%4))
+				if err == nil {
+					err = lease.Unlock()
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	if !root.exists(etcdlock.FenceOf(keeper)) {
+		t.Error("the fence was not raised")
+	}
+	root.awaitLine(name, 0)
+	mustUnlock(t, keeper)
+}

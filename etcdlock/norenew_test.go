@@ -1,0 +1,76 @@
+package etcdlock_test
+
+import (
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/etcdlock"
+	"github.com/lockerkit/locker/internal/etcdtest"
+	"github.com/lockerkit/locker/internal/faultproxy"
+)
+
+// TestNoRenew checks for how long a lease is valid that is not renewed, whenever the etcd lease was last kept alive.
+func TestNoRenew(t *testing.T) {
+	t.Parallel()
+	const ttl = 3 * time.Second
+	addr := etcdtest.Address(t)
+	root := administer(t, connect(t, addr))
+	check := func(lease *locker.Lease) {
+		t.Helper()
+		if valid := time.Until(lease.Deadline()); valid < ttl*9/10 {
+			t.Errorf("when it is granted, a lease with a TTL of %v is valid for %v", ttl, valid)
+		}
+		mustUnlock(t, lease)
+	}
+	l, key := open(t, []string{addr}, locker.TTL(ttl)), unique("key")
+	holder := mustLock(t, open(t, []string{addr}), key)
+	waiter := waits(l, key, locker.NoRenew())
+	root.awaitLine(key, 2)
+	time.Sleep(ttl / 4) // a keep-alive is due at a third
+	check(mustTry(t, l, unique("key"), locker.NoRenew()))
+	time.Sleep(ttl / 4)
+	mustUnlock(t, holder)
+	check(granted(t, waiter, ttl/3))
+}
+
+// TestNoRenewWithoutAnswers has the server not answer before, and after, the lock was granted. Who does not want to have it renewed
+// must not wait any longer.
+func TestNoRenewWithoutAnswers(t *testing.T) {
+	t.Parallel()
+	const ttl = 3 * time.Second
+	const bound = ttl / 3 // of an attempt
+	cluster := etcdtest.New(t, etcdtest.Options{})
+	for name, opts := range map[string][]locker.Option{"renewed": nil, "not renewed": {locker.NoRenew()}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			proxy, key := behind(t, cluster.Member(0)), unique("key")
+			l := open(t, []string{proxy.Addr()}, locker.TTL(ttl))
+			mustUnlock(t, mustLock(t, l, unique("key")))
+			proxy.Set(faultproxy.BlackHole())
+			a := waits(l, key, opts...).within(t, bound*3/2, "Lock gives up")
+			proxy.Heal()
+			checkError(t, a.err, "lock", key, etcdlock.ErrNoAnswer)
+		})
+		t.Run(name+", granted", func(t *testing.T) {
+			t.Parallel()
+			proxy, key := behind(t, cluster.Member(0)), unique("key")
+			l := hooked(t, connect(t, proxy.Addr()), func(r request) (*clientv3.TxnResponse, error) {
+				resp, err := pass(r)
+				if r.claims(key) {
+					proxy.Set(faultproxy.BlackHole())
+				}
+				return resp, err
+			}, locker.TTL(ttl))
+			mustUnlock(t, mustLock(t, l, unique("key")))
+			lease := granted(t, waits(l, key, opts...), bound*3/2)
+			if err := lease.Err(); err != nil {
+				t.Error(err)
+			}
+			proxy.Heal()
+			mustUnlock(t, lease)
+		})
+	}
+}

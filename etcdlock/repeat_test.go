@@ -1,0 +1,54 @@
+package etcdlock_test
+
+import (
+	"bytes"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/etcdlock"
+	"github.com/lockerkit/locker/internal/etcdtest"
+	"github.com/lockerkit/locker/internal/faultproxy"
+)
+
+// TestRepeatedRequest has the answer to the first in line get lost, and others join the line before its request is repeated.
+func TestRepeatedRequest(t *testing.T) {
+	t.Parallel()
+	const ttl = 6 * time.Second
+	cluster := etcdtest.New(t, etcdtest.Options{})
+	root := administer(t, cluster.Client(t))
+	one, two := behind(t, cluster.Member(0)), behind(t, cluster.Member(0))
+	key := unique("key")
+	first := open(t, []string{one.Addr(), two.Addr()}, locker.TTL(ttl))
+	others := []locker.Locker{open(t, cluster.Endpoints(), locker.TTL(ttl)), open(t, cluster.Endpoints(), locker.TTL(ttl))}
+	for _, l := range append(others, first) {
+		mustUnlock(t, mustLock(t, l, unique("key"))) // so that it has a lease
+	}
+	var lost atomic.Bool
+	line := []byte(etcdlock.Key(etcdlock.DefaultPrefix + key))
+	for _, proxy := range []*faultproxy.Proxy{one, two} {
+		proxy.SetWhere(func(sent []byte) bool { return bytes.Contains(sent, line) && lost.CompareAndSwap(false, true) }, faultproxy.DropReplies())
+	}
+
+	before := root.state().revision
+	waiters := []pending[acquired]{waits(first, key)}
+	root.awaitLine(key, 1)
+	for i, l := range others {
+		waiters = append(waiters, waits(l, key))
+		root.awaitLine(key, 2+i)
+	}
+	last := uint64(0)
+	for i, waiter := range waiters {
+		lease := granted(t, waiter, 2*ttl)
+		if lease.Token() <= last {
+			t.Errorf("number %d: token %d after %d", i, lease.Token(), last)
+		}
+		last = lease.Token()
+		mustUnlock(t, lease)
+	}
+	// Each writes its claim, and deletes it; the first does so again, and raises the fence.
+	if n := root.state().revision - before; n < 7 || n > 15 {
+		t.Errorf("%d writes", n)
+	}
+}

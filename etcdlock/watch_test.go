@@ -1,0 +1,82 @@
+package etcdlock_test
+
+import (
+	"bufio"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/etcdlock"
+	"github.com/lockerkit/locker/internal/etcdtest"
+	"github.com/lockerkit/locker/internal/faultproxy"
+)
+
+// watchStreams returns how many streams of watches a member has been asked for so far.
+func watchStreams(t testing.TB, m *etcdtest.Member) (n int) {
+	t.Helper()
+	resp, err := http.Get(m.URL() + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+		name, value, _ := strings.Cut(lines.Text(), " ")
+		if strings.HasPrefix(name, "grpc_server_started_total{") && strings.Contains(name, `grpc_method="Watch"`) {
+			if n, err = strconv.Atoi(value); err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+	}
+	return 0
+}
+
+// TestWatchStreamStays has many keep-alives, and then a server at rest: nobody must take its silence for a stream that is dead.
+func TestWatchStreamStays(t *testing.T) {
+	t.Parallel()
+	const ttl = 4 * time.Second // so that a stream has more than a second for its answer
+	cluster := etcdtest.New(t, etcdtest.Options{})
+	key := unique("key")
+	l, other := open(t, cluster.Endpoints(), locker.TTL(ttl)), open(t, cluster.Endpoints(), locker.TTL(ttl))
+	lease := mustLock(t, l, key)
+	waiter := waits(other, key)
+	administer(t, cluster.Client(t)).awaitLine(key, 2)
+	var all sync.WaitGroup
+	for range 50 { // each with a keep-alive
+		all.Go(func() { mustUnlock(t, mustTry(t, other, unique("key"), locker.NoRenew())) })
+	}
+	all.Wait()
+	outlives(t, lease, 2) // so that there are three more
+	if n := watchStreams(t, cluster.Member(0)); n != 2 {
+		t.Errorf("%d streams of watches; want one of the holder's, and one of the waiter's", n)
+	}
+	mustUnlock(t, lease)
+	mustUnlock(t, granted(t, waiter, ttl/10))
+}
+
+// TestWatchStreamDead has one of two connections die without a word. If it is that of the watches, nothing else tells.
+func TestWatchStreamDead(t *testing.T) {
+	t.Parallel()
+	const ttl = 3 * time.Second
+	cluster := etcdtest.New(t, etcdtest.Options{})
+	for i := range 6 { // by chance, half of them have it
+		t.Run(strconv.Itoa(i), func(t *testing.T) {
+			t.Parallel()
+			root := administer(t, cluster.Client(t))
+			dies, stays := behind(t, cluster.Member(0)), behind(t, cluster.Member(0))
+			l := open(t, []string{dies.Addr(), stays.Addr()}, locker.TTL(ttl))
+			lease := mustLock(t, l, unique("key"))
+			eventually(t, "there are two connections", func() bool { return dies.Open() == 1 && stays.Open() == 1 })
+			outlives(t, lease, 1)
+			dies.Set(faultproxy.BlackHole())
+			root.delete(etcdlock.ClaimOf(lease))
+			start := time.Now()
+			err := told(t, lease, 2*ttl)
+			t.Logf("told after %v: %v", time.Since(start).Round(time.Millisecond), err)
+		})
+	}
+}
