@@ -32,9 +32,9 @@ type step struct {
 	parts    []*pb.ResponseOp
 	revision int64 // of the store, after the transaction
 	err      error
-	certain  bool // with err: that the step was not carried out, and never will be
-	repeated bool // the transaction was sent more than once, so that what it did may have been done before
-	doubtful bool // and one of those may still arrive
+	certain  bool        // with err: that the step was not carried out, and never will be
+	repeated bool        // the transaction was sent more than once, so that what it did may have been done before
+	doubtful atomic.Bool // and one of those may still arrive; it is settled in the background
 }
 
 // newStep returns a step that is part of a lock with that TTL, and has keys of so many bytes.
@@ -87,7 +87,7 @@ const (
 
 	// Where there are several endpoints, a transaction that is not answered for so long no longer keeps others, which go to
 	// another endpoint, from being sent; within limits.
-	overdueAfter = 200 * time.Millisecond
+	overdueAfter = 50 * time.Millisecond
 	maxOverdue   = 16
 )
 
@@ -273,23 +273,36 @@ func (b *batcher) carryOut(steps []*step) {
 		b.fail(steps, repeated, err)
 		return
 	}
-	doubtful := repeated && b.fence != nil && !b.settle(steps[0].ttl)
+	if repeated && b.fence != nil {
+		for _, s := range steps {
+			s.doubtful.Store(true)
+		}
+		doubtful := slices.Clone(steps)
+		b.b.running.start(func() { b.settle(doubtful) })
+	}
 	next := 0
 	for _, s := range steps {
 		s.parts = resp.Responses[next : next+len(s.ops)]
 		s.revision = resp.Header.Revision
-		s.repeated, s.doubtful = repeated, doubtful
+		s.repeated = repeated
 		next += len(s.ops)
 		close(s.done)
 	}
 }
 
-// settle sees to it that no request arrives any more that was sent before. It reports whether that succeeded.
-func (b *batcher) settle(ttl time.Duration) bool {
-	return b.b.attempts(b.b.life, ttl, func(ctx context.Context) error {
+// settle raises the fence, so that no request arrives any more that was sent before. With luck, that is done for all of the steps before it
+// would have to be done for each.
+func (b *batcher) settle(steps []*step) {
+	err := b.b.attempts(b.b.life, steps[0].ttl, func(ctx context.Context) error {
 		_, err := b.fence.raise(ctx, b.b.kv)
 		return err
-	}) == nil
+	})
+	if err != nil {
+		return
+	}
+	for _, s := range steps {
+		s.doubtful.Store(false)
+	}
 }
 
 // fail deals with steps whose transaction has failed.

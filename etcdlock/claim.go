@@ -126,7 +126,7 @@ func expiry(sent time.Time, ttl time.Duration) time.Time {
 }
 
 // doubtful reports whether the request that makes the claim may arrive yet. put is done.
-func (c *claim) doubtful() bool { return c.put.doubtful || c.put.err != nil && !c.put.certain }
+func (c *claim) doubtful() bool { return c.put.doubtful.Load() || c.put.err != nil && !c.put.certain }
 
 // disownLocked takes the claim away from its owner.
 func (c *claim) disownLocked() {
@@ -257,7 +257,7 @@ func (c *claim) delete(ctx context.Context) (deleted, once bool, err error) {
 		if err := s.steps.do(ctx, step); err != nil {
 			return false, false, s.b.failure(err)
 		}
-		return step.parts[0].GetResponseDeleteRange().Deleted > 0 || step.repeated, !step.doubtful, nil
+		return step.parts[0].GetResponseDeleteRange().Deleted > 0 || step.repeated, !step.doubtful.Load(), nil
 	}
 	ctx, cancel := s.b.requestOf(ctx)
 	defer cancel()
