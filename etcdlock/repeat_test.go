@@ -6,6 +6,10 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/etcdlock"
 	"github.com/lockerkit/locker/internal/etcdtest"
@@ -50,5 +54,29 @@ func TestRepeatedRequest(t *testing.T) {
 	// Each writes its claim, and deletes it; the first does so again, and raises the fence.
 	if n := root.state().revision - before; n < 7 || n > 15 {
 		t.Errorf("%d writes", n)
+	}
+}
+
+// TestRepeatedUnlock has the answer to an Unlock get lost. What is found when it is repeated is no loss of the lock.
+func TestRepeatedUnlock(t *testing.T) {
+	t.Parallel()
+	addr := etcdtest.Address(t)
+	for name, doubtful := range map[string]bool{"of a claim": false, "of a claim that had to be repeated, too": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			key := unique("key")
+			var claimed, unclaimed atomic.Bool
+			l := hooked(t, connect(t, addr, addr), func(r request) (*clientv3.TxnResponse, error) {
+				resp, err := pass(r)
+				if doubtful && r.claims(key) && claimed.CompareAndSwap(false, true) || r.unclaims(key) && unclaimed.CompareAndSwap(false, true) {
+					return nil, status.Error(codes.Unavailable, "the answer is lost")
+				}
+				return resp, err
+			})
+			mustUnlock(t, mustLock(t, l, key))
+			if !unclaimed.Load() {
+				t.Error("no answer was lost")
+			}
+		})
 	}
 }

@@ -75,7 +75,7 @@ func TestWatchStreamDead(t *testing.T) {
 			dies.Set(faultproxy.BlackHole())
 			root.delete(etcdlock.ClaimOf(lease))
 			start := time.Now()
-			err := told(t, lease, 2*ttl)
+			err := told(t, lease, 3*ttl)
 			t.Logf("told after %v: %v", time.Since(start).Round(time.Millisecond), err)
 		})
 	}
