@@ -19,7 +19,7 @@ func (b *backend) attempts(ctx context.Context, ttl time.Duration, f func(contex
 	if b.client.Ctx().Err() != nil {
 		return errClientClosed // the client itself would try again until the attempt is over
 	}
-	n, bound := b.endpoints(), attemptBound(ttl)
+	n, bound := max(b.endpoints(), 1), attemptBound(ttl)
 	tries := 1
 	if n > 1 {
 		tries = 2 * n

@@ -109,7 +109,7 @@ func firstOp(line string) clientv3.Op {
 		clientv3.WithLimit(1))
 }
 
-// onSession calls try with the session for r, and once more with another if that turns out to be over.
+// onSession calls try with the session for r, and again with another if that turns out to be over.
 func (b *backend) onSession(ctx context.Context, r locker.Request, try func(context.Context, *session, locker.Request) (locker.Grant, error)) (locker.Grant, error) {
 	for attempt := 1; ; attempt++ {
 		s, err := b.session(ctx, r)

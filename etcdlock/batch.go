@@ -32,8 +32,9 @@ type step struct {
 	parts    []*pb.ResponseOp
 	revision int64 // of the store, after the transaction
 	err      error
-	certain  bool // with err: that the step was not carried out, and never will be
-	repeated bool // the transaction was sent more than once, and the first may still arrive
+	certain  bool        // with err: that the step was not carried out, and never will be
+	repeated bool        // the transaction was sent more than once, so that what it did may have been done before
+	doubtful atomic.Bool // and one of those may still arrive; it is settled in the background
 }
 
 // newStep returns a step that is part of a lock with that TTL, and has keys of so many bytes.
@@ -86,7 +87,7 @@ const (
 
 	// Where there are several endpoints, a transaction that is not answered for so long no longer keeps others, which go to
 	// another endpoint, from being sent; within limits.
-	overdueAfter = 200 * time.Millisecond
+	overdueAfter = 50 * time.Millisecond
 	maxOverdue   = 16
 )
 
@@ -244,7 +245,7 @@ func (b *batcher) take(steps []*step) []*step {
 			kept += copy(b.queue[kept:], b.queue[i:])
 			break
 		}
-		if s.line != "" {
+		if s.claims() {
 			if _, taken := lines[s.line]; taken {
 				b.queue[kept] = s
 				kept++
@@ -269,35 +270,15 @@ func (b *batcher) take(steps []*step) []*step {
 func (b *batcher) carryOut(steps []*step) {
 	resp, repeated, err := b.commit(steps)
 	if err != nil {
-		explained, certain := explain(err)
-		if errors.Is(err, rpctypes.ErrNoSpace) && certain && !repeated {
-			// Claims take space. What deletes keys is refused for their sake only.
-			if others := slices.DeleteFunc(slices.Clone(steps), (*step).claims); len(others) > 0 && len(others) < len(steps) {
-				b.carryOut(others)
-				steps = slices.DeleteFunc(steps, func(s *step) bool { return !s.claims() })
-			}
-		}
-		if len(steps) > 1 && certain && !repeated {
-			if errors.Is(err, rpctypes.ErrTooManyOps) {
-				b.mu.Lock()
-				b.maxOps = max(b.maxOps/2, 1)
-				b.mu.Unlock()
-			}
-			if blamesContent(err) {
-				half := len(steps) / 2
-				b.carryOut(steps[:half])
-				b.carryOut(steps[half:])
-				return
-			}
-		}
-		if b.b.life.Err() != nil {
-			explained = errClosed
-		}
-		for _, s := range steps {
-			s.repeated = repeated
-			s.conclude(explained, certain && !repeated)
-		}
+		b.fail(steps, repeated, err)
 		return
+	}
+	if repeated && b.fence != nil {
+		for _, s := range steps {
+			s.doubtful.Store(true)
+		}
+		doubtful := slices.Clone(steps)
+		b.b.running.start(func() { b.settle(doubtful) })
 	}
 	next := 0
 	for _, s := range steps {
@@ -306,6 +287,51 @@ func (b *batcher) carryOut(steps []*step) {
 		s.repeated = repeated
 		next += len(s.ops)
 		close(s.done)
+	}
+}
+
+// settle raises the fence, so that no request arrives any more that was sent before. With luck, that is done for all of the steps before it
+// would have to be done for each.
+func (b *batcher) settle(steps []*step) {
+	err := b.b.attempts(b.b.life, steps[0].ttl, func(ctx context.Context) error {
+		_, err := b.fence.raise(ctx, b.b.kv)
+		return err
+	})
+	if err != nil {
+		return
+	}
+	for _, s := range steps {
+		s.doubtful.Store(false)
+	}
+}
+
+// fail deals with steps whose transaction has failed.
+func (b *batcher) fail(steps []*step, repeated bool, err error) {
+	explained, certain := explain(err)
+	certain = certain && !repeated
+	if errors.Is(err, rpctypes.ErrNoSpace) && certain {
+		// Claims take space. What deletes keys is refused for their sake only.
+		if others := slices.DeleteFunc(slices.Clone(steps), (*step).claims); len(others) > 0 && len(others) < len(steps) {
+			b.carryOut(others)
+			steps = slices.DeleteFunc(steps, func(s *step) bool { return !s.claims() })
+		}
+	}
+	if len(steps) > 1 && certain && blamesContent(err) {
+		if errors.Is(err, rpctypes.ErrTooManyOps) {
+			b.mu.Lock()
+			b.maxOps = max(b.maxOps/2, 1)
+			b.mu.Unlock()
+		}
+		half := len(steps) / 2
+		b.carryOut(steps[:half])
+		b.carryOut(steps[half:])
+		return
+	}
+	if b.b.life.Err() != nil {
+		explained = errClosed
+	}
+	for _, s := range steps {
+		s.conclude(explained, certain)
 	}
 }
 
@@ -331,7 +357,7 @@ func (b *batcher) commit(steps []*step) (resp *clientv3.TxnResponse, repeated bo
 	}
 	ttl := steps[0].ttl
 	for _, s := range steps {
-		ttl = min(ttl, s.ttl)
+		ttl = max(ttl, s.ttl) // each caller has a ctx of its own besides
 	}
 	var resent atomic.Bool
 	doubt := false // whether an attempt may have been carried out, or may be yet

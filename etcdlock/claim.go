@@ -18,7 +18,7 @@ type claim struct {
 	slot    uint64         // among them
 	key     string
 	session *session
-	put     *step // the request that makes it; whether it was carried out is doubtful if that ended with an error that is not certain, or was repeated
+	put     *step // the request that makes it
 
 	// What follows is guarded by backend.mu.
 	gone    bool      // nobody has it any more: its owner may make another
@@ -126,7 +126,7 @@ func expiry(sent time.Time, ttl time.Duration) time.Time {
 }
 
 // doubtful reports whether the request that makes the claim may arrive yet. put is done.
-func (c *claim) doubtful() bool { return c.put.repeated || c.put.err != nil && !c.put.certain }
+func (c *claim) doubtful() bool { return c.put.doubtful.Load() || c.put.err != nil && !c.put.certain }
 
 // disownLocked takes the claim away from its owner.
 func (c *claim) disownLocked() {
@@ -174,10 +174,13 @@ func (c *claim) loseLocked(why error) {
 	}
 }
 
+// lose is for a claim that was seen to be deleted, by somebody else unless that is what is being done with it.
 func (c *claim) lose(why error) {
 	c.session.b.mu.Lock()
 	defer c.session.b.mu.Unlock()
-	c.loseLocked(why)
+	if c.drops == 0 {
+		c.loseLocked(why)
+	}
 }
 
 func (c *claim) dismiss() {
@@ -211,9 +214,13 @@ func (c *claim) drop(ctx context.Context) error {
 	}
 	b := s.b
 	b.mu.Lock()
+	if c.over { // since the caller has looked, and the key may be another claim's by now
+		b.mu.Unlock()
+		return locker.ErrLost
+	}
 	c.drops++
 	b.mu.Unlock()
-	deleted, certain, err := c.delete(ctx)
+	deleted, once, err := c.delete(ctx)
 	switch {
 	case errors.Is(err, ErrLeaseExpired):
 		s.end(ErrLeaseExpired)
@@ -233,15 +240,15 @@ func (c *claim) drop(ctx context.Context) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	c.forgetLocked(certain && c.drops == 1)
+	c.forgetLocked(once && c.drops == 1)
 	if !deleted && c.drops == 1 { // or else we may have deleted it before
 		return locker.ErrLost
 	}
 	return nil
 }
 
-// delete deletes the key. It is among the steps of the session, except after a doubtful put: then it raises the fence. It reports
-// whether the key was there, or may have been, and whether it is certain that the request has been carried out once, and will not be again.
+// delete deletes the key. It is among the steps of the session, except after a doubtful put: then it raises the fence. deleted is false if
+// the key was not there before, with certainty; once is true if no request that deletes it can arrive any more.
 func (c *claim) delete(ctx context.Context) (deleted, once bool, err error) {
 	s := c.session
 	op := clientv3.OpDelete(c.key)
@@ -250,27 +257,26 @@ func (c *claim) delete(ctx context.Context) (deleted, once bool, err error) {
 		if err := s.steps.do(ctx, step); err != nil {
 			return false, false, s.b.failure(err)
 		}
-		return step.parts[0].GetResponseDeleteRange().Deleted > 0 || step.repeated, !step.repeated, nil
+		return step.parts[0].GetResponseDeleteRange().Deleted > 0 || step.repeated, !step.doubtful.Load(), nil
 	}
 	ctx, cancel := s.b.requestOf(ctx)
 	defer cancel()
 	var resp *clientv3.TxnResponse
-	tries := 0
+	attempts := 0
 	err = s.b.attempts(ctx, s.ttl, func(ctx context.Context) (err error) {
-		tries++
+		attempts++
 		resp, err = s.fence.raise(ctx, s.b.kv, op)
 		return err
 	})
 	if err != nil {
 		return false, false, s.b.failure(err)
 	}
-	return resp.Responses[0].GetResponseDeleteRange().Deleted > 0 || tries > 1, false, nil
+	return resp.Responses[0].GetResponseDeleteRange().Deleted > 0 || attempts > 1, false, nil
 }
 
 // expireLocked has the claim deleted at the given time, unless that is put off by another call.
 func (s *session) expireLocked(c *claim, at time.Time) {
 	c.expires = at
-	c.expired = c.gone
 	if s.sweepAt.IsZero() || at.Before(s.sweepAt) {
 		s.sweepAt = at
 		if s.sweeper == nil {

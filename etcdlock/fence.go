@@ -56,7 +56,7 @@ func (f *fence) raise(ctx context.Context, kv clientv3.KV, ops ...clientv3.Op) (
 }
 
 func (f *fence) learn(revision int64) {
-	for range 10 {
+	for {
 		known := f.revision.Load()
 		if revision <= known || f.revision.CompareAndSwap(known, revision) {
 			return

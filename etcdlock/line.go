@@ -76,7 +76,7 @@ func (w *waiter) wait(ctx context.Context) (locker.Grant, error) {
 	// That a deletion is not told costs time, and nothing else.
 	poll := time.NewTimer(jittered(s.ttl))
 	defer poll.Stop()
-	if w.watch == nil {
+	if w.watch == nil { // it is not known yet which to watch
 		poll.Reset(0)
 	}
 	for {
@@ -115,7 +115,7 @@ func (w *waiter) wait(ctx context.Context) (locker.Grant, error) {
 
 // isFinal reports whether an error of the server's will not go away by itself.
 func isFinal(err error) bool {
-	return errors.Is(err, ErrPermission) || errors.Is(err, ErrAuth) || errors.Is(err, errClosed)
+	return errors.Is(err, ErrPermission) || errors.Is(err, ErrAuth) || errors.Is(err, errClosed) || errors.Is(err, errClientClosed)
 }
 
 // watchOnly watches the claim before, from now on. It then has to be looked at again: that is what watchReady calls for.
@@ -147,7 +147,7 @@ func (w *waiter) look(ctx context.Context) (view, error) {
 	if w.revision == 0 {
 		step := newStep(c.session.ttl, len(c.key), clientv3.OpGet(c.key, clientv3.WithKeysOnly()))
 		if err := w.backend.reads.do(ctx, step); err != nil {
-			return view{}, err
+			return view{}, w.backend.failure(err)
 		}
 		own := step.parts[0].GetResponseRange().Kvs
 		if len(own) == 0 {
@@ -160,7 +160,7 @@ func (w *waiter) look(ctx context.Context) (view, error) {
 			clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortDescend), clientv3.WithLimit(2), clientv3.WithKeysOnly()),
 		firstOp(c.line))
 	if err := w.backend.reads.do(ctx, step); err != nil {
-		return view{}, err
+		return view{}, w.backend.failure(err)
 	}
 	var v view
 	for _, kv := range step.parts[0].GetResponseRange().Kvs {

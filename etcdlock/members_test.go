@@ -313,7 +313,7 @@ func TestMemberFrozen(t *testing.T) {
 	slices.Sort(took)
 	median := took[len(took)/2]
 	t.Logf("half of the Locks take no more than %v, the slowest %v", median.Round(time.Millisecond), took[len(took)-1].Round(time.Millisecond))
-	if median > membersTTL/6 { // half of the time that an attempt has
+	if median > membersTTL/6 { // half the time that one attempt would have, if there was one endpoint
 		t.Errorf("half of the Locks take %v or more", median)
 	}
 	until := paused.Add(3 * membersTTL)

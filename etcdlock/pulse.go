@@ -46,15 +46,15 @@ func (p *pulse) beat(ctx context.Context) error {
 	answers := make(chan error, n+1)
 	patience := time.NewTicker(p.bound / time.Duration(n+1))
 	defer patience.Stop()
-	for asked, failed := 0, 0; ; {
+	for asked, answered := 0, 0; ; {
 		if asked <= n {
 			asked++
 			running.Go(func() { answers <- p.beatOnce(ctx) })
 		}
 		select {
 		case err := <-answers:
-			failed++
-			if !isOutage(err) || failed > n || ctx.Err() != nil {
+			answered++
+			if !isOutage(err) || answered > n || ctx.Err() != nil {
 				return err
 			}
 		case <-patience.C:
@@ -80,7 +80,7 @@ func (p *pulse) beatOnce(ctx context.Context) error {
 	stop()
 	if err != nil {
 		end()
-		return cause(ctx, err)
+		return errorOf(ctx, err)
 	}
 	return p.beatOn(ctx, &pulseStream{stream, end})
 }
@@ -94,7 +94,7 @@ func (p *pulse) beatOn(ctx context.Context, s *pulseStream) error {
 		if err == nil {
 			err = ctx.Err()
 		}
-		return cause(ctx, err)
+		return errorOf(ctx, err)
 	}
 	if resp.GetTTL() <= 0 {
 		s.end()
@@ -115,8 +115,8 @@ func (s *pulseStream) ask(lease clientv3.LeaseID) (*pb.LeaseKeepAliveResponse, e
 	return s.Recv()
 }
 
-// cause is the error of a call that was made with ctx.
-func cause(ctx context.Context, err error) error {
+// errorOf is the error of a call that was made with ctx.
+func errorOf(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}

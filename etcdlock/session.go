@@ -36,7 +36,7 @@ type session struct {
 
 	// What follows is guarded by backend.mu.
 	confirmed  time.Time // when the last keep-alive that was answered had been sent
-	used       time.Time // when a claim was last made or dropped
+	used       time.Time // when the session was made, or last had a claim less
 	claims     map[*claim]struct{}
 	slots      map[string]*slots // by the line of the claims
 	generation uint64            // of the keys of claims; increases when one is forgotten whose requests may still arrive
@@ -72,7 +72,7 @@ func (b *backend) session(ctx context.Context, r locker.Request) (*session, erro
 		b.running.start(func() { b.open(o, r) }) // not closed, or we would not be here
 	}
 	b.mu.Unlock()
-	select {
+	select { // an answer that is there goes before the end of ctx
 	case <-o.done:
 		return o.session, o.err
 	default:
