@@ -119,11 +119,9 @@ func (c *claim) grant(sent time.Time) locker.Grant {
 	return locker.Grant{Request: c.request, Token: uint64(c.token), Sent: sent, Private: c}
 }
 
-// expiry is when a claim is deleted that was last renewed at the given time: when its holder has stopped trusting it.
-// See locker.Grant for that. The lease lives on for other claims, and for those that come.
-func expiry(sent time.Time, ttl time.Duration) time.Time {
-	return sent.Add(ttl - ttl/200 - time.Millisecond)
-}
+// expiry is when a claim is deleted that was last renewed at the given time: when its holder has stopped trusting it, see locker.Grant, and was
+// told. The lease lives on for other claims, and for those that come.
+func expiry(sent time.Time, ttl time.Duration) time.Time { return sent.Add(ttl) }
 
 // doubtful reports whether the request that makes the claim may arrive yet. put is done.
 func (c *claim) doubtful() bool { return c.put.doubtful.Load() || c.put.err != nil && !c.put.certain }
