@@ -188,7 +188,7 @@ func (c *claim) made(ctx context.Context) error {
 	default:
 		return err // ctx has ended, and the step is under way
 	}
-	if c.put.err == nil || c.doubtful() {
+	if c.put.err == nil || !c.put.certain {
 		return err // ctx has ended just as the step succeeded, or nobody knows
 	}
 	c.forget(true)
@@ -352,9 +352,11 @@ func (b *backend) Close() error {
 		s.endLocked(errClosed)
 	}
 	b.mu.Unlock()
+	ctx, cancel := context.WithTimeout(b.life, 2*time.Second) // whoever closes a Locker is in a hurry
+	defer cancel()
 	var revoked sync.WaitGroup
 	for _, s := range sessions {
-		revoked.Go(func() { _ = b.revokeOnce(b.life, s) }) // if that fails, the lease ends without keep-alives
+		revoked.Go(func() { _ = b.revokeOnce(ctx, s) }) // if that fails, the lease ends without keep-alives
 	}
 	revoked.Wait()
 	b.end()

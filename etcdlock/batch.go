@@ -168,7 +168,6 @@ func (b *batcher) withdraw(s *step) bool {
 // grpc on a new one would have to make it larger.
 func (b *batcher) carry() {
 	var steps []*step
-	several := b.b.endpoints() > 1
 	for {
 		b.mu.Lock()
 		steps = b.take(steps[:0])
@@ -181,7 +180,7 @@ func (b *batcher) carry() {
 			if !b.awaitCall() {
 				return
 			}
-		case !several:
+		case b.b.endpoints() <= 1:
 			b.carryOut(steps)
 		case b.carryOutLate(steps):
 			return // another has taken over
@@ -284,7 +283,7 @@ func (b *batcher) carryOut(steps []*step) {
 	for _, s := range steps {
 		s.parts = resp.Responses[next : next+len(s.ops)]
 		s.revision = resp.Header.Revision
-		s.repeated = repeated
+		s.repeated = s.repeated || repeated
 		next += len(s.ops)
 		close(s.done)
 	}
@@ -309,9 +308,13 @@ func (b *batcher) settle(steps []*step) {
 func (b *batcher) fail(steps []*step, repeated bool, err error) {
 	explained, certain := explain(err)
 	certain = certain && !repeated
-	if errors.Is(err, rpctypes.ErrNoSpace) && certain {
-		// Claims take space. What deletes keys is refused for their sake only.
+	if errors.Is(err, rpctypes.ErrNoSpace) {
+		// Claims take space. What deletes keys is refused for their sake only, if it was.
 		if others := slices.DeleteFunc(slices.Clone(steps), (*step).claims); len(others) > 0 && len(others) < len(steps) {
+			for _, s := range others {
+				s.repeated = true
+				s.doubtful.Store(repeated)
+			}
 			b.carryOut(others)
 			steps = slices.DeleteFunc(steps, func(s *step) bool { return !s.claims() })
 		}
@@ -331,6 +334,7 @@ func (b *batcher) fail(steps []*step, repeated bool, err error) {
 		explained = errClosed
 	}
 	for _, s := range steps {
+		s.doubtful.Store(repeated)
 		s.conclude(explained, certain)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -124,7 +125,9 @@ func (c *claim) grant(sent time.Time) locker.Grant {
 func expiry(sent time.Time, ttl time.Duration) time.Time { return sent.Add(ttl) }
 
 // doubtful reports whether the request that makes the claim may arrive yet. put is done.
-func (c *claim) doubtful() bool { return c.put.doubtful.Load() || c.put.err != nil && !c.put.certain }
+func (c *claim) doubtful() bool {
+	return c.put.doubtful.Load() || c.put.err != nil && !c.put.certain && !errors.Is(c.put.err, ErrNoSpace)
+}
 
 // disownLocked takes the claim away from its owner.
 func (c *claim) disownLocked() {
@@ -206,7 +209,7 @@ func (c *claim) drop(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("%w: %s", ErrNoAnswer, "the request for the lock is still under way")
 	}
-	if c.put.err != nil && !c.doubtful() {
+	if c.put.err != nil && c.put.certain {
 		c.forget(true)
 		return locker.ErrLost
 	}
@@ -223,16 +226,8 @@ func (c *claim) drop(ctx context.Context) error {
 	case errors.Is(err, ErrLeaseExpired):
 		s.end(ErrLeaseExpired)
 		return fmt.Errorf("%w: %w", locker.ErrLost, ErrLeaseExpired)
-	case errors.Is(err, ErrNoSpace):
-		// There is none to raise the fence, but nor is there any for a request that arrives late. The key is deleted without; the fence
-		// is raised when that is possible, and the lease is not given up for that.
-		if err := s.steps.do(ctx, newStep(s.ttl, len(c.key), clientv3.OpDelete(c.key))); err != nil {
-			return b.failure(err)
-		}
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		c.expires = time.Now()
-		return err
+	case errors.Is(err, ErrNoSpace): // to raise the fence
+		return c.dropUnfenced(ctx)
 	case err != nil:
 		return err
 	}
@@ -240,6 +235,26 @@ func (c *claim) drop(ctx context.Context) error {
 	defer b.mu.Unlock()
 	c.forgetLocked(once && c.drops == 1)
 	if !deleted && c.drops == 1 { // or else we may have deleted it before
+		return locker.ErrLost
+	}
+	return nil
+}
+
+// dropUnfenced deletes the key without raising the fence, which takes space. That is left to the sweep, which tries until there is some again;
+// the lease is not given up for that.
+func (c *claim) dropUnfenced(ctx context.Context) error {
+	s, b := c.session, c.session.b
+	step := newStep(s.ttl, len(c.key), clientv3.OpDelete(c.key))
+	if err := s.steps.do(ctx, step); err != nil {
+		return b.failure(err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c.disownLocked()
+	if !c.over {
+		s.expireLocked(c, time.Now().Add(s.renewalInterval()))
+	}
+	if step.parts[0].GetResponseDeleteRange().Deleted == 0 && c.drops == 1 {
 		return locker.ErrLost
 	}
 	return nil
@@ -260,8 +275,9 @@ func (c *claim) delete(ctx context.Context) (deleted, once bool, err error) {
 	ctx, cancel := s.b.requestOf(ctx)
 	defer cancel()
 	var resp *clientv3.TxnResponse
+	var resent atomic.Bool
 	attempts := 0
-	err = s.b.attempts(ctx, s.ttl, func(ctx context.Context) (err error) {
+	err = s.b.attempts(context.WithValue(ctx, resentKey{}, &resent), s.ttl, func(ctx context.Context) (err error) {
 		attempts++
 		resp, err = s.fence.raise(ctx, s.b.kv, op)
 		return err
@@ -269,7 +285,7 @@ func (c *claim) delete(ctx context.Context) (deleted, once bool, err error) {
 	if err != nil {
 		return false, false, s.b.failure(err)
 	}
-	return resp.Responses[0].GetResponseDeleteRange().Deleted > 0 || attempts > 1, false, nil
+	return resp.Responses[0].GetResponseDeleteRange().Deleted > 0 || attempts > 1 || resent.Load(), false, nil
 }
 
 // expireLocked has the claim deleted at the given time, unless that is put off by another call.

@@ -16,17 +16,18 @@
 //
 // All keys of a Locker with the same TTL are attached to one etcd lease, which one request per third of the TTL keeps alive, however many there
 // are. A lock is valid for a TTL from the moment when the last such request that was answered had been sent, less 1 % and 2 ms. So
-// a lock that was just granted may have up to a third of its TTL behind it (not with the option locker.NoRenew); Lease.Deadline
+// a lock that was just granted may have up to two fifths of its TTL behind it (not with the option locker.NoRenew); Lease.Deadline
 // tells. etcd counts the lease from when it answered, on its own monotonic clock, and only ever makes it longer: a new leader gives each
 // lease a whole TTL again. That, and half a second until the server notices that a lease is over, is what a rival waits in addition.
 //
-// TTLs are whole seconds; others are refused as locker.ErrInvalidOption. etcd grants no shorter ones than one and a half of its election timeout
-// (2 s by default): then the lease has the TTL that was granted, and Lease.Deadline tells.
+// TTLs are whole seconds; others are refused as locker.ErrInvalidOption. etcd grants no shorter ones than one and a half of its election timeout,
+// which makes 2 s by default: then the lease has the TTL that was granted, and Lease.Deadline tells.
 //
 // A lock survives broken connections, the restart of all members, and the loss of a minority of them. While there is no majority, nothing can be
 // locked or unlocked, leases end for their holders at their deadlines, and rivals get in a TTL after the majority is back at the earliest.
 // A key that somebody deletes, or a lease that somebody revokes, is a lost lock. The holder is told within a third of the TTL,
-// and, if it holds the lock for longer than that, at once.
+// and, if it holds the lock for longer than that, at once; but within two thirds of the TTL and a second if the connection by which it would
+// be told has died without a word, and with locker.NoRenew at its deadline.
 //
 // # Fencing tokens
 //
@@ -48,10 +49,11 @@
 // An acquire that was cancelled, or got no answer, is undone in the background, by deleting its key. If the request may still arrive after that, the
 // deletion raises a fence in the same transaction, by which requests sent before are refused; locks that are held do not
 // notice. Should the key not be deleted within another TTL, the lease is given up: all that is attached to it is reported lost, and goes.
+// (Not for want of space: there is enough to delete.)
 //
 // # What it needs
 //
-// etcd 3.5.13 or later (ErrVersion); before, a leader that had been deposed could confirm a lease. With authentication, a role with
+// etcd 3.5.13 or later; before, a leader that had been deposed could confirm a lease. One member is asked, at first use (ErrVersion). With authentication, a role with
 // readwrite permission for the prefix of the keys:
 //
 //	etcdctl role grant-permission app --prefix=true readwrite locker/
@@ -64,6 +66,8 @@
 //
 // An interval between compactions (--auto-compaction-retention) that is not too long, as for all that changes often: etcd keeps two
 // revisions for each lock that was held since.
+//
+// Close gives the lease back, for which it waits two seconds at most.
 //
 // The Locker talks to the connection of the client: wrappers such as package namespace that were put into the client's fields are not
 // used; the option locker.Prefix does the same.

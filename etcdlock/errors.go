@@ -62,7 +62,7 @@ var meanings = []struct {
 	{rpctypes.ErrTimeoutDueToConnectionLost, ErrNoLeader, false},
 	{rpctypes.ErrTimeout, ErrNoAnswer, false},
 	{rpctypes.ErrTimeoutWaitAppliedIndex, ErrNoAnswer, false},
-	{rpctypes.ErrNoSpace, ErrNoSpace, true},
+	{rpctypes.ErrNoSpace, ErrNoSpace, false}, // the transaction that reaches the quota is carried out, and answered so all the same
 	{rpctypes.ErrPermissionDenied, ErrPermission, true},
 	{rpctypes.ErrPermissionNotGranted, ErrPermission, true},
 	{rpctypes.ErrAuthFailed, ErrAuth, true},

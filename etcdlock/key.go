@@ -13,8 +13,10 @@ import (
 // its value is the name for people (locker.Holder). The one with the smallest create revision holds the lock, and the others
 // wait in that order:
 //
-//	etcdctl get --prefix 'locker/orders/42@' --sort-by=CREATE
-//	etcdctl del --prefix 'locker/orders/42@'    # takes the lock away from its holder
+//	etcdctl get --prefix 'locker/orders/42@' --sort-by=CREATE             # the holder, and who waits
+//	etcdctl get --prefix 'locker/orders/42@' --sort-by=CREATE --limit=1   # the holder
+//
+// To delete the first one takes the lock away from its holder, which is told soon, but perhaps after the next has got it.
 //
 // Visible ASCII characters stand for themselves, except for "%", "@" and "!", which are written as %25, %40 and %21, like all
 // other bytes. "@" ends the name, so that no name is the beginning of another.

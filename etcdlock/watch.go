@@ -69,8 +69,7 @@ func (ws *watches) remove(w *watch) {
 	}
 }
 
-// ping makes sure that the stream is alive, and has to be called every now and then: one that has said nothing for a second after a
-// ping is broken off.
+// ping makes sure that the stream is alive: one that says nothing for a second after a ping is broken off.
 //
 // A ping is a watch that is cancelled as soon as it is made. The WatchProgressRequest that is meant for this is not answered while any watch
 // of the stream is to begin later than the last revision, or lags behind.
@@ -79,19 +78,25 @@ func (ws *watches) ping() {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 	s := ws.stream
-	switch {
-	case s == nil || len(s.watches) == 0:
-	case s.pinged.IsZero():
-		s.pinged = time.Now()
-		var w *watch
-		w = s.createLocked(s.newest, 0, func(e watchEvent) {
-			if e == watchReady {
-				ws.remove(w)
-			}
-		})
-	case time.Since(s.pinged) > patience:
-		s.end()
+	if s == nil || len(s.watches) == 0 || s.pinged {
+		return
 	}
+	s.pinged = true
+	s.pings++
+	ping := s.pings
+	var w *watch
+	w = s.createLocked(s.newest, 0, func(e watchEvent) {
+		if e == watchReady {
+			ws.remove(w)
+		}
+	})
+	time.AfterFunc(patience, func() {
+		ws.mu.Lock()
+		defer ws.mu.Unlock()
+		if s.pinged && s.pings == ping {
+			s.end()
+		}
+	})
 }
 
 // close ends all watches.
@@ -112,7 +117,8 @@ type watchStream struct {
 	watches map[int64]*watch
 	out     []*pb.WatchRequest // to be sent
 	wake    chan struct{}      // has room for one, and one in it if there is something in out
-	pinged  time.Time          // zero if it has been heard of since
+	pings   int                // so far
+	pinged  bool               // and not heard of since
 }
 
 func (s *watchStream) createLocked(key string, revision int64, notify func(watchEvent)) *watch {
@@ -207,7 +213,7 @@ func (ws *watches) receive(s *watchStream, stream pb.Watch_WatchClient) {
 			event = -1 // which nothing calls for
 		}
 		ws.mu.Lock()
-		s.pinged = time.Time{}
+		s.pinged = false
 		w := s.watches[r.WatchId]
 		if w != nil && event == watchDeleted {
 			s.removeLocked(w)
