@@ -16,7 +16,7 @@ import (
 //	etcdctl get --prefix 'locker/orders/42@' --sort-by=CREATE             # the holder, and who waits
 //	etcdctl get --prefix 'locker/orders/42@' --sort-by=CREATE --limit=1   # the holder
 //
-// To delete the first one takes the lock away from its holder, which is told soon, but perhaps after the next has got it.
+// To delete the key of the holder takes the lock away from it; it is told soon, but perhaps after the next has got the lock.
 //
 // Visible ASCII characters stand for themselves, except for "%", "@" and "!", which are written as %25, %40 and %21, like all
 // other bytes. "@" ends the name, so that no name is the beginning of another.
