@@ -354,8 +354,8 @@ func blamesContent(err error) bool {
 func (b *batcher) commit(steps []*step) (resp *clientv3.TxnResponse, repeated bool, err error) {
 	ops := steps[0].ops
 	if len(steps) > 1 {
-		ops = slices.Clone(ops)
-		for _, s := range steps[1:] {
+		ops = make([]clientv3.Op, 0, maxTxnOps)
+		for _, s := range steps {
 			ops = append(ops, s.ops...)
 		}
 	}

@@ -24,17 +24,19 @@ func (f *fence) commit(ctx context.Context, kv clientv3.KV, ops []clientv3.Op) (
 		resp, err := kv.Txn(ctx).
 			If(clientv3.Compare(clientv3.ModRevision(f.key), "=", known)).
 			Then(ops...).
-			Else(clientv3.OpGet(f.key)).
 			Commit()
 		if err != nil || resp.Succeeded {
 			return resp, err
 		}
-		found := int64(0)
-		if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
-			found = kvs[0].ModRevision
+		if f.revision.Load() > known {
+			continue // raised by ourselves
 		}
-		if found > known {
-			f.learn(found)
+		now, err := kv.Get(ctx, f.key, clientv3.WithKeysOnly())
+		if err != nil {
+			return nil, err
+		}
+		if len(now.Kvs) > 0 && now.Kvs[0].ModRevision > known {
+			f.learn(now.Kvs[0].ModRevision)
 			continue
 		}
 		// Somebody has deleted the key. Old requests could pass a fence that is down again.
