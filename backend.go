@@ -41,7 +41,8 @@ type Backend interface {
 	// nil; ErrLost if the key has another owner or is free, which it also is if the lease has expired and nobody has
 	// taken it since; and any other error if the outcome is unknown. It must never bring back a lock that the store has
 	// let go. New passes the leases that are due at the same time together, so that a backend can renew them in one
-	// round trip.
+	// round trip. Validity counts from the call, or from gs[i].Sent if Renew sets that to an earlier moment: where one request
+	// renews more than what was asked for, the next call can do without.
 	Renew(ctx context.Context, gs []Grant) []error
 
 	// Release frees the key if g.Owner holds it, and returns ErrLost if not. Owners are compared whole.

@@ -61,6 +61,26 @@ func TestRule1RenewalCountsFromItsSend(t *testing.T) {
 	})
 }
 
+// A backend may say that a renewal counts from an earlier moment.
+func TestRule1RenewalCountsFromWhatTheBackendSays(t *testing.T) {
+	f := new(fake)
+	const earlier = 100 * time.Millisecond
+	f.renew = func(_ context.Context, gs []locker.Grant) []error {
+		gs[0].Sent = gs[0].Sent.Add(-earlier)
+		return make([]error, len(gs))
+	}
+	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+		lease := mustLock(t, l, "k")
+		for _, renewals, _ := f.calls(); renewals == 0; _, renewals, _ = f.calls() {
+			time.Sleep(time.Millisecond)
+		}
+		synctest.Wait()
+		if left, want := time.Until(lease.Deadline()), validity(time.Second)-earlier; left > want || left < want-2*time.Millisecond {
+			t.Errorf("after a renewal that counts from %v before, the lease is valid for %v; want %v", earlier, left, want)
+		}
+	})
+}
+
 func TestRule2TransientErrorsAreRetriedUntilTheDeadline(t *testing.T) {
 	f := &fake{}
 	var mu sync.Mutex

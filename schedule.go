@@ -134,6 +134,7 @@ func (c *core) renew(due []*Lease) {
 	grants := make([]Grant, len(due))
 	for i, l := range due {
 		grants[i] = l.grant
+		grants[i].Sent = sent
 		bound = min(bound, renewalInterval(l.grant.TTL))
 	}
 	// The lease is ended by its own timer if this takes longer than the validity; the bound is shorter, so that a
@@ -151,7 +152,11 @@ func (c *core) renew(due []*Lease) {
 	now := time.Now()
 	jitter := rand.Float64()
 	for i, l := range due {
-		if e := l.renewedLocked(sent, now, jitter, errs[i]); e.lease != nil {
+		from := sent
+		if s := grants[i].Sent; !s.IsZero() && s.Before(sent) {
+			from = s
+		}
+		if e := l.renewedLocked(from, now, jitter, errs[i]); e.lease != nil {
 			ends = append(ends, e)
 		}
 	}
@@ -160,7 +165,7 @@ func (c *core) renew(due []*Lease) {
 	announce(ends)
 }
 
-// renewedLocked applies the answer to a renewal that was sent at the given time.
+// renewedLocked applies the answer to a renewal that counts from the given time.
 func (l *Lease) renewedLocked(sent, now time.Time, jitter float64, err error) ending {
 	l.renewing--
 	if l.renewing == 0 && l.idle != nil {

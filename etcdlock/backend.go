@@ -201,23 +201,20 @@ func (c *claim) made(ctx context.Context) error {
 
 // again is Acquire for an owner that has the lock already.
 func (b *backend) again(ctx context.Context, c *claim) (locker.Grant, error) {
-	sent := time.Now()
 	b.mu.Lock()
-	g := c.grant(sent)
+	gs := []locker.Grant{c.grant(time.Now())}
 	b.mu.Unlock()
-	if err := b.Renew(ctx, []locker.Grant{g})[0]; err != nil {
-		return locker.Grant{}, err
-	}
-	return g, nil
+	err := b.Renew(ctx, gs)[0]
+	return gs[0], err
 }
 
 // Renew implements locker.Backend. A lock is as alive as its lease, so that one keep-alive renews all that are attached to it. Each of
 // them is then watched, so that its deletion by somebody else is noticed; locks that are held for less than a third
-// of their TTL are spared that.
+// of their TTL are spared that. Locks that are due shortly after others do without a keep-alive, and are due together with them from then on.
 func (b *backend) Renew(ctx context.Context, gs []locker.Grant) []error {
 	errs := make([]error, len(gs))
 	claims := make([]*claim, len(gs))
-	alive := make(map[*session]chan error, 1)
+	alive := make(map[*session]*heartbeat, 1)
 	var unwatched []*claim
 	b.mu.Lock()
 	for i, g := range gs {
@@ -227,26 +224,29 @@ func (b *backend) Renew(ctx context.Context, gs []locker.Grant) []error {
 			continue
 		}
 		claims[i] = c
-		alive[c.session] = nil
+		if alive[c.session] == nil {
+			alive[c.session] = &heartbeat{sent: c.session.confirmed, fresh: time.Since(c.session.confirmed) < c.session.renewalInterval()/2}
+		}
 		if !c.watched {
 			unwatched = append(unwatched, c)
 		}
 	}
 	b.mu.Unlock()
 
-	sent := time.Now()
-	for s := range alive {
-		answer := make(chan error, 1)
-		alive[s] = answer
-		if !b.running.start(func() { answer <- s.keepAlive(ctx) }) {
-			answer <- errClosed
+	var beats sync.WaitGroup
+	for s, h := range alive {
+		if h.fresh {
+			continue
+		}
+		h.sent = time.Now()
+		beats.Add(1)
+		if !b.running.start(func() { defer beats.Done(); h.err = s.keepAlive(ctx) }) {
+			h.err = errClosed
+			beats.Done()
 		}
 	}
 	failed := b.lookAfter(ctx, unwatched)
-	results := make(map[*session]error, len(alive))
-	for s, answer := range alive {
-		results[s] = <-answer
-	}
+	beats.Wait()
 
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -258,17 +258,25 @@ func (b *backend) Renew(ctx context.Context, gs []locker.Grant) []error {
 			if c.lost != nil {
 				errs[i] = fmt.Errorf("%w: %w", locker.ErrLost, c.lost)
 			}
-		case results[c.session] != nil:
-			errs[i] = results[c.session]
+		case alive[c.session].err != nil:
+			errs[i] = alive[c.session].err
 		case failed[c] != nil:
 			errs[i] = failed[c]
 		default:
-			if at := expiry(sent, c.session.ttl); at.After(c.expires) {
+			gs[i].Sent = alive[c.session].sent
+			if at := expiry(gs[i].Sent, c.session.ttl); at.After(c.expires) {
 				c.session.expireLocked(c, at)
 			}
 		}
 	}
 	return errs
+}
+
+// heartbeat is what renews the locks of a session.
+type heartbeat struct {
+	fresh bool      // the last keep-alive will do
+	sent  time.Time // when it was sent
+	err   error
 }
 
 // lookAfter makes sure that claims are there, and has them watched from then on. It returns what it could not find out.

@@ -62,6 +62,9 @@ func benchEtcd(rounds int, round time.Duration, hold int, holdFor time.Duration)
 	if hold == 0 {
 		return nil
 	}
+	if err := session.Close(); err != nil { // and its keep-alives
+		return err
+	}
 	before, err := metric(metrics, "process_resident_memory_bytes")
 	if err != nil {
 		return err
