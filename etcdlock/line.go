@@ -35,8 +35,8 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 // watches only the one before it (https://etcd.io/docs/v3.6/dev-guide/api_concurrency_reference_v3/).
 func (b *backend) stand(ctx context.Context, s *session, r locker.Request) (locker.Grant, error) {
 	c := s.newClaim(r, func(c *claim) *step {
-		step := newStep(s.ttl, 4*len(c.key)+len(r.Holder), c.putOp(), clientv3.OpGet(c.line, clientv3.WithRange(afterLine(c.line)),
-			clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortDescend), clientv3.WithLimit(2), clientv3.WithKeysOnly()))
+		step := newStep(s.ttl, 4*len(c.key)+len(r.Holder), c.putOp(),
+			clientv3.OpGet(c.line, clientv3.WithRange(afterLine(c.line)), clientv3.WithCountOnly()))
 		step.line = c.line
 		return step
 	})
@@ -46,17 +46,15 @@ func (b *backend) stand(ctx context.Context, s *session, r locker.Request) (lock
 	if err := c.made(ctx); err != nil {
 		return locker.Grant{}, err
 	}
-	last := c.put.takeParts()[1].GetResponseRange().Kvs // our own, and the one before
+	claims := c.put.takeParts()[1].GetResponseRange().Count // with this one
 	w := &waiter{backend: b, claim: c}
-	defer w.unwatch()
-	switch {
-	case string(last[0].Key) != c.key: // the request was repeated, and others have joined since it was first carried out
-		return w.wait(ctx)
-	case len(last) == 1:
-		return c.hold(ctx, last[0].CreateRevision)
+	if !c.put.repeated { // or else it may have been made by an earlier request
+		w.revision = c.put.revision
+		if claims == 1 {
+			return c.hold(ctx, w.revision)
+		}
 	}
-	w.revision = last[0].CreateRevision
-	w.watchOnly(string(last[1].Key))
+	defer w.unwatch()
 	return w.wait(ctx)
 }
 
@@ -73,12 +71,9 @@ type waiter struct {
 // wait waits until no claim is before this one.
 func (w *waiter) wait(ctx context.Context) (locker.Grant, error) {
 	s := w.claim.session
-	// That a deletion is not told costs time, and nothing else.
-	poll := time.NewTimer(jittered(s.ttl))
+	// Later, it fires in case a deletion was not told. That costs time, and nothing else.
+	poll := time.NewTimer(0) // it is not known yet which to watch
 	defer poll.Stop()
-	if w.watch == nil { // it is not known yet which to watch
-		poll.Reset(0)
-	}
 	for {
 		var event watchEvent
 		select {
