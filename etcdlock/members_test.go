@@ -93,7 +93,7 @@ func TestMemberFails(t *testing.T) {
 				got := <-order
 				if got != i && name != "leader paused" {
 					t.Errorf("waiter %d has the lock; want %d", got, i)
-				} else if got != i { // a leader that was paused is known to revoke leases that live when it continues: etcd issue 15247
+				} else if got != i { // seen twice on a busy machine, and not explained: its claim was gone before its lease could have ended
 					t.Logf("waiter %d has the lock; waiter %d has lost its place", got, i)
 				}
 			}
