@@ -233,8 +233,13 @@ func releaseWords(n names, doubt bool) []string {
 
 // release frees the lock; for the words, see release.lua.
 func (b *backend) release(ctx context.Context, words []string) error {
+	return b.releaseKeys(ctx, 4, words)
+}
+
+// releaseKeys is release with so many keys.
+func (b *backend) releaseKeys(ctx context.Context, keys int, words []string) error {
 	// Not run again on errors: the second answer would say that the lock was not ours any more. Who called knows that.
-	reply, err := b.client.run(ctx, releaseScript, 4, words)
+	reply, err := b.client.run(ctx, releaseScript, keys, words)
 	switch {
 	case err != nil:
 		return explain(err)
