@@ -252,7 +252,7 @@ func (c *claim) confirm(ctx context.Context, i int) {
 	case ours:
 		p.token = token
 	default:
-		p.state = nothing // it was, and is gone
+		p.state, p.err = unknown, nil // gone, or granted again since
 	}
 }
 
@@ -280,9 +280,9 @@ func (c *claim) lineUp(ctx context.Context, i int) {
 // leave gives back what a node has granted, and leaves its line.
 func (c *claim) leave(ctx context.Context, i int) {
 	p := &c.places[i]
-	names, doubt := c.names, p.doubt || p.late || p.state == unknown
+	names, inLine, doubt := c.names, p.state != held, p.doubt || p.late || p.state == unknown
 	err := c.do(ctx, i, func(ctx context.Context, n *node) error {
-		err := n.leaveForGood(ctx, names, c.left, doubt)
+		err := n.giveBack(ctx, names, c.left, inLine, doubt)
 		if err != nil && !isLost(err) {
 			n.owe(names, c.request.TTL)
 		}

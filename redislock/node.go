@@ -155,8 +155,8 @@ func (n *node) payOff(owed []debt) bool {
 	return len(unpaid) < len(owed)
 }
 
-// confirm makes token the least of the node, and reports whether the lock there is still the owner's. With a TTL, it sets a
-// lock that is gone again.
+// confirm makes token the last one of the node, and reports whether the lock there is still what the owner was granted. With a
+// TTL, it sets a lock that is gone again.
 func (n *node) confirm(ctx context.Context, names names, token uint64, ttl time.Duration) (ours bool, err error) {
 	words := []string{names.lock, names.fence, names.gone, names.value, strconv.FormatUint(token, 10)}
 	if ttl > 0 {
@@ -176,13 +176,16 @@ func (n *node) lineUp(ctx context.Context, names names, left, arrival string, do
 	return n.yes(ctx, lineupScript, 5, words)
 }
 
-// leaveForGood is leave for an owner who will not come back: left is the key by which the line knows.
-func (n *node) leaveForGood(ctx context.Context, names names, left string, doubt bool) error {
+// giveBack frees the lock and leaves the line, for good: left is the key by which the line knows that, if there is doubt.
+func (n *node) giveBack(ctx context.Context, names names, left string, inLine, doubt bool) error {
 	words := releaseWords(names, doubt)
-	if doubt {
+	switch {
+	case doubt:
 		return n.releaseKeys(ctx, 5, slices.Insert(words, 4, left))
+	case !inLine:
+		words = words[:5]
 	}
-	return n.release(ctx, words)
+	return n.releaseKeys(ctx, 4, words)
 }
 
 // yes executes a script that returns 1 or 0, and may be executed twice, which late says that it may be.
