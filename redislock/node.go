@@ -3,6 +3,7 @@ package redislock
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"sync"
@@ -13,6 +14,7 @@ import (
 // node is one of the independent servers of a Redlock.
 type node struct {
 	*backend
+	name    string          // for people
 	life    context.Context // of the Locker
 	running *sync.WaitGroup // goroutines that Close waits for
 
@@ -24,6 +26,14 @@ type node struct {
 	mu     sync.Mutex
 	debts  []debt
 	paying bool // a goroutine is at work on the debts
+}
+
+// blame says which node an error is of. It is never that of a ctx: nobody's has ended.
+func (n *node) blame(err error) error {
+	if isContext(err) {
+		err = errNoAnswer
+	}
+	return fmt.Errorf("%s: %w", n.name, err)
 }
 
 // maxToSilent is how many requests may be under way to a node that does not answer. More locks are not asked for: each would
