@@ -242,7 +242,7 @@ func (c *claim) confirm(ctx context.Context, i int) {
 	names, token := c.names, c.token
 	var ours bool
 	err := c.do(ctx, i, func(ctx context.Context, n *node) (err error) {
-		ours, err = n.confirm(ctx, names, token, 0)
+		ours, _, err = n.confirm(ctx, names, token, 0)
 		return err
 	})
 	p := &c.places[i]

@@ -94,8 +94,9 @@ func (b *redlock) check(r locker.Request) error {
 	return check(r)
 }
 
-// leastAhead is how much the least token is ahead of the greatest clock: as long as a request takes to arrive, or more.
-const leastAhead = 20 * time.Millisecond
+// leastAhead is how much the least token is ahead of the greatest clock: as long as a request takes to arrive on a good network.
+// It is short, so that the clock alone makes tokens increase even if all nodes have lost their data: no server restarts as fast.
+const leastAhead = 3 * time.Millisecond
 
 // least returns the least token that the nodes are to mint. It saves a round trip if it is greater than their clocks; nothing else
 // depends on it.
@@ -178,16 +179,31 @@ func (b *redlock) Release(ctx context.Context, g locker.Grant) error {
 	if !c.giveBack(ctx) {
 		return locker.ErrLost // by an earlier call
 	}
+	start := time.Now()
+	patience := time.NewTimer(time.Hour)
+	defer patience.Stop()
+	patient := true
 	for {
 		c.mu.Lock()
-		settled, err := c.released()
+		settled, waiting, err := c.released()
 		c.mu.Unlock()
-		if settled {
+		switch {
+		case settled && (waiting == 0 || err != nil):
 			return err
+		case settled && patient:
+			// A quorum is enough for the next owner, if it answers him. If some other node fails, he needs those that
+			// are late now.
+			patient = false
+			patience.Reset(max(minPatience, time.Since(start)))
 		}
 		select {
 		case <-c.events:
+		case <-patience.C:
+			return nil
 		case <-ctx.Done():
+			if settled {
+				return nil
+			}
 			return errNoAnswer
 		}
 	}
@@ -207,29 +223,31 @@ func (c *claim) giveBack(ctx context.Context) bool {
 	return true
 }
 
-// released reports whether a claim that is over has been given back, or too little of it was left for a lock.
-func (c *claim) released() (settled bool, err error) {
+// released reports whether a claim that is over has been given back, or too little of it was left for a lock, and how many
+// nodes are still to answer that answered before.
+func (c *claim) released() (settled bool, waiting int, err error) {
 	t := c.tally()
-	var waiting, failed int
+	var failed, silent int
 	for i := range c.places {
 		switch p := &c.places[i]; {
-		case p.pending:
-			waiting++
-		case p.state == unknown && p.err != nil:
+		case p.state == unknown && p.err != nil && !p.pending:
 			failed++
-		case p.state == held || p.state == unknown:
+		case p.pending || p.state == held || p.state == unknown:
 			waiting++
+			if c.b.nodes[i].silent.Load() {
+				silent++
+			}
 		}
 	}
 	switch gone := len(c.places) - t.freed - waiting - failed; {
 	case t.freed >= c.b.quorum:
-		return true, nil
+		return true, waiting - silent, nil
 	case gone > len(c.places)-c.b.quorum:
-		return true, locker.ErrLost
+		return true, 0, locker.ErrLost
 	case waiting == 0:
-		return true, c.noQuorum()
+		return true, 0, c.noQuorum()
 	}
-	return false, nil
+	return false, waiting, nil
 }
 
 // Close implements locker.Backend.

@@ -2,6 +2,7 @@ package redislock_test
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/conformance"
+	"github.com/lockerkit/locker/internal/faultproxy"
 	"github.com/lockerkit/locker/internal/redistest"
 	"github.com/lockerkit/locker/internal/wires"
 	"github.com/lockerkit/locker/redislock"
@@ -46,9 +48,9 @@ func dialAll(addresses []string) (clients []redis.UniversalClient, closeAll func
 	})
 }
 
-// dialProxies returns clients with wires of their own.
-func dialProxies(t *testing.T, w *wires.Wires) (clients []redis.UniversalClient, closeAll func()) {
-	proxies := w.Proxies(t)
+// dialProxies returns clients with wires of their own, and what closes both.
+func dialProxies(t *testing.T, w *wires.Wires) (clients []redis.UniversalClient, proxies []*faultproxy.Proxy, closeAll func()) {
+	proxies = w.Proxies(t)
 	var addresses []string
 	for _, proxy := range proxies {
 		addresses = append(addresses, proxy.Addr())
@@ -61,31 +63,41 @@ func dialProxies(t *testing.T, w *wires.Wires) (clients []redis.UniversalClient,
 		}
 	})
 	t.Cleanup(closeAll)
-	return clients, closeAll
+	return clients, proxies, closeAll
 }
 
-// redlockHarness is the harness over servers, some of which may be in trouble.
-func redlockHarness(t *testing.T, servers independent) conformance.Harness {
-	w := wires.New(servers.addresses()...)
-	admins, closeAdmins := dialAll(servers.addresses())
+// redlockHarness is the harness over servers of which the first few, a minority, may be in trouble. What a test does to the
+// store, it does to the others: a holder is cut off from a majority only, unless there is no trouble to come.
+func redlockHarness(t *testing.T, servers independent, minority int, fault faultproxy.Fault) conformance.Harness {
+	sick, well := servers[:minority], servers[minority:]
+	sickWires, wellWires := wires.New(sick.addresses()...), wires.New(well.addresses()...)
+	admins, closeAdmins := dialAll(well.addresses())
 	t.Cleanup(closeAdmins)
+	dialBoth := func(t *testing.T) (clients []redis.UniversalClient, closeAll func()) {
+		clients, proxies, closeSick := dialProxies(t, sickWires)
+		for _, proxy := range proxies {
+			proxy.Set(fault)
+		}
+		others, _, closeWell := dialProxies(t, wellWires)
+		return append(clients, others...), func() { closeSick(); closeWell() }
+	}
 	return conformance.Harness{
 		Open: func(t *testing.T, opts ...locker.Option) locker.Locker {
-			clients, closeAll := dialProxies(t, w)
+			clients, closeAll := dialBoth(t)
 			return wires.Closing(redislock.NewRedlock(clients, opts...), closeAll)
 		},
-		Cut: w.Cut,
+		Cut: wellWires.Cut,
 		Backend: func(t *testing.T) locker.Backend {
-			clients, _ := dialProxies(t, w)
+			clients, _ := dialBoth(t)
 			b := redislock.NewRedlockBackend(clients)
 			t.Cleanup(func() { _ = b.Close() })
 			return b
 		},
-		Restart: func(t *testing.T) {
-			for _, server := range servers {
+		Restart: func(t *testing.T) { // a majority without its data: beyond what is promised, and tokens increase all the same
+			for _, server := range well {
 				server.Kill()
 			}
-			for _, server := range servers {
+			for _, server := range well {
 				if err := server.Restart(); err != nil {
 					t.Fatal(err)
 				}
@@ -98,16 +110,82 @@ func redlockHarness(t *testing.T, servers independent) conformance.Harness {
 				}
 			}
 		},
-		TTL:    2 * time.Second, // each step is three or five requests here, and a race detector watches them all
+		TTL:    redlockTTL,
 		Trials: wires.Trials(t, 3),
 	}
 }
 
+// trouble is what a minority of servers may be in.
+type trouble struct {
+	name  string
+	fault faultproxy.Fault
+	begin func(t *testing.T, minority independent) // may be nil
+}
+
+var troubles = []trouble{
+	{name: "black-holed", fault: faultproxy.BlackHole()},
+	{name: "restarting", begin: restartAgainAndAgain},
+	{name: "dead", begin: func(_ *testing.T, minority independent) {
+		for _, server := range minority {
+			server.Kill()
+		}
+	}},
+	{name: "paused", begin: func(t *testing.T, minority independent) { // they accept connections, and do not answer
+		for _, server := range minority {
+			if err := server.Pause(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}},
+}
+
+// redlockTTL is that of the leases: each step is three or five requests, and a race detector watches them all.
+const redlockTTL = 3 * time.Second
+
+// restartAgainAndAgain restarts one server after the other, without their data, until the test ends: as it has to be done, after a
+// TTL in which what they knew has expired.
+func restartAgainAndAgain(t *testing.T, minority independent) {
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	t.Cleanup(func() { close(stop); <-stopped })
+	go func() {
+		defer close(stopped)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			case <-time.After(redlockTTL / 2):
+			}
+			server := minority[i%len(minority)]
+			server.Kill()
+			time.Sleep(redlockTTL)
+			if err := server.Restart(); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}()
+}
+
+// TestRedlockConformance runs the suite with all servers up, where it cuts off all of three or just a majority of five, and with
+// a minority in trouble. One after the other: each of them is enough for a machine.
 func TestRedlockConformance(t *testing.T) {
-	for name, n := range map[string]int{"three": 3, "five": 5} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			conformance.Run(t, redlockHarness(t, newIndependent(t, n)))
+	for n, minority := range map[int]int{3: 0, 5: 2} {
+		t.Run(fmt.Sprintf("%d servers", n), func(t *testing.T) {
+			conformance.Run(t, redlockHarness(t, newIndependent(t, n), minority, faultproxy.Fault{}))
 		})
+	}
+	for _, n := range []int{3, 5} {
+		for i, trouble := range troubles {
+			t.Run(fmt.Sprintf("%d of %d %s", n/2, n, trouble.name), func(t *testing.T) {
+				if n == 5 || i > 1 {
+					wires.Thorough(t)
+				}
+				servers := newIndependent(t, n)
+				if trouble.begin != nil {
+					trouble.begin(t, servers[:n/2])
+				}
+				conformance.Run(t, redlockHarness(t, servers, n/2, trouble.fault))
+			})
+		}
 	}
 }

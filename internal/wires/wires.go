@@ -82,6 +82,14 @@ func (c closing) Close() error {
 	return c.Locker.Close()
 }
 
+// Thorough skips a test that takes long and seldom finds what the others do not, unless LOCKER_TRIALS is set.
+func Thorough(t *testing.T) {
+	t.Helper()
+	if os.Getenv("LOCKER_TRIALS") == "" {
+		t.Skip("takes long: set LOCKER_TRIALS, to 5 for example, to run it")
+	}
+}
+
 // Trials is how often a test with a random outcome is repeated: n times, unless LOCKER_TRIALS says otherwise.
 func Trials(t *testing.T, n int) int {
 	t.Helper()
