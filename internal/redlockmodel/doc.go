@@ -48,10 +48,10 @@
 // first request has the smaller token. They hold without any assumption on time: locks may vanish at any moment, clocks
 // of nodes and clients say anything, and nobody looks at them. They need that
 //   - no node's fence goes back. A node may forget it (restart empty, or let the key expire) as long as its clock, at
-//     the next grant there, is past what it forgot. That is the greatest token which it minted or confirmed or repaired:
-//     one that the clock of another node, or a floor, may have made. So the clocks of all nodes and what floors are made
-//     of must not be further ahead of a node's clock than the node was away, or than the key was left unused before it
-//     expired.
+//     the next grant there, is past what it forgot: then the next mint is what it would have been. That is the greatest
+//     token which it minted or confirmed or repaired: one that the clock of another node, or a floor, may have made. So
+//     the clocks of all nodes and what floors are made of must not be further ahead of a node's clock than the node was
+//     away, or than the key was left unused before it expired.
 //   - CONFIRM compares the fence. With the owner check alone, tokens are distinct only if no ACQ is ever executed twice,
 //     and CONFIRM is counted only where the mint was one of those that made the token; or else under the assumptions for
 //     exclusion. (A client library that repeats a command whose answer got lost executes twice.)
@@ -66,7 +66,8 @@
 //
 // # What is explored
 //
-// All states, to the end, not up to some depth. By default (-large in brackets):
+// All states, to the end, not up to some depth: some 100,000 in each model, and with -large up to 19 million, the last ones
+// a hundred steps from the beginning. By default (-large in brackets):
 //   - 3 nodes (4, 5) and 2 owners (3), each of them one try, with any number of renewals and repairs. A client that
 //     tries again is another owner. The claims are about two owners each. What others do is no more than to take locks,
 //     which is as if messages were late, and to raise fences; so models with ghosts, who raise fences at any time, stand
