@@ -48,9 +48,9 @@
 // first request has the smaller token. They hold without any assumption on time: locks may vanish at any moment, clocks
 // of nodes and clients say anything, and nobody looks at them. They need that
 //   - no node's fence goes back. A node may forget it (restart empty, or let the key expire) as long as its clock, at
-//     the next grant there, is past what it forgot: then the next mint is what it would have been. That is the greatest
-//     token which it minted or confirmed or repaired: one that the clock of another node, or a floor, may have made. So
-//     the clocks of all nodes and what floors are made of must not be further ahead of a node's clock than the node was
+//     the next grant there, is past what it forgot: then the next mint is what it would have been. What it forgot is the
+//     greatest token which it minted, confirmed or repaired, made perhaps by the clock of another node, or by a floor. So
+//     the clocks of all nodes, and what floors are made of, must not be further ahead of a node's clock than the node was
 //     away, or than the key was left unused before it expired.
 //   - CONFIRM compares the fence. With the owner check alone, tokens are distinct only if no ACQ is ever executed twice,
 //     and CONFIRM is counted only where the mint was one of those that made the token; or else under the assumptions for
