@@ -27,7 +27,13 @@ const (
 func ms(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
 
 // check refuses, before Redis is asked, what it could not keep.
-func check(r locker.Request) error {
+func (b *backend) check(r locker.Request) error {
+	if b.unfit != nil {
+		return b.unfit
+	}
+	if b.replicas > 0 && b.within >= r.TTL {
+		return fmt.Errorf("%w: TTL(%v) is not longer than the %v that replicas have", locker.ErrInvalidOption, r.TTL, b.within)
+	}
 	if r.TTL%time.Millisecond != 0 {
 		return fmt.Errorf("%w: TTL(%v): Redis counts in whole milliseconds", locker.ErrInvalidOption, r.TTL)
 	}
@@ -36,7 +42,7 @@ func check(r locker.Request) error {
 
 // Acquire implements locker.Backend.
 func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, error) {
-	if err := check(r); err != nil {
+	if err := b.check(r); err != nil {
 		return locker.Grant{}, err
 	}
 	a := attempt{names: namesOf(r, b.line.process), ttl: r.TTL}
@@ -83,7 +89,7 @@ func (b *backend) acquire(ctx context.Context, a *attempt) (uint64, *refusal, er
 		if !a.join {
 			words = words[:8]
 		}
-		reply, err := b.client.run(ctx, acquireScript, 5, words)
+		reply, err := b.ask(ctx, a.names, words)
 		if err == nil {
 			return answer(reply)
 		}
@@ -98,8 +104,8 @@ func (b *backend) acquire(ctx context.Context, a *attempt) (uint64, *refusal, er
 			break
 		}
 	}
-	err := b.client.diagnose(ctx, failure)
-	if !sent {
+	err, refused := meaningOf(b.client.diagnose(ctx, failure))
+	if !sent || refused && !a.doubt {
 		err = locker.NotAcquired(err)
 	}
 	return 0, nil, err
@@ -146,14 +152,12 @@ func (b *backend) Renew(ctx context.Context, gs []locker.Grant) []error {
 		}
 		work.add(ctx, len(part), words)
 	}
-	failure := b.client.runBatch(ctx, work)
+	_ = b.client.runBatch(ctx, work)
 	errs := make([]error, 0, len(gs))
 	for i, cmd := range work.cmds {
 		results, err := cmd.Slice()
 		for j := range min(together, len(gs)-i*together) {
 			switch {
-			case failure != nil:
-				errs = append(errs, explain(failure))
 			case err != nil:
 				errs = append(errs, explain(err))
 			case j >= len(results):

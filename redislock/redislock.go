@@ -66,24 +66,22 @@ const DefaultPrefix = "locker:"
 // New returns a Locker that keeps its locks in the Redis that rdb is connected to. The options are the defaults for its
 // leases, see locker.New.
 //
+// rdb is what redis.NewClient, redis.NewFailoverClient, redis.NewClusterClient or redis.NewUniversalClient returns. A
+// *redis.Ring is refused, by the first Lock, with ErrInvalidOption.
+//
 // The Locker uses the client's connections and never closes them: Close the Locker first, then the client. Its commands
-// heed their ctx, and wait for an answer at most two seconds, whatever the client's options say. A single server with
-// a *redis.Client is what this version is tested with.
+// heed their ctx, and wait for an answer at most two seconds, whatever the client's options say.
 func New(rdb redis.UniversalClient, opts ...locker.Option) locker.Locker {
 	return newLocker(newBackend(rdb, nil), opts)
 }
 
-// Open is New with a client of its own for the given URL, such as redis://user:password@host:6379/0, rediss://host or
-// unix:///run/redis.sock, with the parameters of redis.ParseURL. It does not connect yet. Close closes the client.
+// Open is New with a client of its own for the given URL, see ParseURL. It does not connect yet. Close closes the client.
 func Open(url string, opts ...locker.Option) (locker.Locker, error) {
-	o, err := redis.ParseURL(url)
+	o, err := ParseURL(url)
 	if err != nil {
-		return nil, fmt.Errorf("redislock: %w: %w", locker.ErrInvalidOption, err)
+		return nil, err
 	}
-	if o.DialerRetries == 0 {
-		o.DialerRetries = 1 // to dial five times, which is the default, only delays the news
-	}
-	rdb := redis.NewClient(o)
+	rdb := redis.NewUniversalClient(o)
 	return newLocker(newBackend(rdb, rdb.Close), opts), nil
 }
 
@@ -93,6 +91,9 @@ func newLocker(b *backend, opts []locker.Option) locker.Locker {
 
 func newBackend(rdb redis.UniversalClient, closeClient func() error) *backend {
 	b := &backend{client: newClient(rdb), closeClient: closeClient}
+	if _, ok := rdb.(*redis.Ring); ok {
+		b.unfit = errRing
+	}
 	b.line = newLine(b.client)
 	return b
 }
@@ -102,6 +103,10 @@ type backend struct {
 	client      *client
 	line        *line
 	closeClient func() error // nil if the client is the caller's
+	unfit       error        // why this client cannot keep locks, if so
+
+	replicas int           // how many of them are to confirm a lock
+	within   time.Duration // so much time after it was granted
 }
 
 var (
@@ -135,3 +140,7 @@ func (b *backend) Close() error {
 	}
 	return err
 }
+
+// errRing is why a Ring cannot keep locks.
+var errRing = fmt.Errorf("%w: a redis.Ring cannot keep locks: when a server does not answer for a moment, it moves that server's keys to "+
+	"others, which then grant them to a second holder; use a redis.ClusterClient", locker.ErrInvalidOption)
