@@ -20,9 +20,17 @@ type cluster struct {
 	cc    *redis.ClusterClient
 	known atomic.Bool // the map of the slots: to ask for the node of a key then takes no round trip
 
-	mu     sync.Mutex
-	closed bool
-	nodes  map[*redis.Client]*client
+	mu       sync.Mutex
+	closed   bool
+	nodes    map[*redis.Client]*client
+	learning *lesson
+}
+
+// lesson is a request for the map of the slots.
+type lesson struct {
+	began time.Time
+	done  chan struct{}
+	err   error // valid when done is closed
 }
 
 func newCluster(cc *redis.ClusterClient) *cluster {
@@ -45,16 +53,9 @@ func (c *cluster) close() error {
 // node returns the client of the master that has the slot of key, as far as that is known.
 func (c *cluster) node(ctx context.Context, key string) (*client, error) {
 	if !c.known.Load() {
-		ctx, cancel := timed(ctx)
-		defer cancel()
-		err := orDone(ctx, func() error { // which need not end with ctx
-			_, err := c.cc.MasterForKey(ctx, key)
-			return err
-		})
-		if err != nil {
+		if err := c.learn(ctx); err != nil {
 			return nil, &unsentError{err}
 		}
-		c.known.Store(true)
 	}
 	rdb, err := c.cc.MasterForKey(ctx, key)
 	if err != nil {
@@ -72,6 +73,52 @@ func (c *cluster) node(ctx context.Context, key string) (*client, error) {
 		c.nodes[rdb] = node
 	}
 	return node, nil
+}
+
+// learn gets the map of the slots, or waits until another caller has got it. It asks one node after the other, in random order
+// and without regard to ctx; one that hangs is not waited for long.
+func (c *cluster) learn(ctx context.Context) error {
+	ctx, cancel := timed(ctx)
+	defer cancel()
+	again := time.NewTicker(learnPatience)
+	defer again.Stop()
+	for {
+		c.mu.Lock()
+		l := c.learning
+		if l == nil || time.Since(l.began) >= learnPatience {
+			l = &lesson{began: time.Now(), done: make(chan struct{})}
+			c.learning = l
+			go c.study(l)
+		}
+		c.mu.Unlock()
+		select {
+		case <-l.done:
+			return l.err
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-again.C:
+			if c.known.Load() {
+				return nil
+			}
+		}
+	}
+}
+
+// learnPatience is how long one request for the map of the slots may take before another one is made as well.
+const learnPatience = time.Second
+
+func (c *cluster) study(l *lesson) {
+	ctx, cancel := context.WithTimeout(context.Background(), maxTimeout)
+	defer cancel()
+	if _, l.err = c.cc.MasterForKey(ctx, "any"); l.err == nil {
+		c.known.Store(true)
+	}
+	c.mu.Lock()
+	if c.learning == l {
+		c.learning = nil
+	}
+	c.mu.Unlock()
+	close(l.done)
 }
 
 // forget drops the client of a node that go-redis has closed, because the node is not in the cluster any more.
