@@ -406,24 +406,56 @@ func (c *Cluster) EndMove(ctx context.Context, slot int, from, to *Server) error
 	return nil
 }
 
-// MoveSlot moves a slot to another master, while clients use it.
+// MoveSlot moves a slot to another master, while clients use it, and waits until
+// all nodes know. Before that, a second move can leave the slot without an owner:
+// nodes that move slots do not ask for votes.
 func (c *Cluster) MoveSlot(ctx context.Context, slot int, to *Server) error {
 	from, _, err := c.Master(ctx, slot)
-	for err != nil { // the news of the last move has not spread yet
-		if !pause(ctx) {
-			return err
-		}
-		from, _, err = c.Master(ctx, slot)
+	if err != nil || from == to {
+		return err
 	}
-	if from == to {
-		return nil
-	}
-	for _, step := range []func(context.Context, int, *Server, *Server) error{c.BeginMove, c.MoveKeys, c.EndMove} {
+	for _, step := range []func(context.Context, int, *Server, *Server) error{c.BeginMove, c.MoveKeys, c.EndMove, c.awaitMoved} {
 		if err := step(ctx, slot, from, to); err != nil {
 			return fmt.Errorf("redistest: move slot %d: %w", slot, err)
 		}
 	}
 	return nil
+}
+
+// awaitMoved waits until all nodes know that a slot has a new master, and of which
+// epoch that is.
+func (c *Cluster) awaitMoved(ctx context.Context, slot int, _, to *Server) error {
+	id, err := c.id(ctx, to)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, clusterPatience)
+	defer cancel()
+	for {
+		epochs := make(map[string]bool)
+		for _, node := range c.nodes {
+			nodes, err := c.clients[node].ClusterNodes(ctx).Result()
+			if err != nil {
+				return err
+			}
+			master, _ := c.masterIn(nodes, slot)
+			for line := range strings.Lines(nodes) {
+				if fields := strings.Fields(line); fields[0] == id && master == to {
+					epochs[fields[6]] = true
+				} else if fields[0] == id {
+					epochs["another master"] = true
+				}
+			}
+		}
+		if len(epochs) == 1 && !epochs["another master"] {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
 }
 
 // LogTail returns the end of what each node has logged so far.
