@@ -8,3 +8,9 @@ import (
 
 // NewBackend returns the Backend behind New, for the conformance suite.
 func NewBackend(rdb redis.UniversalClient) locker.Backend { return newBackend(rdb, nil) }
+
+// NamesOf returns the names of a lock and of its companions.
+func NamesOf(prefix, key string) []string {
+	n := namesOf(locker.Request{Prefix: prefix, Key: key}, "")
+	return []string{n.lock, n.fence, n.queue, n.alive, n.gone}
+}

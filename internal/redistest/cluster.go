@@ -71,7 +71,7 @@ func StartCluster(opts ClusterOptions) (*Cluster, error) {
 func newClient(addr string) *redis.Client {
 	return redis.NewClient(&redis.Options{
 		Addr: addr, DisableIdentity: true, ContextTimeoutEnabled: true, DialerRetries: 1,
-		ReadTimeout: time.Second, MaxRetries: -1, PoolSize: 4, PipelinePoolSize: -1,
+		ReadTimeout: 5 * time.Second, MaxRetries: -1, PoolSize: 4, PipelinePoolSize: -1,
 	})
 }
 

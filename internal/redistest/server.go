@@ -51,6 +51,7 @@ func start(opts Options, args func(port int, dir string) []string, prepare func(
 	}
 	server, err := testserver.Start(testserver.Spec{
 		Name:    product.Package,
+		TempDir: product.TempDir(), // a node of a cluster stops for each write to its disk
 		Prepare: prepare,
 		Command: func(port int, dir string) testserver.Command {
 			var all []string
