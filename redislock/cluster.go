@@ -142,6 +142,8 @@ func (c *cluster) failed(ctx context.Context, node *client, err error) error {
 	c.cc.ReloadState(ctx) // in the background
 	if errors.Is(err, redis.ErrClosed) {
 		c.forget(node)
+		ctx, cancel := timed(ctx)
+		defer cancel()
 		if pong := orDone(ctx, func() error { return c.cc.Ping(ctx).Err() }); !errors.Is(pong, redis.ErrClosed) {
 			return errNodeLeft // and the cluster's client is not closed
 		}
@@ -165,6 +167,8 @@ func (c *cluster) run(ctx context.Context, s *script, keys int, words []string) 
 			return nil, c.failed(ctx, node, err)
 		case isUnsettled(err):
 			reply, err = c.follow(ctx, s, command(ctx, s, keys, words))
+		case redis.IsReadOnlyError(err): // the client is one of redis.NewFailoverClusterClient's, whose master has been replaced
+			c.cc.ReloadState(ctx)
 		}
 		if err == nil || !isUnsettled(err) {
 			return reply, err

@@ -72,6 +72,7 @@ var replies = []struct {
 	{"unauthenticated", ErrAuth, true}, // said to long commands, and then the connection is closed
 	{"NOPERM ", ErrPermission, false},
 	{"The user executing the script can't", ErrPermission, false}, // may come from the middle of a script
+	{"ACL failure in script", ErrPermission, false},               // the same, since Redis 7.2
 	{"WRONGTYPE ", ErrWrongType, true},
 	{"OOM ", ErrOutOfMemory, false},
 	{"MASTERDOWN ", ErrReadOnly, true},

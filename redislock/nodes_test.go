@@ -162,41 +162,92 @@ func TestSlotThatIsBeingMoved(t *testing.T) {
 	}
 }
 
-// TestClusterNodeDies kills a master. Leases of its slots are ridden out if the replica has them, or else lost; those of
-// other slots are not touched; and nobody else gets a lock before its holder is told.
+// TestClusterNodeDies has a master die, or hang. Leases that its replica has received are ridden out, and those of other slots
+// are not touched; nobody gets a lock that is held, also when the old master is back.
 func TestClusterNodeDies(t *testing.T) {
 	t.Parallel()
-	c := redistest.NewCluster(t, redistest.ClusterOptions{})
-	a, b := open(t, c.Client(t), locker.TTL(20*time.Second)), open(t, c.Client(t), locker.TTL(20*time.Second))
-	leases := make(map[string]*locker.Lease)
-	for i := range 30 {
-		key := "k" + strconv.Itoa(i)
-		leases[key] = mustLock(t, a, key)
+	for name, test := range map[string]struct{ down, up func(*redistest.Server) error }{
+		"killed": {func(s *redistest.Server) error { s.Kill(); return nil }, (*redistest.Server).Restart},
+		"paused": {(*redistest.Server).Pause, (*redistest.Server).Resume},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := redistest.NewCluster(t, redistest.ClusterOptions{})
+			ttl := 30 * time.Second
+			a, b := open(t, c.Client(t), locker.TTL(ttl)), open(t, c.Client(t), locker.TTL(ttl))
+			leases := make(map[string]*locker.Lease)
+			for i := range 30 {
+				key := "k" + strconv.Itoa(i)
+				leases[key] = mustLock(t, a, key)
+			}
+			name := redislock.DefaultPrefix + "k0"
+			old, _ := c.MasterOf(t, name)
+			if n, err := waitFor(t, c.Admin(old), 1); n != 1 || err != nil {
+				t.Fatalf("the replica did not receive the locks: %d, %v", n, err)
+			}
+			if err := test.down(old); err != nil {
+				t.Fatal(err)
+			}
+			start := time.Now()
+			_, err := b.TryLock(t.Context(), "k0", locker.TTL(time.Second))
+			if err == nil || errors.Is(err, locker.ErrLocked) {
+				t.Errorf("TryLock of a key whose node has just died: %v; want an error of its own", err)
+			}
+			c.AwaitFailover(t, c.Slot(t, name), old)
+			t.Logf("the failover took %v", time.Since(start))
+			isLocked := func() bool {
+				second, err := b.TryLock(t.Context(), "k0")
+				if err == nil {
+					t.Errorf("there is a second holder, with token %d after %d", second.Token(), leases["k0"].Token())
+				}
+				return err == nil || errors.Is(err, locker.ErrLocked)
+			}
+			eventually(t, 20*time.Second, "the new master is found", isLocked)
+			t.Logf("it was found after %v", time.Since(start))
+			if err := test.up(old); err != nil {
+				t.Fatal(err)
+			}
+			c.AwaitHealthy(t)
+			time.Sleep(ttl/3 + ttl/10) // every lease is renewed
+			eventually(t, time.Second, "the lock is held", isLocked)
+			for key, lease := range leases {
+				if err := lease.Err(); err != nil {
+					t.Errorf("%s: %v", key, err)
+				}
+				mustUnlock(t, lease)
+			}
+			mustUnlock(t, mustLock(t, b, "k0"))
+		})
 	}
-	old, _ := c.MasterOf(t, redislock.DefaultPrefix+"k0")
-	if n, err := waitFor(t, c.Admin(old), 1); n != 1 || err != nil {
-		t.Fatalf("the replica did not receive the locks: %d, %v", n, err)
-	}
-	old.Kill()
-	start := time.Now()
-	_, err := b.TryLock(t.Context(), "k0", locker.TTL(time.Second))
-	if err == nil || errors.Is(err, locker.ErrLocked) {
-		t.Errorf("TryLock of a key whose node has just died: %v; want an error of its own", err)
-	}
-	c.AwaitFailover(t, c.Slot(t, redislock.DefaultPrefix+"k0"), old)
-	t.Logf("the failover took %v", time.Since(start))
-	eventually(t, 15*time.Second, "the new master is found", func() bool {
-		_, err := b.TryLock(t.Context(), "k0")
-		return errors.Is(err, locker.ErrLocked)
-	})
-	time.Sleep(10 * time.Second) // every lease is renewed
-	for key, lease := range leases {
-		if err := lease.Err(); err != nil {
-			t.Errorf("%s: %v", key, err)
-		}
+}
+
+// TestFailoverClusterClient has a client that go-redis calls one of a cluster, and which asks sentinels.
+func TestFailoverClusterClient(t *testing.T) {
+	t.Parallel()
+	s := redistest.NewSentinels(t, redistest.SentinelOptions{})
+	o := s.FailoverOptions()
+	o.RouteRandomly = true // what only reads may go to a replica
+	rdb := redis.NewFailoverClusterClient(o)
+	defer rdb.Close()
+	l := open(t, rdb)
+	use := func() {
+		t.Helper()
+		lease := mustLock(t, l, "k", locker.TTL(time.Second))
+		next := make(chan *locker.Lease, 1)
+		go func() { next <- mustLock(t, l, "k") }()
+		time.Sleep(1200 * time.Millisecond)
 		mustUnlock(t, lease)
+		mustUnlock(t, <-next)
 	}
-	mustUnlock(t, mustLock(t, b, "k0"))
+	use()
+	old := s.Master(t)
+	old.Kill()
+	s.AwaitFailover(t, old)
+	eventually(t, 20*time.Second, "the new master is found", func() bool {
+		lease, err := l.TryLock(t.Context(), "k")
+		return err == nil && lease.Unlock() == nil
+	})
+	use()
 }
 
 // waitFor makes a write on a connection and waits until so many replicas have it, and what came before.
