@@ -28,7 +28,13 @@ const (
 func ms(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10) }
 
 // check refuses, before Redis is asked, what it could not keep.
-func check(r locker.Request) error {
+func (b *backend) check(r locker.Request) error {
+	if b.unfit != nil {
+		return b.unfit
+	}
+	if b.replicas > 0 && b.within >= r.TTL {
+		return fmt.Errorf("%w: TTL(%v) is not longer than the %v that replicas have", locker.ErrInvalidOption, r.TTL, b.within)
+	}
 	if r.TTL%time.Millisecond != 0 {
 		return fmt.Errorf("%w: TTL(%v): Redis counts in whole milliseconds", locker.ErrInvalidOption, r.TTL)
 	}
@@ -37,7 +43,7 @@ func check(r locker.Request) error {
 
 // Acquire implements locker.Backend.
 func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, error) {
-	if err := check(r); err != nil {
+	if err := b.check(r); err != nil {
 		return locker.Grant{}, err
 	}
 	a := attempt{names: namesOf(r, b.line.process), ttl: r.TTL}
@@ -91,7 +97,7 @@ func (b *backend) acquire(ctx context.Context, a *attempt) (uint64, *refusal, er
 		if !a.join {
 			words = words[:9]
 		}
-		reply, err := b.client.run(ctx, acquireScript, 5, words)
+		reply, err := b.ask(ctx, a.names, words)
 		if err == nil {
 			a.sent = true
 			return a.answer(reply)
@@ -107,8 +113,8 @@ func (b *backend) acquire(ctx context.Context, a *attempt) (uint64, *refusal, er
 			break
 		}
 	}
-	err := b.client.diagnose(ctx, failure)
-	if !a.sent {
+	err, refused := meaningOf(b.client.diagnose(ctx, failure))
+	if !a.sent || refused && !a.doubt {
 		err = locker.NotAcquired(err)
 	}
 	return 0, nil, err
@@ -165,14 +171,12 @@ func (b *backend) renew(ctx context.Context, gs []locker.Grant, value func(i int
 		}
 		work.add(ctx, len(part), words)
 	}
-	failure := b.client.runBatch(ctx, work)
+	_ = b.client.runBatch(ctx, work)
 	errs := make([]error, 0, len(gs))
 	for i, cmd := range work.cmds {
 		results, err := cmd.Slice()
 		for j := range min(together, len(gs)-i*together) {
 			switch {
-			case failure != nil:
-				errs = append(errs, explain(failure))
 			case err != nil:
 				errs = append(errs, explain(err))
 			case j >= len(results):
@@ -213,6 +217,11 @@ func (b *backend) Release(ctx context.Context, g locker.Grant) error {
 	if g.Token == 0 { // unknown outcome: it may be in line, or still on its way
 		return b.leave(ctx, n, true)
 	}
+	return b.free(ctx, n)
+}
+
+// free gives back a lock of an owner who is not in line.
+func (b *backend) free(ctx context.Context, n names) error {
 	return b.releaseKeys(ctx, 4, []string{n.lock, n.queue, n.alive, n.gone, n.value})
 }
 

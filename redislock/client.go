@@ -39,8 +39,9 @@ const (
 // breaking the connection. Batches go over pooled connections, so that renewals do not depend on that one.
 type client struct {
 	redis.UniversalClient
-	clone   bool // made by newClient: the pipeline is not shared with the client's owner, and ctx deadlines are heeded
-	cluster bool // keys in one command must be in one slot
+	clone   bool     // made by newClient: the pipeline is not shared with the client's owner, and ctx deadlines are heeded
+	cluster bool     // keys in one command must be in one slot
+	nodes   *cluster // finds the client of the node that has a key; nil if there is but one server
 
 	inFlight  atomic.Int32
 	near      atomic.Bool // the last answer by the pipeline came fast, and none has failed to come since
@@ -50,10 +51,17 @@ type client struct {
 
 // newClient returns a client that uses the connections of uc.
 func newClient(uc redis.UniversalClient) *client {
-	plain, ok := uc.(*redis.Client)
-	if !ok {
-		return &client{UniversalClient: uc, cluster: true}
+	switch uc := uc.(type) {
+	case *redis.Client:
+		return newServerClient(uc)
+	case *redis.ClusterClient:
+		return &client{UniversalClient: uc, cluster: true, nodes: newCluster(uc)}
 	}
+	return &client{UniversalClient: uc, cluster: true} // somebody's wrapper: what is in it is not known
+}
+
+// newServerClient returns a client of one server, or of the one that Sentinel calls the master.
+func newServerClient(plain *redis.Client) *client {
 	// A clone shares the connections, and has timeouts and a pipeline of its own. The options of the clone are a copy.
 	timeout := plain.Options().ReadTimeout
 	if timeout <= 0 || timeout > maxTimeout {
@@ -69,6 +77,9 @@ func newClient(uc redis.UniversalClient) *client {
 
 // close stops what the client has started. The connections are the caller's.
 func (c *client) close() error {
+	if c.nodes != nil {
+		return c.nodes.close()
+	}
 	c.startPipe.Do(func() {}) // from now on there is none, or there is one
 	if c.pipe == nil || !c.clone {
 		return nil // the pipeline of a client that is not our clone goes with that client
@@ -102,6 +113,9 @@ func source(ctx context.Context, s *script, evalsha once) once {
 
 // run executes a script. It does not repeat it after an error, except when the server did not know the script.
 func (c *client) run(ctx context.Context, s *script, keys int, words []string) (any, error) {
+	if c.nodes != nil {
+		return c.nodes.run(ctx, s, keys, words)
+	}
 	cmd := command(ctx, s, keys, words)
 	err := c.do(ctx, cmd)
 	if isNoScript(err) {
@@ -115,10 +129,10 @@ func (c *client) run(ctx context.Context, s *script, keys int, words []string) (
 }
 
 // diagnose returns a better error for a command that failed, if there is one: a server that wants a password just hangs
-// up on long commands, and says so to a short one.
+// up on long commands, and says so to a short one. (The nodes of a cluster are asked for their slots before.)
 func (c *client) diagnose(ctx context.Context, failure error) error {
-	if isReply(failure) || isDial(failure) || ctx.Err() != nil || past(ctx) {
-		return explain(failure)
+	if c.nodes != nil || isReply(failure) || isDial(failure) || ctx.Err() != nil || past(ctx) {
+		return failure
 	}
 	answer := make(chan error, 1) // a PING does not end with ctx
 	go func() { answer <- c.Ping(ctx).Err() }()
@@ -129,7 +143,7 @@ func (c *client) diagnose(ctx context.Context, failure error) error {
 		}
 	case <-ctx.Done():
 	}
-	return explain(failure)
+	return failure
 }
 
 // attempts is how many times a command is tried when connections fail.
@@ -137,7 +151,7 @@ const attempts = 3
 
 // pause reports whether a command that failed with err should be tried again, and waits until then.
 func pause(ctx context.Context, err error, attempt int) bool {
-	if err == nil || isReply(err) || errors.Is(err, redis.ErrClosed) || ctx.Err() != nil || past(ctx) {
+	if err == nil || isReply(err) || errors.Is(err, ErrReplicas) || errors.Is(err, redis.ErrClosed) || ctx.Err() != nil || past(ctx) {
 		return false
 	}
 	select {
@@ -169,11 +183,8 @@ func (c *client) do(ctx context.Context, cmd once) error {
 		// hundred commands await answers: more of them then go into one write.
 		c.pipe, _ = c.AsyncAutoPipelineWithOptions(&redis.AutoPipelineOptions{FullDuplex: true, MaxFlushDelay: 100 * time.Microsecond})
 	})
-	if h, ok := ctx.(hurried); ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(h.Context, h.until)
-		defer cancel()
-	}
+	ctx, cancel := timed(ctx)
+	defer cancel()
 	if c.pipe != nil {
 		start := time.Now()
 		err := c.pipe.Submit(ctx, cmd).WaitContext(ctx)
@@ -182,8 +193,13 @@ func (c *client) do(ctx context.Context, cmd once) error {
 		}
 		return err
 	}
+	return orDone(ctx, func() error { return c.Process(ctx, cmd) })
+}
+
+// orDone calls f, which may take longer than ctx lasts, and returns what it returns, or why ctx ended.
+func orDone(ctx context.Context, f func() error) error {
 	answer := make(chan error, 1)
-	go func() { answer <- c.Process(ctx, cmd) }()
+	go func() { answer <- f() }()
 	select {
 	case err := <-answer:
 		return err
@@ -200,6 +216,14 @@ type hurried struct {
 
 // Deadline implements context.Context.
 func (h hurried) Deadline() (time.Time, bool) { return h.until, true }
+
+// timed returns a context whose Done is closed when its deadline has passed.
+func timed(ctx context.Context) (context.Context, context.CancelFunc) {
+	if h, ok := ctx.(hurried); ok {
+		return context.WithDeadline(h.Context, h.until)
+	}
+	return ctx, func() {}
+}
 
 // brief is the context of a command on a connection of its own. go-redis turns its deadline into that of the connection,
 // so that it needs no timer, and asks for Done to see whether it has ended already, which do has done, and again if it
@@ -250,8 +274,12 @@ func (b *batch) add(ctx context.Context, keys int, words []string) {
 	b.cmds = append(b.cmds, command(ctx, b.script, keys, words))
 }
 
-// runBatch executes a batch; each of its commands then has its own result. It returns the error of the connection.
+// runBatch executes a batch; each of its commands then has its own result, or error. It returns that of a connection, if
+// one failed.
 func (c *client) runBatch(ctx context.Context, b *batch) error {
+	if c.nodes != nil {
+		return c.nodes.runBatch(ctx, b)
+	}
 	err := c.send(ctx, b.cmds)
 	var unknown []int
 	for i, cmd := range b.cmds {
@@ -278,10 +306,15 @@ func (c *client) send(ctx context.Context, cmds []once) error {
 		}
 		return nil
 	})
-	if err != nil && !isReply(err) {
-		return err
+	if err == nil || isReply(err) {
+		return nil
 	}
-	return nil
+	for _, cmd := range cmds {
+		if cmd.Err() == nil && cmd.Val() == nil {
+			cmd.SetErr(err)
+		}
+	}
+	return err
 }
 
 func isNoScript(err error) bool {

@@ -33,6 +33,28 @@ var (
 	// ErrOutOfMemory: the server has reached its maxmemory and cannot or may not evict keys. Give it more memory; do not
 	// let it evict, because then it evicts locks.
 	ErrOutOfMemory = errors.New("redis: the server is out of memory")
+
+	// ErrReplicas: fewer replicas have the lock than NewReplicated was told to wait for, and it was given back; or fewer are
+	// connected than the server's min-replicas-to-write.
+	ErrReplicas = errors.New("redis: too few replicas have received the lock")
+
+	// ErrClusterDown: the cluster, or the part of it that the key belongs to, has no master that works. That is so for a
+	// while after a master has died.
+	ErrClusterDown = errors.New("redis: the cluster is down, or a failover is under way")
+
+	// ErrSlot: the key is on another node of a Redis Cluster, or on its way there for longer than a TTL. A client made with
+	// redis.NewClient gets this from a cluster, which needs redis.NewClusterClient.
+	ErrSlot = errors.New("redis: the hash slot of the key is on another node of the cluster, or being moved there")
+
+	// ErrNotPersisting: the server cannot save its data, and refuses to write until it can.
+	ErrNotPersisting = errors.New("redis: the server cannot persist its data")
+
+	// ErrBusy: the server runs somebody's script that takes too long.
+	ErrBusy = errors.New("redis: the server is busy with a script")
+
+	// ErrUnsupported: the server lacks a command that is needed, or an option of one. It is older than Redis 6.2, or somebody
+	// has disabled EVAL or EVALSHA.
+	ErrUnsupported = errors.New("redis: the server is older than 6.2, or lacks commands that are needed")
 )
 
 // replies are the codes that errors of Redis begin with, or, from scripts on a Redis before 7, contain.
@@ -50,31 +72,57 @@ var replies = []struct {
 	{"unauthenticated", ErrAuth, true}, // said to long commands, and then the connection is closed
 	{"NOPERM ", ErrPermission, false},
 	{"The user executing the script can't", ErrPermission, false}, // may come from the middle of a script
+	{"ACL failure in script", ErrPermission, false},               // the same, since Redis 7.2
 	{"WRONGTYPE ", ErrWrongType, true},
 	{"OOM ", ErrOutOfMemory, false},
+	{"MASTERDOWN ", ErrReadOnly, true},
+	{"NOREPLICAS ", ErrReplicas, false},
+	{"CLUSTERDOWN ", ErrClusterDown, true},
+	{"MOVED ", ErrSlot, true},
+	{"ASK ", ErrSlot, true},
+	{"TRYAGAIN ", ErrSlot, true},
+	{"CROSSSLOT ", ErrSlot, true},
+	{"MISCONF ", ErrNotPersisting, false},
+	{"BUSY ", ErrBusy, true},
+	{"unknown command", ErrUnsupported, false},
+	{"Unknown Redis command", ErrUnsupported, false}, // from the middle of a script, like the next one
+	{"syntax error", ErrUnsupported, false},
 }
 
 // explain makes an error of go-redis one of the above, if it is one, and marks those after which nothing is locked.
 func explain(err error) error {
+	err, refused := meaningOf(err)
+	if refused {
+		err = locker.NotAcquired(err)
+	}
+	return err
+}
+
+// meaningOf makes an error of go-redis one of the above, if it is one, and reports whether the server refused the command, and
+// has done nothing.
+func meaningOf(err error) (meaning error, refused bool) {
 	var reply redis.Error
+	var short *shortfall
+	var late *unconfirmed
 	switch {
 	case err == nil:
-		return nil
+		return nil, false
+	case errors.As(err, &short):
+		return err, short.givenBack
+	case errors.As(err, &late):
+		err, _ = meaningOf(late.err) // the lock was granted before
+		return &unconfirmed{err}, false
 	case isContext(err):
-		return errNoAnswer
+		return errNoAnswer, false
 	case !errors.As(err, &reply):
-		return err
+		return err, false
 	}
 	for _, r := range replies {
 		if strings.Contains(reply.Error(), r.code) {
-			err = fmt.Errorf("%w: %w", r.meaning, err)
-			if r.certain {
-				err = locker.NotAcquired(err)
-			}
-			return err
+			return fmt.Errorf("%w: %w", r.meaning, err), r.certain
 		}
 	}
-	return err
+	return err, false
 }
 
 // errNoAnswer is the error of a command whose ctx ended. That ctx is a bound that package locker has set: for the caller
@@ -88,7 +136,24 @@ func isContext(err error) bool {
 // isDial reports whether err means that no connection was made, so that nothing can have been sent.
 func isDial(err error) bool {
 	var op *net.OpError
-	return errors.As(err, &op) && op.Op == "dial"
+	var unsent *unsentError
+	return errors.As(err, &op) && op.Op == "dial" || errors.As(err, &unsent)
+}
+
+// unsentError is why no server could be chosen to send a command to.
+type unsentError struct{ err error }
+
+func (e *unsentError) Error() string { return e.err.Error() }
+func (e *unsentError) Unwrap() error { return e.err }
+
+// isUnsettled reports whether err says that the hash slot of a key is on its way from one node of a cluster to another.
+func isUnsettled(err error) bool {
+	var reply redis.Error
+	if !errors.As(err, &reply) {
+		return false
+	}
+	code, _, _ := strings.Cut(reply.Error(), " ")
+	return code == "MOVED" || code == "ASK" || code == "TRYAGAIN"
 }
 
 // isReply reports whether err is an answer of the server, which a second attempt would only get again.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -93,11 +94,35 @@ func TestAuthentication(t *testing.T) {
 	mustUnlock(t, mustLock(t, open(t, rdb), "k"))
 }
 
-// documentedACL are the permissions that the package documentation lists.
-const documentedACL = "~locker:* ~{locker:* &locker:* -@all +eval +evalsha +subscribe +unsubscribe +ping +hello +auth +select +client " +
-	"+set +get +del +exists +pexpire +pttl +time +zadd +zrem +zrange +zrangebyscore +zscore +publish"
+// documentedACL returns the rules that the package documentation lists: for one server, those a cluster needs in addition, and
+// those NewReplicated does.
+func documentedACL(t *testing.T) (server, cluster, replicated string) {
+	t.Helper()
+	source, err := os.ReadFile("redislock.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(source), "// # Permissions")
+	section, _, _ = strings.Cut(section, "// #")
+	var rules strings.Builder
+	for line := range strings.Lines(section) {
+		if code, ok := strings.CutPrefix(line, "//\t"); ok {
+			rules.WriteString(strings.TrimSpace(code) + " ")
+		}
+	}
+	commands := strings.Split(rules.String(), "ACL SETUSER app ")
+	if len(commands) != 5 {
+		t.Fatalf("%d commands in the documentation: %q", len(commands)-1, commands)
+	}
+	server, ok := strings.CutPrefix(commands[1], "on >secret ")
+	if !ok {
+		t.Fatal(commands[1])
+	}
+	return server, commands[2], commands[3]
+}
 
 func TestPermissions(t *testing.T) {
+	documentedACL, _, _ := documentedACL(t)
 	server := redistest.New(t, redistest.Options{})
 	admin := dial(t, server.Addr())
 	user := func(name, rules string) *redis.Client {

@@ -13,3 +13,9 @@ func NewBackend(rdb redis.UniversalClient) locker.Backend { return newBackend(rd
 func NewRedlockBackend(clients []redis.UniversalClient) locker.Backend {
 	return newRedlock(clients, nil)
 }
+
+// NamesOf returns the names of a lock and of its companions.
+func NamesOf(prefix, key string) []string {
+	n := namesOf(locker.Request{Prefix: prefix, Key: key}, "")
+	return []string{n.lock, n.fence, n.queue, n.alive, n.gone}
+}

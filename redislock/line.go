@@ -37,7 +37,7 @@ const (
 
 // Wait implements locker.Queue.
 func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
-	if err := check(r); err != nil {
+	if err := b.check(r); err != nil {
 		return locker.Grant{}, err
 	}
 	a := attempt{names: namesOf(r, b.line.process), ttl: r.TTL, join: true}
@@ -262,6 +262,7 @@ func (l *line) watch(ctx context.Context) {
 				// Waiting would work without, slowly; but then nobody would find out why.
 				l.failAll(fmt.Errorf("cannot subscribe to the channel locker:*: %w", err))
 			}
+			l.client.reload()
 			select {
 			case <-ctx.Done():
 			case <-time.After(rand.N(pollEvery)):
@@ -412,7 +413,6 @@ func (l *line) ask(ctx context.Context, due []question) {
 	ctx, cancel := context.WithTimeout(ctx, liveness)
 	defer cancel()
 	var work *batch
-	var err error
 	for attempt := 1; ; attempt++ {
 		work = &batch{script: pollScript}
 		for _, q := range due {
@@ -423,7 +423,7 @@ func (l *line) ask(ctx context.Context, due []question) {
 			}
 			work.add(ctx, 3, words)
 		}
-		err = l.client.runBatch(ctx, work)
+		err := l.client.runBatch(ctx, work)
 		if attempt == attempts || !pause(ctx, err, attempt) {
 			break
 		}
@@ -432,15 +432,15 @@ func (l *line) ask(ctx context.Context, due []question) {
 	defer l.mu.Unlock()
 	for i, q := range due {
 		reply, failure := work.cmds[i].Slice()
-		if err != nil {
-			failure = err
-		}
 		l.answer(q, reply, failure)
 	}
 }
 
 // answer applies the answer about one key.
 func (l *line) answer(q question, reply []any, err error) {
+	if isUnsettled(err) {
+		return // the key is on its way to another node: nobody can take it meanwhile
+	}
 	if err != nil {
 		// Not an answer: it ends the waits, whose callers decide what to do about it.
 		for _, owner := range q.owners {

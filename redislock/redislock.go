@@ -1,4 +1,5 @@
-// Package redislock keeps locks in Redis 6.2 or later, by way of go-redis v9. One server, for now.
+// Package redislock keeps locks in Redis 6.2 or later, or Valkey, by way of go-redis v9: on one server, on a master that Sentinel
+// watches over, or on a Redis Cluster.
 //
 // # The lock
 //
@@ -34,15 +35,75 @@
 // next renewal, a third of a TTL later, at worst until its deadline. A server that evicts keys loses locks: set
 // maxmemory-policy to noeviction. Where two holders cost money, let the resource check the fencing token.
 //
+// # One server
+//
+// There is never a second holder while the server keeps its data: at most one process is granted a key, and it knows that its lease
+// is over before the server does. A server that is down grants nothing, and leases that cannot be renewed end. After a crash, what
+// "appendfsync everysec" has not yet written is forgotten, as are all locks of a server that persists nothing.
+//
+// # Sentinel
+//
+// Give New what redis.NewFailoverClient returns, or Open a URL that begins with redis+sentinel://. A failover is ridden out by leases whose TTL is
+// longer than it takes, if the replica that takes over has received them; who waits in line, or asks, meanwhile gets an error, and
+// Lead goes on.
+//
+// Redis replicates asynchronously, so that there can be a second holder in two cases. A replica may take over that had not received
+// the lock: that is the last moment before the master died, or longer if the link was down. The former holder learns of it at its next
+// renewal, as for a server without its data. And a master that was cut off, or hung, goes on serving those who can still reach it, until
+// Sentinel has made a replica of it: what it grants meanwhile is forgotten. With min-replicas-to-write 1 and a short
+// min-replicas-max-lag in its configuration it refuses that after the lag (ErrReplicas). Tokens increase in both cases, unless the
+// new master's clock is behind.
+//
+// # Replicas that confirm
+//
+// NewReplicated has each lock confirmed by replicas before it is granted, by way of WAIT. A failover to one of these then keeps the
+// lock. It does not make replication consistent: Sentinel need not choose one of these, unless all have to confirm; a renewal is not waited for, so that
+// a replica that was cut off since may have let the lock expire; and a master that is cut off with its replicas still grants.
+//
+// # Redis Cluster
+//
+// Give New a *redis.ClusterClient, or Open a URL that begins with redis+cluster://. Each lock and its companions are in one slot, whatever braces
+// the key has, so that keys spread over the nodes. Each shard is like a master with Sentinel, with the same gaps. When a master has died, its
+// replica is found as soon as another node knows of it.
+//
+// Slots may move while locks are held, renewed and waited for. While a slot is on its way, Redis refuses scripts with several keys
+// (TRYAGAIN), so that Lock, TryLock and Unlock of its keys wait until it has arrived: for a TTL at most, and then the error is
+// ErrSlot. Leases are renewed all the while. If it takes more than three seconds, those in line may lose their order.
+//
+// Messages to waiters are published, which a cluster passes on to all of its nodes: each Unlock for which somebody waits costs a message
+// between every two nodes. Sharded channels, which do not, are not used: they came with Redis 7.
+//
+// # Managed servers
+//
+// Nothing is asked of the server's configuration: no CONFIG, no INFO, no keyspace notifications, no persistence. EVAL has to be
+// allowed (else ErrUnsupported or ErrPermission). What holds for Sentinel holds for services that fail over to a replica, such
+// as Amazon ElastiCache, Memorystore or Azure Cache, whose client is that of one server or of a cluster; services that replicate
+// synchronously, such as Amazon MemoryDB, lose no lock in a failover. A service that spreads keys over its nodes behind a proxy keeps hash
+// tags together, as a cluster does. A replication between regions that both accept writes gives two holders: lock in one region.
+//
+// A redis.Ring is refused: it moves the keys of a server that does not answer to others.
+//
 // # Permissions
 //
 // A user needs the commands below, the keys that begin with the prefix and with "{" and the prefix, and the channels
 // locker:*. Keys that contain a hash tag of their own, as "a{b}c" does, have companions that begin with that tag in
-// braces: allow ~{b}:locker:* for them. No server configuration is changed.
+// braces: allow ~{b}:locker:* for them.
 //
 //	ACL SETUSER app on >secret ~locker:* ~{locker:* &locker:* -@all +hello +auth +select +client +ping
 //	+eval +evalsha +subscribe +unsubscribe +set +get +del +exists +pexpire +pttl +time
 //	+zadd +zrem +zrange +zrangebyscore +zscore +publish
+//
+// On the nodes of a cluster, in addition:
+//
+//	ACL SETUSER app +cluster|slots +command +asking
+//
+// And for NewReplicated:
+//
+//	ACL SETUSER app +wait
+//
+// On sentinels, go-redis uses
+//
+//	ACL SETUSER app +hello +auth +client +ping +sentinel +subscribe &+switch-master &+slave-reconf-done
 //
 // # A server that cannot be reached
 //
@@ -66,24 +127,22 @@ const DefaultPrefix = "locker:"
 // New returns a Locker that keeps its locks in the Redis that rdb is connected to. The options are the defaults for its
 // leases, see locker.New.
 //
+// rdb is what redis.NewClient, redis.NewFailoverClient, redis.NewClusterClient or redis.NewUniversalClient returns. A
+// *redis.Ring is refused, by the first Lock, with ErrInvalidOption.
+//
 // The Locker uses the client's connections and never closes them: Close the Locker first, then the client. Its commands
-// heed their ctx, and wait for an answer at most two seconds, whatever the client's options say. A single server with
-// a *redis.Client is what this version is tested with.
+// heed their ctx, and wait for an answer at most two seconds, whatever the client's options say.
 func New(rdb redis.UniversalClient, opts ...locker.Option) locker.Locker {
 	return newLocker(newBackend(rdb, newProcess(), nil), opts)
 }
 
-// Open is New with a client of its own for the given URL, such as redis://user:password@host:6379/0, rediss://host or
-// unix:///run/redis.sock, with the parameters of redis.ParseURL. It does not connect yet. Close closes the client.
+// Open is New with a client of its own for the given URL, see ParseURL. It does not connect yet. Close closes the client.
 func Open(url string, opts ...locker.Option) (locker.Locker, error) {
-	o, err := redis.ParseURL(url)
+	o, err := ParseURL(url)
 	if err != nil {
-		return nil, fmt.Errorf("redislock: %w: %w", locker.ErrInvalidOption, err)
+		return nil, err
 	}
-	if o.DialerRetries == 0 {
-		o.DialerRetries = 1 // to dial five times, which is the default, only delays the news
-	}
-	rdb := redis.NewClient(o)
+	rdb := redis.NewUniversalClient(o)
 	return newLocker(newBackend(rdb, newProcess(), rdb.Close), opts), nil
 }
 
@@ -93,6 +152,9 @@ func newLocker(b locker.Backend, opts []locker.Option) locker.Locker {
 
 func newBackend(rdb redis.UniversalClient, process string, closeClient func() error) *backend {
 	b := &backend{client: newClient(rdb), closeClient: closeClient}
+	if _, ok := rdb.(*redis.Ring); ok {
+		b.unfit = errRing
+	}
 	b.line = newLine(b.client, process)
 	return b
 }
@@ -102,6 +164,10 @@ type backend struct {
 	client      *client
 	line        *line
 	closeClient func() error // nil if the client is the caller's
+	unfit       error        // why this client cannot keep locks, if so
+
+	replicas int           // how many of them are to confirm a lock
+	within   time.Duration // so much time after it was granted
 }
 
 var (
@@ -135,3 +201,7 @@ func (b *backend) Close() error {
 	}
 	return err
 }
+
+// errRing is why a Ring cannot keep locks.
+var errRing = fmt.Errorf("%w: a redis.Ring cannot keep locks: when a server does not answer for a moment, it moves that server's keys to "+
+	"others, which then grant them to a second holder; use a redis.ClusterClient", locker.ErrInvalidOption)

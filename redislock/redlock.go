@@ -38,7 +38,11 @@ func newRedlock(clients []redis.UniversalClient, closeClients func() error) *red
 		if c, ok := client.(*redis.Client); ok {
 			name = c.Options().Addr
 		}
-		b.nodes = append(b.nodes, &node{backend: newBackend(client, b.process, nil), name: name, life: b.life, running: &b.running})
+		n := &node{backend: newBackend(client, b.process, nil), name: name, life: b.life, running: &b.running}
+		if n.unfit != nil {
+			b.invalid = n.unfit
+		}
+		b.nodes = append(b.nodes, n)
 	}
 	if len(clients) == 0 {
 		b.invalid = fmt.Errorf("%w: a Redlock without servers", locker.ErrInvalidOption)
@@ -91,7 +95,7 @@ func (b *redlock) check(r locker.Request) error {
 	if b.invalid != nil {
 		return b.invalid
 	}
-	return check(r)
+	return b.nodes[0].check(r)
 }
 
 // leastAhead is how much the least token is ahead of the greatest clock: as long as a request takes to arrive on a good network.

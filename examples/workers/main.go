@@ -9,6 +9,8 @@
 // job was lost or done twice.
 //
 //	go run ./examples/workers -backend redis://localhost:6379/0
+//	go run ./examples/workers -backend redis+cluster://localhost:7000,localhost:7001
+//	go run ./examples/workers -backend redis+sentinel://localhost:26379/mymaster/0
 //	go run ./examples/workers -backend postgres://postgres@localhost:5432/postgres
 //	go run ./examples/workers -backend etcd://localhost:2379
 //

@@ -161,9 +161,11 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"-backend", "mysql://localhost/db"}, `"mysql" is not a known kind of store`},
 		{[]string{"-backend", "localhost:6379"}, `"localhost:6379" is not a known kind of store`},
 		{[]string{"-backend", "redis://localhost/one"}, `invalid database number: "one"`},
-		{[]string{"-backend", "redis://local host/"}, "not a valid URL: invalid character"},
-		{[]string{"-backend", "redis://me:secret@local host/"}, "not a valid URL"},
-		{[]string{"-backend", "redis://me:secret#1@localhost/"}, "not a valid URL"},
+		{[]string{"-backend", "redis://local host/"}, "a host is wanted"},
+		{[]string{"-backend", "redis://me:secret@local host/"}, "a host is wanted"},
+		{[]string{"-backend", "redis://me:secret#1@localhost/"}, "write special characters as %XX"},
+		{[]string{"-backend", "redis+sentinel://me:secret@localhost/"}, "the name of the master is missing"},
+		{[]string{"-backend", "redis+cluster://me:secret@one,two/3"}, "a cluster has no database but 0"},
 		{[]string{"-backend", "postgres://me:secret@localhost/db?sslmode=maybe"}, "sslmode is invalid"},
 		{[]string{"-backend", "postgres://me:secret@localhost/db?pool_max_conns=0"}, "pool_max_conns too small"},
 		{[]string{"-backend", "postgresql://localhost/db?connect_timeout=soon"}, "connect_timeout"},
@@ -216,6 +218,8 @@ func TestUnreachable(t *testing.T) {
 	t.Parallel()
 	for _, url := range []string{
 		"redis://:secret@127.0.0.1:1/0",
+		"redis+cluster://:secret@127.0.0.1:1,127.0.0.1:2",
+		"redis+sentinel://:secret@127.0.0.1:1,127.0.0.1:2/mymaster/0",
 		"postgres://me:secret@127.0.0.1:1/db", // is tried with TLS and without, which makes for long errors
 		"postgresql://me:secret@127.0.0.1:1,127.0.0.1:2/db",
 		"etcd://127.0.0.1:1,127.0.0.1:2",

@@ -30,14 +30,14 @@ func open(cfg config, out io.Writer) (program, error) {
 	switch scheme {
 	case memory:
 		return newFleet(cfg, out), nil
-	case "redis", "rediss", "unix":
+	case "redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel":
 		openStore = openRedis
 	case "postgres", "postgresql":
 		openStore = openPostgres
 	case "etcd", "etcds":
 		openStore = openEtcd
 	default:
-		return nil, fmt.Errorf("-backend: %q is not a known kind of store; use memory, or a URL that begins with redis://, rediss://, unix://, postgres://, postgresql://, etcd:// or etcds://", scheme)
+		return nil, fmt.Errorf("-backend: %q is not a known kind of store; use memory, or a URL that begins with redis://, rediss://, unix://, redis+cluster://, redis+sentinel://, postgres://, postgresql://, etcd:// or etcds://", scheme)
 	}
 	s, err := openStore(cfg)
 	if err != nil {
@@ -54,13 +54,13 @@ type store struct {
 }
 
 func openRedis(cfg config) (store, error) {
-	o, err := redis.ParseURL(cfg.backend)
+	o, err := redislock.ParseURL(cfg.backend)
 	if err != nil {
-		return store{}, invalid(cfg.backend, err)
+		return store{}, fmt.Errorf("-backend: %w", err)
 	}
-	o.ContextTimeoutEnabled = true // else go-redis ignores the end of a context while it waits for an answer
-	logging.Disable()              // every failure reaches us as an error, and is reported
-	rdb := redis.NewClient(o)      // does not connect yet
+	o.ContextTimeoutEnabled = true     // else go-redis ignores the end of a context while it waits for an answer
+	logging.Disable()                  // every failure reaches us as an error, and is reported
+	rdb := redis.NewUniversalClient(o) // does not connect yet
 	return store{
 		locks: redislock.New(rdb, locker.TTL(cfg.ttl)),
 		queue: newRedisQueue(rdb, cfg.key),

@@ -135,13 +135,13 @@ func behindProxy(t *testing.T, raw string) (string, *faultproxy.Proxy) {
 }
 
 // onRedis calls f with a client.
-func onRedis(t *testing.T, url string, f func(ctx context.Context, rdb *redis.Client) error) {
+func onRedis(t *testing.T, url string, f func(ctx context.Context, rdb redis.UniversalClient) error) {
 	t.Helper()
-	o, err := redis.ParseURL(url)
+	o, err := redislock.ParseURL(url)
 	if err != nil {
 		t.Fatal(err)
 	}
-	rdb := redis.NewClient(o)
+	rdb := redis.NewUniversalClient(o)
 	defer rdb.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -152,7 +152,7 @@ func onRedis(t *testing.T, url string, f func(ctx context.Context, rdb *redis.Cl
 
 func redisHistory(t *testing.T, url, name string) (h history) {
 	t.Helper()
-	onRedis(t, url, func(ctx context.Context, rdb *redis.Client) error {
+	onRedis(t, url, func(ctx context.Context, rdb redis.UniversalClient) error {
 		hash, err := rdb.HGetAll(ctx, queuePrefix+name).Result()
 		if err != nil {
 			return err
@@ -172,7 +172,7 @@ func redisHistory(t *testing.T, url, name string) (h history) {
 
 func redisWaiters(t *testing.T, url, key string) (n int) {
 	t.Helper()
-	onRedis(t, url, func(ctx context.Context, rdb *redis.Client) error {
+	onRedis(t, url, func(ctx context.Context, rdb redis.UniversalClient) error {
 		inLine, err := rdb.ZCard(ctx, "{"+redislock.DefaultPrefix+key+"}:locker:queue:").Result()
 		n = int(inLine)
 		return err

@@ -9,13 +9,14 @@ import (
 )
 
 // isUp reports whether a Redis server answers at addr before the deadline. One
-// that is still loading its data or wants a password counts, too: it is up.
+// that is still loading its data, wants a password or has no master counts, too:
+// it is up.
 func isUp(addr string, deadline time.Time) error {
 	reply, err := roundTrip(addr, deadline, "PING")
 	if err != nil {
 		return err
 	}
-	for _, good := range []string{"+PONG", "-LOADING", "-NOAUTH"} {
+	for _, good := range []string{"+PONG", "-LOADING", "-NOAUTH", "-MASTERDOWN"} {
 		if strings.HasPrefix(reply, good) {
 			return nil
 		}

@@ -39,26 +39,39 @@ func (s *Server) URL() string { return "redis://" + s.Addr() + "/0" }
 // Find finds, and waits until it answers. On Linux the server dies with this
 // process, however that ends.
 func Start(opts Options) (*Server, error) {
+	return start(opts, nil, nil)
+}
+
+// start is Start, with further arguments that depend on the port and the
+// directory, and something to do before the first start.
+func start(opts Options, args func(port int, dir string) []string, prepare func(port int, dir string) error) (*Server, error) {
 	program, err := Find()
 	if err != nil {
 		return nil, err
 	}
 	server, err := testserver.Start(testserver.Spec{
-		Name: product.Package,
+		Name:    product.Package,
+		TempDir: product.TempDir(), // a node of a cluster stops for each write to its disk
+		Prepare: prepare,
 		Command: func(port int, dir string) testserver.Command {
+			var all []string
+			if args != nil {
+				all = args(port, dir)
+			}
 			if opts.Dir != "" {
 				dir = opts.Dir
 			}
-			return testserver.Command{Program: program, Args: append([]string{
+			all = append(all,
 				"--port", strconv.Itoa(port),
 				"--bind", "127.0.0.1",
 				"--dir", dir,
 				"--save", "",
 				"--appendonly", "no",
-			}, opts.Args...)}
+			)
+			return testserver.Command{Program: program, Args: append(all, opts.Args...)}
 		},
 		IsUp:     isUp,
-		Busy:     []string{"Address already in use"},
+		Busy:     []string{"Address already in use", "Failed listening on port"},
 		Patience: startPatience,
 	})
 	if err != nil {

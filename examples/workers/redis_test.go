@@ -1,0 +1,56 @@
+package main
+
+import (
+	"crypto/rand"
+	"syscall"
+	"testing"
+
+	"github.com/lockerkit/locker/internal/redistest"
+	"github.com/lockerkit/locker/redislock"
+)
+
+// A fleet works on a Redis Cluster and with Sentinel as it does on one server, and goes on when a master dies.
+func TestRedisDeployments(t *testing.T) {
+	t.Parallel()
+	t.Run("cluster", func(t *testing.T) {
+		t.Parallel()
+		c := redistest.NewCluster(t, redistest.ClusterOptions{})
+		testDeployment(t, c.URL(), func(key string) {
+			key = redislock.DefaultPrefix + key
+			master, _ := c.MasterOf(t, key)
+			master.Kill()
+			c.AwaitFailover(t, c.Slot(t, key), master)
+		})
+	})
+	t.Run("sentinel", func(t *testing.T) {
+		t.Parallel()
+		s := redistest.NewSentinels(t, redistest.SentinelOptions{})
+		testDeployment(t, s.URL(), func(string) {
+			master := s.Master(t)
+			master.Kill()
+			s.AwaitFailover(t, master)
+		})
+	})
+}
+
+func testDeployment(t *testing.T, url string, failOver func(key string)) {
+	s := redisStore
+	s.shared = func(testing.TB) string { return url }
+	t.Run("queue", func(t *testing.T) { testQueue(t, openQueue(t, s, url, t.Name()+rand.Text())) })
+	t.Run("all jobs in order", func(t *testing.T) { testAllJobsInOrder(t, s) })
+	t.Run("failover", func(t *testing.T) {
+		c := newCrew(t, s, url, "-ttl", "3s", "-job", "100ms")
+		leader := c.start()
+		leader.await("job 3 done")
+		next := c.start()
+		next.await("joins")
+		failOver(c.key)
+		// Who led may still lead, or not. In any case, the jobs go on.
+		leader.signal(syscall.SIGKILL)
+		next.await("leads")
+		next.await("job .* done")
+		if waiting := s.waiters(t, url, c.key); waiting != 0 {
+			t.Errorf("%d wait in line for a leader that has no rival", waiting)
+		}
+	})
+}

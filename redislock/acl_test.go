@@ -1,0 +1,183 @@
+package redislock_test
+
+import (
+	"errors"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/redistest"
+	"github.com/lockerkit/locker/redislock"
+)
+
+// setUser makes the user "app" with password "pw" on a server.
+func setUser(t *testing.T, admin *redis.Client, rules string) {
+	t.Helper()
+	args := []any{"acl", "setuser", "app", "reset", "on", ">pw"}
+	for _, rule := range strings.Fields(rules) {
+		args = append(args, rule)
+	}
+	if err := admin.Do(t.Context(), args...).Err(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// useAll does with two Lockers all that they can do.
+func useAll(t *testing.T, a, b locker.Locker, keys int) {
+	t.Helper()
+	for i := range keys {
+		key := "k" + strconv.Itoa(i)
+		lease := mustLock(t, a, key, locker.TTL(time.Second))
+		if _, err := b.TryLock(t.Context(), key); !errors.Is(err, locker.ErrLocked) {
+			t.Errorf("TryLock: %v; want ErrLocked", err)
+		}
+		next := make(chan *locker.Lease, 1)
+		go func() { next <- mustLock(t, b, key) }()
+		time.Sleep(1200 * time.Millisecond) // renewals and a poll
+		released := time.Now()
+		mustUnlock(t, lease)
+		mustUnlock(t, <-next)
+		if took := time.Since(released); took > 800*time.Millisecond {
+			t.Errorf("the handoff took %v: the message did not arrive", took)
+		}
+	}
+}
+
+// TestPermissionsAreUsed checks that every command which the documentation lists is one that is sent.
+func TestPermissionsAreUsed(t *testing.T) {
+	t.Parallel()
+	server := redistest.New(t, redistest.Options{})
+	admin := dial(t, server.Addr())
+	rules, _, replicated := documentedACL(t)
+	setUser(t, admin, rules+replicated)
+	client := func() *redis.Client {
+		rdb := redis.NewClient(&redis.Options{Addr: server.Addr(), Username: "app", Password: "pw", DB: 1})
+		t.Cleanup(func() { _ = rdb.Close() })
+		return rdb
+	}
+	useAll(t, open(t, client()), open(t, client()), 1)
+	replicating := redislock.NewReplicated(client(), 1, 10*time.Millisecond)
+	if _, err := replicating.TryLock(t.Context(), "k"); !errors.Is(err, redislock.ErrReplicas) {
+		t.Errorf("without replicas: %v", err)
+	}
+	if err := replicating.Close(); err != nil {
+		t.Error(err)
+	}
+	stats := admin.Info(t.Context(), "commandstats").Val()
+	for _, rule := range strings.Fields(rules + replicated) {
+		name, isCommand := strings.CutPrefix(rule, "+")
+		switch name {
+		case "auth", "client", "ping", "unsubscribe", "zrangebyscore": // for older and newer servers, for silent ones, at other moments
+			continue
+		}
+		if isCommand && !strings.Contains(stats, "cmdstat_"+name+":") && !strings.Contains(stats, "cmdstat_"+name+"|") {
+			t.Errorf("%s is documented, and not used", rule)
+		}
+	}
+}
+
+func TestPermissionsOnACluster(t *testing.T) {
+	t.Parallel()
+	c := redistest.NewCluster(t, redistest.ClusterOptions{})
+	rules, more, _ := documentedACL(t)
+	for _, node := range c.Nodes() {
+		setUser(t, c.Admin(node), rules+more)
+	}
+	client := func() *redis.ClusterClient {
+		rdb := redis.NewClusterClient(&redis.ClusterOptions{Addrs: c.Addrs(), Username: "app", Password: "pw"})
+		t.Cleanup(func() { _ = rdb.Close() })
+		return rdb
+	}
+	a, b := open(t, client()), open(t, client())
+	useAll(t, a, b, 3)
+	// Redirections, of which one begins with ASKING.
+	lease := mustLock(t, a, "k", locker.TTL(3*time.Second))
+	from, _ := c.MasterOf(t, redislock.DefaultPrefix+"k")
+	slot := c.Slot(t, redislock.DefaultPrefix+"k")
+	for _, to := range c.Nodes()[:3] {
+		if to == from {
+			continue
+		}
+		if err := errors.Join(c.BeginMove(t.Context(), slot, from, to), c.MoveKeys(t.Context(), slot, from, to)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3 * time.Second)
+		if err := lease.Err(); err != nil {
+			t.Error(err)
+		}
+		if err := c.EndMove(t.Context(), slot, from, to); err != nil {
+			t.Fatal(err)
+		}
+		break
+	}
+	mustUnlock(t, lease)
+	for _, node := range c.Nodes()[:3] {
+		log, err := c.Admin(node).ACLLog(t.Context(), 10).Result()
+		if err != nil || len(log) > 0 {
+			t.Errorf("refused on %s: %+v, %v", node.Addr(), log, err)
+		}
+	}
+}
+
+// TestScriptsDisabled has servers on which EVAL, or all scripts, are forbidden in the ways that providers have.
+func TestScriptsDisabled(t *testing.T) {
+	t.Parallel()
+	for name, args := range map[string][]string{
+		"eval":    {"--rename-command", "EVAL", ""},
+		"evalsha": {"--rename-command", "EVALSHA", ""},
+	} {
+		server := redistest.New(t, redistest.Options{Args: args})
+		t.Run(name, func(t *testing.T) {
+			checkFailure(t, open(t, dial(t, server.Addr())), "k", redislock.ErrUnsupported)
+		})
+	}
+	server := redistest.New(t, redistest.Options{})
+	rules, _, _ := documentedACL(t)
+	setUser(t, dial(t, server.Addr()), strings.Replace(rules, "+eval ", "", 1)+" -@scripting")
+	rdb := redis.NewClient(&redis.Options{Addr: server.Addr(), Username: "app", Password: "pw"})
+	defer rdb.Close()
+	checkFailure(t, open(t, rdb), "k", redislock.ErrPermission)
+}
+
+// TestErrorsOfServers has servers in states of their own.
+func TestErrorsOfServers(t *testing.T) {
+	t.Parallel()
+	t.Run("too few replicas", func(t *testing.T) {
+		server := redistest.New(t, redistest.Options{Args: []string{"--min-replicas-to-write", "1"}})
+		checkFailure(t, open(t, dial(t, server.Addr())), "k", redislock.ErrReplicas)
+	})
+	t.Run("a replica without its master", func(t *testing.T) {
+		server := redistest.New(t, redistest.Options{Args: []string{"--replicaof", "127.0.0.1 1", "--replica-serve-stale-data", "no"}})
+		checkFailure(t, open(t, dial(t, server.Addr())), "k", redislock.ErrReadOnly)
+	})
+	t.Run("a cluster with slots of no node", func(t *testing.T) {
+		server := redistest.New(t, redistest.Options{Args: []string{"--cluster-enabled", "yes"}})
+		checkFailure(t, open(t, dial(t, server.Addr())), "k", redislock.ErrClusterDown)
+		rdb := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{server.Addr()}, DisableIdentity: true})
+		defer rdb.Close()
+		if _, err := open(t, rdb).TryLock(t.Context(), "k"); err == nil || errors.Is(err, locker.ErrLocked) {
+			t.Errorf("TryLock: %v", err)
+		}
+	})
+	t.Run("a cluster client of a server that is none", func(t *testing.T) {
+		rdb := redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{redistest.Address(t)}, DisableIdentity: true})
+		defer rdb.Close()
+		if _, err := open(t, rdb).TryLock(t.Context(), "k"); err == nil || !strings.Contains(err.Error(), "cluster") {
+			t.Errorf("TryLock: %v", err)
+		}
+	})
+	t.Run("busy", func(t *testing.T) {
+		server := redistest.New(t, redistest.Options{Args: []string{"--busy-reply-threshold", "10", "--lua-time-limit", "10"}})
+		admin := dial(t, server.Addr())
+		go func() { _ = admin.Eval(t.Context(), "while true do end", nil).Err() }()
+		l := open(t, dial(t, server.Addr()))
+		eventually(t, 10*time.Second, "TryLock says that the server is busy", func() bool {
+			_, err := l.TryLock(t.Context(), "k")
+			return errors.Is(err, redislock.ErrBusy)
+		})
+	})
+}
