@@ -55,6 +55,7 @@ type place struct {
 	err     error // of the last request, if that failed
 	doubt   bool  // a request of the present try was given up, and may still be on its way
 	late    bool  // one to line up was, of whatever try
+	had     bool  // the lock was granted here, and an answer to giving it back got lost
 
 	arrival string // in the node's line
 	called  bool   // it is our turn here
@@ -289,12 +290,13 @@ func (c *claim) leave(ctx context.Context, i int) {
 		return err
 	})
 	switch {
-	case err != nil && !isLost(err):
-		p.state, p.err = unknown, err
-	case err == nil:
+	case err == nil || isLost(err) && p.had: // the first time, if not now
 		p.state, p.err = freed, nil
-	default:
+	case isLost(err):
 		p.state, p.err = nothing, nil
+	default:
+		p.had = p.had || p.state == held
+		p.state, p.err = unknown, err
 	}
 }
 

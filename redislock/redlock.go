@@ -26,6 +26,26 @@ func NewRedlock(clients []redis.UniversalClient, opts ...locker.Option) locker.L
 	return newLocker(newRedlock(clients, nil), opts)
 }
 
+// openRedlock is Open for the URL of a Redlock.
+func openRedlock(url string, opts []locker.Option) (locker.Locker, error) {
+	servers, err := ParseRedlockURL(url)
+	if err != nil {
+		return nil, err
+	}
+	var clients []redis.UniversalClient
+	for _, server := range servers {
+		clients = append(clients, redis.NewClient(server))
+	}
+	closeClients := func() error {
+		var errs []error
+		for _, client := range clients {
+			errs = append(errs, client.Close())
+		}
+		return errors.Join(errs...)
+	}
+	return newLocker(newRedlock(clients, closeClients), opts), nil
+}
+
 func newRedlock(clients []redis.UniversalClient, closeClients func() error) *redlock {
 	b := &redlock{process: newProcess(), quorum: len(clients)/2 + 1, closeClients: closeClients}
 	b.life, b.end = context.WithCancel(context.Background())

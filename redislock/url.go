@@ -34,6 +34,47 @@ func ParseURL(rawURL string) (*redis.UniversalOptions, error) {
 	return o, nil
 }
 
+// ParseRedlockURL returns the options of a client for each of the servers of a Redlock, to be passed to redis.NewClient, for a
+// URL such as
+//
+//	redlock://user:password@h1:6379,h2,h3/0
+//
+// With redlocks instead of redlock, connections are encrypted. User, password and database are the same for all of them.
+// The parameters are those of redis.ParseURL.
+func ParseRedlockURL(rawURL string) ([]*redis.Options, error) {
+	servers, err := parseRedlock(rawURL)
+	if err != nil {
+		return nil, fmt.Errorf("redislock: %w: %w", locker.ErrInvalidOption, err)
+	}
+	return servers, nil
+}
+
+func isRedlock(rawURL string) bool {
+	scheme, _, _ := strings.Cut(rawURL, "://")
+	return scheme == "redlock" || scheme == "redlocks"
+}
+
+func parseRedlock(rawURL string) ([]*redis.Options, error) {
+	if !isRedlock(rawURL) {
+		return nil, errors.New("a URL that begins with redlock:// or redlocks:// is wanted")
+	}
+	u, err := splitURL(rawURL, redisPort)
+	if err != nil {
+		return nil, err
+	}
+	for i, host := range u.hosts {
+		if slices.Contains(u.hosts[:i], host) {
+			return nil, fmt.Errorf("server %s is there twice: a majority has to be one of different servers", host)
+		}
+	}
+	u.scheme = map[string]string{"redlock": "redis", "redlocks": "rediss"}[u.scheme]
+	servers, err := u.servers()
+	for _, o := range servers {
+		o.DialerRetries = 1 // to dial five times, which is the default, only delays the news
+	}
+	return servers, err
+}
+
 const (
 	redisPort    = "6379"
 	sentinelPort = "26379"
@@ -52,6 +93,8 @@ func parse(rawURL string) (*redis.UniversalOptions, error) {
 		u, err = splitURL(rawURL, redisPort)
 	case (base == "redis" || base == "rediss") && kind == "sentinel":
 		u, err = splitURL(rawURL, sentinelPort)
+	case isRedlock(rawURL):
+		return nil, errors.New("a Redlock has several clients: see ParseRedlockURL")
 	default:
 		return nil, errors.New("a URL that begins with redis://, rediss://, unix://, redis+sentinel://, rediss+sentinel://, redis+cluster:// or rediss+cluster:// is wanted")
 	}

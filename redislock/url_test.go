@@ -53,6 +53,34 @@ func TestParseURL(t *testing.T) {
 	}
 }
 
+func TestParseRedlockURL(t *testing.T) {
+	t.Parallel()
+	servers, err := redislock.ParseRedlockURL("redlocks://me:se%3Fcret@one,two:4001,[::1]/2?read_timeout=4s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, addr := range []string{"one:6379", "two:4001", "[::1]:6379"} {
+		o := servers[i]
+		if o.Addr != addr || o.Username != "me" || o.Password != "se?cret" || o.DB != 2 || o.ReadTimeout != 4*time.Second || o.TLSConfig.ServerName == "" {
+			t.Errorf("server %d: %+v", i, o)
+		}
+	}
+	for url, want := range map[string]string{
+		"redis://one,two,three":    "redlock://",
+		"redlock://one,two,one":    "one:6379 is there twice",
+		"redlock://me:secret@a b":  "a host is wanted",
+		"redlock://one?color=red":  "color",
+		"redlock://one,two,/x?y=%": "parameters",
+	} {
+		if _, err := redislock.ParseRedlockURL(url); !errors.Is(err, locker.ErrInvalidOption) || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v", url, err)
+		}
+	}
+	if _, err := redislock.ParseURL("redlock://one,two,three"); !errors.Is(err, locker.ErrInvalidOption) {
+		t.Errorf("ParseURL of a Redlock: %v", err)
+	}
+}
+
 // Whatever is wrong with a URL, and wherever its password ends up, an error does not show it.
 func TestParseURLHidesPassword(t *testing.T) {
 	t.Parallel()

@@ -44,7 +44,7 @@ var (
 func flags(cfg *config) *flag.FlagSet {
 	fs := flag.NewFlagSet("workers", flag.ContinueOnError)
 	fs.SetOutput(io.Discard) // run prints the error, without burying it under all flags
-	fs.StringVar(&cfg.backend, "backend", memory, "where locks and queue are: `URL` of redis://, rediss://, unix://, redis+cluster://, redis+sentinel://, postgres://, postgresql://, etcd:// or etcds://, or memory")
+	fs.StringVar(&cfg.backend, "backend", memory, "where locks and queue are: `URL` of redis://, rediss://, unix://, redis+cluster://, redis+sentinel://, redlock://, postgres://, postgresql://, etcd:// or etcds://, or memory")
 	fs.StringVar(&cfg.key, "key", "jobs", "the `key` to be locked, and the name of the queue")
 	fs.DurationVar(&cfg.ttl, "ttl", 0, "after how long a leader that is dead or cut off is replaced; with Postgres, a dead one is at once; with etcd, in whole seconds (default 1s in memory, else 10s)")
 	fs.DurationVar(&cfg.job, "job", 150*time.Millisecond, "how long a job takes")

@@ -11,6 +11,7 @@
 //	go run ./examples/workers -backend redis://localhost:6379/0
 //	go run ./examples/workers -backend redis+cluster://localhost:7000,localhost:7001
 //	go run ./examples/workers -backend redis+sentinel://localhost:26379/mymaster/0
+//	go run ./examples/workers -backend redlock://one,two,three
 //	go run ./examples/workers -backend postgres://postgres@localhost:5432/postgres
 //	go run ./examples/workers -backend etcd://localhost:2379
 //

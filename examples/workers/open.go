@@ -32,12 +32,14 @@ func open(cfg config, out io.Writer) (program, error) {
 		return newFleet(cfg, out), nil
 	case "redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel":
 		openStore = openRedis
+	case "redlock", "redlocks":
+		openStore = openRedlock
 	case "postgres", "postgresql":
 		openStore = openPostgres
 	case "etcd", "etcds":
 		openStore = openEtcd
 	default:
-		return nil, fmt.Errorf("-backend: %q is not a known kind of store; use memory, or a URL that begins with redis://, rediss://, unix://, redis+cluster://, redis+sentinel://, postgres://, postgresql://, etcd:// or etcds://", scheme)
+		return nil, fmt.Errorf("-backend: %q is not a known kind of store; use memory, or a URL that begins with redis://, rediss://, unix://, redis+cluster://, redis+sentinel://, redlock://, postgres://, postgresql://, etcd:// or etcds://", scheme)
 	}
 	s, err := openStore(cfg)
 	if err != nil {
@@ -65,6 +67,32 @@ func openRedis(cfg config) (store, error) {
 		locks: redislock.New(rdb, locker.TTL(cfg.ttl)),
 		queue: newRedisQueue(rdb, cfg.key),
 		close: rdb.Close,
+	}, nil
+}
+
+// openRedlock keeps the lock on a majority of servers, and the queue, for which that would not do, on the first one. (Where a
+// majority has to agree on the queue as well, it belongs into another kind of store.)
+func openRedlock(cfg config) (store, error) {
+	servers, err := redislock.ParseRedlockURL(cfg.backend)
+	if err != nil {
+		return store{}, fmt.Errorf("-backend: %w", err)
+	}
+	logging.Disable()
+	var clients []redis.UniversalClient
+	for _, o := range servers {
+		o.ContextTimeoutEnabled = true
+		clients = append(clients, redis.NewClient(o))
+	}
+	return store{
+		locks: redislock.NewRedlock(clients, locker.TTL(cfg.ttl)),
+		queue: newRedisQueue(clients[0], cfg.key),
+		close: func() error {
+			var errs []error
+			for _, client := range clients {
+				errs = append(errs, client.Close())
+			}
+			return errors.Join(errs...)
+		},
 	}, nil
 }
 

@@ -22,6 +22,15 @@ func TestRedisDeployments(t *testing.T) {
 			c.AwaitFailover(t, c.Slot(t, key), master)
 		})
 	})
+	t.Run("redlock", func(t *testing.T) {
+		t.Parallel()
+		servers := make([]*redistest.Server, 3)
+		for i := range servers {
+			servers[i] = redistest.New(t, redistest.Options{})
+		}
+		url := "redlock://" + servers[0].Addr() + "," + servers[1].Addr() + "," + servers[2].Addr()
+		testDeployment(t, url, func(string) { servers[2].Kill() }) // the first one has the queue
+	})
 	t.Run("sentinel", func(t *testing.T) {
 		t.Parallel()
 		s := redistest.NewSentinels(t, redistest.SentinelOptions{})
