@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/lockerkit/locker"
@@ -45,14 +46,14 @@ func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 	case err != nil:
 		return locker.Grant{}, err
 	case refusal != nil:
-		return locker.Grant{}, &locker.Held{Holder: refusal.holder, Remaining: refusal.remaining}
+		return locker.Grant{}, &locker.Held{Holder: holderIn(refusal.value), Remaining: refusal.remaining}
 	}
 	return locker.Grant{Request: r, Token: token}, nil
 }
 
 // refusal is why a lock was not granted.
 type refusal struct {
-	holder    string
+	value     string        // of the lock; "" if it is free, and others are in line for it
 	remaining time.Duration // of the holder's lease, if it has an end
 	arrival   string        // in the line
 }
@@ -64,6 +65,14 @@ type attempt struct {
 	join    bool   // the line, if refused
 	arrival string // in the line; "" if it has not joined it yet
 
+	// least is the least token that will do, for one of several servers; "" where there is but one. clock is then set to
+	// that of the server, in microseconds, and again if the owner had the lock already.
+	least string
+	clock uint64
+	again bool
+
+	sent bool // a request has gone out, whatever became of it
+
 	// doubt is set when a request may still be on its way, because it was given up unanswered: the kernel goes on
 	// sending what was written to a connection that is closed. What is done next leaves a mark, by which it is refused
 	// if it arrives when the owner has gone.
@@ -72,23 +81,23 @@ type attempt struct {
 
 // acquire asks for the lock, and again if a connection fails: one from the pool may have been broken long ago.
 func (b *backend) acquire(ctx context.Context, a *attempt) (uint64, *refusal, error) {
-	sent := false
 	var failure error
 	for i := 1; ; i++ {
 		n, doubt := a.names, "0"
 		if a.doubt {
 			doubt = "1"
 		}
-		words := []string{n.lock, n.fence, n.gone, n.queue, n.alive, n.value, ms(a.ttl), doubt, n.member, a.arrival}
+		words := []string{n.lock, n.fence, n.gone, n.queue, n.alive, n.value, ms(a.ttl), doubt, a.least, n.member, a.arrival}
 		if !a.join {
-			words = words[:8]
+			words = words[:9]
 		}
 		reply, err := b.client.run(ctx, acquireScript, 5, words)
 		if err == nil {
-			return answer(reply)
+			a.sent = true
+			return a.answer(reply)
 		}
 		if !isDial(err) {
-			sent = true
+			a.sent = true
 			a.doubt = a.doubt || !isReply(err)
 		}
 		if failure == nil || !isContext(err) {
@@ -99,17 +108,22 @@ func (b *backend) acquire(ctx context.Context, a *attempt) (uint64, *refusal, er
 		}
 	}
 	err := b.client.diagnose(ctx, failure)
-	if !sent {
+	if !a.sent {
 		err = locker.NotAcquired(err)
 	}
 	return 0, nil, err
 }
 
 // answer turns a reply to the acquire script into a token, or a refusal.
-func answer(reply any) (uint64, *refusal, error) {
+func (a *attempt) answer(reply any) (uint64, *refusal, error) {
 	switch reply := reply.(type) {
 	case string:
-		token, err := strconv.ParseUint(reply, 10, 64)
+		text, clock, _ := strings.Cut(reply, " ")
+		token, err := strconv.ParseUint(text, 10, 64)
+		if clock != "" && err == nil {
+			clock, a.again = strings.CutSuffix(clock, " again")
+			a.clock, err = strconv.ParseUint(clock, 10, 64)
+		}
 		if err != nil {
 			return 0, nil, fmt.Errorf("redis: unexpected token %q", reply)
 		}
@@ -121,7 +135,7 @@ func answer(reply any) (uint64, *refusal, error) {
 			value, _ := reply[0].(string)
 			left, _ := reply[1].(int64)
 			arrival, _ := reply[2].(string)
-			return 0, &refusal{holderIn(value), remainingOf(left), arrival}, nil
+			return 0, &refusal{value, remainingOf(left), arrival}, nil
 		}
 	}
 	return 0, nil, fmt.Errorf("redis: unexpected reply %v", reply)
@@ -133,6 +147,11 @@ func remainingOf(pttl int64) time.Duration { return time.Duration(max(pttl+1, 0)
 
 // Renew implements locker.Backend.
 func (b *backend) Renew(ctx context.Context, gs []locker.Grant) []error {
+	return b.renew(ctx, gs, func(i int) string { return valueOf(gs[i].Owner.String(), gs[i].Holder) })
+}
+
+// renew renews the locks that have the given values.
+func (b *backend) renew(ctx context.Context, gs []locker.Grant, value func(i int) string) []error {
 	together := renewTogether
 	if b.client.cluster {
 		together = 1
@@ -141,8 +160,8 @@ func (b *backend) Renew(ctx context.Context, gs []locker.Grant) []error {
 	for i := 0; i < len(gs); i += together {
 		part := gs[i:min(i+together, len(gs))]
 		words := make([]string, 3*len(part))
-		for i, g := range part {
-			words[i], words[len(part)+2*i], words[len(part)+2*i+1] = g.Name(), valueOf(g.Owner.String(), g.Holder), ms(g.TTL)
+		for j, g := range part {
+			words[j], words[len(part)+2*j], words[len(part)+2*j+1] = g.Name(), value(i+j), ms(g.TTL)
 		}
 		work.add(ctx, len(part), words)
 	}
@@ -194,21 +213,26 @@ func (b *backend) Release(ctx context.Context, g locker.Grant) error {
 	if g.Token == 0 { // unknown outcome: it may be in line, or still on its way
 		return b.leave(ctx, n, true)
 	}
-	return b.release(ctx, n)
+	return b.release(ctx, []string{n.lock, n.queue, n.alive, n.gone, n.value})
 }
 
 // leave takes the owner out of line and gives back what it has. If there is doubt, requests of it that arrive later are
 // refused.
 func (b *backend) leave(ctx context.Context, n names, doubt bool) error {
-	if doubt {
-		return b.release(ctx, n, n.member, "1")
-	}
-	return b.release(ctx, n, n.member, "0")
+	return b.release(ctx, releaseWords(n, doubt))
 }
 
-// release frees the lock; with a member and doubt, see release.lua.
-func (b *backend) release(ctx context.Context, n names, memberAndDoubt ...string) error {
-	words := append([]string{n.lock, n.queue, n.alive, n.gone, n.value}, memberAndDoubt...)
+// releaseWords returns the words of the release script for an owner who may be in line.
+func releaseWords(n names, doubt bool) []string {
+	words := []string{n.lock, n.queue, n.alive, n.gone, n.value, n.member, "0"}
+	if doubt {
+		words[6] = "1"
+	}
+	return words
+}
+
+// release frees the lock; for the words, see release.lua.
+func (b *backend) release(ctx context.Context, words []string) error {
 	// Not run again on errors: the second answer would say that the lock was not ours any more. Who called knows that.
 	reply, err := b.client.run(ctx, releaseScript, 4, words)
 	switch {

@@ -15,7 +15,7 @@ import (
 // testBackend returns a backend on the server that the tests share.
 func testBackend(t *testing.T) *backend {
 	rdb := redis.NewClient(&redis.Options{Addr: redistest.Address(t), DisableIdentity: true})
-	b := newBackend(rdb, rdb.Close)
+	b := newBackend(rdb, newProcess(), rdb.Close)
 	t.Cleanup(func() { _ = b.Close() })
 	return b
 }

@@ -7,4 +7,4 @@ import (
 )
 
 // NewBackend returns the Backend behind New, for the conformance suite.
-func NewBackend(rdb redis.UniversalClient) locker.Backend { return newBackend(rdb, nil) }
+func NewBackend(rdb redis.UniversalClient) locker.Backend { return newBackend(rdb, newProcess(), nil) }

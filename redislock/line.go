@@ -41,7 +41,8 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 		return locker.Grant{}, err
 	}
 	a := attempt{names: namesOf(r, b.line.process), ttl: r.TTL, join: true}
-	w := b.line.join(a.names)
+	events := &waitEvents{called: make(chan struct{}, 1), failed: make(chan error, 1)}
+	w := b.line.join(a.names, events)
 	defer b.line.leave(w)
 	for {
 		sent := time.Now()
@@ -56,12 +57,12 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 			return locker.Grant{Request: r, Token: token, Sent: sent}, nil
 		}
 		a.arrival = refused.arrival
-		r.ReportHolder(refused.holder)
+		r.ReportHolder(holderIn(refused.value))
 		b.line.expect(w, refused.remaining)
 		select {
-		case <-w.called:
+		case <-events.called:
 			continue
-		case err = <-w.failed:
+		case err = <-events.failed:
 		case <-ctx.Done():
 			err = context.Cause(ctx)
 		}
@@ -94,21 +95,36 @@ type lineKey struct {
 	ask     time.Time // when to ask about it
 }
 
-// waiter is one call of Wait.
+// waiter is who waits in the line of a key.
 type waiter struct {
-	names  names
-	owner  string
+	names names
+	owner string
+	listener
+}
+
+// listener is told what the server says to a waiter. None of its methods may block.
+type listener interface {
+	call()          // it may be its turn: it has to try again
+	fail(err error) // the server could not be asked
+	heard()         // the server has answered, and whatever it said, it is there
+}
+
+// waitEvents is the listener of a waiter with one server.
+type waitEvents struct {
 	called chan struct{} // has room for one
 	failed chan error    // has room for one
 }
 
-func newLine(c *client) *line {
+// newProcess returns a name for the channel of a Locker.
+func newProcess() string { return fmt.Sprintf("%016x%016x", rand.Uint64(), rand.Uint64()) }
+
+func newLine(c *client, process string) *line {
 	life, end := context.WithCancel(context.Background())
 	return &line{
 		client:  c,
 		life:    life,
 		end:     end,
-		process: fmt.Sprintf("%016x%016x", rand.Uint64(), rand.Uint64()),
+		process: process,
 		waiters: make(map[string]*waiter),
 		keys:    make(map[string]*lineKey),
 		kick:    make(chan struct{}, 1),
@@ -116,8 +132,8 @@ func newLine(c *client) *line {
 }
 
 // join makes a waiter that can be called.
-func (l *line) join(n names) *waiter {
-	w := &waiter{names: n, owner: n.member[len(l.process)+1:], called: make(chan struct{}, 1), failed: make(chan error, 1)}
+func (l *line) join(n names, told listener) *waiter {
+	w := &waiter{names: n, owner: n.member[len(l.process)+1:], listener: told}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.waiters[w.owner] = w
@@ -197,21 +213,24 @@ func (l *line) hurry() {
 	}
 }
 
-// call tells w to try again.
-func (w *waiter) call() {
+// call implements listener.
+func (w *waitEvents) call() {
 	select {
 	case w.called <- struct{}{}:
 	default:
 	}
 }
 
-// fail ends the wait of w.
-func (w *waiter) fail(err error) {
+// fail implements listener: it ends the wait.
+func (w *waitEvents) fail(err error) {
 	select {
 	case w.failed <- err:
 	default:
 	}
 }
+
+// heard implements listener.
+func (w *waitEvents) heard() {}
 
 // close ends the waiting for good.
 func (l *line) close() {
@@ -430,6 +449,11 @@ func (l *line) answer(q question, reply []any, err error) {
 			}
 		}
 		return
+	}
+	for _, owner := range q.owners {
+		if w := l.waiters[owner]; w != nil {
+			w.heard()
+		}
 	}
 	if len(reply) == 0 {
 		return

@@ -70,7 +70,7 @@ const DefaultPrefix = "locker:"
 // heed their ctx, and wait for an answer at most two seconds, whatever the client's options say. A single server with
 // a *redis.Client is what this version is tested with.
 func New(rdb redis.UniversalClient, opts ...locker.Option) locker.Locker {
-	return newLocker(newBackend(rdb, nil), opts)
+	return newLocker(newBackend(rdb, newProcess(), nil), opts)
 }
 
 // Open is New with a client of its own for the given URL, such as redis://user:password@host:6379/0, rediss://host or
@@ -84,16 +84,16 @@ func Open(url string, opts ...locker.Option) (locker.Locker, error) {
 		o.DialerRetries = 1 // to dial five times, which is the default, only delays the news
 	}
 	rdb := redis.NewClient(o)
-	return newLocker(newBackend(rdb, rdb.Close), opts), nil
+	return newLocker(newBackend(rdb, newProcess(), rdb.Close), opts), nil
 }
 
-func newLocker(b *backend, opts []locker.Option) locker.Locker {
+func newLocker(b locker.Backend, opts []locker.Option) locker.Locker {
 	return locker.New(b, append([]locker.Option{locker.Prefix(DefaultPrefix)}, opts...)...)
 }
 
-func newBackend(rdb redis.UniversalClient, closeClient func() error) *backend {
+func newBackend(rdb redis.UniversalClient, process string, closeClient func() error) *backend {
 	b := &backend{client: newClient(rdb), closeClient: closeClient}
-	b.line = newLine(b.client)
+	b.line = newLine(b.client, process)
 	return b
 }
 

@@ -20,11 +20,17 @@ var (
 	renewLua string
 	//go:embed lua/poll.lua
 	pollLua string
+	//go:embed lua/confirm.lua
+	confirmLua string
+	//go:embed lua/lineup.lua
+	lineupLua string
 
 	acquireScript = newScript(acquireLua)
 	releaseScript = newScript(releaseLua)
 	renewScript   = newScript(renewLua)
 	pollScript    = newScript(pollLua)
+	confirmScript = newScript(confirmLua)
+	lineupScript  = newScript(lineupLua)
 )
 
 // script is a Lua script and the name by which a server that has seen it knows it.

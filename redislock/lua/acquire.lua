@@ -1,25 +1,31 @@
 -- One attempt to take a lock, for an owner who may have a place in its line.
 --
 -- KEYS  lock, fence, gone, queue, alive
--- ARGV  value (owner and holder's name), TTL in ms, '1' if an earlier request of this owner may still be on its way;
+-- ARGV  value (owner and holder's name), TTL in ms, '1' if an earlier request of this owner may still be on its way,
+--       the least token ('' if this server is the only one);
 --       and to join the line if refused: member of the line, arrival in it ('' the first time)
--- Returns the token if granted, {value of the holder, ms left, arrival} if refused, -1 if the owner has given up.
+-- Returns the token if granted (with a least token: also the clock, and 'again' if the owner had the lock already),
+--         {value of the holder, ms left, arrival} if refused, -1 if the owner has given up.
 local lock, fence, gone, queue, alive = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local value, doubt, member, arrival = ARGV[1], ARGV[3] == '1', ARGV[4], ARGV[5]
+local value, doubt, least, member, arrival = ARGV[1], ARGV[3] == '1', ARGV[4], ARGV[5], ARGV[6]
 
 -- The clock in us, as text: numbers of this size take longer to print than anything else here.
 local time = redis.call('TIME')
 local now = time[1] .. string.sub('00000' .. time[2], -6)
 
--- The token is max(previous + 1, clock): greater than every one before, also when Redis has forgotten the previous one.
--- In doubt, a mark is left for the earlier request, which does no harm while the owner has the lock, or is in line.
+-- The token is max(previous + 1, clock, least): greater than every one before, also when Redis has forgotten the previous
+-- one. In doubt, a mark is left for the earlier request, which does no harm while the owner has the lock, or is in line.
 local function grant()
   if doubt then redis.call('SET', gone, '1', 'PX', $refuse) end
-  local previous = redis.call('SET', fence, now, 'PX', $fence, 'GET')
-  if not previous or #previous == #now and previous < now then return now end
-  local token = string.format('%.0f', math.max(tonumber(now), tonumber(previous) + 1))
-  redis.call('SET', fence, token, 'PX', $fence)
-  return token
+  local token = now
+  if least > now then token = least end
+  local previous = redis.call('SET', fence, token, 'PX', $fence, 'GET')
+  if previous and (#previous ~= #token or previous >= token) then
+    token = string.format('%.0f', math.max(tonumber(token), tonumber(previous) + 1))
+    redis.call('SET', fence, token, 'PX', $fence)
+  end
+  if least == '' then return token end
+  return token .. ' ' .. now
 end
 
 -- There is a write in any case: a read-only replica, a full or a loading server has to say so, and not "locked". All
@@ -32,7 +38,10 @@ if not free and redis.call('GET', lock) == value then
   -- The answer to an earlier attempt of this owner got lost.
   redis.call('PEXPIRE', lock, ARGV[2])
   if doubt then redis.call('SET', gone, '1', 'PX', $refuse) end
-  return redis.call('GET', fence) or grant()
+  local token = redis.call('GET', fence)
+  if not token then return grant() end
+  if least == '' then return token end
+  return token .. ' ' .. now .. ' again'
 end
 if special and (free or member) and redis.call('EXISTS', gone) == 1 then
   if free then redis.call('DEL', lock) end

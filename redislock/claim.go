@@ -1,0 +1,406 @@
+package redislock
+
+import (
+	"context"
+	"encoding/binary"
+	"sync"
+	"time"
+
+	"github.com/lockerkit/locker"
+)
+
+// claim is what one owner wants of the nodes of a Redlock: first the lock, perhaps a place in line until it can be had,
+// then that it is kept, and in the end that nothing is left of it. The phase says which. Each node has a place in the
+// claim; whenever the two do not fit, because the phase has changed or because an answer came late, settle sends the node
+// what is missing, on a goroutine that nobody waits for unless he needs the answer.
+type claim struct {
+	b       *redlock
+	request locker.Request
+	names   names         // of the last try: the member of the line stays the same, the value does not
+	join    bool          // the line, if refused
+	events  chan struct{} // has room for one: there is something to look at
+	waiters []*waiter     // at each node, while in line; only for who waits
+
+	mu      sync.Mutex
+	phase   phase
+	tries   int
+	took    time.Duration // to decide the last try
+	arrival string        // the place in line, the same at all nodes; "" while not known
+	token   uint64        // agreed on, from confirming on
+	places  []place
+}
+
+// phase is what a claim is about.
+type phase int
+
+const (
+	asking     phase = iota // the nodes have been asked for the lock
+	confirming              // a quorum has granted it, and is told which token that means
+	holding                 // granted
+	waiting                 // in line
+	over                    // given back, or given up
+)
+
+// place is what a claim has at one node. Its fields are guarded by claim.mu.
+type place struct {
+	busy sync.Mutex // held during a request: the requests to a node about one claim go out one after the other
+
+	state   state
+	pending bool // the node has not answered yet whether it grants the lock, or that of the last release
+	skipped bool // the pending answer is not waited for any more
+	again   bool // it was granted before, to this same try
+	token   uint64
+	refusal *refusal
+	err     error // of the last request, if that failed
+
+	arrival string // in the node's line
+	called  bool   // it is our turn here
+	failing error  // the node cannot be asked whose turn it is
+}
+
+// state is what a node knows of a claim.
+type state int
+
+const (
+	nothing state = iota // nothing of it is there, and nothing on its way
+	held                 // it has the lock there
+	refused              // it has not; and is in line there, if it wanted to be
+	freed                // it had the lock, and has given it back
+	unknown              // the node did not answer: it may have any of these, or get it yet
+)
+
+func (b *redlock) newClaim(r locker.Request, join bool) *claim {
+	return &claim{
+		b: b, request: r, names: namesOf(r, b.process), join: join,
+		places: make([]place, len(b.nodes)), events: make(chan struct{}, 1),
+	}
+}
+
+// wake makes whoever waits for answers look at them.
+func (c *claim) wake() {
+	select {
+	case c.events <- struct{}{}:
+	default:
+	}
+}
+
+// nextNames returns the names for another try. Each try is another owner as far as the nodes are concerned: what is left on
+// its way of one that was given up can then be refused without refusing those that follow.
+func (c *claim) nextNames() names {
+	n := c.names
+	if c.tries > 0 {
+		owner := c.request.Owner
+		tail := owner[len(owner)-4:]
+		binary.BigEndian.PutUint32(tail, binary.BigEndian.Uint32(tail)+uint32(c.tries)) //nolint:gosec // it may wrap around
+		word := owner.String()
+		n.value = valueOf(word, c.request.Holder)
+		n.gone = n.gone[:len(n.gone)-len(word)] + word
+	}
+	c.tries++
+	return n
+}
+
+// ask asks all nodes for the lock.
+func (c *claim) ask(ctx context.Context) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.phase = asking
+	before := c.names
+	before.member = "" // keep the place in line
+	c.names = c.nextNames()
+	a := attempt{names: c.names, ttl: c.request.TTL, join: c.join, arrival: c.arrival, least: c.b.least()}
+	ctx = context.WithoutCancel(ctx) // cut short, the outcome would be unknown
+	for i := range c.places {
+		p := &c.places[i]
+		if p.state == unknown || p.state == held { // of the try before, and it has not been possible to give it back
+			c.b.nodes[i].owe(before, c.request.TTL)
+		}
+		p.pending, p.skipped, p.called = true, false, false
+		try := c.tries
+		c.b.running.Go(func() { c.askOne(ctx, i, try, a) })
+	}
+}
+
+// askOne asks one node for the lock.
+func (c *claim) askOne(ctx context.Context, i, try int, a attempt) {
+	p, n := &c.places[i], c.b.nodes[i]
+	p.busy.Lock()
+	defer p.busy.Unlock()
+	var token uint64
+	var refusal *refusal
+	err := n.call(ctx, nodeBound(a.ttl), func(ctx context.Context) (err error) {
+		token, refusal, err = n.acquire(ctx, &a)
+		return err
+	})
+	if a.clock != 0 {
+		n.observe(a.clock)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if try != c.tries { // another try did not wait for this answer
+		if a.sent && refusal == nil {
+			a.names.member = ""
+			n.owe(a.names, a.ttl)
+		}
+		return
+	}
+	p.pending, p.err, p.refusal, p.token, p.again = false, err, refusal, token, a.again
+	switch {
+	case err != nil && a.sent:
+		p.state = unknown
+	case err != nil: // the state is what it was
+	case refusal != nil:
+		p.state, p.arrival = refused, refusal.arrival
+	default:
+		p.state = held
+	}
+	c.settleLocked(ctx, i)
+	c.wake()
+}
+
+// enter makes p the phase, and settles what is not under way. (What is settles itself when its answer comes.)
+func (c *claim) enter(ctx context.Context, p phase) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.enterLocked(ctx, p)
+}
+
+func (c *claim) enterLocked(ctx context.Context, p phase) {
+	c.phase = p
+	ctx = context.WithoutCancel(ctx)
+	for i := range c.places {
+		if !c.places[i].pending && c.missing(i) != nil {
+			c.b.running.Go(func() {
+				c.places[i].busy.Lock()
+				defer c.places[i].busy.Unlock()
+				c.settle(ctx, i)
+				c.wake()
+			})
+		}
+	}
+}
+
+// settle sends a node what is missing for the phase of the claim. The place must be busy.
+func (c *claim) settle(ctx context.Context, i int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.settleLocked(ctx, i)
+}
+
+func (c *claim) settleLocked(ctx context.Context, i int) {
+	for request := c.missing(i); request != nil; request = c.missing(i) {
+		before := c.phase
+		request(ctx, i)
+		if c.phase == before {
+			return // whatever came of it
+		}
+	}
+}
+
+// missing returns the request that would make a place fit the phase, or nil. Requests are made with c.mu held, and release
+// it while they wait for the node.
+func (c *claim) missing(i int) func(ctx context.Context, i int) {
+	p := &c.places[i]
+	switch c.phase {
+	case confirming, holding:
+		switch {
+		case p.state == held && p.token < c.token:
+			return c.confirm
+		case p.state == refused && c.join:
+			return c.leave
+		}
+	case waiting:
+		if p.state == held || p.state == unknown || p.state == nothing || p.state == refused && p.arrival != c.arrival {
+			return c.lineUp
+		}
+	case over:
+		if p.state == held || p.state == unknown || p.state == refused && c.join {
+			return c.leave
+		}
+	case asking:
+	}
+	return nil
+}
+
+// do makes a request of a node without holding c.mu.
+func (c *claim) do(ctx context.Context, i int, request func(ctx context.Context, n *node) error) error {
+	c.mu.Unlock()
+	defer c.mu.Lock()
+	n := c.b.nodes[i]
+	return n.call(ctx, nodeBound(c.request.TTL), func(ctx context.Context) error { return request(ctx, n) })
+}
+
+// confirm tells a node which token the lock was granted with.
+func (c *claim) confirm(ctx context.Context, i int) {
+	names, token := c.names, c.token
+	var ours bool
+	err := c.do(ctx, i, func(ctx context.Context, n *node) (err error) {
+		ours, err = n.confirm(ctx, names, token, 0)
+		return err
+	})
+	p := &c.places[i]
+	switch {
+	case err != nil:
+		p.state, p.err = unknown, err
+	case ours:
+		p.token = token
+	default:
+		p.state = nothing // it was, and is gone
+	}
+}
+
+// lineUp takes what a node has granted back to the line.
+func (c *claim) lineUp(ctx context.Context, i int) {
+	p := &c.places[i]
+	names, arrival, doubt := c.names, c.arrival, p.state == unknown
+	var turn bool
+	err := c.do(ctx, i, func(ctx context.Context, n *node) (err error) {
+		turn, err = n.lineUp(ctx, names, arrival, doubt)
+		return err
+	})
+	if err != nil {
+		p.state, p.err = unknown, err     // the poll will find out
+		if c.names.value != names.value { // nobody else will
+			names.member = ""
+			c.b.nodes[i].owe(names, c.request.TTL)
+		}
+		return
+	}
+	p.state, p.err, p.arrival, p.called = refused, nil, arrival, turn
+}
+
+// leave gives back what a node has granted, and leaves its line.
+func (c *claim) leave(ctx context.Context, i int) {
+	p := &c.places[i]
+	names, before := c.names, p.state
+	err := c.do(ctx, i, func(ctx context.Context, n *node) error {
+		err := n.leave(ctx, names, before == unknown)
+		if err != nil && !isLost(err) {
+			n.owe(names, c.request.TTL)
+		}
+		return err
+	})
+	switch {
+	case err != nil && !isLost(err):
+		p.state, p.err = unknown, err
+	case err == nil:
+		p.state, p.err = freed, nil
+	default:
+		p.state, p.err = nothing, nil
+	}
+}
+
+// tally counts the places.
+type tally struct {
+	held      int // granted
+	confirmed int // granted, and the node knows the token
+	refused   int
+	failed    int // did not answer
+	pending   int // may still answer
+	silent    int // of them, those that did not answer the last time
+	again     bool
+	called    int // say that it is our turn
+	freed     int
+}
+
+func (c *claim) tally() (t tally) {
+	for i := range c.places {
+		p := &c.places[i]
+		switch {
+		case p.pending && p.skipped:
+			t.failed++
+		case p.pending:
+			t.pending++
+			if c.b.nodes[i].silent.Load() {
+				t.silent++
+			}
+		case p.state == held && (c.phase == asking || p.token <= c.token):
+			t.held++
+			if p.token == c.token {
+				t.confirmed++
+			}
+			t.again = t.again || p.again
+		case p.err != nil:
+			t.failed++
+		default:
+			t.refused++
+		}
+		if p.called {
+			t.called++
+		}
+		if p.state == freed {
+			t.freed++
+		}
+	}
+	return t
+}
+
+// acquire makes one try at the lock: it returns the token, or a *splitVote if it was refused. Afterwards the claim is
+// holding; or, after an error, still asking or confirming.
+func (c *claim) acquire(ctx context.Context) (uint64, error) {
+	c.ask(ctx)
+	start := time.Now()
+	patience := time.NewTimer(time.Hour)
+	defer patience.Stop()
+	impatient := false
+	for {
+		select {
+		case <-c.events:
+		case <-patience.C:
+			c.skipSilent()
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+		c.mu.Lock()
+		t := c.tally()
+		decided, err := c.decide(ctx, t)
+		c.took = time.Since(start)
+		token := c.token
+		c.mu.Unlock()
+		if decided {
+			return token, err
+		}
+		if t.pending > 0 && t.pending == t.silent && !impatient {
+			// All that are known to be alive have answered. Those that did not answer the last time get as long as that
+			// took, again, instead of the whole bound.
+			impatient = true
+			patience.Reset(max(minPatience, time.Since(start)))
+		}
+	}
+}
+
+// minPatience is how long a node is waited for, at least, that did not answer the last time.
+const minPatience = 20 * time.Millisecond
+
+// skipSilent gives up those who have not answered yet, and did not the last time.
+func (c *claim) skipSilent() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range c.places {
+		if p := &c.places[i]; p.pending && c.b.nodes[i].silent.Load() {
+			p.skipped = true
+		}
+	}
+}
+
+// decide reports whether the outcome of a try is certain, and what it is. It begins to confirm when there is a quorum.
+func (c *claim) decide(ctx context.Context, t tally) (decided bool, err error) {
+	q := c.b.quorum
+	if c.phase == asking && t.held >= q && !(t.again && t.pending > 0) {
+		c.token = c.agreed()
+		c.enterLocked(ctx, confirming)
+		t = c.tally()
+	}
+	switch {
+	case c.phase == confirming && t.confirmed >= q:
+		c.enterLocked(ctx, holding)
+		return true, nil
+	case t.held+t.pending >= q:
+		return false, nil
+	case t.failed > len(c.places)-q:
+		return true, c.noQuorum()
+	case t.held+t.refused >= q:
+		return true, c.refusal(t)
+	}
+	return false, nil
+}

@@ -1,0 +1,24 @@
+-- Steps back into the line, at a place that is the same on all servers, with what was granted here given up: for an owner
+-- who was not granted the lock by a quorum.
+--
+-- KEYS  lock, queue, alive, gone
+-- ARGV  value, member of the line, arrival in it, '1' if a request with this value may still be on its way: it is refused
+-- Returns 1 if the key is free and it is this member's turn, else 0.
+local lock, queue, alive, gone = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local value, member, arrival, doubt = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
+
+$line
+local time = redis.call('TIME')
+local ms = time[1] * 1000 + time[2] / 1000
+if doubt then redis.call('SET', gone, '1', 'PX', $refuse) end
+local holder = redis.call('GET', lock)
+local ours = holder == value
+if ours then redis.call('DEL', lock) end
+redis.call('ZADD', queue, arrival, member)
+redis.call('ZADD', alive, ms + $liveness, member)
+redis.call('PEXPIRE', queue, $liveness)
+redis.call('PEXPIRE', alive, $liveness)
+if holder and not ours then return 0 end
+if redis.call('ZRANGE', queue, 0, 0)[1] == member then return 1 end
+call_first(queue, alive)
+return 0

@@ -1,0 +1,182 @@
+package redislock
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lockerkit/locker"
+)
+
+// node is one of the independent servers of a Redlock.
+type node struct {
+	*backend
+	life    context.Context // of the Locker
+	running *sync.WaitGroup // goroutines that Close waits for
+
+	inFlight atomic.Int32
+	silent   atomic.Bool  // the last request was not answered
+	ahead    atomic.Int64 // by how much the server's clock was ahead of ours in its last answer, in microseconds; 0 if unknown
+
+	mu     sync.Mutex
+	debts  []debt
+	paying bool // a goroutine is at work on the debts
+}
+
+// maxToSilent is how many requests may be under way to a node that does not answer. More are not sent at all: each would
+// occupy a goroutine, room in a connection's buffer and a debt, for nothing.
+const maxToSilent = 64
+
+// errSilent is the error of a request that was not sent.
+var errSilent = errors.New("redis: the server has not answered lately")
+
+// nodeBound is how long one node may take to answer a request about a lease. It is a small part of the TTL, as in the
+// Redlock algorithm, so that there is validity left when all others have answered.
+func nodeBound(ttl time.Duration) time.Duration { return min(ttl/4, time.Second) }
+
+// call makes a request of the node, with a bound that does not depend on the client. It may return errSilent without having
+// sent anything.
+func (n *node) call(ctx context.Context, bound time.Duration, request func(ctx context.Context) error) error {
+	if n.silent.Load() && n.inFlight.Load() >= maxToSilent {
+		return errSilent
+	}
+	n.inFlight.Add(1)
+	defer n.inFlight.Add(-1)
+	err := request(hurried{ctx, time.Now().Add(bound)})
+	n.silent.Store(err != nil && !isReply(err) && !errors.Is(err, locker.ErrLost))
+	return err
+}
+
+// begun is where our clock begins.
+var begun = time.Now()
+
+// observe notes what time it is at the node, in microseconds.
+func (n *node) observe(clock uint64) {
+	n.ahead.Store(int64(clock) - time.Since(begun).Microseconds()) //nolint:gosec // far from overflow
+}
+
+// debt is what an owner may have left behind at a node that did not answer when it was to be given back. It is asked
+// again until that has expired by itself.
+type debt struct {
+	names names
+	until time.Time
+}
+
+const (
+	// maxDebts bounds the memory that a dead node costs. What does not find room waits for its expiry.
+	maxDebts = 10_000
+
+	// payTogether is how many debts are paid in one round trip.
+	payTogether = 100
+)
+
+// owe makes sure that what an owner has at the node will be released when the node answers again.
+func (n *node) owe(names names, ttl time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.debts) == maxDebts || n.life.Err() != nil {
+		return
+	}
+	n.debts = append(n.debts, debt{names, time.Now().Add(ttl)})
+	if !n.paying {
+		n.paying = true
+		n.running.Go(n.pay)
+	}
+}
+
+// pay pays the debts, and ends when there are none left.
+func (n *node) pay() {
+	const first, longest = 20 * time.Millisecond, time.Second
+	for pause := first; ; pause = min(2*pause, longest) {
+		select {
+		case <-n.life.Done():
+			return
+		case <-time.After(pause):
+		}
+		owed := n.due()
+		if len(owed) == 0 {
+			return
+		}
+		if n.payOff(owed) {
+			pause = first
+		}
+	}
+}
+
+// due returns the debts to be paid next, without those that have expired. If there are none, paying ends.
+func (n *node) due() []debt {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	now := time.Now()
+	left := n.debts[:0]
+	for _, d := range n.debts {
+		if now.Before(d.until) {
+			left = append(left, d)
+		}
+	}
+	clear(n.debts[len(left):])
+	n.debts = left
+	if len(left) == 0 {
+		n.paying, n.debts = false, nil
+	}
+	return append([]debt(nil), left[:min(len(left), payTogether)]...)
+}
+
+// payOff pays debts that are the first ones of the list, and reports whether the node has answered.
+func (n *node) payOff(owed []debt) bool {
+	ctx, cancel := context.WithTimeout(n.life, maxTimeout)
+	defer cancel()
+	work := &batch{script: releaseScript}
+	for _, d := range owed {
+		work.add(ctx, 4, releaseWords(d.names, true))
+	}
+	err := n.call(ctx, maxTimeout, func(ctx context.Context) error { return n.client.runBatch(ctx, work) })
+	if err != nil {
+		return false
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var unpaid []debt
+	for i, cmd := range work.cmds {
+		if cmd.Err() != nil {
+			unpaid = append(unpaid, owed[i])
+		}
+	}
+	n.debts = append(n.debts[len(owed):], unpaid...)
+	return len(unpaid) < len(owed)
+}
+
+// confirm makes token the least of the node, and reports whether the lock there is still the owner's. With a TTL, it sets a
+// lock that is gone again.
+func (n *node) confirm(ctx context.Context, names names, token uint64, ttl time.Duration) (ours bool, err error) {
+	words := []string{names.lock, names.fence, names.gone, names.value, strconv.FormatUint(token, 10)}
+	if ttl > 0 {
+		words = append(words, ms(ttl))
+	}
+	return n.yes(ctx, confirmScript, 3, words)
+}
+
+// lineUp takes the owner back to its place in line, and reports whether it is its turn.
+func (n *node) lineUp(ctx context.Context, names names, arrival string, doubt bool) (turn bool, err error) {
+	words := []string{names.lock, names.queue, names.alive, names.gone, names.value, names.member, arrival, "0"}
+	if doubt {
+		words[len(words)-1] = "1"
+	}
+	return n.yes(ctx, lineupScript, 4, words)
+}
+
+// yes executes a script that returns 1 or 0, and may be executed twice.
+func (n *node) yes(ctx context.Context, s *script, keys int, words []string) (bool, error) {
+	for i := 1; ; i++ {
+		reply, err := n.client.run(ctx, s, keys, words)
+		if err == nil {
+			return reply == int64(1), nil
+		}
+		if i == attempts || !pause(ctx, err, i) {
+			return false, explain(err)
+		}
+	}
+}

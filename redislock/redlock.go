@@ -1,0 +1,274 @@
+package redislock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/lockerkit/locker"
+)
+
+// NewRedlock returns a Locker that keeps each lock on a majority of independent servers: Redlock, with fencing tokens. See
+// the package documentation for what it promises, and what it takes. Each client is for one server that shares nothing with
+// the others: no replication, and better no machine. Three and five are usual numbers; an even one is no safer than the odd
+// one below it. Every process must be given the same servers.
+//
+// The Locker uses the clients' connections and never closes them, as that of New. Without clients, every Lock returns
+// ErrInvalidOption.
+func NewRedlock(clients []redis.UniversalClient, opts ...locker.Option) locker.Locker {
+	return newLocker(newRedlock(clients, nil), opts)
+}
+
+func newRedlock(clients []redis.UniversalClient, closeClients func() error) *redlock {
+	b := &redlock{process: newProcess(), quorum: len(clients)/2 + 1, closeClients: closeClients}
+	b.life, b.end = context.WithCancel(context.Background())
+	for _, client := range clients {
+		if client == nil {
+			b.invalid = fmt.Errorf("%w: a client of a Redlock is nil", locker.ErrInvalidOption)
+			continue
+		}
+		b.nodes = append(b.nodes, &node{backend: newBackend(client, b.process, nil), life: b.life, running: &b.running})
+	}
+	if len(clients) == 0 {
+		b.invalid = fmt.Errorf("%w: a Redlock without servers", locker.ErrInvalidOption)
+	}
+	return b
+}
+
+// redlock is a locker.Backend and locker.Queue over several independent servers, its nodes.
+//
+// # The protocol
+//
+// To take a lock, an owner asks all nodes at once, each with the script that one server is asked with, and which mints
+// a token there. With the grants of a quorum, the token of the lock is the greatest of theirs. Before the lock is
+// granted, a quorum has to know that token: nodes that minted a lesser one are told, and answer that the lock is still the
+// owner's. So every later quorum has a node that mints a greater one. Owners send along the least token to be minted, a little
+// ahead of the clocks that they have seen, so that normally all nodes mint the same and need not be told.
+//
+// What was not granted is given back everywhere, at nodes that did not answer when they do, and each try is another owner to the nodes,
+// so that what comes late can be refused: see claim.
+//
+// Waiters stand in the lines of all nodes, at the same place: when the first try is refused, the latest time of arrival that
+// a node gave is made the place at all of them. Release calls the first in line at each node; called by a quorum, it tries
+// again. As the lines have the same order, there is one who is first in a majority of them.
+type redlock struct {
+	nodes        []*node
+	quorum       int
+	process      string
+	invalid      error        // what New was called with
+	closeClients func() error // nil if the clients are the caller's
+
+	life    context.Context // ends while Close is under way
+	end     context.CancelFunc
+	running sync.WaitGroup
+}
+
+var (
+	_ locker.Backend      = (*redlock)(nil)
+	_ locker.Queue        = (*redlock)(nil)
+	_ locker.HeedsContext = (*redlock)(nil)
+)
+
+// HeedsContext implements locker.HeedsContext.
+func (b *redlock) HeedsContext() {}
+
+// String names the backend in errors.
+func (b *redlock) String() string { return "redlock" }
+
+// check refuses what cannot be kept.
+func (b *redlock) check(r locker.Request) error {
+	if b.invalid != nil {
+		return b.invalid
+	}
+	return check(r)
+}
+
+// leastAhead is how much the least token is ahead of the greatest clock: as long as a request takes to arrive, or more.
+const leastAhead = 20 * time.Millisecond
+
+// least returns the least token that the nodes are to mint. It saves a round trip if it is greater than their clocks; nothing else
+// depends on it.
+func (b *redlock) least() string {
+	var ahead int64
+	for _, n := range b.nodes {
+		ahead = max(ahead, n.ahead.Load())
+	}
+	if ahead == 0 {
+		return "0"
+	}
+	return strconv.FormatInt(ahead+(time.Since(begun)+leastAhead).Microseconds(), 10)
+}
+
+// Acquire implements locker.Backend.
+func (b *redlock) Acquire(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	if err := b.check(r); err != nil {
+		return locker.Grant{}, err
+	}
+	// One attempt; but where several fell upon a free lock at the same time and nobody has got it, nobody is served by
+	// telling each of them that it is locked.
+	for c, again := b.newClaim(r, false), 1; ; again++ {
+		sent := time.Now()
+		token, err := c.acquire(ctx)
+		if err == nil {
+			return locker.Grant{Request: r, Token: token, Sent: sent, Private: c}, nil
+		}
+		c.enter(ctx, over)
+		var vote *refusedVote
+		if !errors.As(err, &vote) {
+			return locker.Grant{}, locker.NotAcquired(err) // what may be left is given back by the claim
+		}
+		if !vote.contested || again == contests || !sleep(ctx, c.spread(again)) {
+			return locker.Grant{}, vote.held
+		}
+		next := b.newClaim(r, false)
+		next.tries = c.tries
+		c = next
+	}
+}
+
+// contests is how many times a lock is tried that is contested.
+const contests = 8
+
+// spread returns a random time to wait before the next try, so that the same ones do not meet again.
+func (c *claim) spread(try int) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return rand.N(time.Duration(min(try, contests)) * max(2*c.took, 2*time.Millisecond))
+}
+
+// sleep waits, unless ctx ends first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// claimOf returns the claim that g was granted to, or one that knows nothing of the nodes.
+func (b *redlock) claimOf(g locker.Grant) *claim {
+	if c, ok := g.Private.(*claim); ok && c.request.Owner == g.Owner {
+		return c
+	}
+	c := b.newClaim(g.Request, true)
+	c.nextNames()
+	for i := range c.places {
+		c.places[i].state = unknown
+	}
+	return c
+}
+
+// Release implements locker.Backend.
+func (b *redlock) Release(ctx context.Context, g locker.Grant) error {
+	c := b.claimOf(g)
+	if !c.giveBack(ctx) {
+		return locker.ErrLost // by an earlier call
+	}
+	for {
+		c.mu.Lock()
+		settled, err := c.released()
+		c.mu.Unlock()
+		if settled {
+			return err
+		}
+		select {
+		case <-c.events:
+		case <-ctx.Done():
+			return errNoAnswer
+		}
+	}
+}
+
+// giveBack makes the claim one that is over, and reports whether it was not already, with success.
+func (c *claim) giveBack(ctx context.Context) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.phase == over && c.tally().freed >= c.b.quorum {
+		return false
+	}
+	for i := range c.places {
+		c.places[i].err = nil // of an earlier call
+	}
+	c.enterLocked(ctx, over)
+	return true
+}
+
+// released reports whether a claim that is over has been given back, or too little of it was left for a lock.
+func (c *claim) released() (settled bool, err error) {
+	t := c.tally()
+	var waiting, failed int
+	for i := range c.places {
+		switch p := &c.places[i]; {
+		case p.pending:
+			waiting++
+		case p.state == unknown && p.err != nil:
+			failed++
+		case p.state == held || p.state == unknown:
+			waiting++
+		}
+	}
+	switch gone := len(c.places) - t.freed - waiting - failed; {
+	case t.freed >= c.b.quorum:
+		return true, nil
+	case gone > len(c.places)-c.b.quorum:
+		return true, locker.ErrLost
+	case waiting == 0:
+		return true, c.noQuorum()
+	}
+	return false, nil
+}
+
+// Close implements locker.Backend.
+func (b *redlock) Close() error {
+	b.end() // what could not be given back by now has to expire
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		var all sync.WaitGroup
+		for _, n := range b.nodes {
+			all.Go(func() { _ = n.backend.Close() })
+		}
+		b.running.Wait()
+		all.Wait()
+	}()
+	select {
+	case <-closed:
+	case <-time.After(maxTimeout):
+	}
+	if b.closeClients != nil {
+		return b.closeClients()
+	}
+	return nil
+}
+
+// Renew implements locker.Backend: a lease is renewed when a quorum has renewed it. It does not wait for the others, but
+// brings the lease back to those that say they have lost it.
+func (b *redlock) Renew(ctx context.Context, gs []locker.Grant) []error {
+	r := &renewal{b: b, gs: slices.Clone(gs), errs: make([]error, len(gs)), votes: make([]ballot, len(gs)), open: len(gs), done: make(chan struct{})}
+	for i := range gs {
+		r.claims = append(r.claims, b.claimOf(gs[i]))
+	}
+	bound := maxTimeout
+	if deadline, ok := ctx.Deadline(); ok {
+		bound = time.Until(deadline)
+	}
+	detached := context.WithoutCancel(ctx)
+	for i := range b.nodes {
+		b.running.Go(func() { r.ask(detached, i, bound) })
+	}
+	select {
+	case <-r.done:
+	case <-ctx.Done():
+	}
+	return r.results()
+}

@@ -1,0 +1,169 @@
+package redislock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/lockerkit/locker"
+)
+
+// Wait implements locker.Queue.
+func (b *redlock) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	if err := b.check(r); err != nil {
+		return locker.Grant{}, err
+	}
+	c := b.newClaim(r, true)
+	c.waiters = make([]*waiter, len(b.nodes))
+	for try := 1; ; try++ {
+		sent := time.Now()
+		token, err := c.acquire(ctx)
+		if err == nil {
+			c.forget()
+			return locker.Grant{Request: r, Token: token, Sent: sent, Private: c}, nil
+		}
+		var vote *refusedVote
+		if errors.As(err, &vote) {
+			r.ReportHolder(vote.held.Holder)
+			err = c.waitForTurn(ctx, try)
+		}
+		if err != nil {
+			c.enter(ctx, over)
+			c.forget()
+			return locker.Grant{}, locker.NotAcquired(err) // what may be left is given back by the claim
+		}
+	}
+}
+
+// waitForTurn takes a claim that was refused to its place in line, and waits until it is its turn at a quorum.
+func (c *claim) waitForTurn(ctx context.Context, try int) error {
+	c.lineUpAll(ctx)
+	c.expect()
+	// Where it is our turn already, the lock fell between us and somebody who does not stand in line.
+	if try > 1 && !sleep(ctx, c.spread(try-1)) {
+		return context.Cause(ctx)
+	}
+	again := time.NewTimer(pollEvery + rand.N(pollEvery/2))
+	defer again.Stop()
+	for {
+		called, err := c.turn()
+		switch {
+		case err != nil:
+			return err
+		case called >= c.b.quorum:
+			return nil
+		}
+		select {
+		case <-c.events:
+		case <-again.C:
+			// Called by some, but not by a quorum: the lines may not have the same order, if a node was not told our place.
+			if called > 0 {
+				c.lineUpAgain(ctx)
+			}
+			c.expect()
+			again.Reset(pollEvery + rand.N(pollEvery/2))
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// lineUpAll takes a claim to its place in the lines. The first time, that is the latest that a node has given it.
+func (c *claim) lineUpAll(ctx context.Context) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.arrival == "" {
+		for i := range c.places {
+			if a := c.places[i].arrival; len(a) > len(c.arrival) || len(a) == len(c.arrival) && a > c.arrival {
+				c.arrival = a
+			}
+		}
+	}
+	c.enterLocked(ctx, waiting)
+}
+
+// lineUpAgain tells all nodes of the place.
+func (c *claim) lineUpAgain(ctx context.Context) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range c.places {
+		c.places[i].arrival = ""
+	}
+	c.enterLocked(ctx, waiting)
+}
+
+// expect makes sure that each node calls, or is asked.
+func (c *claim) expect() {
+	for i, n := range c.b.nodes {
+		if c.waiters[i] == nil {
+			c.waiters[i] = n.line.join(c.names, &ear{c, i})
+		}
+		c.mu.Lock()
+		remaining := time.Duration(0)
+		if r := c.places[i].refusal; r != nil {
+			remaining = r.remaining
+		}
+		c.mu.Unlock() // a line calls an ear with its own mutex held
+		n.line.expect(c.waiters[i], remaining)
+	}
+}
+
+// forget ends the waiting on our side.
+func (c *claim) forget() {
+	for i, w := range c.waiters {
+		if w != nil {
+			c.b.nodes[i].line.leave(w)
+		}
+	}
+}
+
+// turn returns how many nodes say that it is our turn, or an error if too many cannot be asked.
+func (c *claim) turn() (called int, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var reasons []error
+	for i := range c.places {
+		p := &c.places[i]
+		if p.failing != nil {
+			if errors.Is(p.failing, locker.ErrClosed) {
+				return 0, p.failing
+			}
+			reasons = append(reasons, fmt.Errorf("%v: %w", c.b.nodes[i], p.failing))
+		}
+		if p.called {
+			called++
+		}
+	}
+	if len(reasons) > len(c.places)-c.b.quorum {
+		return 0, newNoQuorum(len(c.places), reasons)
+	}
+	return called, nil
+}
+
+// ear hears what one node says to a claim that waits.
+type ear struct {
+	c *claim
+	i int
+}
+
+func (e *ear) note(change func(p *place)) {
+	e.c.mu.Lock()
+	change(&e.c.places[e.i])
+	e.c.mu.Unlock()
+	e.c.wake()
+}
+
+// call implements listener.
+func (e *ear) call() { e.note(func(p *place) { p.called, p.failing = true, nil }) }
+
+// fail implements listener.
+func (e *ear) fail(err error) { e.note(func(p *place) { p.failing = err }) }
+
+// heard implements listener.
+func (e *ear) heard() {
+	e.c.mu.Lock()
+	defer e.c.mu.Unlock()
+	e.c.places[e.i].failing = nil
+}

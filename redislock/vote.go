@@ -1,0 +1,123 @@
+package redislock
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/lockerkit/locker"
+)
+
+// ErrNoQuorum: too many of the servers of a Redlock do not answer for a majority to grant anything. The error wraps what each of
+// them said.
+var ErrNoQuorum = errors.New("redlock: no quorum")
+
+// noQuorumError is an ErrNoQuorum with its reasons.
+type noQuorumError struct {
+	nodes   int
+	reasons []error
+}
+
+// Error describes the reasons, each once.
+func (e *noQuorumError) Error() string {
+	var texts []string
+	for _, reason := range e.reasons {
+		if text := reason.Error(); !slices.Contains(texts, text) {
+			texts = append(texts, text)
+		}
+	}
+	return fmt.Sprintf("%v: %d of %d servers failed: %s", ErrNoQuorum, len(e.reasons), e.nodes, strings.Join(texts, "; "))
+}
+
+// Unwrap returns ErrNoQuorum and the reasons.
+func (e *noQuorumError) Unwrap() []error { return append([]error{ErrNoQuorum}, e.reasons...) }
+
+// newNoQuorum returns an ErrNoQuorum for the errors of some of so many nodes. It is never context.DeadlineExceeded.
+func newNoQuorum(nodes int, reasons []error) error {
+	e := &noQuorumError{nodes: nodes}
+	for _, reason := range reasons {
+		if isContext(reason) {
+			reason = errNoAnswer
+		}
+		e.reasons = append(e.reasons, reason)
+	}
+	return e
+}
+
+// agreed returns the token for a lock that a quorum has granted: the greatest that one of them has minted. A try that has been
+// granted before had another one confirmed, perhaps, than a node minted that was not asked then: a quorum has it.
+func (c *claim) agreed() (token uint64) {
+	var tokens []uint64
+	for i := range c.places {
+		if p := &c.places[i]; !p.pending && p.state == held {
+			tokens = append(tokens, p.token)
+		}
+	}
+	slices.Sort(tokens)
+	for i := range len(tokens) - c.b.quorum + 1 {
+		if tokens[i] == tokens[i+c.b.quorum-1] {
+			return tokens[i]
+		}
+	}
+	return tokens[len(tokens)-1]
+}
+
+// refusedVote is the outcome of a try that enough nodes have answered, but not granted.
+type refusedVote struct {
+	held *locker.Held
+
+	// contested: nobody seen has the lock at a quorum, or can have; it fell between several who tried at the same time.
+	contested bool
+}
+
+// Error implements error.
+func (v *refusedVote) Error() string { return v.held.Error() }
+
+// Unwrap makes it an ErrLocked.
+func (v *refusedVote) Unwrap() error { return v.held }
+
+// refusal turns the votes into what is known of the holder.
+func (c *claim) refusal(t tally) error {
+	votes := make(map[string]int)
+	var remaining []time.Duration
+	v := &refusedVote{held: new(locker.Held), contested: true}
+	holder := ""
+	for i := range c.places {
+		p := &c.places[i]
+		if p.pending || p.state != refused || p.refusal == nil {
+			continue
+		}
+		value := p.refusal.value
+		votes[value]++
+		if votes[value] > votes[holder] {
+			holder = value
+		}
+		remaining = append(remaining, p.refusal.remaining)
+		if value == "" || votes[value]+t.failed+t.pending >= c.b.quorum {
+			v.contested = false // there is a line, or somebody who may have a quorum
+		}
+	}
+	v.held.Holder = holderIn(holder)
+	// As many have to let go as are missing from a quorum.
+	slices.Sort(remaining)
+	if need := c.b.quorum - t.held; need > 0 && need <= len(remaining) {
+		v.held.Remaining = remaining[need-1]
+	}
+	return v
+}
+
+// noQuorum returns the error of a try that too many nodes have not answered.
+func (c *claim) noQuorum() error {
+	var reasons []error
+	for i := range c.places {
+		switch p := &c.places[i]; {
+		case p.pending:
+			reasons = append(reasons, fmt.Errorf("%v: %w", c.b.nodes[i], errNoAnswer))
+		case p.err != nil:
+			reasons = append(reasons, fmt.Errorf("%v: %w", c.b.nodes[i], p.err))
+		}
+	}
+	return newNoQuorum(len(c.places), reasons)
+}
