@@ -1,5 +1,3 @@
-//go:build redlock
-
 package peers
 
 import (
