@@ -60,7 +60,7 @@ func contend(sides []side, addrs []string, contenders, rounds int, round time.Du
 		}
 	}
 	w := table()
-	fmt.Fprintln(w, "\tacquisitions/s\tof the luckiest\tof the unluckiest\tlongest wait\tfailed\t")
+	fmt.Fprintf(w, "\tacquisitions/s\tof the luckiest\tof the unluckiest\tlongest wait\tfailed\t\n")
 	for i, s := range sides {
 		printOutcome(w, s.name, outcomes[i], time.Duration(rounds)*round)
 	}
@@ -75,7 +75,7 @@ func share(addrs []string, half, rounds int, round time.Duration) error {
 	them := redlocks()[0]
 	fleet := append(slices.Repeat([]side{us}, half), slices.Repeat([]side{them}, half)...)
 	w := table()
-	fmt.Fprintln(w, "\tacquisitions/s\tof the luckiest\tof the unluckiest\tlongest wait\tfailed\t")
+	fmt.Fprintf(w, "\tacquisitions/s\tof the luckiest\tof the unluckiest\tlongest wait\tfailed\t\n")
 	for _, rest := range []time.Duration{0, rested} {
 		var outcomes []outcome
 		for range rounds {
