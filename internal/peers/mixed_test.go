@@ -2,6 +2,7 @@ package peers
 
 import (
 	"context"
+	crand "crypto/rand"
 	"errors"
 	"math/rand/v2"
 	"slices"
@@ -56,10 +57,11 @@ func testMixedFleet(t *testing.T, s *site, kinds []kind) {
 		}
 	}
 
-	c := &counter{redis.NewClient(&redis.Options{Addr: redistest.Address(t)}), t.Name() + "/counter", atomic.Int32{}}
+	c := &counter{redis.NewClient(&redis.Options{Addr: redistest.Address(t)}), t.Name() + "/" + crand.Text(), atomic.Int32{}}
 	t.Cleanup(func() { c.rdb.Close() })
 	var wg sync.WaitGroup
 	each := mixedRounds / len(fleet)
+	start := time.Now()
 	var order []string // of kinds, as tokens
 	for _, m := range fleet {
 		wg.Go(func() {
@@ -83,12 +85,17 @@ func testMixedFleet(t *testing.T, s *site, kinds []kind) {
 		})
 	}
 	wg.Wait()
-	t.Logf("%d holders; the kind changed %d times", len(order), len(slices.Compact(slices.Clone(order)))-1)
+	t.Logf("%d holders in %v; the kind changed %d times", len(order), time.Since(start).Round(time.Millisecond), len(slices.Compact(slices.Clone(order)))-1)
 	if n := must(c.value(t.Context()))(t); n != each*len(fleet) {
 		t.Errorf("%d holders counted to %d", each*len(fleet), n)
 	}
-	if len(tokens) != each*len(fleet)/2 || !slices.IsSorted(tokens) || len(slices.Compact(slices.Clone(tokens))) != len(tokens) {
-		t.Errorf("the tokens of %d of our holders do not increase: %v", each*len(fleet)/2, tokens)
+	if len(tokens) != each*len(fleet)/2 {
+		t.Errorf("%d of our holders have %d tokens", each*len(fleet)/2, len(tokens))
+	}
+	for i := range len(tokens) - 1 {
+		if tokens[i+1] <= tokens[i] {
+			t.Errorf("token %d follows %d", tokens[i+1], tokens[i])
+		}
 	}
 }
 
