@@ -213,13 +213,13 @@ func (b *backend) Release(ctx context.Context, g locker.Grant) error {
 	if g.Token == 0 { // unknown outcome: it may be in line, or still on its way
 		return b.leave(ctx, n, true)
 	}
-	return b.release(ctx, []string{n.lock, n.queue, n.alive, n.gone, n.value})
+	return b.releaseKeys(ctx, 4, []string{n.lock, n.queue, n.alive, n.gone, n.value})
 }
 
 // leave takes the owner out of line and gives back what it has. If there is doubt, requests of it that arrive later are
 // refused.
 func (b *backend) leave(ctx context.Context, n names, doubt bool) error {
-	return b.release(ctx, releaseWords(n, doubt))
+	return b.releaseKeys(ctx, 4, releaseWords(n, doubt))
 }
 
 // releaseWords returns the words of the release script for an owner who may be in line.
@@ -231,10 +231,10 @@ func releaseWords(n names, doubt bool) []string {
 	return words
 }
 
-// release frees the lock; for the words, see release.lua.
-func (b *backend) release(ctx context.Context, words []string) error {
+// releaseKeys frees the lock; for the words, of which so many are keys, see release.lua.
+func (b *backend) releaseKeys(ctx context.Context, keys int, words []string) error {
 	// Not run again on errors: the second answer would say that the lock was not ours any more. Who called knows that.
-	reply, err := b.client.run(ctx, releaseScript, 4, words)
+	reply, err := b.client.run(ctx, releaseScript, keys, words)
 	switch {
 	case err != nil:
 		return explain(err)

@@ -17,6 +17,7 @@ type claim struct {
 	b       *redlock
 	request locker.Request
 	names   names         // of the last try: the member of the line stays the same, the value does not
+	left    string        // the key by which the lines know that the owner has left for good
 	join    bool          // the line, if refused
 	events  chan struct{} // has room for one: there is something to look at
 	waiters []*waiter     // at each node, while in line; only for who waits
@@ -52,6 +53,8 @@ type place struct {
 	token   uint64
 	refusal *refusal
 	err     error // of the last request, if that failed
+	doubt   bool  // a request of the present try was given up, and may still be on its way
+	late    bool  // one to line up was, of whatever try
 
 	arrival string // in the node's line
 	called  bool   // it is our turn here
@@ -70,8 +73,9 @@ const (
 )
 
 func (b *redlock) newClaim(r locker.Request, join bool) *claim {
+	names := namesOf(r, b.process)
 	return &claim{
-		b: b, request: r, names: namesOf(r, b.process), join: join,
+		b: b, request: r, names: names, left: names.gone, join: join,
 		places: make([]place, len(b.nodes)), events: make(chan struct{}, 1),
 	}
 }
@@ -112,7 +116,7 @@ func (c *claim) ask(ctx context.Context) {
 	ctx = context.WithoutCancel(ctx) // cut short, the outcome would be unknown
 	for i := range c.places {
 		p := &c.places[i]
-		if p.state == unknown || p.state == held { // of the try before, and it has not been possible to give it back
+		if p.doubt || p.state == unknown || p.state == held { // of the try before, and it has not been possible to give it back
 			c.b.nodes[i].owe(before, c.request.TTL)
 		}
 		p.pending, p.skipped, p.called = true, false, false
@@ -128,10 +132,13 @@ func (c *claim) askOne(ctx context.Context, i, try int, a attempt) {
 	defer p.busy.Unlock()
 	var token uint64
 	var refusal *refusal
-	err := n.call(ctx, nodeBound(a.ttl), func(ctx context.Context) (err error) {
-		token, refusal, err = n.acquire(ctx, &a)
-		return err
-	})
+	err := errSilent
+	if !n.full() {
+		err = n.call(ctx, nodeBound(a.ttl), func(ctx context.Context) (err error) {
+			token, refusal, err = n.acquire(ctx, &a)
+			return err
+		})
+	}
 	if a.clock != 0 {
 		n.observe(a.clock)
 	}
@@ -144,7 +151,7 @@ func (c *claim) askOne(ctx context.Context, i, try int, a attempt) {
 		}
 		return
 	}
-	p.pending, p.err, p.refusal, p.token, p.again = false, err, refusal, token, a.again
+	p.pending, p.err, p.refusal, p.token, p.again, p.doubt = false, err, refusal, token, a.again, a.doubt
 	switch {
 	case err != nil && a.sent:
 		p.state = unknown
@@ -245,19 +252,20 @@ func (c *claim) confirm(ctx context.Context, i int) {
 	case ours:
 		p.token = token
 	default:
-		p.state = nothing // it was, and is gone
+		p.state, p.err = unknown, nil // gone, or granted again since
 	}
 }
 
 // lineUp takes what a node has granted back to the line.
 func (c *claim) lineUp(ctx context.Context, i int) {
 	p := &c.places[i]
-	names, arrival, doubt := c.names, c.arrival, p.state == unknown
-	var turn bool
+	names, arrival, doubt := c.names, c.arrival, p.doubt || p.state == unknown
+	var turn, late bool
 	err := c.do(ctx, i, func(ctx context.Context, n *node) (err error) {
-		turn, err = n.lineUp(ctx, names, arrival, doubt)
+		turn, late, err = n.lineUp(ctx, names, c.left, arrival, doubt)
 		return err
 	})
+	p.late = p.late || late
 	if err != nil {
 		p.state, p.err = unknown, err     // the poll will find out
 		if c.names.value != names.value { // nobody else will
@@ -272,9 +280,9 @@ func (c *claim) lineUp(ctx context.Context, i int) {
 // leave gives back what a node has granted, and leaves its line.
 func (c *claim) leave(ctx context.Context, i int) {
 	p := &c.places[i]
-	names, before := c.names, p.state
+	names, inLine, doubt := c.names, p.state != held, p.doubt || p.late || p.state == unknown
 	err := c.do(ctx, i, func(ctx context.Context, n *node) error {
-		err := n.leave(ctx, names, before == unknown)
+		err := n.giveBack(ctx, names, c.left, inLine, doubt)
 		if err != nil && !isLost(err) {
 			n.owe(names, c.request.TTL)
 		}

@@ -8,3 +8,8 @@ import (
 
 // NewBackend returns the Backend behind New, for the conformance suite.
 func NewBackend(rdb redis.UniversalClient) locker.Backend { return newBackend(rdb, newProcess(), nil) }
+
+// NewRedlockBackend returns the Backend behind NewRedlock.
+func NewRedlockBackend(clients []redis.UniversalClient) locker.Backend {
+	return newRedlock(clients, nil)
+}

@@ -3,22 +3,24 @@ package redislock
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/lockerkit/locker"
 )
 
 // node is one of the independent servers of a Redlock.
 type node struct {
 	*backend
+	name    string          // for people
 	life    context.Context // of the Locker
 	running *sync.WaitGroup // goroutines that Close waits for
 
 	inFlight atomic.Int32
-	silent   atomic.Bool  // the last request was not answered
+	silent   atomic.Bool // a request was not answered in time, and nothing else has been since it was sent
+	answers  atomic.Int64
 	ahead    atomic.Int64 // by how much the server's clock was ahead of ours in its last answer, in microseconds; 0 if unknown
 
 	mu     sync.Mutex
@@ -26,27 +28,41 @@ type node struct {
 	paying bool // a goroutine is at work on the debts
 }
 
-// maxToSilent is how many requests may be under way to a node that does not answer. More are not sent at all: each would
+// blame says which node an error is of. It is never that of a ctx: nobody's has ended.
+func (n *node) blame(err error) error {
+	if isContext(err) {
+		err = errNoAnswer
+	}
+	return fmt.Errorf("%s: %w", n.name, err)
+}
+
+// maxToSilent is how many requests may be under way to a node that does not answer. More locks are not asked for: each would
 // occupy a goroutine, room in a connection's buffer and a debt, for nothing.
-const maxToSilent = 64
+const maxToSilent = 256
 
 // errSilent is the error of a request that was not sent.
 var errSilent = errors.New("redis: the server has not answered lately")
 
-// nodeBound is how long one node may take to answer a request about a lease. It is a small part of the TTL, as in the
-// Redlock algorithm, so that there is validity left when all others have answered.
-func nodeBound(ttl time.Duration) time.Duration { return min(ttl/4, time.Second) }
+// nodeBound is how long one node may take to answer a request about a lease. Nobody waits for that long for a node that
+// others can do without, or that is known to be silent, so it need not be as short as the Redlock algorithm has it.
+func nodeBound(ttl time.Duration) time.Duration { return min(ttl/2, maxTimeout) }
 
-// call makes a request of the node, with a bound that does not depend on the client. It may return errSilent without having
-// sent anything.
+// full reports whether no more should be asked of the node for now.
+func (n *node) full() bool { return n.silent.Load() && n.inFlight.Load() >= maxToSilent }
+
+// call makes a request of the node, with a bound that does not depend on the client.
 func (n *node) call(ctx context.Context, bound time.Duration, request func(ctx context.Context) error) error {
-	if n.silent.Load() && n.inFlight.Load() >= maxToSilent {
-		return errSilent
-	}
 	n.inFlight.Add(1)
 	defer n.inFlight.Add(-1)
+	before := n.answers.Load()
 	err := request(hurried{ctx, time.Now().Add(bound)})
-	n.silent.Store(err != nil && !isReply(err) && !errors.Is(err, locker.ErrLost))
+	switch {
+	case err == nil || isReply(err) || isLost(err):
+		n.answers.Add(1)
+		n.silent.Store(false)
+	case n.answers.Load() == before: // else it is only slow: machines are, at times
+		n.silent.Store(true)
+	}
 	return err
 }
 
@@ -70,7 +86,7 @@ const (
 	maxDebts = 10_000
 
 	// payTogether is how many debts are paid in one round trip.
-	payTogether = 100
+	payTogether = 500
 )
 
 // owe makes sure that what an owner has at the node will be released when the node answers again.
@@ -149,34 +165,49 @@ func (n *node) payOff(owed []debt) bool {
 	return len(unpaid) < len(owed)
 }
 
-// confirm makes token the least of the node, and reports whether the lock there is still the owner's. With a TTL, it sets a
-// lock that is gone again.
+// confirm makes token the last one of the node, and reports whether the lock there is still what the owner was granted. With a
+// TTL, it sets a lock that is gone again.
 func (n *node) confirm(ctx context.Context, names names, token uint64, ttl time.Duration) (ours bool, err error) {
 	words := []string{names.lock, names.fence, names.gone, names.value, strconv.FormatUint(token, 10)}
 	if ttl > 0 {
 		words = append(words, ms(ttl))
 	}
-	return n.yes(ctx, confirmScript, 3, words)
+	ours, _, err = n.yes(ctx, confirmScript, 3, words)
+	return ours, err
 }
 
-// lineUp takes the owner back to its place in line, and reports whether it is its turn.
-func (n *node) lineUp(ctx context.Context, names names, arrival string, doubt bool) (turn bool, err error) {
-	words := []string{names.lock, names.queue, names.alive, names.gone, names.value, names.member, arrival, "0"}
+// lineUp takes the owner back to its place in line, and reports whether it is its turn; late means that a first request, given
+// up, may yet arrive. left is the key by which the line knows who has left for good.
+func (n *node) lineUp(ctx context.Context, names names, left, arrival string, doubt bool) (turn, late bool, err error) {
+	words := []string{names.lock, names.queue, names.alive, names.gone, left, names.value, names.member, arrival, "0"}
 	if doubt {
 		words[len(words)-1] = "1"
 	}
-	return n.yes(ctx, lineupScript, 4, words)
+	return n.yes(ctx, lineupScript, 5, words)
 }
 
-// yes executes a script that returns 1 or 0, and may be executed twice.
-func (n *node) yes(ctx context.Context, s *script, keys int, words []string) (bool, error) {
+// giveBack frees the lock and leaves the line, for good: left is the key by which the line knows that, if there is doubt.
+func (n *node) giveBack(ctx context.Context, names names, left string, inLine, doubt bool) error {
+	words := releaseWords(names, doubt)
+	switch {
+	case doubt:
+		return n.releaseKeys(ctx, 5, slices.Insert(words, 4, left))
+	case !inLine:
+		words = words[:5]
+	}
+	return n.releaseKeys(ctx, 4, words)
+}
+
+// yes executes a script that returns 1 or 0, and may be executed twice, which late says that it may be.
+func (n *node) yes(ctx context.Context, s *script, keys int, words []string) (yes, late bool, err error) {
 	for i := 1; ; i++ {
 		reply, err := n.client.run(ctx, s, keys, words)
 		if err == nil {
-			return reply == int64(1), nil
+			return reply == int64(1), late, nil
 		}
+		late = late || !isReply(err) && !isDial(err)
 		if i == attempts || !pause(ctx, err, i) {
-			return false, explain(err)
+			return false, late, explain(err)
 		}
 	}
 }

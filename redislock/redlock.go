@@ -29,12 +29,16 @@ func NewRedlock(clients []redis.UniversalClient, opts ...locker.Option) locker.L
 func newRedlock(clients []redis.UniversalClient, closeClients func() error) *redlock {
 	b := &redlock{process: newProcess(), quorum: len(clients)/2 + 1, closeClients: closeClients}
 	b.life, b.end = context.WithCancel(context.Background())
-	for _, client := range clients {
+	for i, client := range clients {
 		if client == nil {
 			b.invalid = fmt.Errorf("%w: a client of a Redlock is nil", locker.ErrInvalidOption)
 			continue
 		}
-		b.nodes = append(b.nodes, &node{backend: newBackend(client, b.process, nil), life: b.life, running: &b.running})
+		name := "server " + strconv.Itoa(i+1)
+		if c, ok := client.(*redis.Client); ok {
+			name = c.Options().Addr
+		}
+		b.nodes = append(b.nodes, &node{backend: newBackend(client, b.process, nil), name: name, life: b.life, running: &b.running})
 	}
 	if len(clients) == 0 {
 		b.invalid = fmt.Errorf("%w: a Redlock without servers", locker.ErrInvalidOption)

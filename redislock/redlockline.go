@@ -3,7 +3,6 @@ package redislock
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"time"
 
@@ -130,14 +129,14 @@ func (c *claim) turn() (called int, err error) {
 			if errors.Is(p.failing, locker.ErrClosed) {
 				return 0, p.failing
 			}
-			reasons = append(reasons, fmt.Errorf("%v: %w", c.b.nodes[i], p.failing))
+			reasons = append(reasons, c.b.nodes[i].blame(p.failing))
 		}
 		if p.called {
 			called++
 		}
 	}
 	if len(reasons) > len(c.places)-c.b.quorum {
-		return 0, newNoQuorum(len(c.places), reasons)
+		return 0, &noQuorumError{len(c.places), reasons}
 	}
 	return called, nil
 }

@@ -3,7 +3,6 @@ package redislock
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
@@ -62,7 +61,7 @@ func (r *renewal) ask(ctx context.Context, i int, bound time.Duration) {
 		case isLost(failure):
 			v.lost = append(v.lost, i)
 		default:
-			v.reasons = append(v.reasons, fmt.Errorf("%v: %w", n, failure))
+			v.reasons = append(v.reasons, n.blame(failure))
 		}
 		r.decide(j)
 	}
@@ -83,7 +82,7 @@ func (r *renewal) decide(j int) {
 	case len(v.lost) > nodes-quorum:
 		v.decided, r.errs[j] = true, locker.ErrLost
 	case r.in == nodes:
-		v.decided, r.errs[j] = true, newNoQuorum(nodes, v.reasons)
+		v.decided, r.errs[j] = true, &noQuorumError{nodes, v.reasons}
 	}
 	if v.decided {
 		if r.open--; r.open == 0 {
@@ -100,7 +99,7 @@ func (r *renewal) results() []error {
 	for j, v := range r.votes {
 		errs[j] = r.errs[j]
 		if !v.decided {
-			errs[j] = newNoQuorum(len(r.b.nodes), append([]error{errNoAnswer}, v.reasons...))
+			errs[j] = errNoAnswer
 		}
 	}
 	return errs

@@ -34,18 +34,6 @@ func (e *noQuorumError) Error() string {
 // Unwrap returns ErrNoQuorum and the reasons.
 func (e *noQuorumError) Unwrap() []error { return append([]error{ErrNoQuorum}, e.reasons...) }
 
-// newNoQuorum returns an ErrNoQuorum for the errors of some of so many nodes. It is never context.DeadlineExceeded.
-func newNoQuorum(nodes int, reasons []error) error {
-	e := &noQuorumError{nodes: nodes}
-	for _, reason := range reasons {
-		if isContext(reason) {
-			reason = errNoAnswer
-		}
-		e.reasons = append(e.reasons, reason)
-	}
-	return e
-}
-
 // agreed returns the token for a lock that a quorum has granted: the greatest that one of them has minted. A try that has been
 // granted before had another one confirmed, perhaps, than a node minted that was not asked then: a quorum has it.
 func (c *claim) agreed() (token uint64) {
@@ -114,10 +102,10 @@ func (c *claim) noQuorum() error {
 	for i := range c.places {
 		switch p := &c.places[i]; {
 		case p.pending:
-			reasons = append(reasons, fmt.Errorf("%v: %w", c.b.nodes[i], errNoAnswer))
+			reasons = append(reasons, c.b.nodes[i].blame(errNoAnswer))
 		case p.err != nil:
-			reasons = append(reasons, fmt.Errorf("%v: %w", c.b.nodes[i], p.err))
+			reasons = append(reasons, c.b.nodes[i].blame(p.err))
 		}
 	}
-	return newNoQuorum(len(c.places), reasons)
+	return &noQuorumError{len(c.places), reasons}
 }

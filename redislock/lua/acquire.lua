@@ -65,7 +65,14 @@ if free then
   redis.call('DEL', lock) -- others were here first
 end
 if member then
-  if arrival == '' then arrival = now end
+  if arrival == '' then
+    arrival = now
+    if least ~= '' then
+      -- One of several servers: like the token, this is to be the same on all of them, and behind all who are there.
+      local last = redis.call('ZRANGE', queue, -1, -1, 'WITHSCORES')[2]
+      arrival = string.format('%.0f', math.max(tonumber(now), tonumber(least), last and tonumber(last) + 1 or 0))
+    end
+  end
   redis.call('ZADD', queue, 'NX', arrival, member)
   redis.call('ZADD', alive, ms + $liveness, member)
   redis.call('PEXPIRE', queue, $liveness)

@@ -1,11 +1,13 @@
 -- Steps back into the line, at a place that is the same on all servers, with what was granted here given up: for an owner
 -- who was not granted the lock by a quorum.
 --
--- KEYS  lock, queue, alive, gone
+-- KEYS  lock, queue, alive, gone, and gone of the owner's first try, which is for the line
 -- ARGV  value, member of the line, arrival in it, '1' if a request with this value may still be on its way: it is refused
--- Returns 1 if the key is free and it is this member's turn, else 0.
+-- Returns 1 if the key is free and it is this member's turn, else 0; -1 if the owner has given up.
 local lock, queue, alive, gone = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local value, member, arrival, doubt = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
+
+if redis.call('GET', KEYS[5]) == 'left' then return -1 end
 
 $line
 local time = redis.call('TIME')

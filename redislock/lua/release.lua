@@ -1,6 +1,6 @@
 -- Gives a lock back, or gives up the attempt to get one.
 --
--- KEYS  lock, queue, alive, gone
+-- KEYS  lock, queue, alive, gone; and gone of the owner's first try, if this may be another
 -- ARGV  value; and for an owner who may be in line, or have a request on its way:
 --       member of the line, '1' if a request of this owner may still be on its way: it is then refused
 -- Returns 1 if the lock was this owner's and is free now, else 0.
@@ -16,7 +16,10 @@ if not member and (not ours or redis.call('EXISTS', queue) == 0) then return our
 $line
 if member then
   leave_line(queue, alive, member)
-  if doubt then redis.call('SET', gone, '1', 'PX', $refuse) end
+  if doubt then
+    redis.call('SET', gone, 'left', 'PX', $refuse)
+    if KEYS[5] and KEYS[5] ~= gone then redis.call('SET', KEYS[5], 'left', 'PX', $refuse) end
+  end
 end
 -- Also when it was not ours but free: it may have been reserved for who has just left the line.
 if ours or not holder then call_first(queue, alive) end

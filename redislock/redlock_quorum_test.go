@@ -1,0 +1,391 @@
+package redislock_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/faultproxy"
+	"github.com/lockerkit/locker/internal/wires"
+	"github.com/lockerkit/locker/redislock"
+)
+
+// openRedlock returns a Locker with clients of its own, closed with the test.
+func openRedlock(t testing.TB, addresses []string, opts ...locker.Option) locker.Locker {
+	t.Helper()
+	clients, closeAll := dialAll(addresses)
+	l := redislock.NewRedlock(clients, opts...)
+	t.Cleanup(func() {
+		_ = l.Close()
+		closeAll()
+	})
+	return l
+}
+
+// dialEach returns a client for each server, for a look behind the scenes.
+func (s independent) dialEach(t testing.TB) (clients []*redis.Client) {
+	for _, server := range s {
+		clients = append(clients, dial(t, server.Addr()))
+	}
+	return clients
+}
+
+func TestRedlockWithoutServers(t *testing.T) {
+	for _, clients := range [][]redis.UniversalClient{nil, {nil, nil, nil}} {
+		l := redislock.NewRedlock(clients)
+		if _, err := l.Lock(t.Context(), "k"); !errors.Is(err, locker.ErrInvalidOption) {
+			t.Errorf("Lock without servers: %v; want ErrInvalidOption", err)
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestRedlockEvenSplit has four servers, two of which say that one rival has the lock, and two, another one.
+func TestRedlockEvenSplit(t *testing.T) {
+	servers := newIndependent(t, 4)
+	rdbs := servers.dialEach(t)
+	for i, rdb := range rdbs {
+		rdb.Set(t.Context(), redislock.DefaultPrefix+"k", "rival "+strconv.Itoa(i%2), time.Minute)
+	}
+	l := openRedlock(t, servers.addresses())
+	start := time.Now()
+	if _, err := l.TryLock(t.Context(), "k"); !errors.Is(err, locker.ErrLocked) {
+		t.Errorf("TryLock: %v; want ErrLocked", err)
+	}
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("it took %v to see that nobody has a quorum", took)
+	}
+	granted := make(chan *locker.Lease)
+	go func() { granted <- mustLock(t, l, "k") }()
+	eventually(t, 10*time.Second, "the waiter is in line everywhere", func() bool {
+		for _, rdb := range rdbs {
+			if inLine(t, rdb, "k") != 1 {
+				return false
+			}
+		}
+		return true
+	})
+	rdbs[0].Del(t.Context(), redislock.DefaultPrefix+"k") // one of the rivals gives up, who would not call anybody
+	rdbs[2].Del(t.Context(), redislock.DefaultPrefix+"k")
+	select {
+	case <-granted:
+		t.Fatal("granted by two of four")
+	case <-time.After(1500 * time.Millisecond): // longer than the poll that finds out
+	}
+	rdbs[1].Del(t.Context(), redislock.DefaultPrefix+"k")
+	mustUnlock(t, <-granted)
+}
+
+// TestRedlockContenders has many Lockers after one key at once, on an odd and on an even number of servers: none is starved.
+func TestRedlockContenders(t *testing.T) {
+	for _, n := range []int{4, 5} {
+		t.Run(strconv.Itoa(n), func(t *testing.T) {
+			servers := newIndependent(t, n)
+			const contenders, each = 20, 15
+			var wg sync.WaitGroup
+			var holders atomic.Int32
+			var mu sync.Mutex
+			var tokens []uint64
+			var slowest time.Duration
+			start := time.Now()
+			for range contenders {
+				l := openRedlock(t, servers.addresses())
+				wg.Go(func() {
+					for range each {
+						asked := time.Now()
+						lease := mustLock(t, l, "k")
+						if holders.Add(1) > 1 {
+							t.Error("two holders")
+						}
+						mu.Lock()
+						tokens = append(tokens, lease.Token())
+						slowest = max(slowest, time.Since(asked))
+						mu.Unlock()
+						holders.Add(-1)
+						mustUnlock(t, lease)
+					}
+				})
+			}
+			wg.Wait()
+			for i := range tokens[1:] {
+				if tokens[i+1] <= tokens[i] {
+					t.Fatalf("token %d after %d", tokens[i+1], tokens[i])
+				}
+			}
+			t.Logf("%.0f acquisitions per second, the slowest took %v", contenders*each/time.Since(start).Seconds(), slowest)
+		})
+	}
+}
+
+// TestRedlockTryLockContest has many try a free key at the same moment: somebody gets it, and only one.
+func TestRedlockTryLockContest(t *testing.T) {
+	servers := newIndependent(t, 5)
+	var ls []locker.Locker
+	for range 8 {
+		ls = append(ls, openRedlock(t, servers.addresses()))
+		mustUnlock(t, mustLock(t, ls[len(ls)-1], "warm"))
+	}
+	nobody := 0
+	for range 30 {
+		leases := make(chan *locker.Lease, len(ls))
+		var wg sync.WaitGroup
+		for _, l := range ls {
+			wg.Go(func() {
+				lease, err := l.TryLock(t.Context(), "k")
+				if err == nil {
+					leases <- lease
+				} else if !errors.Is(err, locker.ErrLocked) {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		close(leases)
+		switch len(leases) {
+		case 0:
+			nobody++
+		case 1:
+			mustUnlock(t, <-leases)
+		default:
+			t.Errorf("%d holders", len(leases))
+		}
+	}
+	if nobody > 3 {
+		t.Errorf("in %d of 30 contests, nobody got the lock", nobody)
+	}
+}
+
+// TestRedlockTokenIsWrittenBack lets one server be far ahead with its tokens: what it mints, a majority has to know.
+func TestRedlockTokenIsWrittenBack(t *testing.T) {
+	servers := newIndependent(t, 3)
+	rdbs := servers.dialEach(t)
+	l := openRedlock(t, servers.addresses())
+	mustUnlock(t, mustLock(t, l, "k"))
+	fence := "{" + redislock.DefaultPrefix + "k}:locker:fence:"
+	before, err := rdbs[2].Get(t.Context(), fence).Uint64()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ahead := before + uint64(time.Hour.Microseconds())
+	rdbs[2].Set(t.Context(), fence, ahead, time.Hour)
+	// A grant that the one ahead has a part in: it need not have, when two others were faster.
+	var token uint64
+	for range 100 {
+		lease := mustLock(t, l, "k")
+		token = lease.Token()
+		knows := 0
+		for _, rdb := range rdbs {
+			if last, err := rdb.Get(t.Context(), fence).Uint64(); err == nil && last >= token {
+				knows++
+			}
+		}
+		if knows < 2 {
+			t.Fatalf("token %d was granted, and %d of 3 servers know it", token, knows)
+		}
+		mustUnlock(t, lease)
+		if token > ahead {
+			break
+		}
+	}
+	servers[2].Kill()
+	if lease := mustLock(t, l, "k"); lease.Token() <= token {
+		t.Errorf("token %d after %d, which was of the server that is dead now", lease.Token(), token)
+	}
+}
+
+// TestRedlockRepair restarts servers without data under a lease: a minority gets it back, a majority is a loss.
+func TestRedlockRepair(t *testing.T) {
+	servers := newIndependent(t, 5)
+	rdbs := servers.dialEach(t)
+	l := openRedlock(t, servers.addresses(), locker.TTL(3*time.Second))
+	lease := mustLock(t, l, "k")
+	value := func(i int) string { return rdbs[i].Get(context.Background(), redislock.DefaultPrefix+"k").Val() }
+	everywhere := func() bool {
+		for i := range rdbs {
+			if value(i) == "" || value(i) != value(0) {
+				return false
+			}
+		}
+		return true
+	}
+	restart := func(i int) {
+		servers[i].Kill()
+		if err := servers[i].Restart(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, 5*time.Second, "the lock is everywhere", everywhere)
+	for i := range servers { // one after the other: a rolling restart
+		restart(i)
+		eventually(t, 10*time.Second, "the lock is everywhere again", everywhere)
+	}
+	if err := lease.Err(); err != nil {
+		t.Fatalf("after each server was restarted: %v", err)
+	}
+	for i := range 3 {
+		restart(i)
+	}
+	select {
+	case <-lease.Done():
+	case <-time.After(10 * time.Second):
+		t.Fatal("a majority has lost the lock, and its holder is not told")
+	}
+	if err := lease.Err(); !errors.Is(err, locker.ErrLost) {
+		t.Errorf("Err: %v; want ErrLost", err)
+	}
+	for i := range 3 {
+		if value(i) != "" {
+			t.Errorf("server %d was repaired: %q", i, value(i))
+		}
+	}
+}
+
+// TestRedlockMajorityDead: a typed error, in a bounded time, that says what is wrong.
+func TestRedlockMajorityDead(t *testing.T) {
+	for name, fault := range map[string]faultproxy.Fault{"refused": faultproxy.Refuse(), "black-holed": faultproxy.BlackHole()} {
+		t.Run(name, func(t *testing.T) {
+			servers := newIndependent(t, 5)
+			w := wires.New(servers.addresses()...)
+			proxies := w.Proxies(t)
+			var addresses []string
+			for _, proxy := range proxies {
+				addresses = append(addresses, proxy.Addr())
+			}
+			l := openRedlock(t, addresses)
+			mustUnlock(t, mustLock(t, l, "k"))
+			for _, proxy := range proxies[:3] {
+				proxy.Set(fault)
+			}
+			for i := range 3 {
+				start := time.Now()
+				_, err := l.Lock(t.Context(), "k")
+				took := time.Since(start)
+				if !errors.Is(err, redislock.ErrNoQuorum) || errors.Is(err, locker.ErrLocked) || !strings.Contains(err.Error(), "3 of 5") {
+					t.Errorf("Lock: %v; want ErrNoQuorum, and how many have failed", err)
+				}
+				if took > 5*time.Second {
+					t.Errorf("it took %v to say so", took)
+				}
+				t.Logf("attempt %d: after %v: %v", i+1, took, err)
+			}
+			for _, proxy := range proxies {
+				proxy.Heal()
+			}
+			eventually(t, 20*time.Second, "the lock can be had again", func() bool {
+				lease, err := l.TryLock(context.Background(), "k")
+				if err == nil {
+					mustUnlock(t, lease)
+				}
+				return err == nil
+			})
+		})
+	}
+}
+
+// TestRedlockMinorityBlackHoled prints what two servers of five that do not answer cost, beside what a round trip takes.
+func TestRedlockMinorityBlackHoled(t *testing.T) {
+	servers := newIndependent(t, 5)
+	w := wires.New(servers.addresses()...)
+	proxies := w.Proxies(t)
+	var addresses []string
+	for _, proxy := range proxies {
+		addresses = append(addresses, proxy.Addr())
+	}
+	l := openRedlock(t, addresses)
+	rdb := dial(t, addresses[4])
+	measure := func(f func()) time.Duration {
+		took := make([]time.Duration, 200)
+		for i := range took {
+			start := time.Now()
+			f()
+			took[i] = time.Since(start)
+		}
+		slices.Sort(took)
+		return took[len(took)/2]
+	}
+	pair := func() { mustUnlock(t, mustLock(t, l, "k")) }
+	measure(pair)
+	healthy, ping := measure(pair), measure(func() { rdb.Ping(t.Context()) })
+	for _, proxy := range proxies[:2] {
+		proxy.Set(faultproxy.BlackHole())
+	}
+	start := time.Now()
+	pair()
+	first := time.Since(start)
+	cut := measure(pair)
+	t.Logf("Lock and Unlock, p50: %v with five servers, %v with two of them black-holed (%.2f times as long), %v the first time; a PING takes %v",
+		healthy, cut, cut.Seconds()/healthy.Seconds(), first, ping)
+	if cut > 100*time.Millisecond { // the bound of a request is two seconds
+		t.Errorf("with two servers of five black-holed, Lock and Unlock take %v", cut)
+	}
+}
+
+// TestRedlockLateRequest has the first request to one server arrive when all is over.
+func TestRedlockLateRequest(t *testing.T) {
+	servers := newIndependent(t, 3)
+	rdbs := servers.dialEach(t)
+	w := wires.New(servers.addresses()...)
+	proxies := w.Proxies(t)
+	var addresses []string
+	for _, proxy := range proxies {
+		addresses = append(addresses, proxy.Addr())
+	}
+	l, other := openRedlock(t, addresses, locker.TTL(4*time.Second)), openRedlock(t, servers.addresses(), locker.TTL(4*time.Second))
+	for range 5 {
+		mustUnlock(t, mustLock(t, l, "warm"))
+	}
+	for name, test := range map[string]func(key string){
+		"unlocked": func(key string) { mustUnlock(t, mustLock(t, l, key)) },
+		"refused": func(key string) {
+			held := mustLock(t, other, key)
+			if _, err := l.TryLock(t.Context(), key); !errors.Is(err, locker.ErrLocked) {
+				t.Errorf("TryLock: %v; want ErrLocked", err)
+			}
+			mustUnlock(t, held)
+		},
+		"cancelled in line": func(key string) {
+			held := mustLock(t, other, key)
+			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+			defer cancel()
+			if _, err := l.Lock(ctx, key); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("Lock: %v; want DeadlineExceeded", err)
+			}
+			mustUnlock(t, held)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			key := fmt.Sprintf("%s/%s", t.Name(), name)
+			holdBack(proxies[0])
+			test(key)
+			clean := func() bool {
+				for _, rdb := range rdbs {
+					if rdb.Exists(context.Background(), redislock.DefaultPrefix+key, "{"+redislock.DefaultPrefix+key+"}:locker:queue:").Val() > 0 {
+						return false
+					}
+				}
+				return true
+			}
+			eventually(t, 20*time.Second, "nothing is left at any server", clean) // by new connections, once the old ones are given up
+			proxies[0].Heal()                                                     // what was held back arrives
+			deadline := time.Now().Add(500 * time.Millisecond)
+			for time.Now().Before(deadline) {
+				if !clean() {
+					t.Fatal("what arrived late has left something behind")
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+		})
+	}
+}
