@@ -109,6 +109,7 @@ func race(contenders []side, addrs []string, round, hold, rest time.Duration) ([
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), round)
 	defer cancel()
+	key := fmt.Sprint("contended-", time.Now().UnixNano()) // who is interrupted may leave something behind: redsync does
 	outcomes := make([]outcome, len(contenders))
 	var wg sync.WaitGroup
 	for i, lock := range locks {
@@ -116,7 +117,7 @@ func race(contenders []side, addrs []string, round, hold, rest time.Duration) ([
 			o := &outcomes[i]
 			for ctx.Err() == nil {
 				begin := time.Now()
-				unlock, err := lock(ctx, "contended")
+				unlock, err := lock(ctx, key)
 				o.longest = max(o.longest, time.Since(begin))
 				if err != nil {
 					if ctx.Err() == nil {
