@@ -1,0 +1,167 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/redislock"
+)
+
+// held is for how long the key is held in share, and rested for how long it is left to the others, at most.
+const (
+	held   = 5 * time.Millisecond
+	rested = 100 * time.Millisecond
+)
+
+// delay returns a random time between two numbers of milliseconds.
+func delay(from, to int) time.Duration {
+	return time.Duration(from)*time.Millisecond + rand.N(time.Duration(to-from)*time.Millisecond)
+}
+
+// outcome is what became of one contender.
+type outcome struct {
+	got, failed int
+	longest     time.Duration // of its waits
+	err         error         // the first
+}
+
+func (o *outcome) fail(err error) {
+	o.failed++
+	if o.err == nil {
+		o.err = err
+	}
+}
+
+// and returns both outcomes as one.
+func (o outcome) and(p outcome) outcome {
+	return outcome{o.got + p.got, o.failed + p.failed, max(o.longest, p.longest), cmp.Or(o.err, p.err)}
+}
+
+// contend prints how often contenders of each side get a key that all of them want all the time.
+func contend(sides []side, addrs []string, contenders, rounds int, round time.Duration) error {
+	outcomes := make([][]outcome, len(sides))
+	for range rounds {
+		for i, s := range sides {
+			mates := slices.Repeat([]side{s}, contenders)
+			o, err := race(mates, addrs, round, 0, 0)
+			if err != nil {
+				return err
+			}
+			outcomes[i] = merge(outcomes[i], o)
+		}
+	}
+	w := table()
+	fmt.Fprintf(w, "\tacquisitions/s\tof the luckiest\tof the unluckiest\tlongest wait\tfailed\t\n")
+	for i, s := range sides {
+		printOutcome(w, s.name, outcomes[i], time.Duration(rounds)*round)
+	}
+	return w.Flush()
+}
+
+// share prints how two kinds share a key during a migration.
+func share(addrs []string, half, rounds int, round time.Duration) error {
+	us := side{"redislock.New", ours(func(clients []redis.UniversalClient, opts ...locker.Option) locker.Locker {
+		return redislock.New(clients[0], opts...)
+	})}
+	them := redlocks()[0]
+	fleet := append(slices.Repeat([]side{us}, half), slices.Repeat([]side{them}, half)...)
+	w := table()
+	fmt.Fprintf(w, "\tacquisitions/s\tof the luckiest\tof the unluckiest\tlongest wait\tfailed\t\n")
+	for _, rest := range []time.Duration{0, rested} {
+		var outcomes []outcome
+		for range rounds {
+			o, err := race(fleet, addrs, round, held, rest)
+			if err != nil {
+				return err
+			}
+			outcomes = merge(outcomes, o)
+		}
+		printOutcome(w, fmt.Sprintf("%s, rest of 0-%v", us.name, rest), outcomes[:half], time.Duration(rounds)*round)
+		printOutcome(w, fmt.Sprintf("%s, rest of 0-%v", them.name, rest), outcomes[half:], time.Duration(rounds)*round)
+	}
+	return w.Flush()
+}
+
+// race has contenders lock and unlock the same key until the time is over.
+func race(contenders []side, addrs []string, round, hold, rest time.Duration) ([]outcome, error) {
+	locks := make([]lock, len(contenders))
+	for i, c := range contenders {
+		lock, end := c.open(addrs)
+		defer end()
+		locks[i] = lock
+		// Connections come first.
+		unlock, err := lock(context.Background(), fmt.Sprint("warm-up-", i))
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", c.name, err)
+		}
+		if err := unlock(); err != nil {
+			return nil, fmt.Errorf("%s: %w", c.name, err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), round)
+	defer cancel()
+	key := fmt.Sprint("contended-", time.Now().UnixNano()) // who is interrupted may leave something behind: redsync does
+	outcomes := make([]outcome, len(contenders))
+	var wg sync.WaitGroup
+	for i, lock := range locks {
+		wg.Go(func() {
+			o := &outcomes[i]
+			for ctx.Err() == nil {
+				begin := time.Now()
+				unlock, err := lock(ctx, key)
+				o.longest = max(o.longest, time.Since(begin))
+				if err != nil {
+					if ctx.Err() == nil {
+						o.fail(err)
+					}
+					continue
+				}
+				if ctx.Err() == nil {
+					o.got++
+				}
+				time.Sleep(hold)
+				if err := unlock(); err != nil {
+					o.fail(err)
+				}
+				if rest > 0 {
+					time.Sleep(rand.N(rest))
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return outcomes, nil
+}
+
+func merge(all, more []outcome) []outcome {
+	if all == nil {
+		return more
+	}
+	for i, o := range more {
+		all[i] = all[i].and(o)
+	}
+	return all
+}
+
+func printOutcome(w interface{ Write([]byte) (int, error) }, name string, outcomes []outcome, d time.Duration) {
+	var sum outcome
+	least, most := outcomes[0].got, 0
+	for _, o := range outcomes {
+		sum = sum.and(o)
+		least, most = min(least, o.got), max(most, o.got)
+	}
+	fmt.Fprintf(w, "%s\t%.0f\t%d\t%d\t%v\t%d\t\n", name, float64(sum.got)/d.Seconds(), most, least,
+		sum.longest.Round(time.Millisecond), sum.failed)
+	if sum.err != nil {
+		log.Printf("%s: %v", name, sum.err)
+	}
+}

@@ -1,0 +1,69 @@
+// Command bench measures Redlock beside redsync, on the same servers in the same run. Machines are noisy and differ; who wins
+// and by how much is what counts.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"log"
+	"os"
+	"runtime"
+	"text/tabwriter"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/lockerkit/locker/internal/faultproxy"
+	"github.com/lockerkit/locker/internal/redistest"
+)
+
+func main() {
+	log.SetFlags(0)
+	servers := flag.Int("servers", 5, "independent servers")
+	holed := flag.Int("holed", 2, "how many of them do not answer in the second half of the latencies: a minority")
+	contenders := flag.Int("contenders", 20, "who want the same key, each with connections of its own")
+	rounds := flag.Int("rounds", 3, "rounds of each side, in turn")
+	round := flag.Duration("round", 3*time.Second, "the time of a round")
+	latencies := flag.Duration("latencies", 10*time.Second, "the time for the latencies of each side; it may be exceeded by one call")
+	flag.Parse()
+	if err := run(*servers, *holed, *contenders, *rounds, *round, *latencies); err != nil {
+		log.Fatal("bench: ", err)
+	}
+}
+
+func run(servers, holed, contenders, rounds int, round, latencies time.Duration) error {
+	fmt.Printf("%s, %s/%s, %d CPUs, servers on loopback\n", runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU())
+	var addrs []string
+	var proxies []*faultproxy.Proxy
+	for range servers {
+		server, err := redistest.Start(redistest.Options{})
+		if err != nil {
+			return err
+		}
+		defer func() { _ = server.Close() }()
+		proxy, err := faultproxy.Start(server.Addr())
+		if err != nil {
+			return err
+		}
+		defer func() { _ = proxy.Close() }()
+		addrs, proxies = append(addrs, server.Addr()), append(proxies, proxy)
+	}
+	redis.SetLogger(silence{}) // of connections that fail, as they are to
+
+	fmt.Printf("\n%d contenders for one key on %d servers, who hold it for no time:\n", contenders, servers)
+	if err := contend(redlocks(), addrs, contenders, rounds, round); err != nil {
+		return err
+	}
+	fmt.Printf("\nOne lock and unlock on %d servers, without contention:\n", servers)
+	if err := measure(redlocks(), proxies, holed, latencies); err != nil {
+		return err
+	}
+	const half = 5
+	fmt.Printf("\n%d of ours beside %d of redsync on one server, who hold the key for %v and then rest:\n", half, half, held)
+	return share(addrs[:1], half, rounds, round)
+}
+
+// table returns where to write a table to, and what prints it.
+func table() *tabwriter.Writer {
+	return tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+}
