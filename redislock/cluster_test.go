@@ -166,10 +166,7 @@ func onSentinel(t *testing.T, s *redistest.Sentinels) conformance.Harness {
 			old := s.Master(t)
 			old.Kill()
 			s.AwaitFailover(t, old)
-			if err := old.Restart(); err != nil {
-				t.Fatal(err)
-			}
-			s.AwaitHealthy(t)
+			s.RestartReplica(t, old)
 		},
 		Break: func(t *testing.T, key string) {
 			if err := admin.Del(context.Background(), redislock.DefaultPrefix+key).Err(); err != nil {
