@@ -42,6 +42,9 @@ func closer(t *testing.T, rdb redis.UniversalClient, proxies []*faultproxy.Proxy
 	return closeAll
 }
 
+// groupTTL is a TTL for tests with many processes and proxies, on a machine that may be busy.
+const groupTTL = 1500 * time.Millisecond
+
 // onCluster returns a harness for the nodes of a cluster. Each Locker has a proxy to each node.
 func onCluster(t *testing.T, c *redistest.Cluster) conformance.Harness {
 	w := wires.New(c.Addrs()...)
@@ -54,6 +57,7 @@ func onCluster(t *testing.T, c *redistest.Cluster) conformance.Harness {
 		return rdb, closer(t, rdb, proxies)
 	}
 	return conformance.Harness{
+		TTL: groupTTL,
 		Open: func(t *testing.T, opts ...locker.Option) locker.Locker {
 			rdb, closeBoth := dialCluster(t)
 			return wires.Closing(redislock.New(rdb, opts...), closeBoth)
@@ -146,6 +150,7 @@ func onSentinel(t *testing.T, s *redistest.Sentinels) conformance.Harness {
 		return rdb, closer(t, rdb, proxies)
 	}
 	return conformance.Harness{
+		TTL: groupTTL,
 		Open: func(t *testing.T, opts ...locker.Option) locker.Locker {
 			rdb, closeBoth := dialGroup(t)
 			return wires.Closing(redislock.New(rdb, opts...), closeBoth)
@@ -161,10 +166,7 @@ func onSentinel(t *testing.T, s *redistest.Sentinels) conformance.Harness {
 			old := s.Master(t)
 			old.Kill()
 			s.AwaitFailover(t, old)
-			if err := old.Restart(); err != nil {
-				t.Fatal(err)
-			}
-			s.AwaitHealthy(t)
+			s.RestartReplica(t, old)
 		},
 		Break: func(t *testing.T, key string) {
 			if err := admin.Del(context.Background(), redislock.DefaultPrefix+key).Err(); err != nil {

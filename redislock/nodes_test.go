@@ -77,7 +77,7 @@ func TestClusterKeysWithBraces(t *testing.T) {
 func TestClusterScriptFlush(t *testing.T) {
 	t.Parallel()
 	c := redistest.NewCluster(t, redistest.ClusterOptions{})
-	a, b := open(t, c.Client(t), locker.TTL(time.Second)), open(t, c.Client(t), locker.TTL(time.Second))
+	a, b := open(t, c.Client(t), locker.TTL(3*time.Second)), open(t, c.Client(t), locker.TTL(3*time.Second))
 	leases := make([]*locker.Lease, 30) // on all nodes
 	for i := range leases {
 		leases[i] = mustLock(t, a, "k"+strconv.Itoa(i))
@@ -103,7 +103,7 @@ func TestClusterScriptFlush(t *testing.T) {
 func TestSlotThatIsBeingMoved(t *testing.T) {
 	t.Parallel()
 	c := redistest.NewCluster(t, redistest.ClusterOptions{})
-	ttl := 2 * time.Second
+	ttl := 4 * time.Second
 	a, b := open(t, c.Client(t), locker.TTL(ttl)), open(t, c.Client(t), locker.TTL(ttl))
 	ctx, name := t.Context(), redislock.DefaultPrefix+"k"
 	lease := mustLock(t, a, "k")
@@ -232,10 +232,10 @@ func TestFailoverClusterClient(t *testing.T) {
 	l := open(t, rdb)
 	use := func() {
 		t.Helper()
-		lease := mustLock(t, l, "k", locker.TTL(time.Second))
+		lease := mustLock(t, l, "k", locker.TTL(3*time.Second))
 		next := make(chan *locker.Lease, 1)
 		go func() { next <- mustLock(t, l, "k") }()
-		time.Sleep(1200 * time.Millisecond)
+		time.Sleep(1500 * time.Millisecond)
 		mustUnlock(t, lease)
 		mustUnlock(t, <-next)
 	}
@@ -305,7 +305,7 @@ func TestWrappedClient(t *testing.T) {
 	type wrapped struct{ redis.UniversalClient }
 	c := redistest.NewCluster(t, redistest.ClusterOptions{})
 	for _, rdb := range []redis.UniversalClient{wrapped{c.Client(t)}, wrapped{dial(t, redistest.Address(t))}} {
-		a, b := open(t, rdb, locker.TTL(time.Second)), open(t, rdb, locker.TTL(time.Second))
+		a, b := open(t, rdb, locker.TTL(3*time.Second)), open(t, rdb, locker.TTL(3*time.Second))
 		lease := mustLock(t, a, t.Name())
 		next := make(chan *locker.Lease, 1)
 		go func() { next <- mustLock(t, b, t.Name()) }()
@@ -319,7 +319,7 @@ func TestWrappedClient(t *testing.T) {
 func TestManyOnACluster(t *testing.T) {
 	t.Parallel()
 	c := redistest.NewCluster(t, redistest.ClusterOptions{})
-	l := open(t, c.Client(t), locker.TTL(3*time.Second))
+	l := open(t, c.Client(t), locker.TTL(9*time.Second))
 	var all sync.WaitGroup
 	for i := range 1000 {
 		all.Go(func() {

@@ -250,6 +250,28 @@ func (s *Sentinels) ready(ctx context.Context) error {
 	return nil
 }
 
+// RestartReplica starts a server that is down as a replica of the master, which
+// Sentinel would make of it in its own time, and waits until it has its data.
+func (s *Sentinels) RestartReplica(tb testing.TB, server *Server) {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), clusterPatience)
+	defer cancel()
+	host, port, _ := strings.Cut(s.Master(tb).Addr(), ":")
+	err := server.Restart()
+	if err == nil {
+		err = s.clients[server].SlaveOf(ctx, host, port).Err()
+	}
+	for err == nil {
+		if err = linkUp(ctx, s.clients[server]); err == nil {
+			return
+		}
+		if pause(ctx) {
+			err = nil
+		}
+	}
+	tb.Fatalf("redistest: %v", err)
+}
+
 // LogTail returns the end of what each process has logged so far.
 func (s *Sentinels) LogTail() string { return logTails(append(s.Servers(), s.sentinels...)) }
 
