@@ -9,13 +9,13 @@ import (
 	"github.com/lockerkit/locker/redislock"
 )
 
-// A fleet works on a Redis Cluster and with Sentinel as it does on one server, and goes on when a master dies.
+// A fleet works on a Redis Cluster, with Sentinel and on several servers as it does on one, and goes on when one of them dies.
 func TestRedisDeployments(t *testing.T) {
 	t.Parallel()
 	t.Run("cluster", func(t *testing.T) {
 		t.Parallel()
 		c := redistest.NewCluster(t, redistest.ClusterOptions{})
-		testDeployment(t, c.URL(), func(key string) {
+		testDeployment(t, openRedis, c.URL(), func(key string) {
 			key = redislock.DefaultPrefix + key
 			master, _ := c.MasterOf(t, key)
 			master.Kill()
@@ -29,12 +29,12 @@ func TestRedisDeployments(t *testing.T) {
 			servers[i] = redistest.New(t, redistest.Options{})
 		}
 		url := "redlock://" + servers[0].Addr() + "," + servers[1].Addr() + "," + servers[2].Addr()
-		testDeployment(t, url, func(string) { servers[2].Kill() }) // the first one has the queue
+		testDeployment(t, openRedlock, url, func(string) { servers[2].Kill() }) // the first one has the queue
 	})
 	t.Run("sentinel", func(t *testing.T) {
 		t.Parallel()
 		s := redistest.NewSentinels(t, redistest.SentinelOptions{})
-		testDeployment(t, s.URL(), func(string) {
+		testDeployment(t, openRedis, s.URL(), func(string) {
 			master := s.Master(t)
 			master.Kill()
 			s.AwaitFailover(t, master)
@@ -42,8 +42,9 @@ func TestRedisDeployments(t *testing.T) {
 	})
 }
 
-func testDeployment(t *testing.T, url string, failOver func(key string)) {
+func testDeployment(t *testing.T, open func(config) (store, error), url string, failOver func(key string)) {
 	s := redisStore
+	s.open = open
 	s.shared = func(testing.TB) string { return url }
 	t.Run("queue", func(t *testing.T) { testQueue(t, openQueue(t, s, url, t.Name()+rand.Text())) })
 	t.Run("all jobs in order", func(t *testing.T) { testAllJobsInOrder(t, s) })

@@ -137,6 +137,9 @@ func behindProxy(t *testing.T, raw string) (string, *faultproxy.Proxy) {
 // onRedis calls f with a client.
 func onRedis(t *testing.T, url string, f func(ctx context.Context, rdb redis.UniversalClient) error) {
 	t.Helper()
+	if several, err := redislock.ParseRedlockURL(url); err == nil {
+		url = "redis://" + several[0].Addr // has the queue, and a line like all of them
+	}
 	o, err := redislock.ParseURL(url)
 	if err != nil {
 		t.Fatal(err)
