@@ -20,7 +20,7 @@ type claim struct {
 	left    string        // the key by which the lines know that the owner has left for good
 	join    bool          // the line, if refused
 	events  chan struct{} // has room for one: there is something to look at
-	waiters []*waiter     // at each node, while in line; only for who waits
+	waiters []*waiter     // at each node; only for who waits
 
 	mu      sync.Mutex
 	phase   phase
@@ -275,7 +275,8 @@ func (c *claim) lineUp(ctx context.Context, i int) {
 		}
 		return
 	}
-	p.state, p.err, p.arrival, p.called = refused, nil, arrival, turn
+	p.state, p.err, p.arrival = refused, nil, arrival
+	p.called = p.called || turn // a call may have overtaken the answer
 }
 
 // leave gives back what a node has granted, and leaves its line.

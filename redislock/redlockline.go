@@ -15,12 +15,14 @@ func (b *redlock) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 		return locker.Grant{}, err
 	}
 	c := b.newClaim(r, true)
-	c.waiters = make([]*waiter, len(b.nodes))
+	for i, n := range b.nodes { // before they can call
+		c.waiters = append(c.waiters, n.line.join(c.names, &ear{c, i}))
+	}
+	defer c.forget()
 	for try := 1; ; try++ {
 		sent := time.Now()
 		token, err := c.acquire(ctx)
 		if err == nil {
-			c.forget()
 			return locker.Grant{Request: r, Token: token, Sent: sent, Private: c}, nil
 		}
 		var vote *refusedVote
@@ -30,7 +32,6 @@ func (b *redlock) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 		}
 		if err != nil {
 			c.enter(ctx, over)
-			c.forget()
 			return locker.Grant{}, locker.NotAcquired(err) // what may be left is given back by the claim
 		}
 	}
@@ -93,12 +94,9 @@ func (c *claim) lineUpAgain(ctx context.Context) {
 	c.enterLocked(ctx, waiting)
 }
 
-// expect makes sure that each node calls, or is asked.
+// expect makes sure that each node is asked, should its call get lost.
 func (c *claim) expect() {
 	for i, n := range c.b.nodes {
-		if c.waiters[i] == nil {
-			c.waiters[i] = n.line.join(c.names, &ear{c, i})
-		}
 		c.mu.Lock()
 		remaining := time.Duration(0)
 		if r := c.places[i].refusal; r != nil {
@@ -112,10 +110,9 @@ func (c *claim) expect() {
 // forget ends the waiting on our side.
 func (c *claim) forget() {
 	for i, w := range c.waiters {
-		if w != nil {
-			c.b.nodes[i].line.leave(w)
-		}
+		c.b.nodes[i].line.leave(w)
 	}
+	c.waiters = nil
 }
 
 // turn returns how many nodes say that it is our turn, or an error if too many cannot be asked.

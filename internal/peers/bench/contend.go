@@ -46,13 +46,14 @@ func (o outcome) and(p outcome) outcome {
 	return outcome{o.got + p.got, o.failed + p.failed, max(o.longest, p.longest), cmp.Or(o.err, p.err)}
 }
 
-// contend prints how often contenders of each side get a key that all of them want all the time.
-func contend(sides []side, addrs []string, contenders, rounds int, round time.Duration) error {
+// contend prints how often contenders of each side get a key which they hold for a while, and leave to the others for at most
+// rest.
+func contend(sides []side, addrs []string, contenders, rounds int, round, hold, rest time.Duration) error {
 	outcomes := make([][]outcome, len(sides))
 	for range rounds {
 		for i, s := range sides {
 			mates := slices.Repeat([]side{s}, contenders)
-			o, err := race(mates, addrs, round, 0, 0)
+			o, err := race(mates, addrs, round, hold, rest)
 			if err != nil {
 				return err
 			}

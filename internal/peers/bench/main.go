@@ -50,8 +50,13 @@ func run(servers, holed, contenders, rounds int, round, latencies time.Duration)
 	}
 	redis.SetLogger(silence{}) // of connections that fail, as they are to
 
-	fmt.Printf("\n%d contenders for one key on %d servers, who hold it for no time:\n", contenders, servers)
-	if err := contend(redlocks(), addrs, contenders, rounds, round); err != nil {
+	fmt.Printf("\n%d contenders for one key on %d servers, who do nothing else:\n", contenders, servers)
+	if err := contend(redlocks(), addrs, contenders, rounds, round, 0, 0); err != nil {
+		return err
+	}
+	const work, rest = time.Millisecond, 50 * time.Millisecond
+	fmt.Printf("\nThe same, but they hold it for %v, and are away for up to %v:\n", work, rest)
+	if err := contend(redlocks(), addrs, contenders, rounds, round, work, rest); err != nil {
 		return err
 	}
 	fmt.Printf("\nOne lock and unlock on %d servers, without contention:\n", servers)
