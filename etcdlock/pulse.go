@@ -16,6 +16,7 @@ import (
 // server a check of that each time.
 type pulse struct {
 	client pb.LeaseClient
+	conn   *conn
 	life   context.Context
 	lease  clientv3.LeaseID
 
@@ -76,7 +77,7 @@ func (p *pulse) beatOnce(ctx context.Context) error {
 	}
 	streamCtx, end := context.WithCancel(p.life)
 	stop := context.AfterFunc(ctx, end)
-	stream, err := p.client.LeaseKeepAlive(streamCtx)
+	stream, err := openOnSome(streamCtx, p.conn, p.client.LeaseKeepAlive)
 	stop()
 	if err != nil {
 		end()
@@ -88,7 +89,9 @@ func (p *pulse) beatOnce(ctx context.Context) error {
 // beatOn keeps the stream for the next if all goes well, and else ends it.
 func (p *pulse) beatOn(ctx context.Context, s *pulseStream) error {
 	stop := context.AfterFunc(ctx, s.end)
+	sent := time.Now()
 	resp, err := s.ask(p.lease)
+	p.conn.heard(endpointOf(s.Context()), sent, err)
 	if !stop() || err != nil {
 		s.end()
 		if err == nil {

@@ -106,26 +106,28 @@ func (b *backend) open(o *opening, r locker.Request) {
 
 // grant asks for a lease. One whose answer gets lost has no keys, and ends by itself.
 func (b *backend) grant(r locker.Request) (*session, error) {
-	var sent time.Time
-	var lease *pb.LeaseGrantResponse
-	err := b.attempts(b.life, r.TTL, func(ctx context.Context) error {
-		err := b.checkVersion(ctx)
-		if err == nil {
-			sent = time.Now()
-			lease, err = b.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{TTL: int64(r.TTL / time.Second)})
+	type granted struct {
+		*pb.LeaseGrantResponse
+		sent time.Time
+	}
+	lease, err := attempts(b.life, b, r.TTL, func(ctx context.Context) (granted, error) {
+		if err := b.checkVersion(ctx); err != nil {
+			return granted{}, err
 		}
-		return err
+		sent := time.Now()
+		lease, err := onSome(ctx, b.conn, b.leases.LeaseGrant, &pb.LeaseGrantRequest{TTL: int64(r.TTL / time.Second)}, nil)
+		return granted{lease, sent}, err
 	})
 	if err != nil {
 		return nil, b.failure(err)
 	}
 	s := &session{
 		b: b, asked: r.TTL, ttl: time.Duration(lease.TTL) * time.Second, lease: clientv3.LeaseID(lease.ID),
-		refreshing: make(chan struct{}, 1), over: make(chan struct{}), confirmed: sent, used: sent, claims: make(map[*claim]struct{}), slots: make(map[string]*slots),
+		refreshing: make(chan struct{}, 1), over: make(chan struct{}), confirmed: lease.sent, used: lease.sent, claims: make(map[*claim]struct{}), slots: make(map[string]*slots),
 	}
 	s.fence.key, s.fence.lease = fenceKey(r.Prefix, s.lease), s.lease
 	s.steps = newBatcher(b, &s.fence, s.over)
-	s.pulse = pulse{client: b.leases, life: b.life, lease: s.lease, endpoints: b.endpoints, bound: attemptBound(s.ttl)}
+	s.pulse = pulse{client: b.leases, conn: b.conn, life: b.life, lease: s.lease, endpoints: b.endpoints, bound: attemptBound(s.ttl)}
 	return s, nil
 }
 
@@ -277,9 +279,9 @@ func (b *backend) revoke(s *session) {
 }
 
 func (b *backend) revokeOnce(ctx context.Context, s *session) error {
-	err := b.attempts(ctx, s.ttl, func(ctx context.Context) error {
-		_, err := b.leases.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: int64(s.lease)})
-		return rpctypes.Error(err)
+	_, err := attempts(ctx, b, s.ttl, func(ctx context.Context) (*pb.LeaseRevokeResponse, error) {
+		resp, err := onSome(ctx, b.conn, b.leases.LeaseRevoke, &pb.LeaseRevokeRequest{ID: int64(s.lease)}, nil)
+		return resp, rpctypes.Error(err)
 	})
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return nil
