@@ -18,9 +18,8 @@ func attemptBound(ttl time.Duration) time.Duration {
 // b.life, or derived from it.
 //
 // If there are several endpoints, f is called again beside the first call if that takes long, and so on: what was sent to one that is
-// dead must not use up the time that the others have. The client asks its endpoints in turn, but for all requests together, so that
-// the next call may meet the same endpoint. Hence the jitter: two transactions that are repeated at the same moments meet the same ones each time.
-// When attempts returns, the contexts of all calls have ended, but calls may not have returned.
+// dead must not use up the time that the others have. The call after meets another endpoint, see conn. When attempts returns, the contexts
+// of all calls have ended, but calls may not have returned.
 func attempts[T any](ctx context.Context, b *backend, ttl time.Duration, f func(context.Context) (T, error)) (T, error) {
 	if b.client.Ctx().Err() != nil {
 		var none T
@@ -35,10 +34,10 @@ func attempts[T any](ctx context.Context, b *backend, ttl time.Duration, f func(
 		return v, err
 	}
 	r := &race[T]{
-		backend: b, call: f, endpoints: n, patience: max(bound/time.Duration(2*n), 100*time.Millisecond),
+		backend: b, call: f, endpoints: n, patience: max(bound/time.Duration(n), 100*time.Millisecond),
 		running: 1, done: make(chan struct{}),
 	}
-	r.ctx, r.end = context.WithTimeout(ctx, 3*bound)
+	r.ctx, r.end = context.WithTimeout(context.WithValue(ctx, owingKey{}, new(owing)), 3*bound)
 	defer r.end()
 	r.mu.Lock()
 	r.timer = time.AfterFunc(r.pauseLocked(), r.another)
@@ -90,7 +89,7 @@ func (r *race[T]) another() {
 
 // countLocked counts another call, if there have not been enough.
 func (r *race[T]) countLocked() bool {
-	if r.again+1 >= 3*r.endpoints {
+	if r.again+1 >= 2*r.endpoints {
 		return false
 	}
 	r.again++

@@ -2,6 +2,7 @@ package etcdlock
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -42,7 +43,7 @@ const (
 
 // onSome makes a request of an endpoint that is not passed over.
 func onSome[Q, A any](ctx context.Context, c *conn, request func(context.Context, Q, ...grpc.CallOption) (A, error), q Q, opts []grpc.CallOption) (A, error) {
-	return passing(c, opts, func(p *pick, opts []grpc.CallOption) (A, error) {
+	return passing(ctx, c, opts, func(p *pick, opts []grpc.CallOption) (A, error) {
 		sent := time.Now()
 		a, err := request(ctx, q, opts...)
 		c.heard(p.endpoint, sent, err)
@@ -52,15 +53,17 @@ func onSome[Q, A any](ctx context.Context, c *conn, request func(context.Context
 
 // openOnSome opens a stream, which says nothing about the endpoint: what is asked on it does.
 func openOnSome[S any](ctx context.Context, c *conn, open func(context.Context, ...grpc.CallOption) (S, error)) (S, error) {
-	return passing(c, nil, func(_ *pick, opts []grpc.CallOption) (S, error) { return open(ctx, opts...) })
+	return passing(ctx, c, nil, func(_ *pick, opts []grpc.CallOption) (S, error) { return open(ctx, opts...) })
 }
 
 // passing calls f until an endpoint was picked that is not passed over.
-func passing[A any](c *conn, opts []grpc.CallOption, f func(*pick, []grpc.CallOption) (A, error)) (A, error) {
+func passing[A any](ctx context.Context, c *conn, opts []grpc.CallOption, f func(*pick, []grpc.CallOption) (A, error)) (A, error) {
 	if c.endpoints() <= 1 {
 		return f(new(pick), opts)
 	}
 	p := &pick{conn: c}
+	p.owing, _ = ctx.Value(owingKey{}).(*owing)
+	defer p.answered()
 	opts = append(opts[:len(opts):len(opts)], grpc.PerRPCCredentials(p))
 	for {
 		if a, err := f(p, opts); !wasPassedOver(err) {
@@ -117,23 +120,62 @@ func (c *conn) passesOver(endpoint string) bool {
 	return silent < c.endpoints()
 }
 
+// owing is the endpoints that owe an answer to one who has sent the same request several times; see attempts.
+type owing struct {
+	mu        sync.Mutex
+	endpoints []string
+}
+
+// owingKey is the key of a context's *owing.
+type owingKey struct{}
+
 // pick is the credentials of a request: none, but for an endpoint that is to be passed over they cannot be had.
 type pick struct {
 	conn     *conn
+	owing    *owing // or nil
 	endpoint string // that was picked last
-	passed   int    // how often it was passed over
+	passed   int    // how often one was passed over
 }
 
 // GetRequestMetadata implements credentials.PerRPCCredentials.
 func (p *pick) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
-	// As often as that, the others have no connection, or are picked by others.
-	most := 3 * p.conn.endpoints()
-	p.endpoint = endpointOf(ctx)
-	if p.passed < most && p.conn.passesOver(p.endpoint) {
+	p.answered() // without success, if this is the client's own repetition
+	endpoint := endpointOf(ctx)
+	most := 3 * p.conn.endpoints() // as often as that, the others have no connection, or are picked by others
+	if p.passed < most && (p.conn.passesOver(endpoint) || p.owes(endpoint)) {
 		p.passed++
 		return nil, errPassedOver
 	}
+	p.endpoint = endpoint
+	if o := p.owing; o != nil {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.endpoints = append(o.endpoints, endpoint)
+	}
 	return nil, nil
+}
+
+// owes reports whether the endpoint owes an answer to another attempt, unless all do.
+func (p *pick) owes(endpoint string) bool {
+	o := p.owing
+	if o == nil {
+		return false
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return len(o.endpoints) < p.conn.endpoints() && slices.Contains(o.endpoints, endpoint)
+}
+
+// answered is called when the endpoint that was picked does not owe an answer any more.
+func (p *pick) answered() {
+	if o := p.owing; o != nil && p.endpoint != "" {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		if i := slices.Index(o.endpoints, p.endpoint); i >= 0 {
+			o.endpoints = slices.Delete(o.endpoints, i, i+1)
+		}
+	}
+	p.endpoint = ""
 }
 
 // RequireTransportSecurity implements credentials.PerRPCCredentials.

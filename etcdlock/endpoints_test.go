@@ -64,7 +64,7 @@ func TestEndpointUnreachable(t *testing.T) {
 func TestEndpointSilent(t *testing.T) {
 	t.Parallel()
 	const ttl, atOnce, each = 5 * time.Second, 4, 8
-	const slow = ttl / 3 / 4 * 3 / 4 // another endpoint is not asked before
+	const slow = ttl / 3 / 2 * 3 / 4 // another endpoint is not asked before
 	cluster := etcdtest.New(t, etcdtest.Options{})
 	for name, fault := range map[string]faultproxy.Fault{"black hole": faultproxy.BlackHole(), "replies lost": faultproxy.DropReplies(), "hangs": faultproxy.Hang()} {
 		t.Run(name, func(t *testing.T) {
