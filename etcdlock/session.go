@@ -133,8 +133,7 @@ func (b *backend) grant(r locker.Request) (*session, error) {
 
 // keepAlive renews the lease, and with it all keys that are attached to it. It returns ErrLost if the lease is not there any more.
 func (s *session) keepAlive(ctx context.Context) error {
-	sent := time.Now()
-	err := s.pulse.beat(ctx)
+	sent, err := s.renew(ctx)
 	switch {
 	case err == nil:
 		s.b.mu.Lock()
@@ -155,14 +154,48 @@ func (s *session) keepAlive(ctx context.Context) error {
 	return s.b.failure(err)
 }
 
+// renew has the lease renewed, and returns when what counts was sent.
+//
+// A leader that stood still while another was elected goes on, for some milliseconds, to answer keep-alives that wait for it, also in
+// etcd 3.5.13 and later: it takes itself for the leader if its clock has ticked just now. The leader since has given the lease
+// one TTL when it was elected, which was after the keep-alive before, and knows nothing of such an answer. If it comes in due time, most
+// of that TTL is left for the keep-alive after it. If it is overdue, the lease might be over before that: so it only counts if a read that
+// was sent after the answer, and which a majority has to confirm, finds the cluster in the same raft term as the member that has answered.
+func (s *session) renew(ctx context.Context) (sent time.Time, err error) {
+	for {
+		sent := time.Now()
+		term, err := s.pulse.beat(ctx)
+		if err != nil || !s.overdue() {
+			return sent, err
+		}
+		now, err := s.raftTerm(ctx)
+		if err != nil || now == term || term == 0 { // not told, by something else that speaks etcd's protocol
+			return sent, err
+		}
+		select {
+		case <-time.After(jittered(20 * time.Millisecond)): // a member that lags behind
+		case <-ctx.Done():
+			return sent, ctx.Err()
+		}
+	}
+}
+
+// raftTerm returns the raft term of the cluster, as of a moment after the call.
+func (s *session) raftTerm(ctx context.Context) (uint64, error) {
+	ctx, cancel := s.b.requestOf(ctx)
+	defer cancel()
+	r, err := attempts(ctx, s.b, s.ttl, func(ctx context.Context) (*clientv3.GetResponse, error) {
+		return s.b.kv.Get(ctx, s.fence.key, clientv3.WithCountOnly())
+	})
+	if err != nil {
+		return 0, err
+	}
+	return r.Header.RaftTerm, nil
+}
+
 // refresh keeps a session alive of which no keep-alive was answered for too long: a lock that begins on it might end before it is used.
 func (s *session) refresh(ctx context.Context) error {
-	overdue := func() bool {
-		s.b.mu.Lock()
-		defer s.b.mu.Unlock()
-		return s.overdueLocked()
-	}
-	if !overdue() {
+	if !s.overdue() {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, attemptBound(s.ttl))
@@ -173,10 +206,16 @@ func (s *session) refresh(ctx context.Context) error {
 	case <-ctx.Done():
 		return ErrNoAnswer
 	}
-	if !overdue() {
+	if !s.overdue() {
 		return nil
 	}
 	return s.keepAlive(ctx)
+}
+
+func (s *session) overdue() bool {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	return s.overdueLocked()
 }
 
 // overdueLocked reports whether a keep-alive should have been answered by now.
