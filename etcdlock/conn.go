@@ -59,7 +59,7 @@ func openOnSome[S any](ctx context.Context, c *conn, open func(context.Context, 
 // passing calls f until an endpoint was picked that is not passed over.
 func passing[A any](ctx context.Context, c *conn, opts []grpc.CallOption, f func(*pick, []grpc.CallOption) (A, error)) (A, error) {
 	if c.endpoints() <= 1 {
-		return f(new(pick), opts)
+		return f(&anywhere, opts)
 	}
 	p := &pick{conn: c}
 	p.owing, _ = ctx.Value(owingKey{}).(*owing)
@@ -136,6 +136,8 @@ type pick struct {
 	endpoint string // that was picked last
 	passed   int    // how often one was passed over
 }
+
+var anywhere pick // of a client that has no choice
 
 // GetRequestMetadata implements credentials.PerRPCCredentials.
 func (p *pick) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {

@@ -14,7 +14,7 @@ import (
 // TestEndpointUnreachable has one endpoint of two or three that cannot be reached. It must cost neither locks nor leases.
 func TestEndpointUnreachable(t *testing.T) {
 	t.Parallel()
-	const ttl = 5 * time.Second
+	const ttl = 3 * time.Second
 	cluster := etcdtest.New(t, etcdtest.Options{})
 	root := administer(t, cluster.Client(t))
 	for name, c := range map[string]struct {

@@ -18,8 +18,9 @@ import (
 //
 // The lease lives on the server for a TTL after it was last kept alive, or longer: a new leader of the cluster gives each lease a
 // whole TTL anew. So a lock is safe for a TTL from the moment when the last keep-alive that was answered had been sent, and what
-// the server adds only makes rivals wait longer. (Before 3.5.13, a leader that had been deposed and did not know it yet answered
-// keep-alives, and revoked leases that others had kept alive: https://github.com/etcd-io/etcd/issues/15247. Hence ErrVersion.)
+// the server adds only makes rivals wait longer. A leader that was deposed and does not know it yet answers keep-alives, and revokes
+// leases that others have kept alive: before 3.5.13 for as long as its raft loop stood still (https://github.com/etcd-io/etcd/issues/15247;
+// hence ErrVersion), since then for some milliseconds, see renew and the package documentation.
 type session struct {
 	b     *backend
 	asked time.Duration // the TTL that was asked for, under which backend.sessions has it
