@@ -20,21 +20,6 @@
 // tells. etcd counts the lease from when it answered, on its own monotonic clock, and makes it longer at times: a new leader gives each
 // lease a whole TTL again. That, and half a second until the server notices that a lease is over, is what a rival waits in addition.
 //
-// # A leader that stands still
-//
-// There is one case in which etcd ends a lease that is alive, and a second holder is possible before the first one knows. A leader that
-// stands still for longer than the TTL (its machine is paused or swaps, its disk does not write) is replaced, and the new one keeps the lease
-// alive. If the old one goes on, all leases are over by its clock. Until it has heard of the new leader, for some
-// milliseconds, it may have them deleted, and those requests reach the new leader and are carried out. etcd checks against that since
-// 3.5.13, but not if its raft clock has just ticked, as it has when a process is continued
-// (https://github.com/etcd-io/etcd/pull/16822, https://github.com/etcd-io/etcd/issues/12528; with 3.6.16, it happened after 3 of
-// 12 pauses). A client can do nothing about it: the holder is told as of any lock that is deleted, see below. What protects the
-// data is the fencing token, and Guard for what is in the same etcd. A TTL that is longer than members stand still avoids it.
-//
-// In the same milliseconds, the old leader confirms keep-alives, of which the new one knows nothing. That is detected: an answer that is
-// overdue only counts if a read shows that there is no newer leader. In due time, answers are not checked; for one of them to do harm, the
-// holder has to be cut off from the cluster right after, for more than half of the TTL.
-//
 // TTLs are whole seconds; others are refused as locker.ErrInvalidOption. etcd grants no shorter ones than one and a half of its election timeout,
 // which makes 2 s by default: then the lease has the TTL that was granted, and Lease.Deadline tells.
 //
@@ -43,6 +28,21 @@
 // A key that somebody deletes, or a lease that somebody revokes, is a lost lock. The holder is told within a third of the TTL,
 // and, if it holds the lock for longer than that, at once; but within two thirds of the TTL and a second if the connection by which it would
 // be told has died without a word, and with locker.NoRenew at its deadline.
+//
+// # A leader that stands still
+//
+// There is one case in which etcd ends a lease that is alive, and a second holder is possible before the first one knows. A leader that
+// stands still for longer than the TTL (its machine is paused or swaps, its disk does not write) is replaced, and the new one keeps the lease
+// alive. If the old one goes on, all leases are over by its clock. Until it has heard of the new leader, for some
+// milliseconds, it may have them deleted, and those requests reach the new leader and are carried out. etcd checks against that since
+// 3.5.13, but not if its raft clock has just ticked, as it has when a process is continued
+// (https://github.com/etcd-io/etcd/pull/16822, https://github.com/etcd-io/etcd/issues/12528; with 3.6.16, it happened after 3 of
+// 12 pauses). A client can do nothing about it: the holder is told as of any lock that is deleted, see above. What protects the
+// data is the fencing token, and Guard for what is in the same etcd. A TTL that is longer than members stand still avoids it.
+//
+// In the same milliseconds, the old leader confirms keep-alives, of which the new one knows nothing. That is detected: an answer that is
+// overdue only counts if a read shows that there is no newer leader. In due time, answers are not checked; for one of them to do harm, the
+// holder has to be cut off from the cluster right after, for more than half of the TTL.
 //
 // # Fencing tokens
 //
