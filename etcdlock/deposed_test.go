@@ -100,7 +100,7 @@ func TestDeposedLeader(t *testing.T) {
 	outlives(t, lease, 1)
 
 	d.set(still)
-	eventually(t, "a keep-alive is overdue", func() bool { return time.Until(lease.Deadline()) < ttl/2 })
+	eventually(t, "a keep-alive is overdue", func() bool { return time.Until(lease.Deadline()) < ttl*4/10 })
 	before := lease.Deadline()
 	d.set(resumed)
 	eventually(t, "the deposed leader has answered a few times", func() bool { return d.told() > 3 })

@@ -42,7 +42,7 @@
 //
 // In the same milliseconds, the old leader confirms keep-alives, of which the new one knows nothing. That is detected: an answer that is
 // overdue only counts if a read shows that there is no newer leader. In due time, answers are not checked; for one of them to do harm, the
-// holder has to be cut off from the cluster right after, for more than half of the TTL.
+// holder has to be cut off from the cluster right after, for half of the TTL.
 //
 // # Fencing tokens
 //

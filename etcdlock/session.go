@@ -137,14 +137,7 @@ func (s *session) keepAlive(ctx context.Context) error {
 	sent, err := s.renew(ctx)
 	switch {
 	case err == nil:
-		s.b.mu.Lock()
-		if sent.After(s.confirmed) {
-			s.confirmed = sent
-			if !s.isOver() && !s.b.closed {
-				s.alarm.Reset(s.untilAlarmLocked())
-			}
-		}
-		s.b.mu.Unlock()
+		s.confirm(sent)
 		s.b.watches.ping()
 		return nil
 	case errors.Is(err, rpctypes.ErrLeaseNotFound):
@@ -159,33 +152,69 @@ func (s *session) keepAlive(ctx context.Context) error {
 //
 // A leader that stood still while another was elected goes on, for some milliseconds, to answer keep-alives that wait for it, also in
 // etcd 3.5.13 and later: it takes itself for the leader if its clock has ticked just now. The leader since has given the lease
-// one TTL when it was elected, which was after the keep-alive before, and knows nothing of such an answer. If it comes in due time, most
+// one TTL when it was elected, which was after the keep-alive before, and knows nothing of such an answer. If it comes in due time, half
 // of that TTL is left for the keep-alive after it. If it is overdue, the lease might be over before that: so it only counts if a read that
 // was sent after the answer, and which a majority has to confirm, finds the cluster in the same raft term as the member that has answered.
 func (s *session) renew(ctx context.Context) (sent time.Time, err error) {
 	for {
 		sent := time.Now()
 		term, err := s.pulse.beat(ctx)
-		if err != nil || !s.overdue() {
+		if err != nil || s.inTime() {
 			return sent, err
 		}
-		now, err := s.raftTerm(ctx)
-		if err != nil || now == term || term == 0 { // not told, by something else that speaks etcd's protocol
+		verified := make(chan error, 1)
+		verify := func() {
+			now, err := s.raftTerm()
+			switch {
+			case err != nil:
+			case now == term, term == 0: // not told, by something else that speaks etcd's protocol
+				s.confirm(sent) // even if nobody waits for that any more
+			default:
+				err = errDeposed
+			}
+			verified <- err
+		}
+		if !s.b.running.start(verify) {
+			return sent, errClosed
+		}
+		select {
+		case err = <-verified:
+		case <-ctx.Done():
+			return sent, ctx.Err()
+		}
+		if !errors.Is(err, errDeposed) {
 			return sent, err
 		}
 		select {
-		case <-time.After(jittered(20 * time.Millisecond)): // a member that lags behind
+		case <-time.After(jittered(20 * time.Millisecond)): // it may also be a member that lags behind
 		case <-ctx.Done():
 			return sent, ctx.Err()
 		}
 	}
 }
 
+// inTime reports whether no more than half of the TTL has passed since the last keep-alive that counts.
+func (s *session) inTime() bool {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	return time.Since(s.confirmed) < s.ttl/2
+}
+
+// confirm has the session live from when a keep-alive was sent.
+func (s *session) confirm(sent time.Time) {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	if sent.After(s.confirmed) {
+		s.confirmed = sent
+		if !s.isOver() && !s.b.closed {
+			s.alarm.Reset(s.untilAlarmLocked())
+		}
+	}
+}
+
 // raftTerm returns the raft term of the cluster, as of a moment after the call.
-func (s *session) raftTerm(ctx context.Context) (uint64, error) {
-	ctx, cancel := s.b.requestOf(ctx)
-	defer cancel()
-	r, err := attempts(ctx, s.b, s.ttl, func(ctx context.Context) (*clientv3.GetResponse, error) {
+func (s *session) raftTerm() (uint64, error) {
+	r, err := attempts(s.b.life, s.b, s.ttl, func(ctx context.Context) (*clientv3.GetResponse, error) {
 		return s.b.kv.Get(ctx, s.fence.key, clientv3.WithCountOnly())
 	})
 	if err != nil {
