@@ -8,7 +8,6 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"google.golang.org/grpc"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
@@ -23,7 +22,7 @@ type backend struct {
 	client      *clientv3.Client
 	kv          clientv3.KV
 	leases      pb.LeaseClient
-	conn        *grpc.ClientConn
+	conn        *conn
 	closeClient func() error // nil if the client is the caller's
 
 	life    context.Context // of all requests; ends with Close
@@ -49,19 +48,19 @@ var (
 func newBackend(client *clientv3.Client, closeClient func() error) *backend {
 	// A member that has lost its leader then says so, where it would otherwise not answer.
 	life, end := context.WithCancel(clientv3.WithRequireLeader(context.Background()))
-	conn := client.ActiveConnection()
+	conn := &conn{ClientConn: client.ActiveConnection(), endpoints: func() int { return len(client.Endpoints()) }}
 	b := &backend{
 		// Not NewKV and NewLease, which repeat some requests without saying why.
-		client: client, kv: clientv3.NewKVFromKVClient(watchfulKV{pb.NewKVClient(conn)}, client), leases: pb.NewLeaseClient(conn), conn: conn,
+		client: client, kv: clientv3.NewKVFromKVClient(watchfulKV{pb.NewKVClient(conn.ClientConn), conn}, client), leases: pb.NewLeaseClient(conn.ClientConn), conn: conn,
 		closeClient: closeClient, life: life, end: end,
 		sessions: make(map[time.Duration]*opening), claims: make(map[locker.Owner]*claim),
 	}
 	b.reads = newBatcher(b, nil, life.Done())
-	b.watches = watches{client: pb.NewWatchClient(b.conn), life: life, running: &b.running}
+	b.watches = watches{client: pb.NewWatchClient(b.conn.ClientConn), conn: b.conn, life: life, running: &b.running}
 	return b
 }
 
-func (b *backend) endpoints() int { return len(b.client.Endpoints()) }
+func (b *backend) endpoints() int { return b.conn.endpoints() }
 
 // HeedsContext implements locker.HeedsContext.
 func (b *backend) HeedsContext() {}

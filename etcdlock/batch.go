@@ -292,9 +292,8 @@ func (b *batcher) carryOut(steps []*step) {
 // settle raises the fence, so that no request arrives any more that was sent before. With luck, that is done for all of the steps before it
 // would have to be done for each.
 func (b *batcher) settle(steps []*step) {
-	err := b.b.attempts(b.b.life, steps[0].ttl, func(ctx context.Context) error {
-		_, err := b.fence.raise(ctx, b.b.kv)
-		return err
+	_, err := attempts(b.b.life, b.b, steps[0].ttl, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return b.fence.raise(ctx, b.b.kv)
 	})
 	if err != nil {
 		return
@@ -349,8 +348,7 @@ func blamesContent(err error) bool {
 	return neverSent(err)
 }
 
-// commit sends steps in one transaction. An attempt that gets no answer is repeated, as the client sends the next one to another
-// endpoint; all steps may be repeated, see claim.doubtful.
+// commit sends steps in one transaction. An attempt that gets no answer is repeated, see attempts; all steps may be, see claim.doubtful.
 func (b *batcher) commit(steps []*step) (resp *clientv3.TxnResponse, repeated bool, err error) {
 	ops := steps[0].ops
 	if len(steps) > 1 {
@@ -364,18 +362,22 @@ func (b *batcher) commit(steps []*step) (resp *clientv3.TxnResponse, repeated bo
 		ttl = max(ttl, s.ttl) // each caller has a ctx of its own besides
 	}
 	var resent atomic.Bool
-	doubt := false // whether an attempt may have been carried out, or may be yet
-	err = b.b.attempts(context.WithValue(b.b.life, resentKey{}, &resent), ttl, func(ctx context.Context) error {
-		repeated = doubt
+	var sent atomic.Int32 // attempts that were or may be carried out
+	resp, err = attempts(context.WithValue(b.b.life, resentKey{}, &resent), b.b, ttl, func(ctx context.Context) (resp *clientv3.TxnResponse, err error) {
+		sent.Add(1)
 		if b.fence == nil {
 			resp, err = b.b.kv.Txn(ctx).Then(ops...).Commit()
 		} else {
 			resp, err = b.fence.commit(ctx, b.b.kv, ops)
 		}
-		if _, certain := explain(err); !certain {
-			doubt = true
+		if _, certain := explain(err); err != nil && certain {
+			sent.Add(-1)
 		}
-		return err
+		return resp, err
 	})
-	return resp, repeated || resent.Load(), err
+	others := sent.Load()
+	if _, certain := explain(err); err == nil || !certain {
+		others--
+	}
+	return resp, others > 0 || resent.Load(), err
 }

@@ -274,18 +274,16 @@ func (c *claim) delete(ctx context.Context) (deleted, once bool, err error) {
 	}
 	ctx, cancel := s.b.requestOf(ctx)
 	defer cancel()
-	var resp *clientv3.TxnResponse
 	var resent atomic.Bool
-	attempts := 0
-	err = s.b.attempts(context.WithValue(ctx, resentKey{}, &resent), s.ttl, func(ctx context.Context) (err error) {
-		attempts++
-		resp, err = s.fence.raise(ctx, s.b.kv, op)
-		return err
+	var sent atomic.Int32
+	resp, err := attempts(context.WithValue(ctx, resentKey{}, &resent), s.b, s.ttl, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		sent.Add(1)
+		return s.fence.raise(ctx, s.b.kv, op)
 	})
 	if err != nil {
 		return false, false, s.b.failure(err)
 	}
-	return resp.Responses[0].GetResponseDeleteRange().Deleted > 0 || attempts > 1 || resent.Load(), false, nil
+	return resp.Responses[0].GetResponseDeleteRange().Deleted > 0 || sent.Load() > 1 || resent.Load(), false, nil
 }
 
 // expireLocked has the claim deleted at the given time, unless that is put off by another call.

@@ -17,7 +17,7 @@
 // All keys of a Locker with the same TTL are attached to one etcd lease, which one request per third of the TTL keeps alive, however many there
 // are. A lock is valid for a TTL from the moment when the last such request that was answered had been sent, less 1 % and 2 ms. So
 // a lock that was just granted may have up to two fifths of its TTL behind it (not with the option locker.NoRenew); Lease.Deadline
-// tells. etcd counts the lease from when it answered, on its own monotonic clock, and only ever makes it longer: a new leader gives each
+// tells. etcd counts the lease from when it answered, on its own monotonic clock, and makes it longer at times: a new leader gives each
 // lease a whole TTL again. That, and half a second until the server notices that a lease is over, is what a rival waits in addition.
 //
 // TTLs are whole seconds; others are refused as locker.ErrInvalidOption. etcd grants no shorter ones than one and a half of its election timeout,
@@ -28,6 +28,21 @@
 // A key that somebody deletes, or a lease that somebody revokes, is a lost lock. The holder is told within a third of the TTL,
 // and, if it holds the lock for longer than that, at once; but within two thirds of the TTL and a second if the connection by which it would
 // be told has died without a word, and with locker.NoRenew at its deadline.
+//
+// # A leader that stands still
+//
+// There is one case in which etcd ends a lease that is alive, and a second holder is possible before the first one knows. A leader that
+// stands still for longer than the TTL (its machine is paused or swaps, its disk does not write) is replaced, and the new one keeps the lease
+// alive. If the old one goes on, all leases are over by its clock. Until it has heard of the new leader, for some
+// milliseconds, it may have them deleted, and those requests reach the new leader and are carried out. etcd checks against that since
+// 3.5.13, but not if its raft clock has just ticked, as it has when a process is continued
+// (https://github.com/etcd-io/etcd/pull/16822, https://github.com/etcd-io/etcd/issues/12528; with 3.6.16, it happened after 3 of
+// 12 pauses). A client can do nothing about it: the holder is told as of any lock that is deleted, see above. What protects the
+// data is the fencing token, and Guard for what is in the same etcd. A TTL that is longer than members stand still avoids it.
+//
+// In the same milliseconds, the old leader confirms keep-alives, of which the new one knows nothing. That is detected: an answer that is
+// overdue only counts if a read shows that there is no newer leader. In due time, answers are not checked; for one of them to do harm, the
+// holder has to be cut off from the cluster right after, for half of the TTL.
 //
 // # Fencing tokens
 //
@@ -53,7 +68,7 @@
 //
 // # What it needs
 //
-// etcd 3.5.13 or later; before, a leader that had been deposed could confirm a lease. One member is asked, at first use (ErrVersion). With authentication, a role with
+// etcd 3.5.13 or later; before, a leader that had been deposed could confirm and delete leases for seconds. One member is asked, at first use (ErrVersion). With authentication, a role with
 // readwrite permission for the prefix of the keys:
 //
 //	etcdctl role grant-permission app --prefix=true readwrite locker/
@@ -61,8 +76,8 @@
 // A role that has it for less, such as locker/orders/, needs a Locker whose prefix (locker.Prefix) is that.
 //
 // Several endpoints, if the cluster has several members, and a client that notices dead connections (DialKeepAliveTime; Open sees to that):
-// the client goes on to use one that has died without a word, in turn with the others. Locks are not lost by that, since what is not answered is
-// asked of another one, but it takes its time.
+// the client goes on to use one that has died without a word, in turn with the others. Locks are not lost by that: what is not answered is
+// asked of another one, and an endpoint that did not answer is passed over for a second, and for up to half a minute if it still does not.
 //
 // An interval between compactions (--auto-compaction-retention) that is not too long, as for all that changes often: etcd keeps two
 // revisions for each lock that was held since.

@@ -1,6 +1,8 @@
 package etcdlock_test
 
 import (
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -12,7 +14,7 @@ import (
 // TestEndpointUnreachable has one endpoint of two or three that cannot be reached. It must cost neither locks nor leases.
 func TestEndpointUnreachable(t *testing.T) {
 	t.Parallel()
-	const ttl = 5 * time.Second
+	const ttl = 3 * time.Second
 	cluster := etcdtest.New(t, etcdtest.Options{})
 	root := administer(t, cluster.Client(t))
 	for name, c := range map[string]struct {
@@ -53,6 +55,54 @@ func TestEndpointUnreachable(t *testing.T) {
 			t.Logf("Unlock, and to be granted, took %v", time.Since(start).Round(time.Millisecond))
 			outlives(t, next, 1)
 			mustUnlock(t, next)
+		})
+	}
+}
+
+// TestEndpointSilent has one endpoint of two that does not answer any more, and many who lock and unlock. It is noticed, or else of the
+// requests that belong to a lock one would always meet it.
+func TestEndpointSilent(t *testing.T) {
+	t.Parallel()
+	const ttl, atOnce, each = 5 * time.Second, 4, 8
+	const slow = ttl / 3 / 2 * 3 / 4 // another endpoint is not asked before
+	cluster := etcdtest.New(t, etcdtest.Options{})
+	for name, fault := range map[string]faultproxy.Fault{"black hole": faultproxy.BlackHole(), "replies lost": faultproxy.DropReplies(), "hangs": faultproxy.Hang()} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			bad := behind(t, cluster.Member(0))
+			l := open(t, []string{bad.Addr(), behind(t, cluster.Member(0)).Addr()}, locker.TTL(ttl))
+			mustUnlock(t, mustLock(t, l, unique("key")))
+			bad.Set(fault)
+			var mu sync.Mutex
+			var took []time.Duration
+			var all sync.WaitGroup
+			for range atOnce {
+				all.Go(func() {
+					for range each {
+						start := time.Now()
+						lease, err := lock(l, unique("key"))
+						if err != nil {
+							t.Error(err)
+							continue
+						}
+						locked := time.Now()
+						if err := lease.Unlock(); err != nil {
+							t.Error(err)
+						}
+						mu.Lock()
+						took = append(took, locked.Sub(start), time.Since(locked))
+						mu.Unlock()
+					}
+				})
+			}
+			all.Wait()
+			slices.Sort(took)
+			t.Logf("half of the Locks and Unlocks take no more than %v, the slowest %v", took[len(took)/2], took[len(took)-1])
+			if usual := took[len(took)*3/4]; usual > slow {
+				t.Errorf("a quarter of the Locks and Unlocks take %v and longer: they have waited for the endpoint that is silent", usual)
+			}
+			bad.Heal()
+			works(t, l, l, 1)
 		})
 	}
 }

@@ -1,6 +1,7 @@
 package etcdlock
 
 import (
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/lockerkit/locker"
@@ -24,5 +25,12 @@ func FenceOf(lease *locker.Lease) string {
 func NewOn(client *clientv3.Client, kv func(clientv3.KV) clientv3.KV, opts ...locker.Option) locker.Locker {
 	b := newBackend(client, nil)
 	b.kv = kv(b.kv)
+	return newLocker(b, opts)
+}
+
+// NewWith is New with leases kept alive by what leases makes of the client's.
+func NewWith(client *clientv3.Client, leases func(pb.LeaseClient) pb.LeaseClient, opts ...locker.Option) locker.Locker {
+	b := newBackend(client, nil)
+	b.leases = leases(b.leases)
 	return newLocker(b, opts)
 }

@@ -21,6 +21,10 @@ type fence struct {
 func (f *fence) commit(ctx context.Context, kv clientv3.KV, ops []clientv3.Op) (*clientv3.TxnResponse, error) {
 	for range 10 {
 		known := f.revision.Load()
+		// The fence may have been raised because this call is no longer waited for: it is not to get past that.
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		resp, err := kv.Txn(ctx).
 			If(clientv3.Compare(clientv3.ModRevision(f.key), "=", known)).
 			Then(ops...).
@@ -49,6 +53,9 @@ func (f *fence) commit(ctx context.Context, kv clientv3.KV, ops []clientv3.Op) (
 
 // raise makes all requests fail that were sent before, and carries out ops in the same transaction.
 func (f *fence) raise(ctx context.Context, kv clientv3.KV, ops ...clientv3.Op) (*clientv3.TxnResponse, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err // as in commit
+	}
 	put := clientv3.OpPut(f.key, "", clientv3.WithLease(f.lease))
 	resp, err := kv.Txn(ctx).Then(append(ops, put)...).Commit()
 	if err == nil {

@@ -67,12 +67,12 @@ func TestMemberFails(t *testing.T) {
 					lease, err := lock(l, key)
 					if err != nil {
 						t.Errorf("waiter %d: %v", i, err)
+						order <- -1
 						return
 					}
 					r.granted(lease)
 					order <- i
-					// An election can outlast the waiter's own lease: then it is told.
-					if err := lease.Unlock(); err != nil && !errors.Is(err, locker.ErrLost) {
+					if err := lease.Unlock(); err != nil {
 						t.Errorf("waiter %d: %v", i, err)
 					}
 				})
@@ -83,20 +83,22 @@ func TestMemberFails(t *testing.T) {
 			eventually(t, "the lease is renewed, or lost", func() bool {
 				return holder.Err() != nil || holder.Deadline().After(start.Add(2*membersTTL))
 			})
-			if err := holder.Err(); err != nil {
-				t.Logf("the holder was told: %v", err)
-			} else if err := holder.Unlock(); err != nil {
-				t.Error(err)
-			}
-			heal()
+			mustUnlock(t, holder)
 			for i := range waiters {
-				got := <-order
-				if got != i && name != "leader paused" {
+				if got := <-order; got != i {
 					t.Errorf("waiter %d has the lock; want %d", got, i)
-				} else if got != i { // seen twice on a busy machine, and not explained: its claim was gone before its lease could have ended
-					t.Logf("waiter %d has the lock; waiter %d has lost its place", got, i)
 				}
 			}
+			all.Wait()
+			heal() // not before: what a leader that was paused can do then is for TestLeaderResumes
+			eventually(t, "the lock is granted", func() bool {
+				next, err := lock(open(t, cluster.Endpoints(), locker.TTL(membersTTL)), key)
+				if err != nil {
+					return false
+				}
+				r.granted(next)
+				return next.Unlock() == nil
+			})
 		})
 	}
 }
@@ -316,6 +318,9 @@ func TestMemberFrozen(t *testing.T) {
 	all.Wait()
 	slices.Sort(took)
 	median := took[len(took)/2]
+	if median > membersTTL/6 { // half the time that one attempt would have, if there was one endpoint
+		t.Errorf("half of the Locks take %v or more", median)
+	}
 	t.Logf("half of the Locks take no more than %v, the slowest %v", median.Round(time.Millisecond), took[len(took)-1].Round(time.Millisecond))
 	until := paused.Add(3 * membersTTL)
 	for _, lease := range leases {

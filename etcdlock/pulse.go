@@ -16,6 +16,7 @@ import (
 // server a check of that each time.
 type pulse struct {
 	client pb.LeaseClient
+	conn   *conn
 	life   context.Context
 	lease  clientv3.LeaseID
 
@@ -31,10 +32,11 @@ type pulseStream struct {
 	end context.CancelFunc
 }
 
-// beat sends a keep-alive and waits for its answer. It returns ErrLeaseNotFound if the lease is not there any more. If there are several
+// beat sends a keep-alive and waits for its answer. It returns the raft term that the member knew of which was asked, see
+// session.renew, and ErrLeaseNotFound if the lease is not there any more. If there are several
 // endpoints, another is asked beside the first if that does not answer soon: a dead connection must not cost a third of the TTL, as
 // the next attempt may be made on it, too.
-func (p *pulse) beat(ctx context.Context) error {
+func (p *pulse) beat(ctx context.Context) (term uint64, err error) {
 	n := p.endpoints()
 	if n <= 1 {
 		return p.beatOnce(ctx)
@@ -43,62 +45,71 @@ func (p *pulse) beat(ctx context.Context) error {
 	var running sync.WaitGroup
 	defer running.Wait() // after cancel
 	defer cancel()
-	answers := make(chan error, n+1)
+	type answer struct {
+		term uint64
+		err  error
+	}
+	answers := make(chan answer, n+1)
 	patience := time.NewTicker(p.bound / time.Duration(n+1))
 	defer patience.Stop()
 	for asked, answered := 0, 0; ; {
 		if asked <= n {
 			asked++
-			running.Go(func() { answers <- p.beatOnce(ctx) })
+			running.Go(func() {
+				term, err := p.beatOnce(ctx)
+				answers <- answer{term, err}
+			})
 		}
 		select {
-		case err := <-answers:
+		case a := <-answers:
 			answered++
-			if !isOutage(err) || answered > n || ctx.Err() != nil {
-				return err
+			if !isOutage(a.err) || answered > n || ctx.Err() != nil {
+				return a.term, a.err
 			}
 		case <-patience.C:
 		}
 	}
 }
 
-func (p *pulse) beatOnce(ctx context.Context) error {
+func (p *pulse) beatOnce(ctx context.Context) (term uint64, err error) {
 	p.mu.Lock()
 	s := p.idle
 	p.idle = nil
 	p.mu.Unlock()
 	if s != nil {
-		err := p.beatOn(ctx, s)
+		term, err := p.beatOn(ctx, s)
 		if err == nil || errors.Is(err, rpctypes.ErrLeaseNotFound) || timedOut(err) {
-			return err
+			return term, err
 		}
 		// The stream ended while it was idle, or just now.
 	}
 	streamCtx, end := context.WithCancel(p.life)
 	stop := context.AfterFunc(ctx, end)
-	stream, err := p.client.LeaseKeepAlive(streamCtx)
+	stream, err := openOnSome(streamCtx, p.conn, p.client.LeaseKeepAlive)
 	stop()
 	if err != nil {
 		end()
-		return errorOf(ctx, err)
+		return 0, errorOf(ctx, err)
 	}
 	return p.beatOn(ctx, &pulseStream{stream, end})
 }
 
 // beatOn keeps the stream for the next if all goes well, and else ends it.
-func (p *pulse) beatOn(ctx context.Context, s *pulseStream) error {
+func (p *pulse) beatOn(ctx context.Context, s *pulseStream) (term uint64, err error) {
 	stop := context.AfterFunc(ctx, s.end)
+	sent := time.Now()
 	resp, err := s.ask(p.lease)
+	p.conn.heard(endpointOf(s.Context()), sent, err)
 	if !stop() || err != nil {
 		s.end()
 		if err == nil {
 			err = ctx.Err()
 		}
-		return errorOf(ctx, err)
+		return 0, errorOf(ctx, err)
 	}
 	if resp.GetTTL() <= 0 {
 		s.end()
-		return rpctypes.ErrLeaseNotFound
+		return 0, rpctypes.ErrLeaseNotFound
 	}
 	p.mu.Lock()
 	s, p.idle = p.idle, s
@@ -106,7 +117,7 @@ func (p *pulse) beatOn(ctx context.Context, s *pulseStream) error {
 	if s != nil {
 		s.end()
 	}
-	return nil
+	return resp.GetHeader().GetRaftTerm(), nil
 }
 
 func (s *pulseStream) ask(lease clientv3.LeaseID) (*pb.LeaseKeepAliveResponse, error) {

@@ -18,8 +18,9 @@ import (
 //
 // The lease lives on the server for a TTL after it was last kept alive, or longer: a new leader of the cluster gives each lease a
 // whole TTL anew. So a lock is safe for a TTL from the moment when the last keep-alive that was answered had been sent, and what
-// the server adds only makes rivals wait longer. (Before 3.5.13, a leader that had been deposed and did not know it yet answered
-// keep-alives, and revoked leases that others had kept alive: https://github.com/etcd-io/etcd/issues/15247. Hence ErrVersion.)
+// the server adds only makes rivals wait longer. A leader that was deposed and does not know it yet answers keep-alives, and revokes
+// leases that others have kept alive: before 3.5.13 for as long as its raft loop stood still (https://github.com/etcd-io/etcd/issues/15247;
+// hence ErrVersion), since then for some milliseconds, see renew and the package documentation.
 type session struct {
 	b     *backend
 	asked time.Duration // the TTL that was asked for, under which backend.sessions has it
@@ -106,43 +107,37 @@ func (b *backend) open(o *opening, r locker.Request) {
 
 // grant asks for a lease. One whose answer gets lost has no keys, and ends by itself.
 func (b *backend) grant(r locker.Request) (*session, error) {
-	var sent time.Time
-	var lease *pb.LeaseGrantResponse
-	err := b.attempts(b.life, r.TTL, func(ctx context.Context) error {
-		err := b.checkVersion(ctx)
-		if err == nil {
-			sent = time.Now()
-			lease, err = b.leases.LeaseGrant(ctx, &pb.LeaseGrantRequest{TTL: int64(r.TTL / time.Second)})
+	type granted struct {
+		*pb.LeaseGrantResponse
+		sent time.Time
+	}
+	lease, err := attempts(b.life, b, r.TTL, func(ctx context.Context) (granted, error) {
+		if err := b.checkVersion(ctx); err != nil {
+			return granted{}, err
 		}
-		return err
+		sent := time.Now()
+		lease, err := onSome(ctx, b.conn, b.leases.LeaseGrant, &pb.LeaseGrantRequest{TTL: int64(r.TTL / time.Second)}, nil)
+		return granted{lease, sent}, err
 	})
 	if err != nil {
 		return nil, b.failure(err)
 	}
 	s := &session{
 		b: b, asked: r.TTL, ttl: time.Duration(lease.TTL) * time.Second, lease: clientv3.LeaseID(lease.ID),
-		refreshing: make(chan struct{}, 1), over: make(chan struct{}), confirmed: sent, used: sent, claims: make(map[*claim]struct{}), slots: make(map[string]*slots),
+		refreshing: make(chan struct{}, 1), over: make(chan struct{}), confirmed: lease.sent, used: lease.sent, claims: make(map[*claim]struct{}), slots: make(map[string]*slots),
 	}
 	s.fence.key, s.fence.lease = fenceKey(r.Prefix, s.lease), s.lease
 	s.steps = newBatcher(b, &s.fence, s.over)
-	s.pulse = pulse{client: b.leases, life: b.life, lease: s.lease, endpoints: b.endpoints, bound: attemptBound(s.ttl)}
+	s.pulse = pulse{client: b.leases, conn: b.conn, life: b.life, lease: s.lease, endpoints: b.endpoints, bound: attemptBound(s.ttl)}
 	return s, nil
 }
 
 // keepAlive renews the lease, and with it all keys that are attached to it. It returns ErrLost if the lease is not there any more.
 func (s *session) keepAlive(ctx context.Context) error {
-	sent := time.Now()
-	err := s.pulse.beat(ctx)
+	sent, err := s.renew(ctx)
 	switch {
 	case err == nil:
-		s.b.mu.Lock()
-		if sent.After(s.confirmed) {
-			s.confirmed = sent
-			if !s.isOver() && !s.b.closed {
-				s.alarm.Reset(s.untilAlarmLocked())
-			}
-		}
-		s.b.mu.Unlock()
+		s.confirm(sent)
 		s.b.watches.ping()
 		return nil
 	case errors.Is(err, rpctypes.ErrLeaseNotFound):
@@ -153,14 +148,84 @@ func (s *session) keepAlive(ctx context.Context) error {
 	return s.b.failure(err)
 }
 
+// renew has the lease renewed, and returns when what counts was sent.
+//
+// A leader that stood still while another was elected goes on, for some milliseconds, to answer keep-alives that wait for it, also in
+// etcd 3.5.13 and later: it takes itself for the leader if its clock has ticked just now. The leader since has given the lease
+// one TTL when it was elected, which was after the keep-alive before, and knows nothing of such an answer. If it comes in due time, half
+// of that TTL is left for the keep-alive after it. If it is overdue, the lease might be over before that: so it only counts if a read that
+// was sent after the answer, and which a majority has to confirm, finds the cluster in the same raft term as the member that has answered.
+func (s *session) renew(ctx context.Context) (sent time.Time, err error) {
+	for {
+		sent := time.Now()
+		term, err := s.pulse.beat(ctx)
+		if err != nil || s.inTime() {
+			return sent, err
+		}
+		verified := make(chan error, 1)
+		verify := func() {
+			now, err := s.raftTerm()
+			switch {
+			case err != nil:
+			case now == term, term == 0: // not told, by something else that speaks etcd's protocol
+				s.confirm(sent) // even if nobody waits for that any more
+			default:
+				err = errDeposed
+			}
+			verified <- err
+		}
+		if !s.b.running.start(verify) {
+			return sent, errClosed
+		}
+		select {
+		case err = <-verified:
+		case <-ctx.Done():
+			return sent, ctx.Err()
+		}
+		if !errors.Is(err, errDeposed) {
+			return sent, err
+		}
+		select {
+		case <-time.After(jittered(20 * time.Millisecond)): // it may also be a member that lags behind
+		case <-ctx.Done():
+			return sent, ctx.Err()
+		}
+	}
+}
+
+// inTime reports whether no more than half of the TTL has passed since the last keep-alive that counts.
+func (s *session) inTime() bool {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	return time.Since(s.confirmed) < s.ttl/2
+}
+
+// confirm has the session live from when a keep-alive was sent.
+func (s *session) confirm(sent time.Time) {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	if sent.After(s.confirmed) {
+		s.confirmed = sent
+		if !s.isOver() && !s.b.closed {
+			s.alarm.Reset(s.untilAlarmLocked())
+		}
+	}
+}
+
+// raftTerm returns the raft term of the cluster, as of a moment after the call.
+func (s *session) raftTerm() (uint64, error) {
+	r, err := attempts(s.b.life, s.b, s.ttl, func(ctx context.Context) (*clientv3.GetResponse, error) {
+		return s.b.kv.Get(ctx, s.fence.key, clientv3.WithCountOnly())
+	})
+	if err != nil {
+		return 0, err
+	}
+	return r.Header.RaftTerm, nil
+}
+
 // refresh keeps a session alive of which no keep-alive was answered for too long: a lock that begins on it might end before it is used.
 func (s *session) refresh(ctx context.Context) error {
-	overdue := func() bool {
-		s.b.mu.Lock()
-		defer s.b.mu.Unlock()
-		return s.overdueLocked()
-	}
-	if !overdue() {
+	if !s.overdue() {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, attemptBound(s.ttl))
@@ -171,10 +236,16 @@ func (s *session) refresh(ctx context.Context) error {
 	case <-ctx.Done():
 		return ErrNoAnswer
 	}
-	if !overdue() {
+	if !s.overdue() {
 		return nil
 	}
 	return s.keepAlive(ctx)
+}
+
+func (s *session) overdue() bool {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	return s.overdueLocked()
 }
 
 // overdueLocked reports whether a keep-alive should have been answered by now.
@@ -277,9 +348,9 @@ func (b *backend) revoke(s *session) {
 }
 
 func (b *backend) revokeOnce(ctx context.Context, s *session) error {
-	err := b.attempts(ctx, s.ttl, func(ctx context.Context) error {
-		_, err := b.leases.LeaseRevoke(ctx, &pb.LeaseRevokeRequest{ID: int64(s.lease)})
-		return rpctypes.Error(err)
+	_, err := attempts(ctx, b, s.ttl, func(ctx context.Context) (*pb.LeaseRevokeResponse, error) {
+		resp, err := onSome(ctx, b.conn, b.leases.LeaseRevoke, &pb.LeaseRevokeRequest{ID: int64(s.lease)}, nil)
+		return resp, rpctypes.Error(err)
 	})
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return nil

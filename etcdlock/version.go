@@ -23,7 +23,7 @@ func (b *backend) checkVersion(ctx context.Context) error {
 	if done {
 		return nil
 	}
-	status, err := pb.NewMaintenanceClient(b.conn).Status(ctx, &pb.StatusRequest{})
+	status, err := onSome(ctx, b.conn, pb.NewMaintenanceClient(b.conn.ClientConn).Status, &pb.StatusRequest{}, nil)
 	if err != nil && code(err) != codes.Unimplemented {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 // So a compaction does no harm, and no server is made to search its history for what has happened since a watch began.
 type watches struct {
 	client  pb.WatchClient
+	conn    *conn
 	life    context.Context
 	running *group
 
@@ -153,7 +154,7 @@ func (ws *watches) openLocked() *watchStream {
 	s := &watchStream{end: end, watches: make(map[int64]*watch), wake: make(chan struct{}, 1)}
 	ws.stream = s
 	run := func() {
-		if stream, err := ws.client.Watch(ctx); err == nil && ws.running.start(func() { s.send(ctx, ws, stream) }) {
+		if stream, err := openOnSome(ctx, ws.conn, ws.client.Watch); err == nil && ws.running.start(func() { s.send(ctx, ws, stream) }) {
 			ws.receive(s, stream)
 		}
 		end()

@@ -24,7 +24,8 @@ type Queue interface {
 	Next(ctx context.Context, l Leader) (job int64, err error)
 	// Submit hands in the result of a job: ErrOutOfOrder unless it is the next one.
 	Submit(ctx context.Context, l Leader, job int64) error
-	// Leave notes that the leader is about to unlock, so that its successor can tell how long the handover took.
+	// Leave notes that the leader is about to unlock, so that its successor can tell how long the handover took. That stands, also
+	// if a call arrives later that the leader sent before, and gave up when it was told to stop.
 	Leave(ctx context.Context, l Leader) error
 }
 
@@ -88,7 +89,9 @@ func (q *memoryQueue) fence(l Leader) (before Handover, err error) {
 	if l.Token > q.leader.Token && q.leader.Token > 0 {
 		before = Handover{From: q.leader.Name, Left: q.left, Ago: now.Sub(q.seen)}
 	}
-	q.leader, q.seen, q.left = l, now, false
+	if l.Token > q.leader.Token || !q.left {
+		q.leader, q.seen, q.left = l, now, false
+	}
 	return before, nil
 }
 
@@ -126,6 +129,8 @@ func (q *memoryQueue) Leave(_ context.Context, l Leader) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	_, err := q.fence(l)
-	q.left = err == nil
+	if err == nil {
+		q.left = true
+	}
 	return err
 }

@@ -18,6 +18,8 @@ if was[1] and was[1] ~= token then
   before = {leader = was[2], left = was[4] or '', ago = string.format('%.0f', now - was[3])}
 end
 local done = tonumber(was[5] or 0)
-redis.call('HSET', queue, 'token', token, 'leader', leader, 'seen', string.format('%.0f', now))
-redis.call('HDEL', queue, 'left')
+if was[1] ~= token or not was[4] then
+  redis.call('HSET', queue, 'token', token, 'leader', leader, 'seen', string.format('%.0f', now))
+  redis.call('HDEL', queue, 'left')
+end
 

@@ -95,6 +95,7 @@ func testQueue(t *testing.T, q Queue) {
 	}
 	expect("Leave again", q.Leave(ctx, bob), nil)
 	time.Sleep(5 * time.Millisecond) // to be measured
+	expectNext(bob, 3)               // sent before, and late
 	if h, err := q.Claim(ctx, cy); err != nil || h.From != "bob" || !h.Left || h.Ago < 5*time.Millisecond || h.Ago > patience {
 		t.Errorf("Claim after Leave = %+v, %v", h, err)
 	}

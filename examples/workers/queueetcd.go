@@ -67,7 +67,9 @@ func (s etcdState) after(l Leader, leaves bool, job int64) (etcdState, etcdAnswe
 	if l.Token > s.Token && s.Token > 0 {
 		a.before = Handover{From: s.Leader, Left: s.Left, Ago: max(now.Sub(s.Seen), 0)} // clocks may differ
 	}
-	s.Token, s.Leader, s.Seen, s.Left = l.Token, l.Name, now.UTC(), leaves
+	if l.Token > s.Token || !s.Left {
+		s.Token, s.Leader, s.Seen, s.Left = l.Token, l.Name, now.UTC(), leaves
+	}
 	if job == s.Done+1 {
 		s.Done, s.DoneBy = job, l.Token
 	}

@@ -62,8 +62,8 @@ WITH fenced AS (
 	ON CONFLICT (name) DO UPDATE SET
 		token = excluded.token,
 		leader = excluded.leader,
-		seen = clock_timestamp(),
-		has_left = excluded.has_left,
+		seen = CASE WHEN q.token = excluded.token AND q.has_left THEN q.seen ELSE clock_timestamp() END,
+		has_left = excluded.has_left OR q.token = excluded.token AND q.has_left,
 		done = q.done + (q.done + 1 = $5)::int,
 		was_leader = CASE WHEN q.token < excluded.token THEN q.leader END,
 		was_seen = CASE WHEN q.token < excluded.token THEN q.seen END,
