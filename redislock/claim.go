@@ -308,7 +308,7 @@ type tally struct {
 	refused   int
 	failed    int // did not answer
 	pending   int // may still answer
-	silent    int // of them, those that did not answer the last time
+	lagging   int // of them, those that others are not to be kept waiting for
 	again     bool
 	called    int // say that it is our turn
 	freed     int
@@ -322,8 +322,8 @@ func (c *claim) tally() (t tally) {
 			t.failed++
 		case p.pending:
 			t.pending++
-			if c.b.nodes[i].silent.Load() {
-				t.silent++
+			if c.b.nodes[i].lags() {
+				t.lagging++
 			}
 		case p.state == held && (c.phase == asking || p.token <= c.token):
 			t.held++
@@ -358,7 +358,7 @@ func (c *claim) acquire(ctx context.Context) (uint64, error) {
 		select {
 		case <-c.events:
 		case <-patience.C:
-			c.skipSilent()
+			c.skipLagging()
 		case <-ctx.Done():
 			return 0, context.Cause(ctx)
 		}
@@ -371,7 +371,7 @@ func (c *claim) acquire(ctx context.Context) (uint64, error) {
 		if decided {
 			return token, err
 		}
-		if t.pending > 0 && t.pending == t.silent && !impatient {
+		if t.pending > 0 && t.pending == t.lagging && !impatient {
 			// All that are known to be alive have answered. Those that did not answer the last time get as long as that
 			// took, again, instead of the whole bound.
 			impatient = true
@@ -383,12 +383,12 @@ func (c *claim) acquire(ctx context.Context) (uint64, error) {
 // minPatience is how long a node is waited for, at least, that did not answer the last time.
 const minPatience = 20 * time.Millisecond
 
-// skipSilent gives up those who have not answered yet, and did not the last time.
-func (c *claim) skipSilent() {
+// skipLagging gives up those that have not answered yet, and did not the last time.
+func (c *claim) skipLagging() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for i := range c.places {
-		if p := &c.places[i]; p.pending && c.b.nodes[i].silent.Load() {
+		if p := &c.places[i]; p.pending && c.b.nodes[i].lags() {
 			p.skipped = true
 		}
 	}

@@ -20,6 +20,7 @@ type node struct {
 
 	inFlight atomic.Int32
 	silent   atomic.Bool // a request was not answered in time, and nothing else has been since it was sent
+	late     atomic.Bool // it was not waited for when others had answered, and has not answered since
 	answers  atomic.Int64
 	ahead    atomic.Int64 // by how much the server's clock was ahead of ours in its last answer, in microseconds; 0 if unknown
 
@@ -47,6 +48,9 @@ var errSilent = errors.New("redis: the server has not answered lately")
 // others can do without, or that is known to be silent, so it need not be as short as the Redlock algorithm has it.
 func nodeBound(ttl time.Duration) time.Duration { return min(ttl/2, maxTimeout) }
 
+// lags reports whether others should not be kept waiting for this node.
+func (n *node) lags() bool { return n.late.Load() || n.silent.Load() }
+
 // full reports whether no more should be asked of the node for now.
 func (n *node) full() bool { return n.silent.Load() && n.inFlight.Load() >= maxToSilent }
 
@@ -60,6 +64,7 @@ func (n *node) call(ctx context.Context, bound time.Duration, request func(ctx c
 	case err == nil || isReply(err) || isLost(err):
 		n.answers.Add(1)
 		n.silent.Store(false)
+		n.late.Store(false)
 	case n.answers.Load() == before: // else it is only slow: machines are, at times
 		n.silent.Store(true)
 	}

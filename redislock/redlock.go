@@ -223,12 +223,24 @@ func (b *redlock) Release(ctx context.Context, g locker.Grant) error {
 		select {
 		case <-c.events:
 		case <-patience.C:
+			c.noteLate()
 			return nil
 		case <-ctx.Done():
 			if settled {
 				return nil
 			}
 			return errNoAnswer
+		}
+	}
+}
+
+// noteLate notes which nodes were not worth waiting for.
+func (c *claim) noteLate() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range c.places {
+		if p := &c.places[i]; p.pending || p.state == held || p.state == unknown {
+			c.b.nodes[i].late.Store(true)
 		}
 	}
 }
@@ -251,21 +263,21 @@ func (c *claim) giveBack(ctx context.Context) bool {
 // nodes are still to answer that answered before.
 func (c *claim) released() (settled bool, waiting int, err error) {
 	t := c.tally()
-	var failed, silent int
+	var failed, lagging int
 	for i := range c.places {
 		switch p := &c.places[i]; {
 		case p.state == unknown && p.err != nil && !p.pending:
 			failed++
 		case p.pending || p.state == held || p.state == unknown:
 			waiting++
-			if c.b.nodes[i].silent.Load() {
-				silent++
+			if c.b.nodes[i].lags() {
+				lagging++
 			}
 		}
 	}
 	switch gone := len(c.places) - t.freed - waiting - failed; {
 	case t.freed >= c.b.quorum:
-		return true, waiting - silent, nil
+		return true, waiting - lagging, nil
 	case gone > len(c.places)-c.b.quorum:
 		return true, 0, locker.ErrLost
 	case waiting == 0:

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"math/rand/v2"
@@ -68,6 +69,71 @@ func contend(sides []side, addrs []string, contenders, rounds int, round, hold, 
 	return w.Flush()
 }
 
+// herd prints how fast contenders of each side who arrive together get a key once each.
+func herd(sides []side, addrs []string, contenders, rounds int) error {
+	w := table()
+	fmt.Fprintf(w, "\tacquisitions/s\tall have had it after\t\n")
+	for _, s := range sides {
+		var total time.Duration
+		for range rounds {
+			took, err := stampede(slices.Repeat([]side{s}, contenders), addrs)
+			if err != nil {
+				return err
+			}
+			total += took
+		}
+		fmt.Fprintf(w, "%s\t%.0f\t%v\t\n", s.name, float64(rounds*contenders)/total.Seconds(), (total / time.Duration(rounds)).Round(time.Millisecond))
+	}
+	return w.Flush()
+}
+
+// stampede has contenders lock and unlock the same key once each, and returns how long that takes.
+func stampede(contenders []side, addrs []string) (time.Duration, error) {
+	locks, end, err := openAll(contenders, addrs)
+	defer end()
+	if err != nil {
+		return 0, err
+	}
+	key := fmt.Sprint("stampede-", time.Now().UnixNano())
+	errs := make([]error, len(locks))
+	begin := time.Now()
+	var wg sync.WaitGroup
+	for i, lock := range locks {
+		wg.Go(func() {
+			unlock, err := lock(context.Background(), key)
+			if err == nil {
+				err = unlock()
+			}
+			errs[i] = err
+		})
+	}
+	wg.Wait()
+	return time.Since(begin), errors.Join(errs...)
+}
+
+// openAll opens locks and their connections.
+func openAll(contenders []side, addrs []string) (locks []lock, end func(), err error) {
+	var ends []closer
+	end = func() {
+		for _, end := range ends {
+			end()
+		}
+	}
+	for i, c := range contenders {
+		lock, end := c.open(addrs)
+		ends = append(ends, end)
+		locks = append(locks, lock)
+		unlock, err := lock(context.Background(), fmt.Sprint("warm-up-", i))
+		if err == nil {
+			err = unlock()
+		}
+		if err != nil {
+			return nil, end, fmt.Errorf("%s: %w", c.name, err)
+		}
+	}
+	return locks, end, nil
+}
+
 // share prints how two kinds share a key during a migration.
 func share(addrs []string, half, rounds int, round time.Duration) error {
 	us := side{"redislock.New", ours(func(clients []redis.UniversalClient, opts ...locker.Option) locker.Locker {
@@ -94,19 +160,10 @@ func share(addrs []string, half, rounds int, round time.Duration) error {
 
 // race has contenders lock and unlock the same key until the time is over.
 func race(contenders []side, addrs []string, round, hold, rest time.Duration) ([]outcome, error) {
-	locks := make([]lock, len(contenders))
-	for i, c := range contenders {
-		lock, end := c.open(addrs)
-		defer end()
-		locks[i] = lock
-		// Connections come first.
-		unlock, err := lock(context.Background(), fmt.Sprint("warm-up-", i))
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", c.name, err)
-		}
-		if err := unlock(); err != nil {
-			return nil, fmt.Errorf("%s: %w", c.name, err)
-		}
+	locks, end, err := openAll(contenders, addrs)
+	defer end()
+	if err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), round)
 	defer cancel()

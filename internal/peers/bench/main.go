@@ -59,6 +59,10 @@ func run(servers, holed, contenders, rounds int, round, latencies time.Duration)
 	if err := contend(redlocks(), addrs, contenders, rounds, round, work, rest); err != nil {
 		return err
 	}
+	fmt.Printf("\n%d who arrive together on %d servers, and want the key once each:\n", contenders, servers)
+	if err := herd(redlocks(), addrs, contenders, rounds); err != nil {
+		return err
+	}
 	fmt.Printf("\nOne lock and unlock on %d servers, without contention:\n", servers)
 	if err := measure(redlocks(), proxies, holed, latencies); err != nil {
 		return err
