@@ -43,7 +43,7 @@ func closer(t *testing.T, rdb redis.UniversalClient, proxies []*faultproxy.Proxy
 }
 
 // groupTTL is a TTL for tests with many processes and proxies, on a machine that may be busy.
-const groupTTL = 2 * time.Second
+const groupTTL = 1500 * time.Millisecond
 
 // onCluster returns a harness for the nodes of a cluster. Each Locker has a proxy to each node.
 func onCluster(t *testing.T, c *redistest.Cluster) conformance.Harness {
