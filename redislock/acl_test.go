@@ -56,7 +56,7 @@ func TestPermissionsAreUsed(t *testing.T) {
 	t.Parallel()
 	server := redistest.New(t, redistest.Options{})
 	admin := dial(t, server.Addr())
-	rules, _, replicated := documentedACL(t)
+	rules, _, replicated, _ := documentedACL(t)
 	setUser(t, admin, rules+replicated)
 	client := func() *redis.Client {
 		rdb := redis.NewClient(&redis.Options{Addr: server.Addr(), Username: "app", Password: "pw", DB: 1})
@@ -87,7 +87,7 @@ func TestPermissionsAreUsed(t *testing.T) {
 func TestPermissionsOnACluster(t *testing.T) {
 	t.Parallel()
 	c := redistest.NewCluster(t, redistest.ClusterOptions{})
-	rules, more, _ := documentedACL(t)
+	rules, more, _, _ := documentedACL(t)
 	for _, node := range c.Nodes() {
 		setUser(t, c.Admin(node), rules+more)
 	}
@@ -127,6 +127,34 @@ func TestPermissionsOnACluster(t *testing.T) {
 	}
 }
 
+func TestPermissionsOnSentinels(t *testing.T) {
+	t.Parallel()
+	s := redistest.NewSentinels(t, redistest.SentinelOptions{})
+	_, _, _, rules := documentedACL(t)
+	for _, sentinel := range s.Sentinels() {
+		setUser(t, dial(t, sentinel.Addr()), "-@all "+rules)
+	}
+	o := s.FailoverOptions()
+	o.SentinelUsername, o.SentinelPassword, o.DisableIdentity = "app", "pw", false
+	rdb := redis.NewFailoverClient(o)
+	defer rdb.Close()
+	l := open(t, rdb)
+	mustUnlock(t, mustLock(t, l, "k"))
+	old := s.Master(t)
+	old.Kill()
+	s.AwaitFailover(t, old)
+	eventually(t, 20*time.Second, "the new master is found", func() bool {
+		lease, err := l.TryLock(t.Context(), "k")
+		return err == nil && lease.Unlock() == nil
+	})
+	for _, sentinel := range s.Sentinels() {
+		log, err := dial(t, sentinel.Addr()).ACLLog(t.Context(), 10).Result()
+		if err != nil || len(log) > 0 {
+			t.Errorf("refused on sentinel %s: %+v, %v", sentinel.Addr(), log, err)
+		}
+	}
+}
+
 // TestScriptsDisabled has servers on which EVAL, or all scripts, are forbidden in the ways that providers have.
 func TestScriptsDisabled(t *testing.T) {
 	t.Parallel()
@@ -140,7 +168,7 @@ func TestScriptsDisabled(t *testing.T) {
 		})
 	}
 	server := redistest.New(t, redistest.Options{})
-	rules, _, _ := documentedACL(t)
+	rules, _, _, _ := documentedACL(t)
 	setUser(t, dial(t, server.Addr()), strings.Replace(rules, "+eval ", "", 1)+" -@scripting")
 	rdb := redis.NewClient(&redis.Options{Addr: server.Addr(), Username: "app", Password: "pw"})
 	defer rdb.Close()

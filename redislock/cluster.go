@@ -14,8 +14,8 @@ import (
 // cluster sends scripts to the nodes of a Redis Cluster.
 //
 // Each node is a server with a client of its own, so that its commands heed their ctx and share connections as those of a
-// single server do. go-redis's ClusterClient does neither unless its options say so. It keeps the map of the slots, and follows
-// the redirections by which a node tells that a slot is not, or no longer, its own.
+// single server do. go-redis's ClusterClient does neither unless its options say so. It keeps the map of the slots, and
+// follows the redirections by which a node tells that a slot is not, or no longer, its own.
 type cluster struct {
 	cc    *redis.ClusterClient
 	known atomic.Bool // the map of the slots: to ask for the node of a key then takes no round trip
@@ -75,8 +75,8 @@ func (c *cluster) node(ctx context.Context, key string) (*client, error) {
 	return node, nil
 }
 
-// learn gets the map of the slots, or waits until another caller has got it. It asks one node after the other, in random order
-// and without regard to ctx; one that hangs is not waited for long.
+// learn gets the map of the slots, or waits until another caller has got it. It asks one node after the other, in random
+// order and without regard to ctx; one that hangs is not waited for long.
 func (c *cluster) learn(ctx context.Context) error {
 	ctx, cancel := timed(ctx)
 	defer cancel()

@@ -52,8 +52,8 @@ var (
 	// ErrBusy: the server runs somebody's script that takes too long.
 	ErrBusy = errors.New("redis: the server is busy with a script")
 
-	// ErrUnsupported: the server lacks a command that is needed, or an option of one. It is older than Redis 6.2, or somebody
-	// has disabled EVAL or EVALSHA.
+	// ErrUnsupported: the server lacks a command that is needed, or an option of one. It is older than Redis 6.2, or
+	// somebody has disabled EVAL or EVALSHA.
 	ErrUnsupported = errors.New("redis: the server is older than 6.2, or lacks commands that are needed")
 )
 
@@ -98,8 +98,8 @@ func explain(err error) error {
 	return err
 }
 
-// meaningOf makes an error of go-redis one of the above, if it is one, and reports whether the server refused the command, and
-// has done nothing.
+// meaningOf makes an error of go-redis one of the above, if it is one, and reports whether the server refused the
+// command, and has done nothing.
 func meaningOf(err error) (meaning error, refused bool) {
 	var reply redis.Error
 	var short *shortfall

@@ -95,8 +95,8 @@ func TestAuthentication(t *testing.T) {
 }
 
 // documentedACL returns the rules that the package documentation lists: for one server, those a cluster needs in addition, and
-// those NewReplicated does.
-func documentedACL(t *testing.T) (server, cluster, replicated string) {
+// those NewReplicated does; and for sentinels.
+func documentedACL(t *testing.T) (server, cluster, replicated, sentinel string) {
 	t.Helper()
 	source, err := os.ReadFile("redislock.go")
 	if err != nil {
@@ -118,11 +118,11 @@ func documentedACL(t *testing.T) (server, cluster, replicated string) {
 	if !ok {
 		t.Fatal(commands[1])
 	}
-	return server, commands[2], commands[3]
+	return server, commands[2], commands[3], commands[4]
 }
 
 func TestPermissions(t *testing.T) {
-	documentedACL, _, _ := documentedACL(t)
+	documentedACL, _, _, _ := documentedACL(t)
 	server := redistest.New(t, redistest.Options{})
 	admin := dial(t, server.Addr())
 	user := func(name, rules string) *redis.Client {

@@ -11,8 +11,8 @@ import (
 	"github.com/lockerkit/locker/redislock"
 )
 
-// TestFailover has the master die, or hang for a while, while a lease is held that the replicas have received: the lease goes on,
-// and nobody else gets the lock, also when the old master is back.
+// TestFailover has the master die, or hang for a while, while a lease is held that the replicas have received: the lease
+// goes on, and nobody else gets the lock, also when the old master is back.
 func TestFailover(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct{ down, up func(*redistest.Server) error }{
@@ -67,8 +67,9 @@ func TestFailover(t *testing.T) {
 	}
 }
 
-// TestFailoverToAReplicaWithoutTheLock has the link to the replicas cut before a lock is granted, and then the master die. The
-// new master grants the lock to somebody else. Its former holder is told at the next renewal, and has the smaller token.
+// TestFailoverToAReplicaWithoutTheLock has the link to the replicas cut before a lock is granted, and then the master
+// die. The new master grants the lock to somebody else. Its former holder is told at the next renewal, and has the
+// smaller token.
 func TestFailoverToAReplicaWithoutTheLock(t *testing.T) {
 	t.Parallel()
 	s := redistest.NewSentinels(t, redistest.SentinelOptions{})

@@ -37,9 +37,10 @@
 //
 // # One server
 //
-// There is never a second holder while the server keeps its data: at most one process is granted a key, and it knows that its lease
-// is over before the server does. A server that is down grants nothing, and leases that cannot be renewed end. After a crash, what
-// "appendfsync everysec" has not yet written is forgotten, as are all locks of a server that persists nothing.
+// There is never a second holder while the server keeps its data, and its clock, by which keys expire, is not set
+// forward: at most one process is granted a key, and it knows that its lease is over before the server does. A server
+// that is down grants nothing, and leases that cannot be renewed end. After a crash, what "appendfsync everysec" has not
+// yet written is forgotten, as are all locks of a server that persists nothing.
 //
 // # Several independent servers: Redlock
 //
@@ -69,43 +70,45 @@
 //
 // # Sentinel
 //
-// Give New what redis.NewFailoverClient returns, or Open a URL that begins with redis+sentinel://. A failover is ridden out by leases whose TTL is
-// longer than it takes, if the replica that takes over has received them; who waits in line, or asks, meanwhile gets an error, and
-// Lead goes on.
+// Give New what redis.NewFailoverClient returns, or Open a URL that begins with redis+sentinel://. A failover is ridden
+// out by leases whose TTL is longer than it takes, if the replica that takes over has received them; who waits in line,
+// or asks, meanwhile gets an error, and Lead goes on.
 //
-// Redis replicates asynchronously, so that there can be a second holder in two cases. A replica may take over that had not received
-// the lock: that is the last moment before the master died, or longer if the link was down. The former holder learns of it at its next
-// renewal, as for a server without its data. And a master that was cut off, or hung, goes on serving those who can still reach it, until
-// Sentinel has made a replica of it: what it grants meanwhile is forgotten. With min-replicas-to-write 1 and a short
-// min-replicas-max-lag in its configuration it refuses that after the lag (ErrReplicas). Tokens increase in both cases, unless the
-// new master's clock is behind.
+// Redis replicates asynchronously, so that there can be a second holder in two cases. A replica may take over that had
+// not received the lock: that is the last moment before the master died, or longer if the link was down. The former
+// holder learns of it at its next renewal, as for a server without its data. And a master that was cut off, or hung, goes
+// on serving those who can still reach it, until Sentinel has made a replica of it: what it grants meanwhile is
+// forgotten. With min-replicas-to-write 1 and a short min-replicas-max-lag in its configuration it refuses that after the
+// lag (ErrReplicas). Tokens increase in both cases, unless the new master's clock is behind.
 //
 // # Replicas that confirm
 //
-// NewReplicated has each lock confirmed by replicas before it is granted, by way of WAIT. A failover to one of these then keeps the
-// lock. It does not make replication consistent: Sentinel need not choose one of these, unless all have to confirm; a renewal is not waited for, so that
-// a replica that was cut off since may have let the lock expire; and a master that is cut off with its replicas still grants.
+// NewReplicated has each lock confirmed by replicas before it is granted, by way of WAIT. A failover to one of these then
+// keeps the lock. It does not make replication consistent: Sentinel need not choose one of these, unless all have to
+// confirm; a renewal is not waited for, so that a replica that was cut off since may have let the lock expire; and a
+// master that is cut off with its replicas still grants.
 //
 // # Redis Cluster
 //
-// Give New a *redis.ClusterClient, or Open a URL that begins with redis+cluster://. Each lock and its companions are in one slot, whatever braces
-// the key has, so that keys spread over the nodes. Each shard is like a master with Sentinel, with the same gaps. When a master has died, its
-// replica is found as soon as another node knows of it.
+// Give New a *redis.ClusterClient, or Open a URL that begins with redis+cluster://. Each lock and its companions are in
+// one slot, whatever braces the key has, so that keys spread over the nodes. Each shard is like a master with Sentinel,
+// with the same gaps. When a master has died, its replica is found as soon as go-redis has asked a node that knows of it:
+// at once, or, if it happens to ask one that hangs, when the client's ReadTimeout has passed.
 //
-// Slots may move while locks are held, renewed and waited for. While a slot is on its way, Redis refuses scripts with several keys
-// (TRYAGAIN), so that Lock, TryLock and Unlock of its keys wait until it has arrived: for a TTL at most, and then the error is
-// ErrSlot. Leases are renewed all the while. If it takes more than three seconds, those in line may lose their order.
+// Slots may move while locks are held, renewed and waited for. While a slot is on its way, Redis refuses scripts with
+// several keys (TRYAGAIN), so that Lock, TryLock and Unlock of its keys wait until it has arrived: for a TTL at most, and
+// then the error is ErrSlot. Leases are renewed all the while. If it takes more than three seconds, those in line may
+// lose their order.
 //
-// Messages to waiters are published, which a cluster passes on to all of its nodes: each Unlock for which somebody waits costs a message
-// between every two nodes. Sharded channels, which do not, are not used: they came with Redis 7.
+// Messages to waiters are published, and a cluster passes those on: each Unlock for which somebody waits costs a message to
+// every node. Sharded channels, which do not cost that, are not used: they came with Redis 7.
 //
 // # Managed servers
 //
-// Nothing is asked of the server's configuration: no CONFIG, no INFO, no keyspace notifications, no persistence. EVAL has to be
-// allowed (else ErrUnsupported or ErrPermission). What holds for Sentinel holds for services that fail over to a replica, such
-// as Amazon ElastiCache, Memorystore or Azure Cache, whose client is that of one server or of a cluster; services that replicate
-// synchronously, such as Amazon MemoryDB, lose no lock in a failover. A service that spreads keys over its nodes behind a proxy keeps hash
-// tags together, as a cluster does. A replication between regions that both accept writes gives two holders: lock in one region.
+// Nothing is asked of the server's configuration: no CONFIG, no INFO, no keyspace notifications, no persistence. EVAL has
+// to be allowed (else ErrUnsupported or ErrPermission). A service that fails over to a replica has the gaps that Sentinel
+// has, unless it replicates synchronously; a replication between regions that both accept writes gives two holders, so
+// lock in one region. Whether the client is redis.NewClient's or redis.NewClusterClient's is what the service says.
 //
 // A redis.Ring is refused: it moves the keys of a server that does not answer to others.
 //
@@ -129,7 +132,7 @@
 //
 // On sentinels, go-redis uses
 //
-//	ACL SETUSER app +hello +auth +client +ping +sentinel +subscribe &+switch-master &+slave-reconf-done
+//	ACL SETUSER app +hello +auth +client +ping +sentinel +subscribe &+switch-master &+replica-reconf-done
 //
 // # A server that cannot be reached
 //
@@ -234,4 +237,4 @@ func (b *backend) Close() error {
 
 // errRing is why a Ring cannot keep locks.
 var errRing = fmt.Errorf("%w: a redis.Ring cannot keep locks: when a server does not answer for a moment, it moves that server's keys to "+
-	"others, which then grant them to a second holder; use a redis.ClusterClient", locker.ErrInvalidOption)
+	"others, which then grant them to a second holder", locker.ErrInvalidOption)

@@ -104,7 +104,7 @@ func (c *client) runReplicated(ctx context.Context, s *script, keys int, words [
 
 func onOneConn(ctx context.Context, rdb *redis.Client, s *script, keys int, words []string, replicas int, within time.Duration) (any, int64, error) {
 	conn := rdb.Conn()
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	cmd := command(ctx, s, keys, words)
 	err := conn.Process(ctx, cmd)
 	if isNoScript(err) {

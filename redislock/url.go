@@ -15,17 +15,17 @@ import (
 	"github.com/lockerkit/locker"
 )
 
-// ParseURL returns the options of the client that Open makes for a URL, to be passed to redis.NewUniversalClient: for a program
-// that does more with its client than to lock, and gives it to New. These are the URLs:
+// ParseURL returns the options of the client that Open makes for a URL, to be passed to redis.NewUniversalClient: for a
+// program that does more with its client than to lock, and gives it to New. These are the URLs:
 //
 //	redis://user:password@host:6379/0                       one server
 //	unix://user:password@/run/redis.sock?db=0               one server, by way of a socket
 //	redis+sentinel://user:password@s1:26379,s2,s3/mymaster/0   the master that these sentinels know by that name
 //	redis+cluster://user:password@h1:6379,h2,h3             a Redis Cluster, some of whose nodes these are
 //
-// With rediss instead of redis, connections are encrypted, to sentinels too. User and password are for the servers; sentinels that
-// want them have the parameters sentinel_username and sentinel_password. A cluster has the parameter max_redirects. All
-// other parameters are those of redis.ParseURL.
+// With rediss instead of redis, connections are encrypted, to sentinels too. User and password are for the servers;
+// sentinels that want them have the parameters sentinel_username and sentinel_password. A cluster has the parameter
+// max_redirects. All other parameters are those of redis.ParseURL.
 func ParseURL(rawURL string) (*redis.UniversalOptions, error) {
 	o, err := parse(rawURL)
 	if err != nil {

@@ -151,6 +151,15 @@ func TestSentinels(t *testing.T) {
 	if err := isMaster(ctx, s.Admin(old)); err == nil {
 		t.Error("the old master is one again")
 	}
+	replica := s.Servers()[2]
+	if replica == now {
+		replica = s.Servers()[1]
+	}
+	replica.Kill()
+	s.RestartReplica(t, replica)
+	if value := s.Admin(replica).Get(ctx, "key").Val(); value != "2" {
+		t.Errorf("on a replica that came back: %q", value)
+	}
 	// A sentinel knows what it knew when it comes back.
 	sentinel := s.Sentinels()[0]
 	sentinel.Kill()

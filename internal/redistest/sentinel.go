@@ -259,7 +259,7 @@ func (s *Sentinels) RestartReplica(tb testing.TB, server *Server) {
 	host, port, _ := strings.Cut(s.Master(tb).Addr(), ":")
 	err := server.Restart()
 	if err == nil {
-		err = s.clients[server].SlaveOf(ctx, host, port).Err()
+		err = s.clients[server].ReplicaOf(ctx, host, port).Err()
 	}
 	for err == nil {
 		if err = linkUp(ctx, s.clients[server]); err == nil {
