@@ -260,6 +260,7 @@ func (c *claim) confirm(ctx context.Context, i int) {
 func (c *claim) lineUp(ctx context.Context, i int) {
 	p := &c.places[i]
 	names, arrival, doubt := c.names, c.arrival, p.doubt || p.state == unknown
+	p.called = false // a call that comes from now on may be faster than the answer
 	var turn, late bool
 	err := c.do(ctx, i, func(ctx context.Context, n *node) (err error) {
 		turn, late, err = n.lineUp(ctx, names, c.left, arrival, doubt)
@@ -274,7 +275,7 @@ func (c *claim) lineUp(ctx context.Context, i int) {
 		}
 		return
 	}
-	p.state, p.err, p.arrival, p.called = refused, nil, arrival, turn
+	p.state, p.err, p.arrival, p.called = refused, nil, arrival, p.called || turn
 }
 
 // leave gives back what a node has granted, and leaves its line.

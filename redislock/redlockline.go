@@ -15,7 +15,9 @@ func (b *redlock) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 		return locker.Grant{}, err
 	}
 	c := b.newClaim(r, true)
-	c.waiters = make([]*waiter, len(b.nodes))
+	for i, n := range b.nodes { // before it is in line: the call may be faster than the answer
+		c.waiters = append(c.waiters, n.line.join(c.names, &ear{c, i}))
+	}
 	for try := 1; ; try++ {
 		sent := time.Now()
 		token, err := c.acquire(ctx)
@@ -96,9 +98,6 @@ func (c *claim) lineUpAgain(ctx context.Context) {
 // expect makes sure that each node calls, or is asked.
 func (c *claim) expect() {
 	for i, n := range c.b.nodes {
-		if c.waiters[i] == nil {
-			c.waiters[i] = n.line.join(c.names, &ear{c, i})
-		}
 		c.mu.Lock()
 		remaining := time.Duration(0)
 		if r := c.places[i].refusal; r != nil {
@@ -112,9 +111,7 @@ func (c *claim) expect() {
 // forget ends the waiting on our side.
 func (c *claim) forget() {
 	for i, w := range c.waiters {
-		if w != nil {
-			c.b.nodes[i].line.leave(w)
-		}
+		c.b.nodes[i].line.leave(w)
 	}
 }
 
