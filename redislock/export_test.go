@@ -13,3 +13,6 @@ func NewBackend(rdb redis.UniversalClient) locker.Backend { return newBackend(rd
 func NewRedlockBackend(clients []redis.UniversalClient) locker.Backend {
 	return newRedlock(clients, nil)
 }
+
+// LineupSHA and ConfirmSHA are how a proxy recognises requests.
+var LineupSHA, ConfirmSHA = lineupScript.sha, confirmScript.sha

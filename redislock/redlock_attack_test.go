@@ -2,7 +2,9 @@ package redislock_test
 
 import (
 	"context"
+	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -87,5 +89,134 @@ func TestRedlockCalledBeforeTheAnswer(t *testing.T) {
 			}
 			mustUnlock(t, lease)
 		})
+	}
+}
+
+func sends(what string) func([]byte) bool {
+	return func(sent []byte) bool { return strings.Contains(string(sent), what) }
+}
+
+// TestRedlockMinorityOfAWaiter has a waiter get a minority of the locks, and the request to give them back lost: the lock that is
+// left there must not stay until its TTL has passed.
+func TestRedlockMinorityOfAWaiter(t *testing.T) {
+	servers := newIndependent(t, 3)
+	rdbs := servers.dialEach(t)
+	proxies, addresses := servers.proxied(t)
+	l := openRedlock(t, addresses, locker.TTL(time.Minute))
+	for range 3 {
+		mustUnlock(t, mustLock(t, l, "warm"))
+	}
+	name := redislock.DefaultPrefix + "k"
+	for _, rdb := range rdbs[1:] {
+		rdb.Set(t.Context(), name, "foreign", 0)
+	}
+	proxies[0].SetWhere(sends(redislock.LineupSHA), faultproxy.BlackHole())
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = l.Lock(ctx, "k")
+	}()
+	eventually(t, 5*time.Second, "it has a minority", func() bool { return rdbs[0].Exists(ctx, name).Val() == 1 })
+	eventually(t, 10*time.Second, "it is in line elsewhere", func() bool { return inLine(t, rdbs[1], "k") == 1 })
+	time.Sleep(3 * time.Second) // what is sent to the first server gets lost, and is given up after two seconds
+	proxies[0].Heal()
+	eventually(t, 10*time.Second, "the minority is given back, though the waiter still waits", func() bool { return rdbs[0].Exists(ctx, name).Val() == 0 })
+	cancel()
+	<-done
+}
+
+// TestRedlockLateAfterTTL cuts a server off for longer than a TTL: what was sent to it then arrives when all is over.
+func TestRedlockLateAfterTTL(t *testing.T) {
+	servers := newIndependent(t, 3)
+	rdbs := servers.dialEach(t)
+	proxies, addresses := servers.proxied(t)
+	ttl := 3 * time.Second
+	l := openRedlock(t, addresses, locker.TTL(ttl))
+	for range 3 {
+		mustUnlock(t, mustLock(t, l, "warm"))
+	}
+	name := redislock.DefaultPrefix + "k"
+	proxies[0].Set(faultproxy.Hang())
+	mustUnlock(t, mustLock(t, l, "k"))
+	time.Sleep(2*ttl + 3*time.Second)
+	proxies[0].Heal()
+	healed, seen := time.Now(), time.Duration(0)
+	for time.Since(healed) < 2*ttl {
+		if rdbs[0].Exists(t.Context(), name).Val() == 1 {
+			seen = time.Since(healed)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	t.Logf("last seen %v after the server could be reached again", seen)
+	if seen > ttl*2/3 {
+		t.Errorf("nobody has the lock, and it was there for %v", seen)
+	}
+}
+
+// TestRedlockRepairAfterContest restarts one server after the other while somebody tries the lock again and again: that gets him a
+// lesser part of the locks at times, which must not keep the holder from getting it back.
+func TestRedlockRepairAfterContest(t *testing.T) {
+	servers := newIndependent(t, 3)
+	rdbs := servers.dialEach(t)
+	a, b := openRedlock(t, servers.addresses(), locker.TTL(3*time.Second)), openRedlock(t, servers.addresses())
+	lease := mustLock(t, a, "k")
+	value := rdbs[0].Get(t.Context(), redislock.DefaultPrefix+"k").Val()
+	for i, server := range servers {
+		server.Kill()
+		if err := server.Restart(); err != nil {
+			t.Fatal(err)
+		}
+		rdb := dial(t, server.Addr())
+		eventually(t, 2*time.Second, "the server answers", func() bool { return rdb.Ping(t.Context()).Err() == nil })
+		if _, err := b.TryLock(t.Context(), "k"); !errors.Is(err, locker.ErrLocked) {
+			t.Errorf("TryLock: %v; want ErrLocked", err)
+		}
+		start := time.Now()
+		for rdb.Get(t.Context(), redislock.DefaultPrefix+"k").Val() != value {
+			if time.Since(start) > 5*time.Second {
+				t.Errorf("server %d: the holder has not got the lock back", i)
+				break
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+	if err := lease.Err(); err != nil {
+		t.Errorf("after each server was restarted, one after the other: %v", err)
+	}
+}
+
+// TestRedlockLateRepair has the request to repair a server arrive when the lock has been given back.
+func TestRedlockLateRepair(t *testing.T) {
+	servers := newIndependent(t, 3)
+	rdbs := servers.dialEach(t)
+	proxies, addresses := servers.proxied(t)
+	l := openRedlock(t, addresses, locker.TTL(6*time.Second))
+	for range 3 {
+		mustUnlock(t, mustLock(t, l, "warm"))
+	}
+	name := redislock.DefaultPrefix + "k"
+	lease := mustLock(t, l, "k")
+	eventually(t, 5*time.Second, "the lock is everywhere", func() bool { return rdbs[0].Exists(t.Context(), name).Val() == 1 })
+	rdbs[0].FlushAll(t.Context())
+	// The first request to repair is held back; its repetition, on another connection, is not.
+	var once sync.Once
+	held := false
+	proxies[0].SetWhere(func(sent []byte) bool {
+		hit := false
+		if strings.Contains(string(sent), redislock.ConfirmSHA) || strings.Contains(string(sent), "not holder and ttl") {
+			once.Do(func() { hit, held = true, true })
+		}
+		return hit
+	}, faultproxy.Fault{ToServer: faultproxy.Flow{Mode: faultproxy.Hold}})
+	eventually(t, 15*time.Second, "the server is repaired", func() bool { return rdbs[0].Exists(t.Context(), name).Val() == 1 })
+	mustUnlock(t, lease)
+	eventually(t, 5*time.Second, "all is over", func() bool { return rdbs[0].Exists(t.Context(), name).Val() == 0 })
+	t.Log("held back:", held)
+	proxies[0].Heal()
+	for start := time.Now(); time.Since(start) < time.Second; time.Sleep(2 * time.Millisecond) {
+		if rdbs[0].Exists(t.Context(), name).Val() == 1 {
+			t.Fatalf("the late request has brought back a lock that was released, for %v", rdbs[0].PTTL(t.Context(), name).Val())
+		}
 	}
 }
