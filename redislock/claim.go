@@ -54,7 +54,7 @@ type place struct {
 	refusal *refusal
 	err     error // of the last request, if that failed
 	doubt   bool  // a request of the present try was given up, and may still be on its way
-	late    bool  // one to line up was, of whatever try
+	late    bool  // one to line up was, of whatever try, or one to repair
 
 	arrival string // in the node's line
 	called  bool   // it is our turn here
@@ -242,7 +242,7 @@ func (c *claim) confirm(ctx context.Context, i int) {
 	names, token := c.names, c.token
 	var ours bool
 	err := c.do(ctx, i, func(ctx context.Context, n *node) (err error) {
-		ours, err = n.confirm(ctx, names, token, 0)
+		ours, _, err = n.confirm(ctx, names, token, 0) // one that is late does nothing when the lock is not ours
 		return err
 	})
 	p := &c.places[i]

@@ -129,11 +129,12 @@ func (c *claim) repair(ctx context.Context, i int) {
 		return
 	}
 	names, token, ttl := c.names, c.token, c.request.TTL
-	var ours bool
+	var ours, late bool
 	err := c.do(ctx, i, func(ctx context.Context, n *node) (err error) {
-		ours, err = n.confirm(ctx, names, token, ttl)
+		ours, late, err = n.confirm(ctx, names, token, ttl)
 		return err
 	})
+	p.late = p.late || late
 	switch {
 	case err != nil:
 		p.state, p.err = unknown, err
