@@ -42,7 +42,9 @@ func TestRedlockCalledBeforeTheAnswer(t *testing.T) {
 		}
 		return 0
 	}
-	samePlace := func() bool { return place(rdbs[1]) == place(rdbs[0]) && place(rdbs[2]) == place(rdbs[0]) && place(rdbs[0]) > 0 }
+	samePlace := func() bool {
+		return place(rdbs[1]) == place(rdbs[0]) && place(rdbs[2]) == place(rdbs[0]) && place(rdbs[0]) > 0
+	}
 
 	held := mustLock(t, a, "k")
 	first := make(chan *locker.Lease)
@@ -63,7 +65,7 @@ func TestRedlockCalledBeforeTheAnswer(t *testing.T) {
 		proxy.SetWhere(func(sent []byte) bool { return strings.Contains(string(sent), "evalsha") },
 			faultproxy.Fault{ToClient: faultproxy.Flow{Delay: later}})
 	}
-	mustUnlock(t, mustLock(t, b, "warm")) // from now on it knows that the servers are not near
+	mustUnlock(t, mustLock(t, b, "warm"))                 // from now on it knows that the servers are not near
 	for name, behind := range map[string][]*redis.Client{ // where it comes behind a stranger
 		"refused":  rdbs,     // its place is the same everywhere
 		"lined up": rdbs[:1], // it has to tell two servers of its place at the third
