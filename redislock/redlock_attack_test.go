@@ -3,6 +3,7 @@ package redislock_test
 import (
 	"context"
 	"errors"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -219,6 +220,91 @@ func TestRedlockLateRepair(t *testing.T) {
 	for start := time.Now(); time.Since(start) < time.Second; time.Sleep(2 * time.Millisecond) {
 		if rdbs[0].Exists(t.Context(), name).Val() == 1 {
 			t.Fatalf("the late request has brought back a lock that was released, for %v", rdbs[0].PTTL(t.Context(), name).Val())
+		}
+	}
+}
+
+// TestRedlockStaysInLine has a server leave the first request of a waiter unanswered. A later try fails, too: it is still in line there.
+func TestRedlockStaysInLine(t *testing.T) {
+	servers := newIndependent(t, 3)
+	rdbs := servers.dialEach(t)
+	proxies, addresses := servers.proxied(t)
+	l := openRedlock(t, addresses, locker.TTL(10*time.Second))
+	for range 3 {
+		mustUnlock(t, mustLock(t, l, "warm"))
+	}
+	name := redislock.DefaultPrefix + "k"
+	foreign := func(ttl time.Duration) {
+		for _, rdb := range rdbs {
+			rdb.Set(t.Context(), name, "foreign", ttl)
+		}
+	}
+	foreign(0)
+	for _, c := range proxies[0].Conns() { // what the present connections carry is not answered
+		c.Set(faultproxy.DropReplies())
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = l.Lock(ctx, "k")
+	}()
+	everywhere := func() bool { return inLine(t, rdbs[0], "k")+inLine(t, rdbs[1], "k")+inLine(t, rdbs[2], "k") == 3 }
+	eventually(t, 10*time.Second, "it is in line everywhere", everywhere)
+	time.Sleep(2500 * time.Millisecond) // whatever is not answered has been given up
+	callHead(t, rdbs)                   // for nothing: another try, which is refused, too
+	time.Sleep(500 * time.Millisecond)
+	rdbs[0].Del(ctx, name) // at this server, it is granted the lock the next time
+	callHead(t, rdbs)
+	time.Sleep(500 * time.Millisecond)
+	eventually(t, 5*time.Second, "it is in line everywhere", everywhere)
+	cancel()
+	<-done
+}
+
+// TestRedlockManyTries lets a waiter try again and again, with a server that does not answer: that costs no more goroutines the
+// longer it lasts.
+func TestRedlockManyTries(t *testing.T) {
+	servers := newIndependent(t, 3)
+	rdbs := servers.dialEach(t)
+	proxies, addresses := servers.proxied(t)
+	l := openRedlock(t, addresses, locker.TTL(10*time.Second))
+	for range 3 {
+		mustUnlock(t, mustLock(t, l, "warm"))
+	}
+	name := redislock.DefaultPrefix + "k"
+	rdbs[1].Set(t.Context(), name, "foreign", 0)
+	proxies[0].Set(faultproxy.BlackHole())
+	ctx, cancel := context.WithTimeout(t.Context(), 12*time.Second)
+	defer cancel()
+	before := runtime.NumGoroutine()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, err := l.Lock(ctx, "k")
+		t.Log(err)
+	}()
+	rdbs[2].Set(t.Context(), name, "foreign", 0)
+	eventually(t, 10*time.Second, "it is in line", func() bool { return inLine(t, rdbs[1], "k") == 1 && inLine(t, rdbs[2], "k") == 1 })
+	most := 0
+	for ctx.Err() == nil {
+		callHead(t, rdbs[1:])
+		most = max(most, runtime.NumGoroutine())
+		time.Sleep(time.Millisecond)
+	}
+	<-done
+	if most > before+50 {
+		t.Errorf("%d goroutines before, %d at some time", before, most)
+	}
+}
+
+// callHead calls the first in line, whether it is its turn or not.
+func callHead(t *testing.T, rdbs []*redis.Client) {
+	queue := "{" + redislock.DefaultPrefix + "k}:locker:queue:"
+	for _, rdb := range rdbs {
+		if head := rdb.ZRange(context.Background(), queue, 0, 0).Val(); len(head) == 1 {
+			process, owner, _ := strings.Cut(head[0], ":")
+			rdb.Publish(context.Background(), "locker:"+process, owner)
 		}
 	}
 }
