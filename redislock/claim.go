@@ -133,7 +133,7 @@ func (c *claim) askOne(ctx context.Context, i, try int, a attempt) {
 	var token uint64
 	var refusal *refusal
 	err := errSilent
-	if !n.full() {
+	if c.wants(try) && !n.full() {
 		err = n.call(ctx, nodeBound(a.ttl), func(ctx context.Context) (err error) {
 			token, refusal, err = n.acquire(ctx, &a)
 			return err
@@ -163,6 +163,13 @@ func (c *claim) askOne(ctx context.Context, i, try int, a attempt) {
 	}
 	c.settleLocked(ctx, i)
 	c.wake()
+}
+
+// wants reports whether the answer to a try still matters: the node may have kept the one before waiting for long.
+func (c *claim) wants(try int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return try == c.tries && c.phase != over
 }
 
 // enter makes p the phase, and settles what is not under way. (What is settles itself when its answer comes.)
