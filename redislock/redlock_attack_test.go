@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -311,5 +312,25 @@ func callHead(t *testing.T, rdbs []*redis.Client) {
 			process, owner, _ := strings.Cut(head[0], ":")
 			rdb.Publish(context.Background(), "locker:"+process, owner)
 		}
+	}
+}
+
+// TestRedlockContestWithASlowServer has a key that nobody has a majority of, and a server that is slow: TryLock does not wait.
+func TestRedlockContestWithASlowServer(t *testing.T) {
+	servers := newIndependent(t, 3)
+	rdbs := servers.dialEach(t)
+	proxies, addresses := servers.proxied(t)
+	l := openRedlock(t, addresses, locker.TTL(30*time.Second))
+	mustUnlock(t, mustLock(t, l, "warm"))
+	proxies[0].SetWhere(sends("evalsha"), faultproxy.Delay(250*time.Millisecond))
+	for i, rdb := range rdbs[:2] {
+		rdb.Set(t.Context(), redislock.DefaultPrefix+"k", "foreign "+strconv.Itoa(i), 0)
+	}
+	start := time.Now()
+	if _, err := l.TryLock(t.Context(), "k"); !errors.Is(err, locker.ErrLocked) {
+		t.Errorf("TryLock: %v; want ErrLocked", err)
+	}
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("TryLock took %v", took)
 	}
 }
