@@ -54,7 +54,7 @@ type place struct {
 	refusal *refusal
 	err     error // of the last request, if that failed
 	doubt   bool  // a request of the present try was given up, and may still be on its way
-	late    bool  // one to line up was, of whatever try
+	late    bool  // one to line up was, of whatever try, or one to repair
 	had     bool  // the lock was granted here, and an answer to giving it back got lost
 
 	arrival string // in the node's line
@@ -134,7 +134,7 @@ func (c *claim) askOne(ctx context.Context, i, try int, a attempt) {
 	var token uint64
 	var refusal *refusal
 	err := errSilent
-	if !n.full() {
+	if c.wants(try) && !n.full() {
 		err = n.call(ctx, nodeBound(a.ttl), func(ctx context.Context) (err error) {
 			token, refusal, err = n.acquire(ctx, &a)
 			return err
@@ -164,6 +164,13 @@ func (c *claim) askOne(ctx context.Context, i, try int, a attempt) {
 	}
 	c.settleLocked(ctx, i)
 	c.wake()
+}
+
+// wants reports whether the answer to a try still matters: the node may have kept the one before waiting for long.
+func (c *claim) wants(try int) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return try == c.tries && c.phase != over
 }
 
 // enter makes p the phase, and settles what is not under way. (What is settles itself when its answer comes.)
@@ -243,7 +250,7 @@ func (c *claim) confirm(ctx context.Context, i int) {
 	names, token := c.names, c.token
 	var ours bool
 	err := c.do(ctx, i, func(ctx context.Context, n *node) (err error) {
-		ours, _, err = n.confirm(ctx, names, token, 0)
+		ours, _, err = n.confirm(ctx, names, token, 0) // one that is late does nothing when the lock is not ours
 		return err
 	})
 	p := &c.places[i]
@@ -261,6 +268,7 @@ func (c *claim) confirm(ctx context.Context, i int) {
 func (c *claim) lineUp(ctx context.Context, i int) {
 	p := &c.places[i]
 	names, arrival, doubt := c.names, c.arrival, p.doubt || p.state == unknown
+	p.called = false // a call that comes from now on may be faster than the answer
 	var turn, late bool
 	err := c.do(ctx, i, func(ctx context.Context, n *node) (err error) {
 		turn, late, err = n.lineUp(ctx, names, c.left, arrival, doubt)

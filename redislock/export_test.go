@@ -19,3 +19,6 @@ func NamesOf(prefix, key string) []string {
 	n := namesOf(locker.Request{Prefix: prefix, Key: key}, "")
 	return []string{n.lock, n.fence, n.queue, n.alive, n.gone}
 }
+
+// LineupSHA and ConfirmSHA are how a proxy recognises requests.
+var LineupSHA, ConfirmSHA = lineupScript.sha, confirmScript.sha

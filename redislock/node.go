@@ -171,7 +171,7 @@ func (n *node) payOff(owed []debt) bool {
 }
 
 // confirm makes token the last one of the node, and reports whether the lock there is still what the owner was granted. With a
-// TTL, it sets a lock that is gone again; late means that a first request, given up, may yet do so.
+// TTL, it sets a lock that is gone again; late means that a first request, given up, may yet arrive.
 func (n *node) confirm(ctx context.Context, names names, token uint64, ttl time.Duration) (ours, late bool, err error) {
 	words := []string{names.lock, names.fence, names.gone, names.value, strconv.FormatUint(token, 10)}
 	if ttl > 0 {

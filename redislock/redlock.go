@@ -142,6 +142,7 @@ func (b *redlock) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 	}
 	// One attempt; but where several fell upon a free lock at the same time and nobody has got it, nobody is served by
 	// telling each of them that it is locked.
+	begin := time.Now()
 	for c, again := b.newClaim(r, false), 1; ; again++ {
 		sent := time.Now()
 		token, err := c.acquire(ctx)
@@ -153,7 +154,7 @@ func (b *redlock) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 		if !errors.As(err, &vote) {
 			return locker.Grant{}, locker.NotAcquired(err) // what may be left is given back by the claim
 		}
-		if !vote.contested || again == contests || !sleep(ctx, c.spread(again)) {
+		if !vote.contested || again == contests || time.Since(begin) > contestFor || !sleep(ctx, c.spread(again)) {
 			return locker.Grant{}, vote.held
 		}
 		next := b.newClaim(r, false)
@@ -162,14 +163,22 @@ func (b *redlock) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 	}
 }
 
-// contests is how many times a lock is tried that is contested.
-const contests = 8
+const (
+	// contests is how many times a lock is tried that is contested.
+	contests = 8
+
+	// contestFor is for how long that goes on, at the most: with servers that are slow, it would take long.
+	contestFor = 500 * time.Millisecond
+
+	// maxSpread bounds what is waited between two tries for each that has been made.
+	maxSpread = 200 * time.Millisecond
+)
 
 // spread returns a random time to wait before the next try, so that the same ones do not meet again.
 func (c *claim) spread(try int) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return rand.N(time.Duration(min(try, contests)) * max(2*c.took, 2*time.Millisecond))
+	return rand.N(time.Duration(min(try, contests)) * min(max(2*c.took, 2*time.Millisecond), maxSpread))
 }
 
 // sleep waits, unless ctx ends first.

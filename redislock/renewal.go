@@ -134,7 +134,7 @@ func (c *claim) repair(ctx context.Context, i int) {
 		ours, late, err = n.confirm(ctx, names, token, ttl)
 		return err
 	})
-	p.doubt = p.doubt || late
+	p.late = p.late || late
 	switch {
 	case err != nil:
 		p.state, p.err = unknown, err

@@ -17,7 +17,11 @@ $line
 if member then
   leave_line(queue, alive, member)
   if doubt then
-    redis.call('SET', gone, 'left', 'PX', $refuse)
+    if member == '' then -- one try was given up, and the owner may go on with the next
+      redis.call('SET', gone, '1', 'NX', 'PX', $refuse)
+    else
+      redis.call('SET', gone, 'left', 'PX', $refuse)
+    end
     if KEYS[5] and KEYS[5] ~= gone then redis.call('SET', KEYS[5], 'left', 'PX', $refuse) end
   end
 end
