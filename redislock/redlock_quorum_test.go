@@ -377,8 +377,12 @@ func TestRedlockLateRequest(t *testing.T) {
 				}
 				return true
 			}
-			eventually(t, 20*time.Second, "nothing is left at any server", clean) // by new connections, once the old ones are given up
-			proxies[0].Heal()                                                     // what was held back arrives
+			// By new connections, once the old ones are given up; the mark says that this was done.
+			eventually(t, 20*time.Second, "nothing is left at any server", func() bool {
+				marks := rdbs[0].Keys(context.Background(), "{"+redislock.DefaultPrefix+key+"}:locker:gone:*").Val()
+				return len(marks) > 0 && clean()
+			})
+			proxies[0].Heal() // what was held back arrives
 			deadline := time.Now().Add(500 * time.Millisecond)
 			for time.Now().Before(deadline) {
 				if !clean() {
