@@ -2,7 +2,6 @@ package redislock
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -135,7 +134,7 @@ func (a *attempt) answer(reply any) (uint64, *refusal, error) {
 		}
 		return token, nil, nil
 	case int64:
-		return 0, nil, locker.NotAcquired(errors.New("redis: the request came after its owner had given up"))
+		return 0, nil, locker.NotAcquired(errGivenUp)
 	case []any:
 		if len(reply) == 3 {
 			value, _ := reply[0].(string)

@@ -56,6 +56,7 @@ type place struct {
 	doubt   bool  // a request of the present try was given up, and may still be on its way
 	late    bool  // one to line up was, of whatever try, or one to repair
 	had     bool  // the lock was granted here, and an answer to giving it back got lost
+	owed    bool  // the node will be asked to take it back until it answers
 
 	arrival string // in the node's line
 	called  bool   // it is our turn here
@@ -119,6 +120,7 @@ func (c *claim) ask(ctx context.Context) {
 		p := &c.places[i]
 		if p.doubt || p.state == unknown || p.state == held { // of the try before, and it has not been possible to give it back
 			c.b.nodes[i].owe(before, c.request.TTL)
+			p.state = nothing
 		}
 		p.pending, p.skipped, p.called = true, false, false
 		try := c.tries
@@ -292,11 +294,7 @@ func (c *claim) leave(ctx context.Context, i int) {
 	p := &c.places[i]
 	names, inLine, doubt := c.names, p.state != held, p.doubt || p.late || p.state == unknown
 	err := c.do(ctx, i, func(ctx context.Context, n *node) error {
-		err := n.giveBack(ctx, names, c.left, inLine, doubt)
-		if err != nil && !isLost(err) {
-			n.owe(names, c.request.TTL)
-		}
-		return err
+		return n.giveBack(ctx, names, c.left, inLine, doubt)
 	})
 	switch {
 	case err == nil || isLost(err) && p.had: // the first time, if not now
@@ -306,6 +304,10 @@ func (c *claim) leave(ctx context.Context, i int) {
 	default:
 		p.had = p.had || p.state == held
 		p.state, p.err = unknown, err
+		if c.phase == over && !p.owed { // else it is only a place in line, which expires soon
+			c.b.nodes[i].owe(names, c.request.TTL)
+			p.owed = true
+		}
 	}
 }
 
@@ -357,6 +359,9 @@ func (c *claim) tally() (t tally) {
 // acquire makes one try at the lock: it returns the token, or a *splitVote if it was refused. Afterwards the claim is
 // holding; or, after an error, still asking or confirming.
 func (c *claim) acquire(ctx context.Context) (uint64, error) {
+	if err := c.b.tooFull(); err != nil {
+		return 0, err
+	}
 	c.ask(ctx)
 	start := time.Now()
 	patience := time.NewTimer(time.Hour)

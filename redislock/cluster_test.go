@@ -90,6 +90,7 @@ func onCluster(t *testing.T, c *redistest.Cluster) conformance.Harness {
 }
 
 func TestConformanceCluster(t *testing.T) {
+	wires.Thorough(t) // but not without Restart: see TestConformanceReshard
 	conformance.Run(t, onCluster(t, redistest.NewCluster(t, redistest.ClusterOptions{})))
 }
 

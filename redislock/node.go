@@ -44,6 +44,9 @@ const maxToSilent = 256
 // errSilent is the error of a request that was not sent.
 var errSilent = errors.New("redis: the server has not answered lately")
 
+// errGivenUp is what a node says to a request that it takes for a late one of an owner who has given up.
+var errGivenUp = errors.New("redis: the request came after its owner had given up")
+
 // nodeBound is how long one node may take to answer a request about a lease. Nobody waits for that long for a node that
 // others can do without, or that is known to be silent, so it need not be as short as the Redlock algorithm has it.
 func nodeBound(ttl time.Duration) time.Duration { return min(ttl/2, maxTimeout) }
@@ -206,8 +209,11 @@ func (n *node) giveBack(ctx context.Context, names names, left string, inLine, d
 func (n *node) yes(ctx context.Context, s *script, keys int, words []string) (yes, late bool, err error) {
 	for i := 1; ; i++ {
 		reply, err := n.client.run(ctx, s, keys, words)
-		if err == nil {
-			return reply == int64(1), late, nil
+		if err == nil && reply == int64(-1) {
+			err = errGivenUp
+		}
+		if err == nil || errors.Is(err, errGivenUp) {
+			return reply == int64(1), late, err
 		}
 		late = late || !isReply(err) && !isDial(err)
 		if i == attempts || !pause(ctx, err, i) {

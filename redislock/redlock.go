@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,8 +21,8 @@ import (
 // the others: no replication, and better no machine. Three and five are usual numbers; an even one is no safer than the odd
 // one below it. Every process must be given the same servers.
 //
-// The Locker uses the clients' connections and never closes them, as that of New. Without clients, every Lock returns
-// ErrInvalidOption.
+// The Locker uses the clients' connections and never closes them, as that of New. Without clients, or with two for the same
+// address, every Lock returns ErrInvalidOption.
 func NewRedlock(clients []redis.UniversalClient, opts ...locker.Option) locker.Locker {
 	return newLocker(newRedlock(clients, nil), opts)
 }
@@ -57,6 +58,10 @@ func newRedlock(clients []redis.UniversalClient, closeClients func() error) *red
 		name := "server " + strconv.Itoa(i+1)
 		if c, ok := client.(*redis.Client); ok {
 			name = c.Options().Addr
+		}
+		// What go-redis calls "FailoverClient" may be anything.
+		if strings.ContainsAny(name, ":/") && slices.ContainsFunc(b.nodes, func(n *node) bool { return n.name == name }) {
+			b.invalid = fmt.Errorf("%w: %s is there twice: a majority has to be one of different servers", locker.ErrInvalidOption, name)
 		}
 		n := &node{backend: newBackend(client, b.process, nil), name: name, life: b.life, running: &b.running}
 		if n.unfit != nil {

@@ -40,8 +40,12 @@ func (s independent) dialEach(t testing.TB) (clients []*redis.Client) {
 	return clients
 }
 
-func TestRedlockWithoutServers(t *testing.T) {
-	for _, clients := range [][]redis.UniversalClient{nil, {nil, nil, nil}} {
+func TestRedlockWithoutQuorumOfServers(t *testing.T) {
+	one := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"})
+	defer one.Close()
+	same := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"})
+	defer same.Close()
+	for _, clients := range [][]redis.UniversalClient{nil, {nil, nil, nil}, {one, same}} {
 		l := redislock.NewRedlock(clients)
 		if _, err := l.Lock(t.Context(), "k"); !errors.Is(err, locker.ErrInvalidOption) {
 			t.Errorf("Lock without servers: %v; want ErrInvalidOption", err)
@@ -54,6 +58,7 @@ func TestRedlockWithoutServers(t *testing.T) {
 
 // TestRedlockEvenSplit has four servers, two of which say that one rival has the lock, and two, another one.
 func TestRedlockEvenSplit(t *testing.T) {
+	t.Parallel()
 	servers := newIndependent(t, 4)
 	rdbs := servers.dialEach(t)
 	for i, rdb := range rdbs {
@@ -131,6 +136,7 @@ func TestRedlockContenders(t *testing.T) {
 
 // TestRedlockTryLockContest has many try a free key at the same moment: somebody gets it, and only one.
 func TestRedlockTryLockContest(t *testing.T) {
+	t.Parallel()
 	servers := newIndependent(t, 5)
 	var ls []locker.Locker
 	for range 8 {
@@ -169,6 +175,7 @@ func TestRedlockTryLockContest(t *testing.T) {
 
 // TestRedlockTokenIsWrittenBack lets one server be far ahead with its tokens: what it mints, a majority has to know.
 func TestRedlockTokenIsWrittenBack(t *testing.T) {
+	t.Parallel()
 	servers := newIndependent(t, 3)
 	rdbs := servers.dialEach(t)
 	l := openRedlock(t, servers.addresses())
@@ -207,6 +214,7 @@ func TestRedlockTokenIsWrittenBack(t *testing.T) {
 
 // TestRedlockRepair restarts servers without data under a lease: a minority gets it back, a majority is a loss.
 func TestRedlockRepair(t *testing.T) {
+	t.Parallel()
 	servers := newIndependent(t, 5)
 	rdbs := servers.dialEach(t)
 	l := openRedlock(t, servers.addresses(), locker.TTL(3*time.Second))
@@ -254,6 +262,7 @@ func TestRedlockRepair(t *testing.T) {
 
 // TestRedlockMajorityDead: a typed error, in a bounded time, that says what is wrong.
 func TestRedlockMajorityDead(t *testing.T) {
+	t.Parallel()
 	for name, fault := range map[string]faultproxy.Fault{"refused": faultproxy.Refuse(), "black-holed": faultproxy.BlackHole()} {
 		t.Run(name, func(t *testing.T) {
 			servers := newIndependent(t, 5)
@@ -334,6 +343,7 @@ func TestRedlockMinorityBlackHoled(t *testing.T) {
 
 // TestRedlockLateRequest has the first request to one server arrive when all is over.
 func TestRedlockLateRequest(t *testing.T) {
+	t.Parallel()
 	servers := newIndependent(t, 3)
 	rdbs := servers.dialEach(t)
 	w := wires.New(servers.addresses()...)

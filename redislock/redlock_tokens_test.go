@@ -18,6 +18,7 @@ import (
 // TestRedlockTokensIncrease takes locks, while of five servers at most two at a time are killed and come back, with their data at once
 // or without it after a TTL, or are paused; and holders unlock, or let their leases expire. LOCKER_TRIALS is in thousands.
 func TestRedlockTokensIncrease(t *testing.T) {
+	t.Parallel()
 	const ttl = 400 * time.Millisecond
 	acquisitions := int64(1000 * wires.Trials(t, 2))
 	keepsData := func(i int) bool { return i%2 == 0 }
@@ -118,6 +119,7 @@ func TestRedlockTokensIncrease(t *testing.T) {
 
 // TestRedlockBeyondItsAssumptions shows that what the documentation says can happen does happen.
 func TestRedlockBeyondItsAssumptions(t *testing.T) {
+	t.Parallel()
 	restart := func(t *testing.T, server *redistest.Server) {
 		server.Kill()
 		if err := server.Restart(); err != nil {

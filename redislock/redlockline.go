@@ -80,6 +80,9 @@ func (c *claim) lineUpAll(ctx context.Context) {
 				c.arrival = a
 			}
 		}
+		if c.arrival == "" { // nobody has refused it, but nobody has kept it either
+			c.arrival = c.b.least()
+		}
 	}
 	c.enterLocked(ctx, waiting)
 }

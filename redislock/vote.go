@@ -34,6 +34,20 @@ func (e *noQuorumError) Error() string {
 // Unwrap returns ErrNoQuorum and the reasons.
 func (e *noQuorumError) Unwrap() []error { return append([]error{ErrNoQuorum}, e.reasons...) }
 
+// tooFull returns an ErrNoQuorum if too many nodes are full: then the others need not be asked either.
+func (b *redlock) tooFull() error {
+	var reasons []error
+	for _, n := range b.nodes {
+		if n.full() {
+			reasons = append(reasons, n.blame(errSilent))
+		}
+	}
+	if len(reasons) > len(b.nodes)-b.quorum {
+		return &noQuorumError{len(b.nodes), reasons}
+	}
+	return nil
+}
+
 // agreed returns the token for a lock that a quorum has granted: the greatest that one of them has minted. A try that has been
 // granted before had another one confirmed, perhaps, than a node minted that was not asked then: a quorum has it.
 func (c *claim) agreed() (token uint64) {
