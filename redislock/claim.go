@@ -410,7 +410,7 @@ func (c *claim) skipLagging() {
 // decide reports whether the outcome of a try is certain, and what it is. It begins to confirm when there is a quorum.
 func (c *claim) decide(ctx context.Context, t tally) (decided bool, err error) {
 	q := c.b.quorum
-	if c.phase == asking && t.held >= q && !(t.again && t.pending > 0) {
+	if c.phase == asking && t.held >= q && (!t.again || t.pending == 0) {
 		c.token = c.agreed()
 		c.enterLocked(ctx, confirming)
 		t = c.tally()
