@@ -47,7 +47,7 @@ type place struct {
 	busy sync.Mutex // held during a request: the requests to a node about one claim go out one after the other
 
 	state   state
-	pending bool // the node has not answered yet whether it grants the lock, or that of the last release
+	pending bool // the node has not answered the present try yet
 	skipped bool // the pending answer is not waited for any more
 	again   bool // it was granted before, to this same try
 	token   uint64
@@ -148,7 +148,7 @@ func (c *claim) askOne(ctx context.Context, i, try int, a attempt) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if try != c.tries { // another try did not wait for this answer
-		if a.sent && refusal == nil {
+		if a.sent && refusal == nil || a.doubt {
 			a.names.member = ""
 			n.owe(a.names, a.ttl)
 		}
@@ -320,7 +320,6 @@ type tally struct {
 	pending   int // may still answer
 	lagging   int // of them, those that others are not to be kept waiting for
 	again     bool
-	called    int // say that it is our turn
 	freed     int
 }
 
@@ -346,9 +345,6 @@ func (c *claim) tally() (t tally) {
 		default:
 			t.refused++
 		}
-		if p.called {
-			t.called++
-		}
 		if p.state == freed {
 			t.freed++
 		}
@@ -356,7 +352,7 @@ func (c *claim) tally() (t tally) {
 	return t
 }
 
-// acquire makes one try at the lock: it returns the token, or a *splitVote if it was refused. Afterwards the claim is
+// acquire makes one try at the lock: it returns the token, or a *refusedVote. Afterwards the claim is
 // holding; or, after an error, still asking or confirming.
 func (c *claim) acquire(ctx context.Context) (uint64, error) {
 	if err := c.b.tooFull(); err != nil {
