@@ -30,6 +30,7 @@ func (s independent) proxied(t *testing.T) (proxies []*faultproxy.Proxy, address
 // TestRedlockCalledBeforeTheAnswer has messages overtake the answers by which a waiter learns that it is in line: it is called all
 // the same, and not by the poll.
 func TestRedlockCalledBeforeTheAnswer(t *testing.T) {
+	t.Parallel()
 	servers := newIndependent(t, 3)
 	rdbs := servers.dialEach(t)
 	proxies, addresses := servers.proxied(t)
@@ -103,6 +104,7 @@ func sends(what string) func([]byte) bool {
 // TestRedlockMinorityOfAWaiter has a waiter get a minority of the locks, and the request to give them back lost: the lock that is
 // left there must not stay until its TTL has passed.
 func TestRedlockMinorityOfAWaiter(t *testing.T) {
+	t.Parallel()
 	servers := newIndependent(t, 3)
 	rdbs := servers.dialEach(t)
 	proxies, addresses := servers.proxied(t)
@@ -132,6 +134,7 @@ func TestRedlockMinorityOfAWaiter(t *testing.T) {
 
 // TestRedlockLateAfterTTL cuts a server off for longer than a TTL: what was sent to it then arrives when all is over.
 func TestRedlockLateAfterTTL(t *testing.T) {
+	t.Parallel()
 	servers := newIndependent(t, 3)
 	rdbs := servers.dialEach(t)
 	proxies, addresses := servers.proxied(t)
@@ -161,6 +164,7 @@ func TestRedlockLateAfterTTL(t *testing.T) {
 // TestRedlockRepairAfterContest restarts one server after the other while somebody tries the lock again and again: that gets him a
 // lesser part of the locks at times, which must not keep the holder from getting it back.
 func TestRedlockRepairAfterContest(t *testing.T) {
+	t.Parallel()
 	servers := newIndependent(t, 3)
 	rdbs := servers.dialEach(t)
 	a, b := openRedlock(t, servers.addresses(), locker.TTL(3*time.Second)), openRedlock(t, servers.addresses())
@@ -192,6 +196,7 @@ func TestRedlockRepairAfterContest(t *testing.T) {
 
 // TestRedlockLateRepair has the request to repair a server arrive when the lock has been given back.
 func TestRedlockLateRepair(t *testing.T) {
+	t.Parallel()
 	servers := newIndependent(t, 3)
 	rdbs := servers.dialEach(t)
 	proxies, addresses := servers.proxied(t)
@@ -228,6 +233,7 @@ func TestRedlockLateRepair(t *testing.T) {
 // TestRedlockDebtOfATry has a server leave the first request of a waiter unanswered. What clears up behind that must not be taken
 // for the end of the wait: what the waiter gets there later, and cannot use, it still has to give back.
 func TestRedlockDebtOfATry(t *testing.T) {
+	t.Parallel()
 	servers := newIndependent(t, 3)
 	rdbs := servers.dialEach(t)
 	proxies, addresses := servers.proxied(t)
@@ -317,6 +323,7 @@ func callHead(t *testing.T, rdbs []*redis.Client) {
 
 // TestRedlockContestWithASlowServer has a key that nobody has a majority of, and a server that is slow: TryLock does not wait.
 func TestRedlockContestWithASlowServer(t *testing.T) {
+	t.Parallel()
 	servers := newIndependent(t, 3)
 	rdbs := servers.dialEach(t)
 	proxies, addresses := servers.proxied(t)
