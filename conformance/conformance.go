@@ -160,7 +160,7 @@ type rule struct {
 	text   string // the rule in one sentence, printed with each failure
 	body   func(*check)
 	needs  func(Harness) string // why the rule cannot be tested with this harness; "" if it can
-	serial bool                 // run it while nothing else runs
+	serial bool                 // run it while nothing else runs: it restarts the store, or is load enough for a machine
 }
 
 func groups() []group {

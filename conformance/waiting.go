@@ -19,7 +19,7 @@ var waitingRules = []rule{
 	{name: "Cancelled", body: cancelled, text: "A Lock whose ctx is cancelled returns within 100 ms with the cause of the ctx."},
 	{name: "DeadlineExceeded", body: deadlineExceeded, text: "A Lock whose ctx reaches its deadline returns within 100 ms with context.DeadlineExceeded."},
 	{name: "AlreadyCancelled", body: alreadyCancelled, text: "Lock and TryLock with a ctx that has ended return its cause and ask the store nothing."},
-	{name: "CancelStorm", body: cancelStorm, text: "However many waiters are cancelled at whatever moments among handoffs, the key is free a round trip later."},
+	{name: "CancelStorm", body: cancelStorm, serial: true, text: "However many waiters are cancelled at whatever moments among handoffs, the key is free a round trip later."},
 	{name: "CancelledWaiterDoesNotBlockQueue", body: cancelledWaiterDoesNotBlockQueue, text: "A waiter that was cancelled does not delay those behind it."},
 	{name: "WaitDoesNotBoundHold", body: waitDoesNotBoundHold, text: "The ctx given to Lock bounds the wait only: the lease lives on when it ends."},
 	{name: "FIFO", body: fifo, needs: func(h Harness) string { return h.Features.Unordered }, text: "Waiters are served in order of arrival, across Lockers, and TryLock never overtakes them."},
