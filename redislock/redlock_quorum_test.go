@@ -16,7 +16,6 @@ import (
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/faultproxy"
-	"github.com/lockerkit/locker/internal/wires"
 	"github.com/lockerkit/locker/redislock"
 )
 
@@ -266,12 +265,7 @@ func TestRedlockMajorityDead(t *testing.T) {
 	for name, fault := range map[string]faultproxy.Fault{"refused": faultproxy.Refuse(), "black-holed": faultproxy.BlackHole()} {
 		t.Run(name, func(t *testing.T) {
 			servers := newIndependent(t, 5)
-			w := wires.New(servers.addresses()...)
-			proxies := w.Proxies(t)
-			var addresses []string
-			for _, proxy := range proxies {
-				addresses = append(addresses, proxy.Addr())
-			}
+			proxies, addresses := servers.proxied(t)
 			l := openRedlock(t, addresses)
 			mustUnlock(t, mustLock(t, l, "k"))
 			for _, proxy := range proxies[:3] {
@@ -306,12 +300,7 @@ func TestRedlockMajorityDead(t *testing.T) {
 // TestRedlockMinorityBlackHoled prints what two servers of five that do not answer cost, beside what a round trip takes.
 func TestRedlockMinorityBlackHoled(t *testing.T) {
 	servers := newIndependent(t, 5)
-	w := wires.New(servers.addresses()...)
-	proxies := w.Proxies(t)
-	var addresses []string
-	for _, proxy := range proxies {
-		addresses = append(addresses, proxy.Addr())
-	}
+	proxies, addresses := servers.proxied(t)
 	l := openRedlock(t, addresses)
 	rdb := dial(t, addresses[4])
 	measure := func(f func()) time.Duration {
@@ -346,12 +335,7 @@ func TestRedlockLateRequest(t *testing.T) {
 	t.Parallel()
 	servers := newIndependent(t, 3)
 	rdbs := servers.dialEach(t)
-	w := wires.New(servers.addresses()...)
-	proxies := w.Proxies(t)
-	var addresses []string
-	for _, proxy := range proxies {
-		addresses = append(addresses, proxy.Addr())
-	}
+	proxies, addresses := servers.proxied(t)
 	l, other := openRedlock(t, addresses, locker.TTL(4*time.Second)), openRedlock(t, servers.addresses(), locker.TTL(4*time.Second))
 	for range 5 {
 		mustUnlock(t, mustLock(t, l, "warm"))

@@ -36,6 +36,15 @@ func (s independent) addresses() []string {
 	return addresses
 }
 
+// proxied returns a proxy before each server, and their addresses.
+func (s independent) proxied(t *testing.T) (proxies []*faultproxy.Proxy, addresses []string) {
+	proxies = wires.New(s.addresses()...).Proxies(t)
+	for _, proxy := range proxies {
+		addresses = append(addresses, proxy.Addr())
+	}
+	return proxies, addresses
+}
+
 // dialAll returns a client for each address, and what closes them.
 func dialAll(addresses []string) (clients []redis.UniversalClient, closeAll func()) {
 	for _, address := range addresses {

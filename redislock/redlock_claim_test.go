@@ -6,7 +6,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,18 +14,8 @@ import (
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/faultproxy"
-	"github.com/lockerkit/locker/internal/wires"
 	"github.com/lockerkit/locker/redislock"
 )
-
-// proxied returns a proxy before each server, and their addresses.
-func (s independent) proxied(t *testing.T) (proxies []*faultproxy.Proxy, addresses []string) {
-	proxies = wires.New(s.addresses()...).Proxies(t)
-	for _, proxy := range proxies {
-		addresses = append(addresses, proxy.Addr())
-	}
-	return proxies, addresses
-}
 
 // TestRedlockCalledBeforeTheAnswer has messages overtake the answers by which a waiter learns that it is in line: it is called all
 // the same, and not by the poll.
@@ -209,19 +199,17 @@ func TestRedlockLateRepair(t *testing.T) {
 	eventually(t, 5*time.Second, "the lock is everywhere", func() bool { return rdbs[0].Exists(t.Context(), name).Val() == 1 })
 	rdbs[0].FlushAll(t.Context())
 	// The first request to repair is held back; its repetition, on another connection, is not.
-	var once sync.Once
-	held := false
+	var held atomic.Bool
 	proxies[0].SetWhere(func(sent []byte) bool {
-		hit := false
-		if strings.Contains(string(sent), redislock.ConfirmSHA) || strings.Contains(string(sent), "not holder and ttl") {
-			once.Do(func() { hit, held = true, true })
-		}
-		return hit
+		repair := strings.Contains(string(sent), redislock.ConfirmSHA) || strings.Contains(string(sent), "not holder and ttl")
+		return repair && held.CompareAndSwap(false, true)
 	}, faultproxy.Fault{ToServer: faultproxy.Flow{Mode: faultproxy.Hold}})
 	eventually(t, 15*time.Second, "the server is repaired", func() bool { return rdbs[0].Exists(t.Context(), name).Val() == 1 })
 	mustUnlock(t, lease)
 	eventually(t, 5*time.Second, "all is over", func() bool { return rdbs[0].Exists(t.Context(), name).Val() == 0 })
-	t.Log("held back:", held)
+	if !held.Load() {
+		t.Error("no request was held back")
+	}
 	proxies[0].Heal()
 	for start := time.Now(); time.Since(start) < time.Second; time.Sleep(2 * time.Millisecond) {
 		if rdbs[0].Exists(t.Context(), name).Val() == 1 {
