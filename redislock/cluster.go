@@ -154,6 +154,7 @@ func (c *cluster) failed(ctx context.Context, node *client, err error) error {
 // run is client.run. While the slot of the keys is on its way to another node, it waits and tries again: as long as some
 // of several keys, or none, are there, neither node executes anything.
 func (c *cluster) run(ctx context.Context, s *script, keys int, words []string) (any, error) {
+	moving := false
 	for pause := unsettledPause; ; pause = min(2*pause, longestUnsettledPause) {
 		node, err := c.node(ctx, words[0])
 		if err != nil {
@@ -163,14 +164,19 @@ func (c *cluster) run(ctx context.Context, s *script, keys int, words []string) 
 		switch {
 		case err == nil:
 			return reply, nil
-		case !isReply(err):
-			return nil, c.failed(ctx, node, err)
 		case isUnsettled(err):
 			reply, err = c.follow(ctx, s, command(ctx, s, keys, words))
+		case !isReply(err):
+			err = c.failed(ctx, node, err)
 		case redis.IsReadOnlyError(err): // the client is one of redis.NewFailoverClusterClient's, whose master has been replaced
 			c.cc.ReloadState(ctx)
 		}
-		if err == nil || !isUnsettled(err) {
+		switch {
+		case isUnsettled(err):
+			moving = true
+		case moving && isContext(err):
+			return nil, inMotion{err}
+		default:
 			return reply, err
 		}
 		if !wait(ctx, pause) {

@@ -112,6 +112,8 @@ func meaningOf(err error) (meaning error, refused bool) {
 	case errors.As(err, &late):
 		err, _ = meaningOf(late.err) // the lock was granted before
 		return &unconfirmed{err}, false
+	case isContext(err) && errors.Is(err, ErrSlot):
+		return inMotion{errNoAnswer}, false
 	case isContext(err):
 		return errNoAnswer, false
 	case !errors.As(err, &reply):
@@ -155,6 +157,14 @@ func isUnsettled(err error) bool {
 	code, _, _ := strings.Cut(reply.Error(), " ")
 	return code == "MOVED" || code == "ASK" || code == "TRYAGAIN"
 }
+
+// inMotion is the error of a command without an answer, about a slot of which others were told that it is being moved. It is an
+// ErrSlot, but none that says that nothing was done.
+type inMotion struct{ error }
+
+func (e inMotion) Error() string        { return fmt.Sprintf("%v: %v", ErrSlot, e.error) }
+func (e inMotion) Unwrap() error        { return e.error }
+func (e inMotion) Is(target error) bool { return target == ErrSlot }
 
 // isReply reports whether err is an answer of the server, which a second attempt would only get again.
 func isReply(err error) bool {
