@@ -44,29 +44,31 @@
 //
 // # Several independent servers: Redlock
 //
-// NewRedlock, or Open with a URL that begins with redlock://, keeps each lock on a majority of servers that know nothing of one another.
-// It goes on, at the same speed, with any minority of them dead, hung or cut off; without a majority nothing is locked (ErrNoQuorum), and
-// leases end. A lease that a server of the minority has lost is brought back there with the next renewal. It is what
-// https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/ describes, and excludes other implementations of it, on
-// the same servers and keys: redsync and node-redlock, for instance. What it does better:
+// NewRedlock, or Open with a URL that begins with redlock://, keeps each lock on a majority of servers that know nothing of
+// one another. It goes on, at the same speed, with any minority of them dead, hung or cut off; without a majority nothing is
+// locked (ErrNoQuorum), and leases end. A lease that a server of the minority has lost is brought back there with the next
+// renewal. It is what https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/ describes, and excludes other
+// implementations of it, on the same servers and keys: redsync and node-redlock, for instance. What it does better:
 //
-//   - Fencing tokens. A token is the greatest that a quorum has minted, and is known to a quorum before the lock is
-//     granted: so every later quorum mints a greater one.
+//   - Fencing tokens. A token is the greatest that a quorum has minted, and is known to a quorum before the lock is granted:
+//     so every later quorum mints a greater one.
 //   - A waiting line, over all servers: waiters are called, in order.
 //   - No server is waited for that others can do without. A split vote is settled at once.
 //
-// There is never a second holder as long as no server loses a lock before its time (it restarts without its data, its clock jumps ahead, keys are
-// evicted), and clocks run at the same rate, but for 1 %: however long processes are paused, and messages delayed, lost or repeated. A
-// server that has lost its data must stay away until the longest TTL in use has passed; if it comes back sooner, there can be a second
-// holder where the lock was on a bare majority. (Normally it is on all of them.)
+// There is never a second holder as long as no server loses a lock before its time (it restarts without its data, its clock
+// jumps ahead, keys are evicted), and clocks run at the same rate, but for 1 %: however long processes are paused, and
+// messages delayed, lost or repeated. A server that has lost its data must stay away until the longest TTL in use has passed;
+// if it comes back sooner, there can be a second holder where the lock was on a bare majority. (Normally it is on all of
+// them.)
 //
 // Tokens increase whatever the timing, also when locks have been lost and there are two holders: the resource that checks them
-// lets nobody back in who was superseded. They need that no server forgets the last token of a key (by losing its data, or as an hour has
-// passed since) while its clock is behind that token: so that the servers' clocks must not be further apart than a server that has
-// lost its data stays away. Both claims are checked, state by state, by a model of the protocol in internal/redlockmodel.
+// lets nobody back in who was superseded. They need that no server forgets the last token of a key (by losing its data, or as
+// an hour has passed since) while its clock is behind that token: so that the servers' clocks must not be further apart than a
+// server that has lost its data stays away. Both claims are checked, state by state, by a model of the protocol in
+// internal/redlockmodel.
 //
-// A restart of a majority without data is beyond Redlock: the locks are gone, and the former holders are told at their next renewal.
-// Where that must not be, let the servers persist with "appendfsync always".
+// A restart of a majority without data is beyond Redlock: the locks are gone, and the former holders are told at their next
+// renewal. Where that must not be, let the servers persist with "appendfsync always".
 //
 // # Sentinel
 //
