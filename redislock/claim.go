@@ -124,7 +124,7 @@ func (c *claim) ask(ctx context.Context) {
 		}
 		p.pending, p.skipped, p.called = true, false, false
 		try := c.tries
-		c.b.running.Go(func() { c.askOne(ctx, i, try, a) })
+		c.b.nodes[i].running.Go(func() { c.askOne(ctx, i, try, a) })
 	}
 }
 
@@ -187,7 +187,7 @@ func (c *claim) enterLocked(ctx context.Context, p phase) {
 	ctx = context.WithoutCancel(ctx)
 	for i := range c.places {
 		if !c.places[i].pending && c.missing(i) != nil {
-			c.b.running.Go(func() {
+			c.b.nodes[i].running.Go(func() {
 				c.places[i].busy.Lock()
 				defer c.places[i].busy.Unlock()
 				c.settle(ctx, i)

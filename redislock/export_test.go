@@ -11,7 +11,7 @@ func NewBackend(rdb redis.UniversalClient) locker.Backend { return newBackend(rd
 
 // NewRedlockBackend returns the Backend behind NewRedlock.
 func NewRedlockBackend(clients []redis.UniversalClient) locker.Backend {
-	return newRedlock(clients, nil)
+	return newRedlock(clients, false)
 }
 
 // NamesOf returns the names of a lock and of its companions.

@@ -16,7 +16,7 @@ type node struct {
 	*backend
 	name    string          // for people
 	life    context.Context // of the Locker
-	running *sync.WaitGroup // goroutines that Close waits for
+	running sync.WaitGroup  // goroutines that Close waits for
 
 	inFlight atomic.Int32
 	silent   atomic.Bool // a request was not answered in time, and nothing else has been since it was sent

@@ -219,22 +219,23 @@ func (b *backend) String() string { return "redis" }
 
 // Close implements locker.Backend.
 func (b *backend) Close() error {
-	// Both wait for what is under way, for long if the server does not answer. Whoever closes a Locker is in a hurry
-	// then; what is left ends by itself.
+	// All of this waits for what is under way, for long if the server does not answer. Whoever closes a Locker is in a
+	// hurry then; what is left ends by itself.
 	closed := make(chan error, 1)
 	go func() {
 		b.line.close()
-		closed <- b.client.close()
+		err := b.client.close()
+		if b.closeClient != nil {
+			err = errors.Join(err, b.closeClient())
+		}
+		closed <- err
 	}()
-	var err error
 	select {
-	case err = <-closed:
+	case err := <-closed:
+		return err
 	case <-time.After(maxTimeout):
+		return nil
 	}
-	if b.closeClient != nil {
-		err = errors.Join(err, b.closeClient())
-	}
-	return err
 }
 
 // errRing is why a Ring cannot keep locks.

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -24,7 +23,7 @@ import (
 // The Locker uses the clients' connections and never closes them, as that of New. Without clients, or with two for the same
 // address, every Lock returns ErrInvalidOption.
 func NewRedlock(clients []redis.UniversalClient, opts ...locker.Option) locker.Locker {
-	return newLocker(newRedlock(clients, nil), opts)
+	return newLocker(newRedlock(clients, false), opts)
 }
 
 // openRedlock is Open for the URL of a Redlock.
@@ -37,18 +36,12 @@ func openRedlock(url string, opts []locker.Option) (locker.Locker, error) {
 	for _, server := range servers {
 		clients = append(clients, redis.NewClient(server))
 	}
-	closeClients := func() error {
-		var errs []error
-		for _, client := range clients {
-			errs = append(errs, client.Close())
-		}
-		return errors.Join(errs...)
-	}
-	return newLocker(newRedlock(clients, closeClients), opts), nil
+	return newLocker(newRedlock(clients, true), opts), nil
 }
 
-func newRedlock(clients []redis.UniversalClient, closeClients func() error) *redlock {
-	b := &redlock{process: newProcess(), quorum: len(clients)/2 + 1, closeClients: closeClients}
+// newRedlock returns the backend, which closes the clients with itself if they are its own.
+func newRedlock(clients []redis.UniversalClient, own bool) *redlock {
+	b := &redlock{process: newProcess(), quorum: len(clients)/2 + 1}
 	b.life, b.end = context.WithCancel(context.Background())
 	for i, client := range clients {
 		if client == nil {
@@ -63,7 +56,10 @@ func newRedlock(clients []redis.UniversalClient, closeClients func() error) *red
 		if strings.ContainsAny(name, ":/") && slices.ContainsFunc(b.nodes, func(n *node) bool { return n.name == name }) {
 			b.invalid = fmt.Errorf("%w: %s is there twice: a majority has to be one of different servers", locker.ErrInvalidOption, name)
 		}
-		n := &node{backend: newBackend(client, b.process, nil), name: name, life: b.life, running: &b.running}
+		n := &node{backend: newBackend(client, b.process, nil), name: name, life: b.life}
+		if own {
+			n.closeClient = client.Close
+		}
 		if n.unfit != nil {
 			b.invalid = n.unfit
 		}
@@ -92,15 +88,13 @@ func newRedlock(clients []redis.UniversalClient, closeClients func() error) *red
 // a node gave is made the place at all of them. Release calls the first in line at each node; called by a quorum, it tries
 // again. As the lines have the same order, there is one who is first in a majority of them.
 type redlock struct {
-	nodes        []*node
-	quorum       int
-	process      string
-	invalid      error        // what New was called with
-	closeClients func() error // nil if the clients are the caller's
+	nodes   []*node
+	quorum  int
+	process string
+	invalid error // what New was called with
 
-	life    context.Context // ends while Close is under way
-	end     context.CancelFunc
-	running sync.WaitGroup
+	life context.Context // ends while Close is under way
+	end  context.CancelFunc
 }
 
 var (
@@ -300,27 +294,31 @@ func (c *claim) released() (settled bool, waiting int, err error) {
 	return false, waiting, nil
 }
 
-// Close implements locker.Backend.
+// Close implements locker.Backend. It does not wait for nodes that do not answer: what is left there ends by itself.
 func (b *redlock) Close() error {
 	b.end() // what could not be given back by now has to expire
-	closed := make(chan struct{})
-	go func() {
-		defer close(closed)
-		var all sync.WaitGroup
-		for _, n := range b.nodes {
-			all.Go(func() { _ = n.backend.Close() })
+	begin := time.Now()
+	closed := make([]chan error, len(b.nodes))
+	for i, n := range b.nodes {
+		closed[i] = make(chan error, 1)
+		go func() {
+			n.running.Wait()
+			closed[i] <- n.backend.Close()
+		}()
+	}
+	var errs []error
+	for i, n := range b.nodes {
+		patience := maxTimeout
+		if n.lags() {
+			patience = minPatience
 		}
-		b.running.Wait()
-		all.Wait()
-	}()
-	select {
-	case <-closed:
-	case <-time.After(maxTimeout):
+		select {
+		case err := <-closed[i]:
+			errs = append(errs, err)
+		case <-time.After(patience - time.Since(begin)):
+		}
 	}
-	if b.closeClients != nil {
-		return b.closeClients()
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // Renew implements locker.Backend: a lease is renewed when a quorum has renewed it. It does not wait for the others, but
@@ -336,7 +334,7 @@ func (b *redlock) Renew(ctx context.Context, gs []locker.Grant) []error {
 	}
 	detached := context.WithoutCancel(ctx)
 	for i := range b.nodes {
-		b.running.Go(func() { r.ask(detached, i, bound) })
+		b.nodes[i].running.Go(func() { r.ask(detached, i, bound) })
 	}
 	select {
 	case <-r.done:

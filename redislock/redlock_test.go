@@ -66,10 +66,10 @@ func dialProxies(t *testing.T, w *wires.Wires) (clients []redis.UniversalClient,
 	}
 	clients, closeClients := dialAll(addresses)
 	closeAll = sync.OnceFunc(func() {
-		closeClients()
 		for _, proxy := range proxies {
-			_ = proxy.Close()
+			_ = proxy.Close() // first: go-redis waits for answers, for seconds
 		}
+		closeClients()
 	})
 	t.Cleanup(closeAll)
 	return clients, proxies, closeAll

@@ -113,7 +113,7 @@ func (r *renewal) repair(ctx context.Context) {
 			continue
 		}
 		for _, i := range v.lost {
-			r.b.running.Go(func() { r.claims[j].repair(ctx, i) })
+			r.b.nodes[i].running.Go(func() { r.claims[j].repair(ctx, i) })
 		}
 	}
 }
