@@ -46,6 +46,7 @@ const (
 type place struct {
 	busy sync.Mutex // held during a request: the requests to a node about one claim go out one after the other
 
+	next    *bid // the request for the lock that waits until the place is not busy; a later try replaces it
 	state   state
 	pending bool // the node has not answered the present try yet
 	skipped bool // the pending answer is not waited for any more
@@ -61,6 +62,13 @@ type place struct {
 	arrival string // in the node's line
 	called  bool   // it is our turn here
 	failing error  // the node cannot be asked whose turn it is
+}
+
+// bid is a request for the lock, of one try.
+type bid struct {
+	ctx     context.Context
+	try     int
+	attempt attempt
 }
 
 // state is what a node knows of a claim.
@@ -123,20 +131,27 @@ func (c *claim) ask(ctx context.Context) {
 			p.state = nothing
 		}
 		p.pending, p.skipped, p.called = true, false, false
-		try := c.tries
-		c.b.nodes[i].running.Go(func() { c.askOne(ctx, i, try, a) })
+		if p.next == nil { // else there is a goroutine already
+			c.b.nodes[i].running.Go(func() { c.askOne(i) })
+		}
+		p.next = &bid{ctx, c.tries, a}
 	}
 }
 
-// askOne asks one node for the lock.
-func (c *claim) askOne(ctx context.Context, i, try int, a attempt) {
+// askOne asks one node for the lock, when it has answered what it was asked before.
+func (c *claim) askOne(i int) {
 	p, n := &c.places[i], c.b.nodes[i]
 	p.busy.Lock()
 	defer p.busy.Unlock()
+	c.mu.Lock()
+	ctx, try, a := p.next.ctx, p.next.try, p.next.attempt
+	p.next = nil
+	wanted := c.phase != over
+	c.mu.Unlock()
 	var token uint64
 	var refusal *refusal
 	err := errSilent
-	if c.wants(try) && !n.full() {
+	if wanted && !n.full() {
 		err = n.call(ctx, nodeBound(a.ttl), func(ctx context.Context) (err error) {
 			token, refusal, err = n.acquire(ctx, &a)
 			return err
@@ -166,13 +181,6 @@ func (c *claim) askOne(ctx context.Context, i, try int, a attempt) {
 	}
 	c.settleLocked(ctx, i)
 	c.wake()
-}
-
-// wants reports whether the answer to a try still matters: the node may have kept the one before waiting for long.
-func (c *claim) wants(try int) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return try == c.tries && c.phase != over
 }
 
 // enter makes p the phase, and settles what is not under way. (What is settles itself when its answer comes.)

@@ -293,9 +293,10 @@ func TestRedlockManyTries(t *testing.T) {
 	late := most(6 * time.Second)
 	cancel()
 	<-done
-	if late > early+early/2 {
+	if late > 300 { // a hundred are there anyhow; there are hundreds of tries in a second
 		t.Errorf("%d goroutines in the beginning, %d in the end", early, late)
 	}
+	t.Logf("%d goroutines in the beginning, %d in the end", early, late)
 }
 
 // callHead calls the first in line, whether it is its turn or not.

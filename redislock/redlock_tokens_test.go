@@ -131,6 +131,7 @@ func TestRedlockBeyondItsAssumptions(t *testing.T) {
 		l, rival := openRedlock(t, servers.addresses()), openRedlock(t, servers.addresses())
 		servers[2].Kill()
 		first := mustLock(t, l, "k", locker.TTL(time.Minute), locker.NoRenew()) // else it would be brought to the third one
+		time.Sleep(2500 * time.Millisecond)                                     // until the third one is not asked any more
 		if err := servers[2].Restart(); err != nil {
 			t.Fatal(err)
 		}
