@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/lockerkit/locker/internal/testserver"
+	"github.com/lockerkit/locker/internal/testserver/contained"
 )
 
 // minMajor and minMinor are the first version that is good enough.
@@ -28,7 +29,8 @@ var product = &testserver.Product{
 }
 
 // Find returns the path of the etcd server program: $LOCKER_ETCD if that is
-// set, or else etcd on the PATH, or else one that is built from the module in
+// set, or else the one in a container if there is $LOCKER_TEST_CONTAINERS (see
+// package contained), or else etcd on the PATH, or else one that is built from the module in
 // the directory server, which takes a minute or two and is done once for each
 // user and version. Versions before 3.6 do not count. If there is none, and
 // none can be built, the error is ErrNotFound. A program named by the
@@ -49,6 +51,9 @@ func find(build func() (path string, err error)) (path string, err error) {
 			return "", fmt.Errorf("%w: $%s: %w", ErrNotFound, EnvProgram, err)
 		}
 		return path, nil
+	}
+	if contained.Available() {
+		return contained.Path("etcd", "etcd"), nil
 	}
 	path, onPath := exec.LookPath("etcd")
 	if onPath == nil {

@@ -32,11 +32,13 @@ var bouncerProduct = &testserver.Product{
 	Package:    "pgtest",
 	EnvProgram: EnvBouncer,
 	Programs:   []string{"pgbouncer", usualBouncer},
+	Image:      "pgbouncer",
 	NotFound:   ErrNoBouncer,
 }
 
 // FindBouncer returns the path of the PgBouncer program: $LOCKER_PGBOUNCER if
-// that is set, or else pgbouncer on the PATH or in Debian's usual place. If
+// that is set, or else the one in a container if there is $LOCKER_TEST_CONTAINERS
+// (see package contained), or else pgbouncer on the PATH or in Debian's usual place. If
 // there is none, the error is ErrNoBouncer. A program named by the environment
 // but missing is not made up for by another one.
 func FindBouncer() (path string, err error) { return bouncerProduct.Find() }

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+
+	"github.com/lockerkit/locker/internal/testserver/contained"
 )
 
 const (
@@ -24,7 +26,8 @@ const (
 var ErrNotFound = errors.New("pgtest: no Postgres found")
 
 // Find returns the directory with the Postgres server programs (postgres,
-// initdb): $LOCKER_POSTGRES_BIN if that is set, or else the first one on the
+// initdb): $LOCKER_POSTGRES_BIN if that is set, or else the one in containers if
+// there is $LOCKER_TEST_CONTAINERS (see package contained), or else the first one on the
 // PATH that has both, or else the one with the newest version in Debian's
 // usual place. Versions before 14 do not count. If there is none, the error is
 // ErrNotFound. A directory named by the environment is not made up for by
@@ -44,6 +47,9 @@ func find(usual string) (bindir string, err error) {
 			return "", fmt.Errorf("%w: $%s: %w", ErrNotFound, EnvBin, err)
 		}
 		return behindLinks(dir), nil
+	}
+	if contained.Available() {
+		return contained.Path("postgres"), nil
 	}
 	var why []error // not any of those seen
 	for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
@@ -77,7 +83,11 @@ func find(usual string) (bindir string, err error) {
 
 // program returns the path of a program in a directory.
 func program(dir, name string) (path string, err error) {
-	return exec.LookPath(filepath.Join(dir, name))
+	path = filepath.Join(dir, name)
+	if contained.Is(path) {
+		return path, nil
+	}
+	return exec.LookPath(path)
 }
 
 // behindLinks returns the directory where the programs in a directory are.

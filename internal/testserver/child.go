@@ -7,6 +7,8 @@ import (
 	"os/exec"
 	"syscall"
 	"time"
+
+	"github.com/lockerkit/locker/internal/testserver/contained"
 )
 
 // Command is a program and how to run it.
@@ -22,16 +24,48 @@ type Command struct {
 	DeathSignal syscall.Signal
 }
 
-// Child is a running process.
+// Child is a running program.
 type Child struct {
-	process *os.Process
-	done    chan struct{} // closed when the process has ended
+	process process
+	done    chan struct{} // closed when the program has ended
 	err     error         // how it has ended; valid when done is closed
 }
 
+// process is what runs a program: a child process, or a container.
+type process interface {
+	Signal(sig os.Signal) error // os.ErrProcessDone if it has ended
+	Kill() error
+	Pause() error
+	Resume() error
+	Wait() error // called once
+}
+
 // Start starts the program with its output appended to log. On Linux it dies
-// with this process, however that ends.
+// with this process, however that ends; in a container, everywhere.
 func (c Command) Start(log *os.File) (*Child, error) {
+	start := c.startProcess
+	if contained.Is(c.Program) {
+		start = c.startContainer
+	}
+	process, err := start(log)
+	if err != nil {
+		return nil, err
+	}
+	child := &Child{process: process, done: make(chan struct{})}
+	go func() {
+		child.err = process.Wait()
+		close(child.done)
+	}()
+	return child, nil
+}
+
+// hostProcess is a child process.
+type hostProcess struct {
+	*os.Process
+	cmd *exec.Cmd
+}
+
+func (c Command) startProcess(log *os.File) (process, error) {
 	cmd := exec.Command(c.Program, c.Args...)
 	cmd.Dir, cmd.Env = c.Dir, c.Env
 	cmd.SysProcAttr = c.attributes()
@@ -41,12 +75,22 @@ func (c Command) Start(log *os.File) (*Child, error) {
 	if err := fork(cmd); err != nil {
 		return nil, err
 	}
-	child := &Child{process: cmd.Process, done: make(chan struct{})}
-	go func() {
-		child.err = cmd.Wait()
-		close(child.done)
-	}()
-	return child, nil
+	return &hostProcess{cmd.Process, cmd}, nil
+}
+
+// Wait hides that of os.Process, which does not care for the exit code.
+func (p *hostProcess) Wait() error { return p.cmd.Wait() }
+
+func (c Command) startContainer(log *os.File) (process, error) {
+	output, err := os.OpenFile(log.Name(), os.O_WRONLY|os.O_APPEND, 0) // the caller closes his
+	if err != nil {
+		return nil, err
+	}
+	user := fmt.Sprintf("%d:%d", os.Geteuid(), os.Getegid())
+	if c.User != nil {
+		user = fmt.Sprintf("%d:%d", c.User.UID, c.User.GID)
+	}
+	return contained.Start(contained.NewRequest(c.Program, c.Args, c.Dir, c.Env, user), output)
 }
 
 // Run runs the program to its end, and kills it if that takes longer than

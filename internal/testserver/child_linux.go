@@ -44,17 +44,17 @@ var forker = sync.OnceValue(func() chan<- func() {
 	return work
 })
 
-// pause stops the process and waits until all of its threads have stopped.
-func (c *Child) pause() error {
-	if err := c.process.Signal(syscall.SIGSTOP); err != nil {
+// Pause stops the process and waits until all of its threads have stopped.
+func (p *hostProcess) Pause() error {
+	if err := p.Signal(syscall.SIGSTOP); err != nil {
 		return err
 	}
 	// WNOWAIT: only look, and leave the process to be collected by exec.Cmd.
-	if _, err := waitid(c.process.Pid, syscall.WSTOPPED|syscall.WEXITED|syscall.WNOWAIT); err != nil {
+	if _, err := waitid(p.Pid, syscall.WSTOPPED|syscall.WEXITED|syscall.WNOWAIT); err != nil {
 		return err
 	}
 	// Was it the end? Then there is an end to be seen at once.
-	ended, err := waitid(c.process.Pid, syscall.WEXITED|syscall.WNOWAIT|syscall.WNOHANG)
+	ended, err := waitid(p.Pid, syscall.WEXITED|syscall.WNOWAIT|syscall.WNOHANG)
 	if err == nil && ended {
 		return os.ErrProcessDone
 	}
@@ -81,5 +81,5 @@ func waitid(pid, options int) (changed bool, err error) {
 	}
 }
 
-// resume lets a stopped process go on.
-func (c *Child) resume() error { return c.process.Signal(syscall.SIGCONT) }
+// Resume lets a stopped process go on.
+func (p *hostProcess) Resume() error { return p.Signal(syscall.SIGCONT) }

@@ -100,7 +100,7 @@ func TestPauseHasStoppedIt(t *testing.T) {
 		if err := s.Pause(); err != nil {
 			t.Fatal(err)
 		}
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.child.process.Pid))
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.child.process.(*hostProcess).Pid))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -13,5 +13,5 @@ func (c Command) attributes() *syscall.SysProcAttr { return nil }
 // fork starts the command, which is not tied to this process.
 func fork(cmd *exec.Cmd) error { return cmd.Start() }
 
-func (c *Child) pause() error  { return errors.ErrUnsupported }
-func (c *Child) resume() error { return errors.ErrUnsupported }
+func (p *hostProcess) Pause() error  { return errors.ErrUnsupported }
+func (p *hostProcess) Resume() error { return errors.ErrUnsupported }

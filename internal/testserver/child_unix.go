@@ -15,9 +15,9 @@ func (c Command) attributes() *syscall.SysProcAttr {
 // server survives a test process that ends without closing it.
 func fork(cmd *exec.Cmd) error { return cmd.Start() }
 
-// pause stops the process. There is no way to wait for the stop that would not
+// Pause stops the process. There is no way to wait for the stop that would not
 // get into the way of exec.Cmd; it is a matter of microseconds.
-func (c *Child) pause() error { return c.process.Signal(syscall.SIGSTOP) }
+func (p *hostProcess) Pause() error { return p.Signal(syscall.SIGSTOP) }
 
-// resume lets a stopped process go on.
-func (c *Child) resume() error { return c.process.Signal(syscall.SIGCONT) }
+// Resume lets a stopped process go on.
+func (p *hostProcess) Resume() error { return p.Signal(syscall.SIGCONT) }

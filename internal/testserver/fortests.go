@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/lockerkit/locker/internal/testserver/contained"
 )
 
 // EnvRequire names the environment variable that lists the servers, separated
@@ -23,13 +25,15 @@ type Product struct {
 	Package    string   // which provides it, for errors
 	EnvProgram string   // the environment variable that names the program
 	Programs   []string // where to look for it else: names on the PATH, or paths
+	Image      string   // which has the program that is first of these, where programs are in containers
 	NotFound   error    // what the error is if it is nowhere
 
 	memory memory // see TempDir
 }
 
-// Find returns the path of the program. One named by the environment but
-// missing is not made up for by another one.
+// Find returns the path of the program, which is none of this machine where
+// programs are in containers. One named by the environment but missing is not
+// made up for by another one.
 func (p *Product) Find() (path string, err error) {
 	if name := os.Getenv(p.EnvProgram); name != "" {
 		path, err := exec.LookPath(name)
@@ -37,6 +41,9 @@ func (p *Product) Find() (path string, err error) {
 			return "", fmt.Errorf("%w: $%s: %w", p.NotFound, p.EnvProgram, err)
 		}
 		return path, nil
+	}
+	if contained.Available() {
+		return contained.Path(p.Image, p.Programs[0]), nil
 	}
 	for _, name := range p.Programs {
 		if path, err := exec.LookPath(name); err == nil {

@@ -190,7 +190,7 @@ func (s *Server) Pause() error {
 	if err := s.checkRunning(); err != nil || s.paused {
 		return s.error(err)
 	}
-	if err := s.child.pause(); err != nil {
+	if err := s.child.process.Pause(); err != nil {
 		return s.signalError("pause", err)
 	}
 	s.paused = true
@@ -205,7 +205,7 @@ func (s *Server) Resume() error {
 	if err := s.checkRunning(); err != nil || !s.paused {
 		return s.error(err)
 	}
-	if err := s.child.resume(); err != nil {
+	if err := s.child.process.Resume(); err != nil {
 		return s.signalError("resume", err)
 	}
 	s.paused = false
