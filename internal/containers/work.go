@@ -42,8 +42,8 @@ func work(command []string) (code int, err error) {
 	defer listener.Close() //nolint:errcheck // the process ends
 	go (&server{docker, socket, shared}).serve(listener)
 
-	// Builds are large, and need not be where the containers look.
-	if err := errors.Join(os.Setenv("GOTMPDIR", os.TempDir()), os.Setenv("TMPDIR", shared), os.Setenv(contained.EnvSocket, socket)); err != nil {
+	// Tests have their temporary files in $GOTMPDIR rather, if there is one.
+	if err := errors.Join(os.Unsetenv("GOTMPDIR"), os.Setenv("TMPDIR", shared), os.Setenv(contained.EnvSocket, socket)); err != nil {
 		return 0, err
 	}
 	servers := new(sharedServers)

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/lockerkit/locker/internal/testserver/contained"
 	"github.com/lockerkit/locker/internal/testserver/selftest"
 )
 
@@ -28,6 +29,7 @@ func version(t *testing.T, name, version string) (path string) {
 }
 
 func TestFind(t *testing.T) {
+	t.Setenv(contained.EnvSocket, "") // the programs of this machine
 	good, old := version(t, "etcd", "3.6.0"), version(t, "etcd", "3.4.23")
 	named, built := version(t, "my-etcd", "3.10.0-rc.1"), version(t, "built", "3.6.16")
 	other := selftest.Program(t, t.TempDir(), "etcd", "echo hello")

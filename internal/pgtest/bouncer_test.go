@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/lockerkit/locker/internal/testserver/contained"
 	"github.com/lockerkit/locker/internal/testserver/selftest"
 )
 
@@ -117,6 +118,7 @@ func TestBouncerErrors(t *testing.T) {
 }
 
 func TestFindBouncer(t *testing.T) {
+	t.Setenv(contained.EnvSocket, "") // the programs of this machine
 	onPath := selftest.Program(t, t.TempDir(), "pgbouncer", "")
 	t.Setenv("PATH", filepath.Dir(onPath))
 	t.Setenv(EnvBouncer, "")

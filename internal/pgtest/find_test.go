@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/lockerkit/locker/internal/testserver/contained"
 	"github.com/lockerkit/locker/internal/testserver/selftest"
 )
 
@@ -28,6 +29,7 @@ func fakeBin(t *testing.T, dir string, version int) string {
 }
 
 func TestFind(t *testing.T) {
+	t.Setenv(contained.EnvSocket, "") // the programs of this machine
 	tmp := t.TempDir()
 	named := fakeBin(t, filepath.Join(tmp, "named"), 15)
 	old := fakeBin(t, filepath.Join(tmp, "old"), 13)
@@ -108,6 +110,9 @@ func TestFindHere(t *testing.T) {
 	dir, err := Find()
 	if err != nil {
 		product.Unavailable(t, err)
+	}
+	if contained.Is(dir) {
+		t.Skip("the programs are in an image, and no version is refused")
 	}
 	version, err := versionIn(dir)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/lockerkit/locker/internal/testserver/contained"
 	"github.com/lockerkit/locker/internal/testserver/selftest"
 )
 
@@ -54,6 +55,9 @@ func TestServerDiesWithItsProcess(t *testing.T) {
 	})
 	expectEnd(t, conn)
 	selftest.ExpectRefused(t, h.Addr)
+	if contained.Available() {
+		return // who writes the log of a container has died with the process
+	}
 	logs, err := filepath.Glob(filepath.Join(h.Tmp, "*", "log"))
 	if err != nil || len(logs) != 1 {
 		t.Fatal(logs, err)

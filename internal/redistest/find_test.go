@@ -7,10 +7,12 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/lockerkit/locker/internal/testserver/contained"
 	"github.com/lockerkit/locker/internal/testserver/selftest"
 )
 
 func TestFind(t *testing.T) {
+	t.Setenv(contained.EnvSocket, "") // the programs of this machine
 	onPath, named := selftest.Program(t, t.TempDir(), "redis-server", ""), selftest.Program(t, t.TempDir(), "my-redis", "")
 	t.Setenv("PATH", filepath.Dir(onPath))
 

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/lockerkit/locker/internal/testserver/contained"
 	"github.com/lockerkit/locker/internal/testserver/selftest"
 )
 
@@ -25,6 +26,7 @@ func product() *Product {
 }
 
 func TestFind(t *testing.T) {
+	t.Setenv(contained.EnvSocket, "") // the programs of this machine
 	p := product()
 	onPath := selftest.Program(t, t.TempDir(), "faked", "")
 	usual := selftest.Program(t, t.TempDir(), "faked", "")
