@@ -174,7 +174,7 @@ func (c *cluster) run(ctx context.Context, s *script, keys int, words []string) 
 		switch {
 		case isUnsettled(err):
 			moving = true
-		case moving && isContext(err):
+		case moving && err != nil && !isReply(err):
 			return nil, inMotion{err}
 		default:
 			return reply, err

@@ -227,22 +227,23 @@ func TestRedlockRepair(t *testing.T) {
 		}
 		return true
 	}
-	restart := func(i int) {
-		servers[i].Kill()
+	eventually(t, 5*time.Second, "the lock is everywhere", everywhere)
+	for i := range servers { // one after the other: a rolling restart
 		if err := servers[i].Restart(); err != nil {
 			t.Fatal(err)
 		}
-	}
-	eventually(t, 5*time.Second, "the lock is everywhere", everywhere)
-	for i := range servers { // one after the other: a rolling restart
-		restart(i)
 		eventually(t, 10*time.Second, "the lock is everywhere again", everywhere)
 	}
 	if err := lease.Err(); err != nil {
 		t.Fatalf("after each server was restarted: %v", err)
 	}
+	for i := range 3 { // all are down before one is up, and could be repaired
+		servers[i].Kill()
+	}
 	for i := range 3 {
-		restart(i)
+		if err := servers[i].Restart(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	select {
 	case <-lease.Done():
