@@ -245,7 +245,7 @@ func TestAllJobsInOrder(t *testing.T) { onEachStore(t, testAllJobsInOrder) }
 
 func testAllJobsInOrder(t *testing.T, s testStore) {
 	c := newCrew(t, s, s.shared(t), "-jobs", "30", "-job", "10ms")
-	first := c.start()
+	first := c.start("-job", "100ms") // so that there are some left when the others have started
 	first.await("leads, token .*: is the first leader")
 	others := []*proc{c.start(), c.start()}
 	for _, p := range others {
