@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"time"
+	"unicode/utf8"
 )
 
 // Sizes of the picture, in pixels.
@@ -19,8 +20,9 @@ const (
 	rowGap     = 12
 
 	// Of one letter: guesses on the safe side, as the font is the reader's.
-	letter     = 7.3
-	boldLetter = 8.2
+	letter      = 7.3
+	smallLetter = 6.7
+	boldLetter  = 8.2
 )
 
 // style has colours for a ground of its own: the page may be light or dark.
@@ -171,15 +173,19 @@ func (d *drawing) rect(s span, x, w float64, y, less int) {
 
 // within writes the text of a span, or the brief one, if there is room.
 func (d *drawing) within(class string, s span, x float64, y int) {
+	each := letter
+	if class == "small" {
+		each = smallLetter
+	}
 	for _, text := range []string{s.text, s.brief} {
-		if text != "" && textWidth(text)+6 <= d.x(s.to)-d.x(s.from) {
+		if text != "" && textWidth(text, each)+8 <= d.x(s.to)-d.x(s.from) {
 			d.print(`<text class="%s" x="%.1f" y="%d">%s</text>`, class, x, y, escape(text))
 			return
 		}
 	}
 }
 
-func textWidth(text string) float64 { return float64(len([]rune(text))) * letter }
+func textWidth(text string, letter float64) float64 { return letter * float64(utf8.RuneCountInString(text)) }
 
 // note draws a note, with what shows its moment.
 func (d *drawing) note(n placed, i int) {
@@ -263,9 +269,9 @@ func (d *drawing) place(i int) (notes []placed, lanes int) {
 
 // area is where the text is.
 func (p *placed) area() area {
-	w := textWidth(p.text)
+	w := textWidth(p.text, letter)
 	if p.class == "crash" || p.class == "refused" {
-		w *= boldLetter / letter
+		w = textWidth(p.text, boldLetter)
 	}
 	if p.start {
 		return area{p.lane, p.x + beside, p.x + beside + w}

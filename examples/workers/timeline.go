@@ -159,8 +159,10 @@ func (tl *timeline) takeOver(e event, r *row) {
 	case before.now.class == "runs-out":
 		r.note("handover", e, before, "leads with token %s, %s after the crash", token, short(e.at-before.now.from))
 		before.become(e.at, span{class: "frozen", text: "stands still"})
-	default:
+	case e.before.Left:
 		r.note("handover", e, before, "leads with token %s, %s after %s left", token, short(e.before.Ago), before.name)
+	default: // a machine that was busy is not in the story, but may get into it
+		r.note("handover", e, before, "leads with token %s: %v", token, e.before)
 	}
 }
 
