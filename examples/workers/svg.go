@@ -185,7 +185,9 @@ func (d *drawing) within(class string, s span, x float64, y int) {
 	}
 }
 
-func textWidth(text string, letter float64) float64 { return letter * float64(utf8.RuneCountInString(text)) }
+func textWidth(text string, letter float64) float64 {
+	return letter * float64(utf8.RuneCountInString(text))
+}
 
 // note draws a note, with what shows its moment.
 func (d *drawing) note(n placed, i int) {
