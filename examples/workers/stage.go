@@ -70,7 +70,7 @@ func redisStage(cfg config) (stage, error) {
 		},
 		terms: func() ([]uint64, error) {
 			rdb := redis.NewUniversalClient(o)
-			defer rdb.Close()
+			defer func() { _ = rdb.Close() }() // nothing is left to be lost
 			ctx, cancel := context.WithTimeout(context.Background(), answerWithin)
 			defer cancel()
 			queue := queuePrefix + cfg.key
