@@ -154,11 +154,18 @@ func pause(ctx context.Context, err error, attempt int) bool {
 	if err == nil || isReply(err) || errors.Is(err, ErrReplicas) || errors.Is(err, redis.ErrClosed) || ctx.Err() != nil || past(ctx) {
 		return false
 	}
+	return sleep(ctx, rand.N(time.Duration(attempt)*20*time.Millisecond))
+}
+
+// sleep reports whether it has waited for d, which it has not if ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
 	select {
+	case <-timer.C:
+		return true
 	case <-ctx.Done():
 		return false
-	case <-time.After(rand.N(time.Duration(attempt) * 20 * time.Millisecond)):
-		return true
 	}
 }
 

@@ -197,12 +197,7 @@ func wait(ctx context.Context, d time.Duration) bool {
 	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= d {
 		return false
 	}
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(d):
-		return true
-	}
+	return sleep(ctx, d)
 }
 
 // follow has go-redis send a command to where redirections lead. It repeats nothing that may have been executed.

@@ -81,8 +81,8 @@ func newRedlock(clients []redis.UniversalClient, own bool) *redlock {
 // owner's. So every later quorum has a node that mints a greater one. Owners send along the least token to be minted, a little
 // ahead of the clocks that they have seen, so that normally all nodes mint the same and need not be told.
 //
-// What was not granted is given back everywhere, at nodes that did not answer when they do, and each try is another owner to the nodes,
-// so that what comes late can be refused: see claim.
+// What was not granted is given back everywhere, at nodes that did not answer when they do, and each try is another owner to
+// the nodes, so that what comes late can be refused: see claim.
 //
 // Waiters stand in the lines of all nodes, at the same place: when the first try is refused, the latest time of arrival that
 // a node gave is made the place at all of them. Release calls the first in line at each node; called by a quorum, it tries
@@ -117,12 +117,13 @@ func (b *redlock) check(r locker.Request) error {
 	return b.nodes[0].check(r)
 }
 
-// leastAhead is how much the least token is ahead of the greatest clock: as long as a request takes to arrive on a good network.
-// It is short, so that the clock alone makes tokens increase even if all nodes have lost their data: no server restarts as fast.
+// leastAhead is how much the least token is ahead of the greatest clock: as long as a request takes to arrive on a good
+// network. It is short, so that the clock alone makes tokens increase even if all nodes have lost their data: no server
+// restarts as fast.
 const leastAhead = 3 * time.Millisecond
 
-// least returns the least token that the nodes are to mint. It saves a round trip if it is greater than their clocks; nothing else
-// depends on it.
+// least returns the least token that the nodes are to mint. It saves a round trip if it is greater than their clocks; nothing
+// else depends on it.
 func (b *redlock) least() string {
 	var ahead int64
 	for _, n := range b.nodes {
@@ -178,18 +179,6 @@ func (c *claim) spread(try int) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return rand.N(time.Duration(min(try, contests)) * min(max(2*c.took, 2*time.Millisecond), maxSpread))
-}
-
-// sleep waits, unless ctx ends first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
 
 // claimOf returns the claim that g was granted to, or one that knows nothing of the nodes.
@@ -294,37 +283,57 @@ func (c *claim) released() (settled bool, waiting int, err error) {
 	return false, waiting, nil
 }
 
+// closePatience is how long Close waits, at least, for the rest of the nodes when a quorum has closed: one that is well gives
+// back what is left there within that time. One that is not may take maxTimeout, be it only that go-redis still dials.
+const closePatience = 100 * time.Millisecond
+
 // Close implements locker.Backend. It does not wait for nodes that do not answer: what is left there ends by itself.
 func (b *redlock) Close() error {
 	b.end() // what could not be given back by now has to expire
-	begin := time.Now()
-	closed := make([]chan error, len(b.nodes))
-	for i, n := range b.nodes {
-		closed[i] = make(chan error, 1)
+	start := time.Now()
+	answers := make(chan error, len(b.nodes))
+	for _, n := range b.nodes {
 		go func() {
 			n.running.Wait()
-			closed[i] <- n.backend.Close()
+			answers <- n.backend.Close()
 		}()
 	}
+	patience := time.NewTimer(maxTimeout)
+	defer patience.Stop()
+	patient := true
 	var errs []error
-	for i, n := range b.nodes {
-		patience := maxTimeout
-		if n.lags() {
-			patience = minPatience
+	for len(errs) < len(b.nodes) {
+		if patient && len(errs) >= min(b.quorum, b.lively()) {
+			patient = false
+			patience.Reset(max(closePatience, time.Since(start)))
 		}
 		select {
-		case err := <-closed[i]:
+		case err := <-answers:
 			errs = append(errs, err)
-		case <-time.After(patience - time.Since(begin)):
+		case <-patience.C:
+			return errors.Join(errs...)
 		}
 	}
 	return errors.Join(errs...)
 }
 
+// lively returns how many nodes are worth waiting for.
+func (b *redlock) lively() (count int) {
+	for _, n := range b.nodes {
+		if !n.lags() {
+			count++
+		}
+	}
+	return count
+}
+
 // Renew implements locker.Backend: a lease is renewed when a quorum has renewed it. It does not wait for the others, but
 // brings the lease back to those that say they have lost it.
 func (b *redlock) Renew(ctx context.Context, gs []locker.Grant) []error {
-	r := &renewal{b: b, gs: slices.Clone(gs), errs: make([]error, len(gs)), votes: make([]ballot, len(gs)), open: len(gs), done: make(chan struct{})}
+	r := &renewal{
+		b: b, gs: slices.Clone(gs), open: len(gs), done: make(chan struct{}),
+		errs: make([]error, len(gs)), votes: make([]ballot, len(gs)),
+	}
 	for i := range gs {
 		r.claims = append(r.claims, b.claimOf(gs[i]))
 	}

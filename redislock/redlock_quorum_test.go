@@ -331,6 +331,40 @@ func TestRedlockMinorityBlackHoled(t *testing.T) {
 	}
 }
 
+// TestRedlockCloseMinorityBlackHoled closes a Locker that waits, when nobody knows yet that one server of three does not answer.
+func TestRedlockCloseMinorityBlackHoled(t *testing.T) {
+	t.Parallel()
+	servers := newIndependent(t, 3)
+	rdbs := servers.dialEach(t)
+	proxies, addresses := servers.proxied(t)
+	proxies[0].Set(faultproxy.BlackHole())
+	defer proxies[0].Heal() // go-redis waits for answers when it is closed, for seconds
+	l, other := openRedlock(t, addresses), openRedlock(t, servers.addresses())
+	held := mustLock(t, other, "k")
+	waits := make(chan error)
+	go func() {
+		_, err := l.Lock(t.Context(), "k")
+		waits <- err
+	}()
+	for _, rdb := range rdbs[1:] {
+		eventually(t, 10*time.Second, "the waiter is in line", func() bool { return inLine(t, rdb, "k") == 1 })
+	}
+	start := time.Now()
+	if err := l.Close(); err != nil {
+		t.Errorf("Close: %v", err)
+	}
+	if took := time.Since(start); took > time.Second { // the bound of a request is two seconds
+		t.Errorf("it took %v to close a Locker, with one server of three black-holed", took)
+	}
+	if err := <-waits; !errors.Is(err, locker.ErrClosed) {
+		t.Errorf("Lock while its Locker was closed: %v; want ErrClosed", err)
+	}
+	for _, rdb := range rdbs[1:] {
+		eventually(t, 2*time.Second, "Close has left the line", func() bool { return inLine(t, rdb, "k") == 0 })
+	}
+	mustUnlock(t, held)
+}
+
 // TestRedlockLateRequest has the first request to one server arrive when all is over.
 func TestRedlockLateRequest(t *testing.T) {
 	t.Parallel()

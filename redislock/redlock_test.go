@@ -51,9 +51,11 @@ func dialAll(addresses []string) (clients []redis.UniversalClient, closeAll func
 		clients = append(clients, redis.NewClient(&redis.Options{Addr: address, DisableIdentity: true}))
 	}
 	return clients, sync.OnceFunc(func() {
+		var closing sync.WaitGroup // at the same time: go-redis takes a second for each that it cannot reach
 		for _, client := range clients {
-			_ = client.Close()
+			closing.Go(func() { _ = client.Close() })
 		}
+		closing.Wait()
 	})
 }
 

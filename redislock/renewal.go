@@ -36,9 +36,9 @@ func (r *renewal) ask(ctx context.Context, i int, bound time.Duration) {
 	n := r.b.nodes[i]
 	var errs []error
 	err := n.call(ctx, bound, func(ctx context.Context) error {
-		real, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadlineOf(ctx))
+		ctx, cancel := timed(ctx)
 		defer cancel()
-		errs = n.renew(real, r.gs, func(j int) string { return r.claims[j].value() })
+		errs = n.renew(ctx, r.gs, func(j int) string { return r.claims[j].value() })
 		for _, err := range errs {
 			if err != nil && !isReply(err) && !isLost(err) {
 				return err
@@ -154,8 +154,3 @@ func (c *claim) value() string {
 }
 
 func isLost(err error) bool { return errors.Is(err, locker.ErrLost) }
-
-func deadlineOf(ctx context.Context) time.Time {
-	deadline, _ := ctx.Deadline()
-	return deadline
-}

@@ -10,8 +10,8 @@ import (
 	"github.com/lockerkit/locker"
 )
 
-// ErrNoQuorum is what a Redlock returns when so many servers do not answer that no majority can grant anything. The error wraps what
-// each of them said.
+// ErrNoQuorum is what a Redlock returns when so many servers do not answer that no majority can grant anything. The error
+// wraps what each of them said.
 var ErrNoQuorum = errors.New("redlock: no quorum")
 
 // noQuorumError is an ErrNoQuorum with its reasons.

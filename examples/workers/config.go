@@ -26,7 +26,9 @@ type config struct {
 
 	stopWithin time.Duration
 
-	workers int // in memory only
+	// For a fleet in this process only:
+	workers  int
+	timeline string
 
 	// For one worker of a fleet only:
 	name   string
@@ -37,7 +39,7 @@ type config struct {
 
 // The flags that make sense in one of the two modes only.
 var (
-	memoryFlags = []string{"workers"}
+	fleetFlags  = []string{"workers", "timeline"}
 	serverFlags = []string{"name", "jobs", "insist", "http"}
 )
 
@@ -46,11 +48,12 @@ func flags(cfg *config) *flag.FlagSet {
 	fs.SetOutput(io.Discard) // run prints the error, without burying it under all flags
 	fs.StringVar(&cfg.backend, "backend", memory, "where locks and queue are: `URL` of redis://, rediss://, unix://, redis+cluster://, redis+sentinel://, redlock://, postgres://, postgresql://, etcd:// or etcds://, or memory")
 	fs.StringVar(&cfg.key, "key", "jobs", "the `key` to be locked, and the name of the queue")
-	fs.DurationVar(&cfg.ttl, "ttl", 0, "after how long a leader that is dead or cut off is replaced; with Postgres, a dead one is at once; with etcd, in whole seconds (default 1s in memory, else 10s)")
+	fs.DurationVar(&cfg.ttl, "ttl", 0, "after how long a leader that is dead or cut off is replaced; with Postgres, a dead one is at once; with etcd, in whole seconds (default 1s for a whole fleet, else 10s)")
 	fs.DurationVar(&cfg.job, "job", 150*time.Millisecond, "how long a job takes")
 	fs.DurationVar(&cfg.grace, "grace", 5*time.Second, "how long the job in hand may still take when told to stop")
 	fs.DurationVar(&cfg.stopWithin, "stop-within", 15*time.Second, "the longest that a stop may take; then exit without unlocking")
-	fs.IntVar(&cfg.workers, "workers", 3, "how many workers to start, in memory")
+	fs.IntVar(&cfg.workers, "workers", 3, "how many workers to start, in memory or for a -timeline")
+	fs.StringVar(&cfg.timeline, "timeline", "", "draw what happens to a whole fleet in this SVG `file`; it plays in memory, or on a redis:// server")
 	fs.StringVar(&cfg.name, "name", "", "the `name` of this worker (default host and pid)")
 	fs.Int64Var(&cfg.jobs, "jobs", 0, "exit when the fleet has done so many jobs in all (0: never)")
 	fs.BoolVar(&cfg.insist, "insist", false, "be careless: finish jobs and hand in results though the lease is lost, to see them refused")
@@ -87,15 +90,15 @@ func parse(args []string) (config, error) {
 	reject(cfg.workers < 2, "-workers %d: it takes two to hand over", cfg.workers)
 	reject(cfg.jobs < 0, "-jobs %d: must not be negative", cfg.jobs)
 	foreign, mode := serverFlags, "is for a worker with a server: see -backend"
-	if cfg.backend != memory {
-		foreign, mode = memoryFlags, "is for the fleet in memory; with a server, each process is one worker"
+	if !cfg.fleet() {
+		foreign, mode = fleetFlags, "is for the fleet in memory; with a server, each process is one worker, unless there is a -timeline"
 	}
 	fs.Visit(func(f *flag.Flag) {
 		reject(slices.Contains(foreign, f.Name), "-%s %s", f.Name, mode)
 		reject(f.Name == "ttl" && cfg.ttl == 0, "-ttl 0s: must be longer than 0")
 	})
 
-	if cfg.ttl == 0 && cfg.backend == memory {
+	if cfg.ttl == 0 && cfg.fleet() {
 		cfg.ttl = time.Second // nobody wants to wait for the end of the story
 	} else if cfg.ttl == 0 {
 		cfg.ttl = locker.DefaultTTL
@@ -105,6 +108,9 @@ func parse(args []string) (config, error) {
 	}
 	return cfg, errors.Join(errs...)
 }
+
+// fleet reports whether a whole fleet is to play in this process.
+func (c config) fleet() bool { return c.backend == memory || c.timeline != "" }
 
 // hostAndPid is a name that tells people where to look.
 func hostAndPid() string {

@@ -10,6 +10,7 @@ import (
 
 // event is something that happens to a worker.
 type event struct {
+	at     time.Duration // since the beginning; known to a fleet only
 	worker string
 	what   kind
 	token  uint64   // of its lease, while it leads
@@ -33,6 +34,11 @@ const (
 	outage               // the locks or the queue cannot be reached
 	leaves               // ceases to lead of its own accord, and unlocks
 	finished             // all jobs are done
+
+	// What the story does to workers.
+	crashes  // in the middle of a job: its connection is cut, and its work stands still
+	comesTo  // goes on where it was
+	isToStop // as by a signal
 )
 
 // String describes the event in a line, without the worker's name.
@@ -60,6 +66,12 @@ func (e event) String() string {
 		return "leaves: unlocks"
 	case finished:
 		return "all jobs are done"
+	case crashes:
+		return fmt.Sprintf("crashes in the middle of job %d; nothing is unlocked", e.job)
+	case comesTo:
+		return fmt.Sprintf("comes back, as a process that was only frozen; it has job %d in hand", e.job)
+	case isToStop:
+		return fmt.Sprintf("is told to stop, in the middle of job %d", e.job)
 	}
 	return fmt.Sprintf("event %d", e.what)
 }

@@ -7,9 +7,6 @@ import (
 	"io"
 	"sync"
 	"time"
-
-	"github.com/lockerkit/locker"
-	"github.com/lockerkit/locker/memlock"
 )
 
 // What happens in the story, in the middle of which job.
@@ -20,12 +17,12 @@ const (
 	lastJob  = 13
 )
 
-// fleet is this program as a whole fleet in memory. It tells a story of two handovers, and checks that it went well.
+// fleet is this program as a whole fleet. It tells a story of two handovers, and checks that it went well.
 type fleet struct {
 	cfg     config
+	stage   stage
 	console *console
-	memory  *memlock.Locker // what all Lockers share
-	queue   *memoryQueue
+	begin   time.Time
 	frozen  chan struct{} // closed when the leader that has crashed may go on
 	thaw    func()        // closes it
 
@@ -40,21 +37,22 @@ type fleet struct {
 	failures  []error // of members
 }
 
-// member is a worker of the fleet, with a Locker of its own as each process would have.
+// member is a worker of the fleet, with a store of its own as each process would have.
 type member struct {
 	*worker
-	own  *memlock.Locker
+	own  store
+	cut  func() (heal func())
 	stop context.CancelFunc
 }
 
-func newFleet(cfg config, out io.Writer) *fleet {
-	start := time.Now()
-	clock := func() string { return fmt.Sprintf("%7.3fs", time.Since(start).Seconds()) }
+func newFleet(cfg config, s stage, out io.Writer) *fleet {
+	begin := time.Now()
+	clock := func() string { return fmt.Sprintf("%7.3fs", time.Since(begin).Seconds()) }
 	f := &fleet{
 		cfg:     cfg,
+		stage:   s,
 		console: &console{out: out, clock: clock, width: len("fleet")},
-		memory:  memlock.New(),
-		queue:   new(memoryQueue),
+		begin:   begin,
 		frozen:  make(chan struct{}),
 	}
 	f.thaw = sync.OnceFunc(func() { close(f.frozen) })
@@ -72,7 +70,7 @@ var (
 
 // run implements program.
 func (f *fleet) run(ctx context.Context) error {
-	f.say("%d workers, one queue; no server; the TTL of leases is %v", f.cfg.workers, f.cfg.ttl)
+	f.say("%d workers, one queue, %s; the TTL of leases is %v", f.cfg.workers, f.stage.where, f.cfg.ttl)
 	// Generous: what it really takes is 2 TTLs and lastJob jobs.
 	patience := 30*time.Second + 5*f.cfg.ttl + 5*lastJob*f.cfg.job
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, errStuck)
@@ -88,12 +86,17 @@ func (f *fleet) run(ctx context.Context) error {
 		m.stop = stop
 		members.Go(func() {
 			defer stop()
-			if err := errors.Join(m.run(ctx), m.own.Close()); err != nil {
+			if err := errors.Join(m.run(ctx), m.own.locks.Close(), m.own.close()); err != nil {
 				f.fail(err)
 			}
 		})
 	}
 	members.Wait()
+	return errors.Join(f.outcome(ctx), f.draw())
+}
+
+// outcome returns what did not go as it should.
+func (f *fleet) outcome(ctx context.Context) error {
 	switch cause := context.Cause(ctx); {
 	case errors.Is(cause, errStop):
 		return errors.New("stopped before the end of the story") // what failed thereby is of no interest
@@ -113,9 +116,10 @@ func (f *fleet) fail(err error) {
 }
 
 func (f *fleet) newMember(number int) *member {
-	m := &member{own: f.memory.Peer(locker.TTL(f.cfg.ttl))}
+	m := new(member)
+	m.own, m.cut = f.stage.join()
 	m.worker = &worker{
-		name: fmt.Sprintf("w%d", number), key: f.cfg.key, locks: m.own, queue: f.queue,
+		name: fmt.Sprintf("w%d", number), key: f.cfg.key, locks: m.own.locks, queue: m.own.queue,
 		do:    func(ctx context.Context, job int64) error { return f.do(ctx, m, job) },
 		grace: f.cfg.grace, insist: true, tell: f.tell,
 	}
@@ -138,11 +142,11 @@ func (f *fleet) do(ctx context.Context, m *member, job int64) error {
 	return sleep(ctx, f.cfg.job-half)
 }
 
-// crash makes m vanish: its Locker is cut off, so that nothing is renewed and nothing unlocked, and its work stands
+// crash makes m vanish: it is cut off from the store, so that nothing is renewed and nothing unlocked, and its work stands
 // still, as that of a process that was stopped does.
 func (f *fleet) crash(m *member) {
-	f.say("%s crashes in the middle of job %d; nothing is unlocked", m.name, crashAt)
-	heal := m.own.Cut()
+	f.tell(event{worker: m.name, what: crashes, job: crashAt})
+	heal := m.cut()
 	f.mu.Lock()
 	f.crashed, f.crashTime = m, time.Now()
 	f.mu.Unlock()
@@ -152,13 +156,13 @@ func (f *fleet) crash(m *member) {
 
 // comeBack lets the leader that has crashed go on where it was, in the belief that it leads.
 func (f *fleet) comeBack(*member) {
-	f.say("%s comes back, as a process that was only frozen; it has job %d in hand", f.crashed.name, crashAt)
+	f.tell(event{worker: f.crashed.name, what: comesTo, job: crashAt})
 	f.thaw()
 }
 
 // leave stops the leader as a signal does.
 func (f *fleet) leave(m *member) {
-	f.say("%s is told to stop, in the middle of job %d", m.name, leaveAt)
+	f.tell(event{worker: m.name, what: isToStop, job: leaveAt})
 	m.stop()
 }
 
@@ -169,6 +173,7 @@ func (f *fleet) tell(e event) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	e.at = time.Since(f.begin)
 	f.events = append(f.events, e)
 	switch {
 	case e.what == leads && e.before.Left:

@@ -8,6 +8,11 @@
 // hands in when it comes back, and how a leader leaves politely. It prints how long each handover took, and fails if a
 // job was lost or done twice.
 //
+//	go run ./examples/workers -timeline handover.svg
+//
+// draws the story as a picture, also with -backend redis://localhost:6379/0: then each worker has a connection of its own to that
+// server, which the crash cuts.
+//
 //	go run ./examples/workers -backend redis://localhost:6379/0
 //	go run ./examples/workers -backend redis+cluster://localhost:7000,localhost:7001
 //	go run ./examples/workers -backend redis+sentinel://localhost:26379/mymaster/0

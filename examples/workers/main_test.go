@@ -73,42 +73,49 @@ func TestStory(t *testing.T) {
 	} {
 		t.Run(strings.Join(flags, " "), func(t *testing.T) {
 			t.Parallel()
-			var out, problems bytes.Buffer
-			code := run(flags, &out, &problems, nil)
-			for attempt := 1; attempt < 3 && strings.Contains(out.String()+problems.String(), "this process was paused"); attempt++ {
-				t.Logf("a busy machine has got into the story:\n%s%s", out.String(), problems.String())
-				out.Reset()
-				problems.Reset()
-				code = run(flags, &out, &problems, nil)
-			}
-			t.Logf("the output:\n%s%s", out.String(), problems.String())
-			if code != 0 || problems.Len() > 0 {
-				t.Fatalf("exit status %d", code)
-			}
+			out := tellStory(t, flags)
 			story := regexp.MustCompile(`(?s)` + strings.Join([]string{
 				`(w\d) +leads, token 1: is the first leader`,
 				`job 1 done, token 1`,
 				`job 3 done, token 1`,
-				`w\d crashes in the middle of job 4`,
+				`w\d +crashes in the middle of job 4`,
 				`w\d +leads, token 2: w\d vanished`,
 				`job 4 done, token 2`,
-				`w\d comes back`,
-				`w\d is told to stop, in the middle of job 10`,
+				`w\d +comes back`,
+				`w\d +is told to stop, in the middle of job 10`,
 				`job 10 done, token 2`,
 				`leaves: unlocks`,
 				`leads, token 3: w\d left \S+ ago`,
 				`job 13 done, token 3`,
 				`handover after the crash: .*handover after leaving politely: .*jobs 1 to 13 processed in order, none lost, none twice`,
 			}, `.*`))
-			if !story.MatchString(out.String()) {
+			if !story.MatchString(out) {
 				t.Errorf("that is not the story %v", story)
 			}
 			late := regexp.MustCompile(`(?s)has lost the lease: .*hands in job 4 all the same, token 1.*is refused by the queue: deposed by w\d, token 2`)
-			if !late.MatchString(out.String()) {
+			if !late.MatchString(out) {
 				t.Errorf("nothing is told of the late result: %v", late)
 			}
 		})
 	}
+}
+
+// tellStory runs a whole fleet, and returns what it prints.
+func tellStory(t *testing.T, flags []string) string {
+	t.Helper()
+	var out, problems bytes.Buffer
+	code := run(flags, &out, &problems, nil)
+	for attempt := 1; attempt < 3 && strings.Contains(out.String()+problems.String(), "this process was paused"); attempt++ {
+		t.Logf("a busy machine has got into the story:\n%s%s", out.String(), problems.String())
+		out.Reset()
+		problems.Reset()
+		code = run(flags, &out, &problems, nil)
+	}
+	t.Logf("the output:\n%s%s", out.String(), problems.String())
+	if code != 0 || problems.Len() > 0 {
+		t.Fatalf("exit status %d", code)
+	}
+	return out.String()
 }
 
 func TestStoryInterrupted(t *testing.T) {
@@ -156,6 +163,9 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"-name", "me"}, "-name is for a worker with a server"},
 		{[]string{"-jobs", "3"}, "-jobs is for a worker with a server"},
 		{append(server, "-workers", "3"), "-workers is for the fleet in memory"},
+		{[]string{"-timeline", "t.svg", "-insist"}, "-insist is for a worker with a server"},
+		{[]string{"-timeline", "t.svg", "-backend", "etcd://localhost"}, `not of "etcd"`},
+		{[]string{"-timeline", "t.svg", "-backend", "redis://me:secret@local host/"}, "a host is wanted"},
 		{append(server, "-jobs", "-1"), "-jobs -1"},
 		{append(server, "-name", long), "is longer than"},
 		{[]string{"-backend", "mysql://localhost/db"}, `"mysql" is not a known kind of store`},

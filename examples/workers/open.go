@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -27,9 +28,17 @@ import (
 func open(cfg config, out io.Writer) (program, error) {
 	var openStore func(config) (store, error)
 	scheme, _, _ := strings.Cut(cfg.backend, "://")
+	if cfg.fleet() {
+		if scheme != memory {
+			cfg.key += "/" + rand.Text() // the story begins with job 1
+		}
+		s, err := newStage(cfg, scheme)
+		if err != nil {
+			return nil, err
+		}
+		return newFleet(cfg, s, out), nil
+	}
 	switch scheme {
-	case memory:
-		return newFleet(cfg, out), nil
 	case "redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel":
 		openStore = openRedis
 	case "redlock", "redlocks":
@@ -60,14 +69,18 @@ func openRedis(cfg config) (store, error) {
 	if err != nil {
 		return store{}, fmt.Errorf("-backend: %w", err)
 	}
+	return newRedisStore(o, cfg.key, cfg.ttl), nil
+}
+
+func newRedisStore(o *redis.UniversalOptions, queue string, ttl time.Duration) store {
 	o.ContextTimeoutEnabled = true     // else go-redis ignores the end of a context while it waits for an answer
 	logging.Disable()                  // every failure reaches us as an error, and is reported
 	rdb := redis.NewUniversalClient(o) // does not connect yet
 	return store{
-		locks: redislock.New(rdb, locker.TTL(cfg.ttl)),
-		queue: newRedisQueue(rdb, cfg.key),
+		locks: redislock.New(rdb, locker.TTL(ttl)),
+		queue: newRedisQueue(rdb, queue),
 		close: rdb.Close,
-	}, nil
+	}
 }
 
 // openRedlock keeps the lock on a majority of servers, and the queue, for which that would not do, on the first one. (Where a

@@ -30,10 +30,8 @@ func (f *fleet) check() error {
 	}
 
 	// What the queue has accepted, and what the workers believe.
-	var terms []uint64
-	for _, l := range f.queue.results {
-		terms = append(terms, l.Token)
-	}
+	terms, err := f.stage.terms()
+	expect(err == nil, "the queue cannot be asked: %v", err)
 	expect(len(terms) == lastJob, "the queue has %d results instead of %d", len(terms), lastJob)
 	expect(slices.IsSorted(terms), "a former leader's result was accepted after a later one's: tokens %v", terms)
 	var jobs []int64
