@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"runtime"
 	"time"
 
 	"github.com/lockerkit/locker"
@@ -54,7 +55,8 @@ func (c *check) backend() (locker.Backend, func() locker.Request) {
 func (c *check) acquires(b locker.Backend, r locker.Request, when string) locker.Grant {
 	g, err := b.Acquire(c.within(c.ttl), r)
 	if err != nil {
-		c.fatalf("Acquire %s: %v", when, err)
+		c.record(1, "Acquire %s: %v; want a grant", when, err)
+		runtime.Goexit()
 	}
 	g.Request = r
 	return g
@@ -63,7 +65,7 @@ func (c *check) acquires(b locker.Backend, r locker.Request, when string) locker
 // refuses checks that b refuses r.
 func (c *check) refuses(b locker.Backend, r locker.Request, when string) {
 	if _, err := b.Acquire(c.within(c.ttl), r); !errors.Is(err, locker.ErrLocked) {
-		c.errorf("Acquire by another owner %s: %v; want ErrLocked", when, err)
+		c.record(1, "Acquire by another owner %s: %v; want ErrLocked", when, err)
 	}
 }
 

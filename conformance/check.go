@@ -155,7 +155,18 @@ func (c *check) within(d time.Duration) context.Context {
 func (c *check) lock(l locker.Locker, key string, opts ...locker.Option) *locker.Lease {
 	lease, err := l.Lock(c.within(10*c.ttl), key, opts...)
 	if err != nil {
-		c.record(1, "Lock: %v", err)
+		c.record(1, "Lock of a key that is free, or soon will be: nothing after %v: %v", 10*c.ttl, err)
+		runtime.Goexit()
+	}
+	return lease
+}
+
+// takeOver is lock for a key whose lease is not renewed and ends with its TTL.
+func (c *check) takeOver(l locker.Locker, key string) *locker.Lease {
+	lease, err := l.Lock(c.within(10*c.ttl), key)
+	if err != nil {
+		c.record(1, "Lock of a key whose lease nobody renews, and which should be free after its TTL: nothing after %v: %v (mend %s first)",
+			10*c.ttl, err, firstOfExpiry)
 		runtime.Goexit()
 	}
 	return lease
@@ -165,7 +176,7 @@ func (c *check) lock(l locker.Locker, key string, opts ...locker.Option) *locker
 func (c *check) tryLock(l locker.Locker, key string, opts ...locker.Option) *locker.Lease {
 	lease, err := l.TryLock(c.within(10*c.ttl), key, opts...)
 	if err != nil {
-		c.record(1, "TryLock of a free key: %v", err)
+		c.record(1, "TryLock of a key that is free: %v; want a lease", err)
 		runtime.Goexit()
 	}
 	return lease
@@ -174,7 +185,7 @@ func (c *check) tryLock(l locker.Locker, key string, opts ...locker.Option) *loc
 // unlock unlocks lease, which has to succeed.
 func (c *check) unlock(lease *locker.Lease) {
 	if err := lease.Unlock(); err != nil {
-		c.record(1, "Unlock: %v", err)
+		c.record(1, "Unlock of a lease that is held: %v; want nil", err)
 	}
 }
 
@@ -238,13 +249,13 @@ func (c *check) start(ctx context.Context, l locker.Locker, key string, opts ...
 // through the interface of a Locker.
 func (c *check) settle() { time.Sleep(c.ttl / 20) }
 
-// result waits for the end of the Lock, for ten TTLs at most.
+// result waits for the end of the Lock, for a while longer than most contexts last.
 func (c *check) result(w *wait) (*locker.Lease, error) {
 	select {
 	case <-w.done:
 		return w.lease, w.err
-	case <-time.After(10 * c.ttl):
-		c.record(1, "Lock had not returned after %v", 10*c.ttl)
+	case <-time.After(11 * c.ttl):
+		c.record(1, "Lock had not returned after %v", 11*c.ttl)
 		runtime.Goexit()
 		return nil, nil
 	}

@@ -13,7 +13,7 @@ var errorRules = []rule{
 		name: "Typed", body: typed,
 		did:  "A key is held, waited for, unlocked and lost, and with Harness.Cut the store dies; the errors are looked at.",
 		text: "A caller can tell apart: somebody holds it; my wait ended; the store is unreachable; I had it and lost it. A dead store is never ErrLocked.",
-		hint: "Acquire returns a *locker.Held, or ErrLocked, and Renew and Release ErrLost, only where the store has said so; in all other cases what the client says, wrapped or not. If waiting/WakesOnExpiry fails too, start there.",
+		hint: "Acquire returns a *locker.Held, or ErrLocked, and Renew and Release ErrLost, only where the store has said so; in all other cases what the client says, wrapped or not. If " + firstOfExpiry + " fails too, mend that first.",
 	},
 }
 

@@ -64,7 +64,7 @@ func strictlyIncreasing(c *check) {
 	}
 	_ = c.tryLock(ls[0], key, locker.NoRenew())
 	seen.last++ // at least
-	lease = c.lock(ls[1], key)
+	lease = c.takeOver(ls[1], key)
 	seen.next(lease, "expiry")
 	w := c.start(c.within(10*c.ttl), ls[2], key)
 	c.settle()
@@ -199,7 +199,7 @@ func staleWriterIsRefused(c *check) {
 		c.errorf("the first holder's write: %v", err)
 	}
 	// The first holder is paused here for longer than its TTL.
-	next := c.lock(b, key)
+	next := c.takeOver(b, key)
 	if err := g.write(next.Token()); err != nil {
 		c.errorf("the second holder's write: %v", err)
 	}

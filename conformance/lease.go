@@ -65,7 +65,7 @@ var leaseRules = []rule{
 		name: "TTLGranularity", body: ttlGranularity,
 		did:  "Locks are taken with NoRenew and TTLs that are no whole milliseconds or seconds, and waited for by another Locker; others with TTLs that nobody can keep.",
 		text: "A TTL that the store cannot keep is refused, or the one granted is reported by Deadline: it is never silently another.",
-		hint: "Either Acquire refuses such a TTL with an error that wraps locker.ErrInvalidOption, or it returns the TTL that the store keeps in Grant.TTL. If waiting/WakesOnExpiry fails too, start there: leases do not expire.",
+		hint: "Either Acquire refuses such a TTL with an error that wraps locker.ErrInvalidOption, or it returns the TTL that the store keeps in Grant.TTL. If " + firstOfExpiry + " fails too, mend that first.",
 	},
 	{
 		name: "WallClockIndependent", body: wallClockIndependent,
@@ -384,7 +384,7 @@ func ttlGranularity(c *check) {
 			if deadline.After(granted.Add(ttl)) {
 				c.errorf("with TTL(%v), Deadline is %v ahead", ttl, time.Until(deadline))
 			}
-			next := c.lock(b, key)
+			next := c.takeOver(b, key)
 			at := time.Now()
 			if at.Before(deadline) {
 				c.errorf("with TTL(%v), a rival had the lock %v before the Deadline", ttl, deadline.Sub(at))

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 // group is the rules of one part of the contract.
@@ -39,6 +40,9 @@ func groups() []group {
 		{"backend", backendRules},
 	}
 }
+
+// firstOfExpiry is the rule to look at if leases do not end with their TTL, which others then notice, too.
+const firstOfExpiry = "waiting/WakesOnExpiry"
 
 // Hints that several rules share.
 const (
@@ -138,7 +142,8 @@ func (p problem) String() string { return fmt.Sprintf("%s (%s)", p.saw, p.at) }
 // failure says what the author of a backend has to know. What the same check saw again and again is shown once.
 func (r rule) failure(problems []problem) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "\ndid:  %s\n", r.did)
+	line := func(label, text string) { fmt.Fprintf(&b, "\n%-5s %s", label, wrap(text)) }
+	line("did:", r.did)
 	times := make(map[string]int)
 	for _, p := range problems {
 		times[p.at]++
@@ -149,13 +154,37 @@ func (r rule) failure(problems []problem) string {
 		switch n {
 		case 0: // shown
 		case 1:
-			fmt.Fprintf(&b, "saw:  %s (%s)\n", p.saw, p.at)
+			line("saw:", p.String())
 		default:
-			fmt.Fprintf(&b, "saw:  %s (%s; and %d more like it)\n", p.saw, p.at, n-1)
+			line("saw:", fmt.Sprintf("%s (%s; and %d more like it)", p.saw, p.at, n-1))
 		}
 	}
-	fmt.Fprintf(&b, "rule: %s\n", r.text)
-	fmt.Fprintf(&b, "hint: %s", r.hint)
+	line("rule:", r.text)
+	line("hint:", r.hint)
+	return b.String()
+}
+
+// wrap breaks text into lines for a terminal, unless it has lines already.
+func wrap(text string) string {
+	const width = 100
+	if strings.Contains(text, "\n") {
+		return text
+	}
+	var b strings.Builder
+	column := 0
+	for i, word := range strings.Split(text, " ") { // spaces in a quoted key stay as they are
+		switch n := utf8.RuneCountInString(word); {
+		case i == 0:
+			column = n
+		case column+1+n > width:
+			b.WriteString("\n      ")
+			column = n
+		default:
+			b.WriteByte(' ')
+			column += 1 + n
+		}
+		b.WriteString(word)
+	}
 	return b.String()
 }
 

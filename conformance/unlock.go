@@ -45,7 +45,7 @@ var unlockRules = []rule{
 		name: "NoRenewalAfter", body: noRenewalAfter,
 		did:  "Leases are unlocked at eight moments before and after their first renewal; another Locker takes each key with NoRenew, and lets it run out.",
 		text: "After Unlock nothing that this lease did or does keeps the key locked.",
-		hint: "If the backend renews by itself (a keep-alive, a session), Release ends that before it returns. If waiting/WakesOnExpiry fails too, start there: leases do not expire.",
+		hint: "If the backend renews by itself (a keep-alive, a session), Release ends that before it returns. If " + firstOfExpiry + " fails too, mend that first.",
 	},
 	{
 		name: "DuringRenewal", body: duringRenewal,
@@ -109,7 +109,7 @@ func staleCannotFreeSuccessor(c *check) {
 	name := locker.Holder(strings.Repeat("h", locker.MaxHolderLen))
 	a, b, other := c.open(name), c.open(name), c.open()
 	stale := c.tryLock(a, key, locker.NoRenew())
-	next := c.lock(b, key) // when the first lease is over
+	next := c.takeOver(b, key) // when the first lease is over
 	if err := stale.Unlock(); !errors.Is(err, locker.ErrLost) {
 		c.errorf("Unlock of a lease that is over: %v; want ErrLost", err)
 	}
@@ -134,7 +134,7 @@ func staleCannotFreeSuccessor(c *check) {
 		_ = stale.Unlock() // as the store was out of reach
 		close(unlocked)
 	})
-	next = c.lock(b, key)
+	next = c.takeOver(b, key)
 	heal()
 	<-unlocked
 	time.Sleep(c.ttl / 2) // whatever was on its way has arrived

@@ -119,7 +119,8 @@ func wakesOnExpiry(c *check) {
 	w := c.start(c.within(10*c.ttl), b, key)
 	next, err := c.result(w)
 	if err != nil {
-		c.fatalf("Lock of a key whose holder vanished: %v", err)
+		c.fatalf("Lock of a key whose holder vanished, and which should be free after its TTL of %v: nothing after %v: %v",
+			c.ttl, w.at.Sub(granted), err)
 	}
 	defer c.unlock(next)
 	if early := start.Add(c.ttl - c.ttl/100 - 2*time.Millisecond).Sub(w.at); early > 0 {
