@@ -3,6 +3,7 @@ package conformance
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -27,7 +28,7 @@ var exclusionRules = []rule{
 		name: "TryLockHeld", body: tryLockHeld,
 		did:  "One Locker holds a key, and another calls TryLock; then the first one unlocks, and the other tries again.",
 		text: "TryLock of a key that is held returns ErrLocked at once, and leaves the holder alone.",
-		hint: "Acquire returns a *locker.Held, or ErrLocked, when the store says that there is another owner. It waits for nobody, and changes nothing.",
+		hint: "Acquire returns a *locker.Held, or ErrLocked, when the store says that there is another owner. It waits for nobody, and changes nothing. (If nothing excludes anything: do the Lockers of Harness.Open reach the same store?)",
 	},
 	{
 		name: "NotReentrant", body: notReentrant,
@@ -167,7 +168,7 @@ func keysAreIndependent(c *check) {
 		held[key] = lease
 	}
 	for key := range held {
-		c.refused(b, key, "of a key that is held along with others")
+		c.refused(b, key, fmt.Sprintf("of %.60q, which is held along with others", key))
 	}
 	for key, lease := range held {
 		c.unlock(lease)
@@ -210,9 +211,9 @@ func keyAlphabet(c *check) {
 			if leases[i] == nil {
 				continue
 			}
-			c.refused(b, keys[i], "of a key that is held")
+			c.refused(b, keys[i], fmt.Sprintf("of %.40q, which is held", keys[i]))
 			c.unlock(leases[i])
-			c.freeWithin(b, keys[i], c.soon(), "after Unlock")
+			c.freeWithin(b, keys[i], c.soon(), fmt.Sprintf("after Unlock of %.40q", keys[i]))
 		}
 	})
 	if c.has(needsCut, "that the store is not asked for a key of another length") {

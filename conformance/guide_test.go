@@ -24,8 +24,10 @@ import (
 //	text      a part of what the commands before have printed; "..." stands for what is left out
 func TestGuide(t *testing.T) {
 	t.Parallel()
-	if _, err := exec.LookPath("go"); err != nil {
-		t.Skipf("NOT PROVEN: the page is for people who have the go command: %v", err)
+	for _, program := range []string{"go", "sh"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("NOT PROVEN: the page is for people who have the program %s: %v", program, err)
+		}
 	}
 	root, err := filepath.Abs("..")
 	if err != nil {

@@ -295,6 +295,10 @@ func cleanUnlockIsNotLoss(c *check) {
 }
 
 func ridesOutOneFailedRenewal(c *check) {
+	bound := connectionBound.reason(c.h.Features)
+	if bound != "" {
+		c.leaves(inPart, "relaxed for all faults but %v: %s (Features.%s)", Hang, bound, connectionBound.name)
+	}
 	for _, f := range faults {
 		key := c.key()
 		other := c.open()
@@ -304,8 +308,7 @@ func ridesOutOneFailedRenewal(c *check) {
 		heal := c.cut(f)
 		time.Sleep(c.ttl / 4) // the first renewal is sent, and fails
 		heal()
-		if why := connectionBound.reason(c.h.Features); why != "" && f != Hang {
-			c.leaves(inPart, "relaxed for the fault %v: %s (Features.%s)", f, why, connectionBound.name)
+		if bound != "" && f != Hang {
 			c.lostBeforeRival(lease, other, f)
 			continue
 		}

@@ -115,6 +115,9 @@ func (rep *report) String() string {
 		}
 		if len(reasons) > 0 {
 			fmt.Fprintf(&b, "\n%s:", o)
+			if o == failed && rep.rule["exclusion/TryLockHeld"].outcome == failed {
+				b.WriteString(" (mend exclusion/TryLockHeld first: the others take it for granted)")
+			}
 		}
 		for _, reason := range reasons {
 			const perLine = 4

@@ -117,6 +117,31 @@ func TestReport(t *testing.T) {
 	}
 }
 
+// TestFailuresExplainThemselves: each rule has all that a failure says, which shows what was seen time and again once.
+func TestFailuresExplainThemselves(t *testing.T) {
+	for _, g := range groups() {
+		for _, r := range g.rules {
+			for _, text := range []string{r.did, r.text, r.hint} {
+				if text == "" || !strings.ContainsAny(text[len(text)-1:], ".?)") {
+					t.Errorf("%s/%s says %q", g.name, r.name, text)
+				}
+			}
+		}
+	}
+	r := rule{did: "It was done.", text: "It has to be.", hint: strings.Repeat("Look there. ", 9) + "Look."}
+	got := r.failure([]problem{{"this", "a.go:1"}, {"that", "b.go:2"}, {"this again", "a.go:1"}})
+	want := `
+did:  It was done.
+saw:  this (a.go:1; and 1 more like it)
+saw:  that (b.go:2)
+rule: It has to be.
+hint: Look there. Look there. Look there. Look there. Look there. Look there. Look there. Look there. Look
+      there. Look.`
+	if got != want {
+		t.Errorf("got %s\nwant %s", got, want)
+	}
+}
+
 // TestReportWantsAnAbsolutePath: go test runs the tests of each package in a directory of its own.
 func TestReportWantsAnAbsolutePath(t *testing.T) {
 	if err := newReport(t.Name()).write("reports"); err == nil {
