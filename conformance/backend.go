@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"runtime"
 	"time"
 
 	"github.com/lockerkit/locker"
@@ -11,17 +12,30 @@ import (
 
 // The rules of locker.Backend that a Locker keeps people from seeing broken, until a lost answer or a pause shows them.
 var backendRules = []rule{
-	{name: "OwnerDecides", body: ownerDecides, needs: needsBackend, text: "Release and Renew by anybody but the owner, compared whole, return ErrLost and change nothing."},
-	{name: "AcquireAgain", body: acquireAgain, needs: needsBackend, text: "Acquire by the owner who holds the key already returns the same token, and sets the expiry anew."},
-	{name: "ExpiredIsGone", body: expiredIsGone, needs: needsBackend, text: "Renew of a lease that has expired returns ErrLost and does not bring it back, though nobody has taken the key since."},
-	{name: "UnknownOutcome", body: unknownOutcome, needs: needsBackend, text: "Release with token 0 frees what its owner has, if anything, and nothing else."},
-}
-
-func needsBackend(h Harness) string {
-	if h.Backend == nil {
-		return "Harness.Backend is nil"
-	}
-	return ""
+	{
+		name: "OwnerDecides", body: ownerDecides, needs: needsBackend,
+		did:  "Release and Renew are called with owners that differ from the holder's in one byte or in all, and then with the holder's own, twice.",
+		text: "Release and Renew by anybody but the owner, compared whole, return ErrLost and change nothing.",
+		hint: hintOwner,
+	},
+	{
+		name: "AcquireAgain", body: acquireAgain, needs: needsBackend,
+		did:  "Acquire is called a second time for the owner who holds the key, and by another owner when more than a TTL has passed since the first time.",
+		text: "Acquire by the owner who holds the key already returns the same token, and sets the expiry anew.",
+		hint: "Store the token beside the owner, and return it when Request.Owner is the one who holds the key: answers get lost, and clients ask again.",
+	},
+	{
+		name: "ExpiredIsGone", body: expiredIsGone, needs: needsBackend,
+		did:  "Renew is called for a lease that has expired; then another owner acquires the key, and the first one calls Release.",
+		text: "Renew of a lease that has expired returns ErrLost and does not bring it back, though nobody has taken the key since.",
+		hint: "An expired record is no record, for Renew and Release as for Acquire: compare with the store's clock in the same atomic step.",
+	},
+	{
+		name: "UnknownOutcome", body: unknownOutcome, needs: needsBackend,
+		did:  "Release is called with Token 0, as after an Acquire whose answer got lost: by an owner that has nothing, and by the one that has the key.",
+		text: "Release with token 0 frees what its owner has, if anything, and nothing else.",
+		hint: "Release decides by Grant.Owner alone: the token plays no part in it.",
+	},
 }
 
 // backend returns the backend under test and a request for a new key; the owner is distinct for each call.
@@ -41,7 +55,8 @@ func (c *check) backend() (locker.Backend, func() locker.Request) {
 func (c *check) acquires(b locker.Backend, r locker.Request, when string) locker.Grant {
 	g, err := b.Acquire(c.within(c.ttl), r)
 	if err != nil {
-		c.fatalf("Acquire %s: %v", when, err)
+		c.record(1, "Acquire %s: %v; want a grant", when, err)
+		runtime.Goexit()
 	}
 	g.Request = r
 	return g
@@ -50,7 +65,7 @@ func (c *check) acquires(b locker.Backend, r locker.Request, when string) locker
 // refuses checks that b refuses r.
 func (c *check) refuses(b locker.Backend, r locker.Request, when string) {
 	if _, err := b.Acquire(c.within(c.ttl), r); !errors.Is(err, locker.ErrLocked) {
-		c.errorf("Acquire by another owner %s: %v; want ErrLocked", when, err)
+		c.record(1, "Acquire by another owner %s: %v; want ErrLocked", when, err)
 	}
 }
 

@@ -22,20 +22,21 @@ type check struct {
 	h       Harness
 	ttl     time.Duration
 	ctx     context.Context // ends when the watchdog loses patience
-	rule    string
-	helpers sync.WaitGroup // goroutines of the body
+	helpers sync.WaitGroup  // goroutines of the body
 
 	mu       sync.Mutex
 	problems []problem
+	gaps     []gap
 	opened   []locker.Locker
 }
 
-// run runs the rule's body and returns what it found. A body that hangs is given up after a while.
-func (r rule) run(t *testing.T, h Harness) []problem {
+// run runs the rule's body and returns what it found, and what it could not look at. A body that hangs is given up after a
+// while.
+func (r rule) run(t *testing.T, h Harness) ([]problem, []gap) {
 	patience := 20*time.Second + 60*h.TTL
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	c := &check{t: t, h: h, ttl: h.TTL, ctx: ctx, rule: r.text}
+	c := &check{t: t, h: h, ttl: h.TTL, ctx: ctx}
 	finished := make(chan struct{})
 	go func() {
 		defer close(finished)
@@ -57,7 +58,7 @@ func (r rule) run(t *testing.T, h Harness) []problem {
 	c.closeAll()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return slices.Clone(c.problems)
+	return slices.Clone(c.problems), slices.Clone(c.gaps)
 }
 
 // closeAll closes what the body has opened, without trusting Close to return.
@@ -85,9 +86,8 @@ func (c *check) record(skip int, format string, args ...any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.problems = append(c.problems, problem{
-		saw:  fmt.Sprintf(format, args...),
-		rule: c.rule,
-		at:   fmt.Sprintf("%s:%d", filepath.Base(file), line),
+		saw: fmt.Sprintf(format, args...),
+		at:  fmt.Sprintf("%s:%d", filepath.Base(file), line),
 	})
 }
 
@@ -98,6 +98,22 @@ func (c *check) errorf(format string, args ...any) { c.record(1, format, args...
 func (c *check) fatalf(format string, args ...any) {
 	c.record(1, format, args...)
 	runtime.Goexit()
+}
+
+// leaves tells that something has not been looked at.
+func (c *check) leaves(o outcome, format string, args ...any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.gaps = append(c.gaps, gap{fmt.Sprintf(format, args...), o})
+}
+
+// has reports whether a hook is provided, without which part of a rule is not proven.
+func (c *check) has(need *hook, part string) bool {
+	if need.provided(c.h) {
+		return true
+	}
+	c.leaves(inPart, "not proven without Harness.%s: %s", need.name, part)
+	return false
 }
 
 // do runs f on a goroutine that the body's end waits for.
@@ -139,7 +155,18 @@ func (c *check) within(d time.Duration) context.Context {
 func (c *check) lock(l locker.Locker, key string, opts ...locker.Option) *locker.Lease {
 	lease, err := l.Lock(c.within(10*c.ttl), key, opts...)
 	if err != nil {
-		c.record(1, "Lock: %v", err)
+		c.record(1, "Lock of a key that is free, or soon will be: nothing after %v: %v", 10*c.ttl, err)
+		runtime.Goexit()
+	}
+	return lease
+}
+
+// takeOver is lock for a key whose lease is not renewed and ends with its TTL.
+func (c *check) takeOver(l locker.Locker, key string) *locker.Lease {
+	lease, err := l.Lock(c.within(10*c.ttl), key)
+	if err != nil {
+		c.record(1, "Lock of a key whose lease nobody renews, and which should be free after its TTL: nothing after %v: %v (mend %s first)",
+			10*c.ttl, err, firstOfExpiry)
 		runtime.Goexit()
 	}
 	return lease
@@ -149,7 +176,7 @@ func (c *check) lock(l locker.Locker, key string, opts ...locker.Option) *locker
 func (c *check) tryLock(l locker.Locker, key string, opts ...locker.Option) *locker.Lease {
 	lease, err := l.TryLock(c.within(10*c.ttl), key, opts...)
 	if err != nil {
-		c.record(1, "TryLock of a free key: %v", err)
+		c.record(1, "TryLock of a key that is free: %v; want a lease", err)
 		runtime.Goexit()
 	}
 	return lease
@@ -158,7 +185,7 @@ func (c *check) tryLock(l locker.Locker, key string, opts ...locker.Option) *loc
 // unlock unlocks lease, which has to succeed.
 func (c *check) unlock(lease *locker.Lease) {
 	if err := lease.Unlock(); err != nil {
-		c.record(1, "Unlock: %v", err)
+		c.record(1, "Unlock of a lease that is held: %v; want nil", err)
 	}
 }
 
@@ -166,7 +193,7 @@ func (c *check) unlock(lease *locker.Lease) {
 func (c *check) refused(l locker.Locker, key, why string) {
 	lease, err := l.TryLock(c.within(10*c.ttl), key)
 	if err == nil {
-		c.record(1, "TryLock succeeded %s", why)
+		c.record(1, "TryLock %s: it succeeded; want ErrLocked", why)
 		_ = lease.Unlock()
 	} else if !errors.Is(err, locker.ErrLocked) {
 		c.record(1, "TryLock %s: %v; want ErrLocked", why, err)
@@ -222,13 +249,13 @@ func (c *check) start(ctx context.Context, l locker.Locker, key string, opts ...
 // through the interface of a Locker.
 func (c *check) settle() { time.Sleep(c.ttl / 20) }
 
-// result waits for the end of the Lock, for ten TTLs at most.
+// result waits for the end of the Lock, for a while longer than most contexts last.
 func (c *check) result(w *wait) (*locker.Lease, error) {
 	select {
 	case <-w.done:
 		return w.lease, w.err
-	case <-time.After(10 * c.ttl):
-		c.record(1, "Lock had not returned after %v", 10*c.ttl)
+	case <-time.After(11 * c.ttl):
+		c.record(1, "Lock had not returned after %v", 11*c.ttl)
 		runtime.Goexit()
 		return nil, nil
 	}

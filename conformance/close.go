@@ -10,11 +10,36 @@ import (
 )
 
 var closeRules = []rule{
-	{name: "UnlocksHeld", body: closeUnlocksHeld, text: "Close unlocks what is held: the leases are done with ErrUnlocked, and the keys free at once."},
-	{name: "FailsWaiters", body: closeFailsWaiters, text: "Close ends waits with ErrClosed, and leaves nothing of them in line."},
-	{name: "Idempotent", body: closeIdempotent, text: "A second Close returns nil."},
-	{name: "UseAfterClose", body: useAfterClose, text: "After Close, Lock and TryLock return ErrClosed, and Unlock of a lease ErrUnlocked."},
-	{name: "LeaksNothing", body: leaksNothing, serial: true, text: "Close leaves no goroutine behind."},
+	{
+		name: "UnlocksHeld", body: closeUnlocksHeld,
+		did:  "A Locker that holds 50 keys is closed; another locks them.",
+		text: "Close unlocks what is held: the leases are done with ErrUnlocked, and the keys free at once.",
+		hint: "locker.New calls Release for each of them, and then Backend.Close: Release has to free the key, and Close nothing that Release needs.",
+	},
+	{
+		name: "FailsWaiters", body: closeFailsWaiters,
+		did:  "A Locker is closed while three of its Locks wait; then the holder of their key unlocks.",
+		text: "Close ends waits with ErrClosed, and leaves nothing of them in line.",
+		hint: hintOrphan,
+	},
+	{
+		name: "Idempotent", body: closeIdempotent,
+		did:  "A Locker is closed three times, and another by four goroutines at once.",
+		text: "A second Close returns nil.",
+		hint: "locker.New calls Backend.Close once. If Harness.Open returns something around its Locker, that has to bear a second Close: sync.Once.",
+	},
+	{
+		name: "UseAfterClose", body: useAfterClose,
+		did:  "A Locker is closed, and Lock, TryLock and the Unlock of a lease are called.",
+		text: "After Close, Lock and TryLock return ErrClosed, and Unlock of a lease ErrUnlocked.",
+		hint: hintNew,
+	},
+	{
+		name: "LeaksNothing", body: leaksNothing, serial: true,
+		did:  "Two Lockers are opened, used and closed, twice; the goroutines of the process are counted.",
+		text: "Close leaves no goroutine behind.",
+		hint: "Backend.Close ends what the backend has started. The Close of what Harness.Open returns also ends what Open itself has made, such as a client.",
+	},
 }
 
 func closeUnlocksHeld(c *check) {

@@ -9,13 +9,22 @@
 //		})
 //	}
 //
-// A failure says what was seen, the rule that this breaks, and the line of the suite that saw it. Run it with -race,
-// and many times: to pass is evidence, not proof, because most of what goes wrong with locks goes wrong seldom.
+// A failure says what the test did, what it saw and where, the rule that this breaks, and where to look for the mend.
+// docs/write-a-backend.md of the repository goes with a backend from nothing to a green run. Run the suite with -race, and
+// many times: to pass is evidence, not proof, because most of what goes wrong with locks goes wrong seldom.
+//
+// # The report
+//
+// At its end, Run logs which rules were proven, which were relaxed and for what reason, and which could not be proven for
+// lack of a hook; go test shows that with -v, or when a rule has failed. With the environment variable
+// LOCKER_CONFORMANCE_REPORT, each Run also writes it as a Markdown table, to a file of its own in that directory:
+//
+//	LOCKER_CONFORMANCE_REPORT=$PWD/reports go test -count=1 ./...
+//
+// Bench measures what passes.
 package conformance
 
 import (
-	"fmt"
-	"strings"
 	"testing"
 	"time"
 
@@ -23,13 +32,16 @@ import (
 )
 
 // Harness tells the suite how to reach a backend. Only Open is required; for each other hook that is nil, the tests
-// that need it are skipped with a message that says what was not proven.
+// that need it are skipped with a message that says what was not proven. Bench uses OpenB and TTL alone.
 type Harness struct {
 	// Open returns a Locker over the store under test that shares nothing with those it returned before but the
 	// store: a client and connections of its own, as another process would have. opts must reach locker.New after any
 	// of the harness's own. The suite closes what Open returns; that should also free what else Open has made,
 	// as close/LeaksNothing counts goroutines.
 	Open func(t *testing.T, opts ...locker.Option) locker.Locker
+
+	// OpenB is Open for Bench, which has a testing.B to give. The benchmarks close what it returns.
+	OpenB func(b *testing.B, opts ...locker.Option) locker.Locker
 
 	// TTL is that of the leases in the tests, and what all of their waits derive from. Zero means one second. A
 	// store with coarse time needs a longer one; a shorter one makes the suite faster, and more sensitive to a
@@ -88,48 +100,23 @@ type Features struct {
 	WakeWithin time.Duration
 }
 
-// Fault is a way in which the connection between a Locker and its store fails.
-type Fault int
-
-// The faults that Cut has to be able to produce.
-const (
-	Refuse      Fault = iota // connections are reset, and new ones are refused
-	BlackHole                // whatever either side sends is lost without a trace
-	Hang                     // nothing is carried any more; after heal everything is
-	DropReplies              // requests reach the store, answers are lost
-)
-
-var faults = []Fault{Refuse, BlackHole, Hang, DropReplies}
-
-// String returns the name of the fault.
-func (f Fault) String() string {
-	switch f {
-	case Refuse:
-		return "refuse"
-	case BlackHole:
-		return "black-hole"
-	case Hang:
-		return "hang"
-	case DropReplies:
-		return "drop-replies"
-	}
-	return fmt.Sprintf("Fault(%d)", int(f))
-}
-
 // Run runs the suite. Sub-tests are named group/Rule, as in exclusion/OneHolder, and can be chosen with -run and -skip.
-// Those of a group run in parallel, except for the few that disturb the whole store or watch the whole process.
+// Those of a group run in parallel, except for the few that disturb the whole store or watch the whole process. In the
+// end it reports what was proven: see the documentation of the package.
 func Run(t *testing.T, h Harness) {
 	if h.Open == nil {
 		t.Fatal("conformance: Harness.Open is nil")
 	}
 	h = h.withDefaults()
+	rep := newReport(t.Name())
 	for _, group := range groups() {
 		t.Run(group.name, func(t *testing.T) {
 			for _, r := range group.rules {
-				t.Run(r.name, func(t *testing.T) { r.test(t, h) })
+				t.Run(r.name, func(t *testing.T) { r.test(t, h, rep.of(group, r)) })
 			}
 		})
 	}
+	rep.publish(t)
 }
 
 func (h Harness) withDefaults() Harness {
@@ -143,82 +130,7 @@ func (h Harness) withDefaults() Harness {
 		h.Trials = 3
 	}
 	if h.Features.WakeWithin == 0 {
-		h.Features.WakeWithin = 50 * time.Millisecond
+		h.Features.WakeWithin = wakeWithin
 	}
 	return h
-}
-
-// group is the rules of one part of the contract.
-type group struct {
-	name  string
-	rules []rule
-}
-
-// rule is one rule of the contract and its test.
-type rule struct {
-	name   string
-	text   string // the rule in one sentence, printed with each failure
-	body   func(*check)
-	needs  func(Harness) string // why the rule cannot be tested with this harness; "" if it can
-	serial bool                 // run it while nothing else runs: it restarts the store, or is load enough for a machine
-}
-
-func groups() []group {
-	return []group{
-		{"exclusion", exclusionRules},
-		{"waiting", waitingRules},
-		{"unlock", unlockRules},
-		{"lease", leaseRules},
-		{"fencing", fencingRules},
-		{"close", closeRules},
-		{"errors", errorRules},
-		{"backend", backendRules},
-	}
-}
-
-// test runs the rule as t.
-func (r rule) test(t *testing.T, h Harness) {
-	if r.needs != nil {
-		if why := r.needs(h); why != "" {
-			t.Skipf("not proven: %s\nreason: %s", r.text, why)
-		}
-	}
-	if !r.serial { // the parallel tests of a group begin when its serial ones have ended
-		t.Parallel()
-	}
-	h.Wrap(t, func(t *testing.T) {
-		for _, p := range r.run(t, h) {
-			t.Errorf("%s", p)
-		}
-	})
-}
-
-func needsCut(h Harness) string {
-	if h.Cut == nil {
-		return "Harness.Cut is nil"
-	}
-	return ""
-}
-
-func needsBreak(h Harness) string {
-	if h.Break == nil {
-		return "Harness.Break is nil"
-	}
-	return ""
-}
-
-// problem is a failed check.
-type problem struct {
-	saw  string
-	rule string
-	at   string // file:line of the check
-}
-
-// String describes the problem for the author of a backend.
-func (p problem) String() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "saw:  %s\n", p.saw)
-	fmt.Fprintf(&b, "rule: %s\n", p.rule)
-	fmt.Fprintf(&b, "at:   %s", p.at)
-	return b.String()
 }

@@ -59,7 +59,7 @@ func (d *defect) judge(t *testing.T, serial bool) {
 			t.Errorf("%s does not catch it", name)
 		}
 		for _, p := range problems {
-			p.check(t, ruleNamed(t, name))
+			p.check(t)
 		}
 	}
 	for _, name := range d.fine {
@@ -80,17 +80,17 @@ func (d *defect) problems(t *testing.T, name string) (problems []problem) {
 		h.Wrap = nil
 	}
 	h = h.withDefaults()
-	h.Wrap(t, func(t *testing.T) { problems = r.run(t, h) })
+	h.Wrap(t, func(t *testing.T) { problems, _ = r.run(t, h) })
 	return problems
 }
 
 var position = regexp.MustCompile(`^([a-z_]+\.go):[1-9][0-9]*$`)
 
-// check checks that a problem says all that the author of a backend needs.
-func (p problem) check(t *testing.T, r rule) {
+// check checks that a problem says what was seen, and where.
+func (p problem) check(t *testing.T) {
 	t.Helper()
-	if p.saw == "" || p.rule == "" || p.rule != r.text {
-		t.Errorf("incomplete problem %+v of rule %s", p, r.name)
+	if p.saw == "" {
+		t.Errorf("incomplete problem %+v", p)
 	}
 	at := position.FindStringSubmatch(p.at)
 	if at == nil || at[1] == "check.go" {

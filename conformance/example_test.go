@@ -22,3 +22,13 @@ func ExampleRun() {
 		})
 	}
 }
+
+// The benchmarks of the same backend: go test -run '^$' -bench . -count 10 > new.txt, and benchstat old.txt new.txt.
+func ExampleBench() {
+	_ = func(b *testing.B) { // func Benchmark(b *testing.B)
+		memory := memlock.New()
+		conformance.Bench(b, conformance.Harness{
+			OpenB: func(_ *testing.B, opts ...locker.Option) locker.Locker { return memory.Peer(opts...) },
+		})
+	}
+}

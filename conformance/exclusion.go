@@ -3,6 +3,7 @@ package conformance
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -11,14 +12,55 @@ import (
 )
 
 var exclusionRules = []rule{
-	{name: "OneHolder", body: oneHolder, text: "Two leases of a key are never held at once."},
-	{name: "Counter", body: counter, text: "A counter that is read and written under the lock, and not protected otherwise, loses nothing."},
-	{name: "TryLockHeld", body: tryLockHeld, text: "TryLock of a key that is held returns ErrLocked at once, and leaves the holder alone."},
-	{name: "NotReentrant", body: notReentrant, text: "A key that is held cannot be locked again, not even by the same Locker or goroutine."},
-	{name: "KeysAreIndependent", body: keysAreIndependent, text: "Keys that differ in any byte never block one another, nor does one free another."},
-	{name: "KeyAlphabet", body: keyAlphabet, needs: func(h Harness) string { return h.Features.SharesKeys }, text: "Any 1 to 1,024 bytes are a key and work like any other; anything else is ErrInvalidKey before the store is asked."},
-	{name: "PrefixIsolates", body: prefixIsolates, text: "Lockers with different prefixes do not see one another's locks; Lockers with the same prefix do."},
-	{name: "Relock", body: relock, text: "A key that was unlocked can be locked again, a hundred times in a row."},
+	{
+		name: "OneHolder", body: oneHolder,
+		did:  "12 goroutines over 3 Lockers lock and unlock one key, 12 times each.",
+		text: "Two leases of a key are never held at once.",
+		hint: hintAtomic,
+	},
+	{
+		name: "Counter", body: counter,
+		did:  "12 goroutines over 3 Lockers read and write a number under the lock, 10 times each.",
+		text: "A counter that is read and written under the lock, and not protected otherwise, loses nothing.",
+		hint: hintAtomic,
+	},
+	{
+		name: "TryLockHeld", body: tryLockHeld,
+		did:  "One Locker holds a key, and another calls TryLock; then the first one unlocks, and the other tries again.",
+		text: "TryLock of a key that is held returns ErrLocked at once, and leaves the holder alone.",
+		hint: "Acquire returns a *locker.Held, or ErrLocked, when the store says that there is another owner. It waits for nobody, and changes nothing. (If nothing excludes anything: do the Lockers of Harness.Open reach the same store?)",
+	},
+	{
+		name: "NotReentrant", body: notReentrant,
+		did:  "A Locker locks a key that it holds itself, with TryLock and with Lock.",
+		text: "A key that is held cannot be locked again, not even by the same Locker or goroutine.",
+		hint: "Decide by Request.Owner, which is another for each Lock: not by the process, the connection or Request.Holder.",
+	},
+	{
+		name: "KeysAreIndependent", body: keysAreIndependent,
+		did:  "One Locker holds twenty keys that differ in little: in case, a slash, a NUL at the end. Another tries them; then they are unlocked one by one.",
+		text: "Keys that differ in any byte never block one another, nor does one free another.",
+		hint: "Store the whole of Request.Name() as it is: without folding case, trimming, cutting, or looking for what begins with it.",
+	},
+	{
+		name: "KeyAlphabet", body: keyAlphabet, relaxes: sharesKeys,
+		did:  "A Locker locks keys of one byte to 1,024: spaces, braces, slashes, NUL, invalid UTF-8, emoji. Another tries them; then they are unlocked.",
+		text: "Any 1 to 1,024 bytes are a key and work like any other; anything else is ErrInvalidKey before the store is asked.",
+		hint: "Encode Request.Name() for your store without loss, as bytes or in hexadecimal, or store a hash of it where names can be too long. (locker.New refuses keys of other lengths.) " +
+			"If the store cannot: Features{SharesKeys: \"the reason\"}.",
+	},
+	{
+		name: "PrefixIsolates", body: prefixIsolates,
+		did:  "Three Lockers lock the same key, one of them with another locker.Prefix.",
+		text: "Lockers with different prefixes do not see one another's locks; Lockers with the same prefix do.",
+		hint: "Use Request.Name(), which begins with the prefix of the Locker, where you use Request.Key.",
+	},
+	{
+		name: "Relock", body: relock,
+		did:  "A Locker locks a key and unlocks it, a hundred times.",
+		text: "A key that was unlocked can be locked again, a hundred times in a row.",
+		hint: "When Release returns nil the key is free: it waits for the store's answer, and leaves nothing of the lease behind.",
+	},
 }
 
 func oneHolder(c *check) {
@@ -126,7 +168,7 @@ func keysAreIndependent(c *check) {
 		held[key] = lease
 	}
 	for key := range held {
-		c.refused(b, key, "of a key that is held along with others")
+		c.refused(b, key, fmt.Sprintf("of %.60q, which is held along with others", key))
 	}
 	for key, lease := range held {
 		c.unlock(lease)
@@ -169,12 +211,12 @@ func keyAlphabet(c *check) {
 			if leases[i] == nil {
 				continue
 			}
-			c.refused(b, keys[i], "of a key that is held")
+			c.refused(b, keys[i], fmt.Sprintf("of %.40q, which is held", keys[i]))
 			c.unlock(leases[i])
-			c.freeWithin(b, keys[i], c.soon(), "after Unlock")
+			c.freeWithin(b, keys[i], c.soon(), fmt.Sprintf("after Unlock of %.40q", keys[i]))
 		}
 	})
-	if c.h.Cut != nil {
+	if c.has(needsCut, "that the store is not asked for a key of another length") {
 		defer c.cut(BlackHole)() // severs b: whoever asks the store now, waits
 	}
 	for _, key := range []string{"", strings.Repeat("k", locker.MaxKeyLen+1)} {

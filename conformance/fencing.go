@@ -10,15 +10,30 @@ import (
 )
 
 var fencingRules = []rule{
-	{name: "StrictlyIncreasing", body: strictlyIncreasing, text: "The token of each holder of a key is greater than that of every earlier one, whoever they were and however they ended."},
-	{name: "StableDuringHold", body: stableDuringHold, text: "The token of a lease never changes, and renewals use up none that a later holder would repeat."},
-	{name: "SurvivesRestart", body: survivesRestart, serial: true, text: "Tokens go on increasing when the store restarts.", needs: func(h Harness) string {
-		if h.Features.ForgetsTokens == "" && h.Restart == nil {
-			return "Harness.Restart is nil"
-		}
-		return h.Features.ForgetsTokens
-	}},
-	{name: "StaleWriterIsRefused", body: staleWriterIsRefused, text: "A resource that refuses tokens smaller than the greatest it has seen is safe from a holder that has lost the lock."},
+	{
+		name: "StrictlyIncreasing", body: strictlyIncreasing,
+		did:  "Three Lockers lock one key after Unlock, expiry, a handoff, a cancelled wait and Close, and then compete for it.",
+		text: "The token of each holder of a key is greater than that of every earlier one, whoever they were and however they ended.",
+		hint: hintToken,
+	},
+	{
+		name: "StableDuringHold", body: stableDuringHold,
+		did:  "A lease is held while it is renewed several times, and unlocked; then another Locker locks the key.",
+		text: "The token of a lease never changes, and renewals use up none that a later holder would repeat.",
+		hint: hintToken,
+	},
+	{
+		name: "SurvivesRestart", body: survivesRestart, serial: true, relaxes: forgetsTokens, needs: needsRestart,
+		did:  "Harness.Restart restarts the store while a lease is held; then a new Locker locks the key; three times.",
+		text: "Tokens go on increasing when the store restarts.",
+		hint: "Keep the last token where it survives, or mint max(last + 1, the clock in µs). If the store forgets and has no clock: Features{ForgetsTokens: \"the reason\"}.",
+	},
+	{
+		name: "StaleWriterIsRefused", body: staleWriterIsRefused,
+		did:  "A lease ends with its TTL and another Locker gets the key; both write to a resource that refuses tokens smaller than the greatest it has seen, the first holder last.",
+		text: "A resource that refuses tokens smaller than the greatest it has seen is safe from a holder that has lost the lock.",
+		hint: hintToken,
+	},
 }
 
 // tokens checks that tokens increase.
@@ -49,7 +64,7 @@ func strictlyIncreasing(c *check) {
 	}
 	_ = c.tryLock(ls[0], key, locker.NoRenew())
 	seen.last++ // at least
-	lease = c.lock(ls[1], key)
+	lease = c.takeOver(ls[1], key)
 	seen.next(lease, "expiry")
 	w := c.start(c.within(10*c.ttl), ls[2], key)
 	c.settle()
@@ -67,7 +82,7 @@ func strictlyIncreasing(c *check) {
 	c.unlock(lease)
 	lease = c.lock(ls[1], key)
 	seen.next(lease, "a cancelled wait")
-	if c.h.Break != nil {
+	if c.has(needsBreak, "the same after a lock was taken away in the store") {
 		c.h.Break(c.t, key)
 		next := c.lock(ls[2], key)
 		seen.next(next, "the lock was taken away in the store")
@@ -184,7 +199,7 @@ func staleWriterIsRefused(c *check) {
 		c.errorf("the first holder's write: %v", err)
 	}
 	// The first holder is paused here for longer than its TTL.
-	next := c.lock(b, key)
+	next := c.takeOver(b, key)
 	if err := g.write(next.Token()); err != nil {
 		c.errorf("the second holder's write: %v", err)
 	}

@@ -14,18 +14,76 @@ import (
 )
 
 var waitingRules = []rule{
-	{name: "WakesOnRelease", body: wakesOnRelease, text: "A waiter has the lock within 50 ms of the holder's Unlock (or what Features.WakeWithin says)."},
-	{name: "WakesOnExpiry", body: wakesOnExpiry, text: "When a holder vanishes, a waiter gets the lock when its TTL has passed, not before, and not much after."},
-	{name: "Cancelled", body: cancelled, text: "A Lock whose ctx is cancelled returns within 100 ms with the cause of the ctx."},
-	{name: "DeadlineExceeded", body: deadlineExceeded, text: "A Lock whose ctx reaches its deadline returns within 100 ms with context.DeadlineExceeded."},
-	{name: "AlreadyCancelled", body: alreadyCancelled, text: "Lock and TryLock with a ctx that has ended return its cause and ask the store nothing."},
-	{name: "CancelStorm", body: cancelStorm, serial: true, text: "However many waiters are cancelled at whatever moments among handoffs, the key is free a round trip later."},
-	{name: "CancelledWaiterDoesNotBlockQueue", body: cancelledWaiterDoesNotBlockQueue, text: "A waiter that was cancelled does not delay those behind it."},
-	{name: "WaitDoesNotBoundHold", body: waitDoesNotBoundHold, text: "The ctx given to Lock bounds the wait only: the lease lives on when it ends."},
-	{name: "FIFO", body: fifo, needs: func(h Harness) string { return h.Features.Unordered }, text: "Waiters are served in order of arrival, across Lockers, and TryLock never overtakes them."},
-	{name: "HungStore", body: hungStore, needs: needsCut, text: "ctx is honoured while the store does not answer."},
-	{name: "LostReply", body: lostReply, needs: needsCut, text: "An acquire whose answer got lost leaves no orphan behind and does not lock its caller out."},
+	{
+		name: "WakesOnRelease", body: wakesOnRelease,
+		did:  "A Locker waits in Lock for a key that another one holds, and that one unlocks; seven times.",
+		text: "A waiter has the lock within 50 ms of the holder's Unlock (or what Features.WakeWithin says).",
+		hint: "Without locker.Queue, Lock calls Acquire every 40 ms at most: a store that takes longer to answer needs Features.WakeWithin. With it, Wait must be told of the release.",
+	},
+	{
+		name: "WakesOnExpiry", body: wakesOnExpiry,
+		did:  "A Locker takes a lock with NoRenew and never unlocks it, as if its process had died; another waits for it in Lock.",
+		text: "When a holder vanishes, a waiter gets the lock when its TTL has passed, not before, and not much after.",
+		hint: hintExpiry,
+	},
+	{
+		name: "Cancelled", body: cancelled,
+		did:  "The ctx of a Lock that waits is cancelled with a cause, five times; then the holder unlocks.",
+		text: "A Lock whose ctx is cancelled returns within 100 ms with the cause of the ctx.",
+		hint: hintCtx,
+	},
+	{
+		name: "DeadlineExceeded", body: deadlineExceeded,
+		did:  "The ctx of a Lock that waits reaches its deadline, five times; then the holder unlocks.",
+		text: "A Lock whose ctx reaches its deadline returns within 100 ms with context.DeadlineExceeded.",
+		hint: hintCtx,
+	},
+	{
+		name: "AlreadyCancelled", body: alreadyCancelled,
+		did:  "Lock and TryLock of a free key are called with a ctx that has ended; with Harness.Cut, of a Locker whose store hangs.",
+		text: "Lock and TryLock with a ctx that has ended return its cause and ask the store nothing.",
+		hint: hintNew,
+	},
+	{
+		name: "CancelStorm", body: cancelStorm, serial: true,
+		did:  "1,000 goroutines over 4 Lockers call Lock of one key, each with a ctx that ends at a random moment, and unlock at once what they get.",
+		text: "However many waiters are cancelled at whatever moments among handoffs, the key is free a round trip later.",
+		hint: hintOrphan,
+	},
+	{
+		name: "CancelledWaiterDoesNotBlockQueue", body: cancelledWaiterDoesNotBlockQueue,
+		did:  "Two Locks wait for a key; the first of them is cancelled; then the holder unlocks.",
+		text: "A waiter that was cancelled does not delay those behind it.",
+		hint: hintOrphan,
+	},
+	{
+		name: "WaitDoesNotBoundHold", body: waitDoesNotBoundHold,
+		did:  "The ctx that was given to Lock is cancelled as soon as Lock has returned; one and a half TTLs later another Locker tries the key.",
+		text: "The ctx given to Lock bounds the wait only: the lease lives on when it ends.",
+		hint: "What a lease lives by (a session, a transaction, a keep-alive) must not be made with the ctx of Acquire or Wait, which ends with the call. Does Renew renew? See lease/OutlivesTTL.",
+	},
+	{
+		name: "FIFO", body: fifo, relaxes: unordered,
+		did:  "Nine Locks over three Lockers come one after the other for a key that is held; its holder unlocks, and each of them soon after; meanwhile a tenth caller uses TryLock all the time.",
+		text: "Waiters are served in order of arrival, across Lockers, and TryLock never overtakes them.",
+		hint: "Implement locker.Queue if your store has a line, or can keep one. If not: Features{Unordered: \"the reason\"}.",
+	},
+	{
+		name: "HungStore", body: hungStore, needs: needsCut,
+		did:  "Lock and TryLock are called, with a deadline, while the store does not answer.",
+		text: "ctx is honoured while the store does not answer.",
+		hint: hintCtx,
+	},
+	{
+		name: "LostReply", body: lostReply, needs: needsCut,
+		did:  "TryLock and Lock are called while requests reach the store and answers are lost; then the connection heals.",
+		text: "An acquire whose answer got lost leaves no orphan behind and does not lock its caller out.",
+		hint: hintOrphan,
+	},
 }
+
+// wakeWithin is Features.WakeWithin where that is zero.
+const wakeWithin = 50 * time.Millisecond
 
 func wakesOnRelease(c *check) {
 	a, b := c.open(), c.open()
@@ -44,6 +102,9 @@ func wakesOnRelease(c *check) {
 		took = append(took, w.at.Sub(released))
 		c.unlock(next)
 	}
+	if within := c.h.Features.WakeWithin; within > wakeWithin {
+		c.leaves(inPart, "relaxed: within %v, not %v (Features.WakeWithin)", within, wakeWithin)
+	}
 	if m := median(took); m > c.h.Features.WakeWithin {
 		c.errorf("the waiter had the lock %v after Unlock began (median of %v); want within %v", m, took, c.h.Features.WakeWithin)
 	}
@@ -58,7 +119,8 @@ func wakesOnExpiry(c *check) {
 	w := c.start(c.within(10*c.ttl), b, key)
 	next, err := c.result(w)
 	if err != nil {
-		c.fatalf("Lock of a key whose holder vanished: %v", err)
+		c.fatalf("Lock of a key whose holder vanished, and which should be free after its TTL of %v: nothing after %v: %v",
+			c.ttl, w.at.Sub(granted), err)
 	}
 	defer c.unlock(next)
 	if early := start.Add(c.ttl - c.ttl/100 - 2*time.Millisecond).Sub(w.at); early > 0 {
@@ -133,7 +195,7 @@ func alreadyCancelled(c *check) {
 	key := c.key()
 	l, other := c.open(), c.open()
 	heal := func() {}
-	if c.h.Cut != nil {
+	if c.has(needsCut, "that the store is not asked") {
 		l, other = other, l
 		heal = c.cut(Hang) // severs l, the last opened: whoever asks the store now, waits
 	}
@@ -299,7 +361,7 @@ func fifo(c *check) {
 	mu.Lock()
 	defer mu.Unlock()
 	if !slices.IsSorted(served) {
-		c.errorf("the waiters were served in the order %v (if the store has no line, set Features.Unordered)", served)
+		c.errorf("the waiters were served in the order %v", served)
 	}
 }
 

@@ -445,3 +445,17 @@ func TestKilledHolder(t *testing.T) {
 		t.Errorf("token %d is not greater than that of the killed holder, %d", lease.Token(), token)
 	}
 }
+
+func Benchmark(b *testing.B) {
+	dir := b.TempDir()
+	conformance.Bench(b, conformance.Harness{
+		TTL: 10 * time.Second, // renewed one by one, a thousand leases may take longer than the second that is usual
+		OpenB: func(b *testing.B, opts ...locker.Option) locker.Locker {
+			l, err := New(dir, opts...)
+			if err != nil {
+				b.Fatal(err)
+			}
+			return l
+		},
+	})
+}

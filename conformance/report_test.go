@@ -1,0 +1,150 @@
+package conformance
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/lockerkit/locker"
+)
+
+// childOf is set for a process whose tests may fail, as another one looks at what they report.
+const childOf = "LOCKER_CONFORMANCE_CHILD"
+
+// TestReportedRuns is what TestReport runs in another process: three Runs, of which the first two are of the same test.
+func TestReportedRuns(t *testing.T) {
+	if os.Getenv(childOf) == "" {
+		t.Skip("TestReport runs it in a process of its own")
+	}
+	broken := defect{backend: func(_ *testing.T, c *client) locker.Backend { return c }} // without a line
+	Run(t, broken.harness())
+	h := broken.harness()
+	h.Features = Features{Unordered: "no | line", WakeWithin: 2 * wakeWithin}
+	h.Restart, h.Break = nil, nil
+	Run(t, h)
+	t.Run("hooks: fail", func(t *testing.T) {
+		h := broken.harness()
+		open := h.Open
+		h.Open = func(t *testing.T, opts ...locker.Option) locker.Locker {
+			switch {
+			case strings.HasSuffix(t.Name(), "/OneHolder"):
+				t.Fatal("a hook fails")
+			case strings.HasSuffix(t.Name(), "/Counter"):
+				t.Skip("a hook skips")
+			case strings.HasSuffix(t.Name(), "/Relock"):
+				t.Cleanup(func() { t.Error("a hook fails in the end") })
+			}
+			return open(t, opts...)
+		}
+		Run(t, h)
+	})
+}
+
+// TestReport proves that the report counts right, also what fails, and that no Run overwrites what another one has written.
+func TestReport(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "made", "when needed")
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.v",
+		"-test.run=^TestReportedRuns$/^(hooks|exclusion|waiting|lease|fencing)", "-test.skip=//CancelStorm|///CancelStorm")
+	cmd.Env = append(os.Environ(), childOf+"=1", reportDir+"="+dir)
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		t.Error("the tests have passed")
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	const prefix = "github.com.lockerkit.locker.conformance.TestReportedRuns"
+	for _, want := range []struct {
+		file    string
+		summary string
+		rows    []string // their name, and what comes after what they say
+	}{
+		{prefix + ".md", "50 rules: 30 proven, 1 not provable, 1 failed, 18 not run", []string{
+			"exclusion/OneHolder proven",
+			"waiting/FIFO failed | TryLock got in with",
+			"lease/WallClockIndependent not provable | Harness.Wrap",
+			"unlock/Twice not run",
+		}},
+		{prefix + "-2.md", "50 rules: 26 proven, 2 proven in part, 1 relaxed, 3 not provable, 18 not run", []string{
+			`waiting/FIFO relaxed | no \| line (Features.Unordered)`,
+			"waiting/WakesOnRelease proven in part | relaxed: within 100ms, not 50ms (Features.WakeWithin)",
+			"fencing/StrictlyIncreasing proven in part | not proven without Harness.Break: ",
+			"fencing/SurvivesRestart not provable | needs Harness.Restart, which restarts the store",
+			"lease/NeverResurrects not provable | needs Harness.Break",
+		}},
+		{prefix + ".hooks._fail.md", "50 rules: 44 proven, 1 not provable, 1 skipped by the harness, 3 failed, 1 not run", []string{
+			"exclusion/OneHolder failed | a hook of the harness has failed the test",
+			"exclusion/Counter skipped by the harness",
+			"exclusion/Relock failed | a hook of the harness has failed the test",
+		}},
+	} {
+		table, err := os.ReadFile(filepath.Join(dir, want.file))
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if !strings.Contains(string(table), want.summary) {
+			t.Errorf("%s: no %q in:\n%s", want.file, want.summary, table)
+		}
+		if !strings.Contains(string(out), want.summary) {
+			t.Errorf("%s: no %q in the log", want.file, want.summary)
+		}
+		rows := make(map[string]bool)
+		for _, line := range strings.Split(string(table), "\n") {
+			if cells := strings.SplitN(line, " | ", 3); len(cells) == 3 {
+				rows[strings.TrimPrefix(cells[0], "| ")+" "+cells[2]] = true
+			}
+		}
+		if len(rows) != 1+50 {
+			t.Errorf("%s has %d rows", want.file, len(rows))
+		}
+		for _, row := range want.rows {
+			found := false
+			for r := range rows {
+				found = found || strings.HasPrefix(r, row)
+			}
+			if !found {
+				t.Errorf("%s: no row %q in:\n%s", want.file, row, table)
+			}
+		}
+	}
+	if len(files) != 3 {
+		t.Errorf("%d files", len(files))
+	}
+}
+
+// TestFailuresExplainThemselves: each rule has all that a failure says, which shows what was seen time and again once.
+func TestFailuresExplainThemselves(t *testing.T) {
+	for _, g := range groups() {
+		for _, r := range g.rules {
+			for _, text := range []string{r.did, r.text, r.hint} {
+				if text == "" || !strings.ContainsAny(text[len(text)-1:], ".?)") {
+					t.Errorf("%s/%s says %q", g.name, r.name, text)
+				}
+			}
+		}
+	}
+	r := rule{did: "It was done.", text: "It has to be.", hint: strings.Repeat("Look there. ", 9) + "Look."}
+	got := r.failure([]problem{{"this", "a.go:1"}, {"that", "b.go:2"}, {"this again", "a.go:1"}})
+	want := `
+did:  It was done.
+saw:  this (a.go:1; and 1 more like it)
+saw:  that (b.go:2)
+rule: It has to be.
+hint: Look there. Look there. Look there. Look there. Look there. Look there. Look there. Look there. Look
+      there. Look.`
+	if got != want {
+		t.Errorf("got %s\nwant %s", got, want)
+	}
+}
+
+// TestReportWantsAnAbsolutePath: go test runs the tests of each package in a directory of its own.
+func TestReportWantsAnAbsolutePath(t *testing.T) {
+	if err := newReport(t.Name()).write("reports"); err == nil {
+		t.Error("a relative path is not refused")
+	}
+}
