@@ -21,7 +21,9 @@ type Storage struct {
 }
 
 // Lock implements certmagic.Locker.
-func (s *Storage) Lock(ctx context.Context, name string) error { return s.keep(s.Locks.Lock(ctx, name)) }
+func (s *Storage) Lock(ctx context.Context, name string) error {
+	return s.keep(s.Locks.Lock(ctx, name))
+}
 
 func (s *Storage) keep(lease *locker.Lease, err error) error {
 	if err == nil {
