@@ -1,11 +1,8 @@
 package peers
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,24 +19,7 @@ import (
 	"github.com/lockerkit/locker/redislock"
 )
 
-// page is what people read who move. Its Go code is that of this file.
-const page = "../../docs/migrating-to-redislock.md"
-
-func TestPageHasThisCode(t *testing.T) {
-	t.Parallel()
-	text := must(os.ReadFile(filepath.FromSlash(page)))(t)
-	source := string(bytes.ReplaceAll(must(os.ReadFile("migration_test.go"))(t), []byte("\n\t"), []byte("\n")))
-	blocks := strings.Split(string(text), "```go\n")[1:]
-	if len(blocks) == 0 {
-		t.Error("there is no code on the page")
-	}
-	for _, block := range blocks {
-		block, _, _ = strings.Cut(block, "```")
-		if !strings.Contains(source, "\n"+block) {
-			t.Errorf("this is not in the source of the test:\n%s", block)
-		}
-	}
-}
+// The Go code of docs/migrating-to-redislock.md, before and after.
 
 type work = func(context.Context) error
 

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lockerkit/locker/internal/etcdtest"
+	"github.com/lockerkit/locker/internal/pgtest"
 	"github.com/lockerkit/locker/internal/redistest"
 )
 
@@ -52,7 +54,11 @@ var kinds = []kind{
 }
 
 func TestMain(m *testing.M) {
-	os.Exit(redistest.Main(mainFunc(func() int { defer endNode(); return m.Run() })))
+	os.Exit(etcdtest.Main(mainFunc(func() int {
+		return pgtest.Main(mainFunc(func() int {
+			return redistest.Main(mainFunc(func() int { defer endNode(); return m.Run() }))
+		}))
+	})))
 }
 
 type mainFunc func() int

@@ -4,7 +4,8 @@
 //   {"id": 2, "op": "acquire", "redlock": 1, "key": "k", "ttl": 1000, "wait": true}
 //   {"id": 3, "op": "extend", "lock": 2, "ttl": 1000}
 //   {"id": 4, "op": "release", "lock": 2}
-//   {"id": 5, "op": "disconnect", "redlock": 1}
+//   {"id": 5, "op": "using", "redlock": 1}
+//   {"id": 6, "op": "disconnect", "redlock": 1}
 //
 // where redlock is the id of the connect, and lock that of the acquire.
 //
@@ -12,6 +13,7 @@
 // It ends with its input. The first argument is the directory that has node_modules in it.
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
+import { before } from "./before.mjs";
 
 const require = createRequire(process.argv[2] + "/");
 const Redis = require("ioredis").default;
@@ -52,6 +54,9 @@ const ops = {
     const { redlock, lock } = locks.get(id);
     await redlock.release(lock, once);
     locks.delete(id);
+  },
+  async using({ redlock: connected }) {
+    await before(redlocks.get(connected).redlock, async () => {});
   },
 };
 
