@@ -5,5 +5,5 @@ package fencing
 
 import "errors"
 
-// ErrStale: the resource has seen a greater token, so that the one who writes holds the lock no longer.
+// ErrStale says that the resource has seen a greater token: the one who writes holds the lock no longer.
 var ErrStale = errors.New("stale token: another holder has been here")

@@ -15,7 +15,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 )
 
-// ErrStale: the object was written with a greater token, so that the one who writes holds the lock no longer.
+// ErrStale says that the object was written with a greater token: the one who writes holds the lock no longer.
 var ErrStale = errors.New("stale token: another holder has been here")
 
 // Object is an object of S3 whose first line is the token of who wrote it, in decimal digits. In the metadata, the token would
