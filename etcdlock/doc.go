@@ -1,5 +1,11 @@
 // Package etcdlock keeps locks in etcd, by way of its client v3: with a lease, a fencing token, etcd's own waiting line, and as
-// many locks as one likes on one etcd lease.
+// many locks as one likes on one etcd lease. It makes Lockers of package [github.com/lockerkit/locker], which tells what all of
+// them promise.
+//
+//	l := etcdlock.New(client)                                   // beside the client of your program
+//	l, err := etcdlock.Open("etcd://one:2379,two:2379,three")   // or with one of its own
+//
+// What it takes to run it, and what it costs: https://github.com/lockerkit/locker/blob/main/docs/operating.md.
 //
 // # The lock
 //

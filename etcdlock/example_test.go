@@ -92,3 +92,12 @@ func ExampleGuard() {
 		log.Fatal("the lock was lost, and nothing written")
 	}
 }
+
+// What to look for with etcdctl get --prefix.
+func ExampleKey() {
+	fmt.Println(etcdlock.Key(etcdlock.DefaultPrefix + "orders/42"))
+	fmt.Println(etcdlock.Key(etcdlock.DefaultPrefix + "50 % off"))
+	// Output:
+	// locker/orders/42@
+	// locker/50%20%25%20off@
+}

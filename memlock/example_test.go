@@ -9,6 +9,30 @@ import (
 	"github.com/lockerkit/locker/memlock"
 )
 
+func Example() {
+	ctx := context.Background()
+	l := memlock.New()
+	defer l.Close()
+
+	lease, err := l.Lock(ctx, "orders/42")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	_, err = l.TryLock(ctx, "orders/42")
+	fmt.Println(errors.Is(err, locker.ErrLocked))
+
+	if err := lease.Unlock(); err != nil {
+		fmt.Println(err)
+	}
+	next, _ := l.TryLock(ctx, "orders/42")
+	defer next.Unlock()
+	fmt.Println(next.Token() > lease.Token())
+	// Output:
+	// true
+	// true
+}
+
 // What does the program do when it loses the lock half-way? Break takes it away.
 func ExampleLocker_Break() {
 	l := memlock.New()

@@ -5,6 +5,13 @@
 //
 // Locks are shared by the Lockers that come from one New by way of Peer. They do not exclude other processes, and
 // are gone, with the count of tokens, when the process ends.
+//
+//	l := memlock.New()
+//	lease, err := l.Lock(ctx, "orders/42") // as of every locker.Locker
+//	l.Break("orders/42")                   // in a test: what does the program do when it loses the lock?
+//
+// It makes Lockers of package [github.com/lockerkit/locker], which tells what all of them promise. With a server:
+// [github.com/lockerkit/locker/redislock], [github.com/lockerkit/locker/pglock] and [github.com/lockerkit/locker/etcdlock].
 package memlock
 
 import (

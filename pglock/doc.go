@@ -1,5 +1,11 @@
 // Package pglock keeps locks in Postgres 14 or later, by way of pgx v5: session-level advisory locks with a lease, a fencing
-// token, and many locks on one connection.
+// token, and many locks on one connection. It makes Lockers of package [github.com/lockerkit/locker], which tells what all of
+// them promise.
+//
+//	l := pglock.New(pool)                                        // beside the pool of your program, with connections of its own
+//	l, err := pglock.Open(ctx, "postgres://localhost:5432/app")  // or without one
+//
+// What it takes to run it, and what it costs: https://github.com/lockerkit/locker/blob/main/docs/operating.md.
 //
 // # The lock
 //
@@ -24,7 +30,8 @@
 // In return, a lock does not survive its connection. When the server or something in between closes that, all leases on
 // it are lost; they are told at once. Whoever waits is granted the lock at the same moment, and has it one more round trip later:
 // if an administrator ends a session, or the server restarts, while its client cannot be reached, then there are two
-// holders until the deadline of the first. Let the resource check the fencing token.
+// holders until the deadline of the first. Let the resource check the fencing token:
+// https://github.com/lockerkit/locker/blob/main/docs/fencing.md.
 //
 // Postgres measures timeouts by its wall clock: if that is set forward, a session may end early, which its holder is
 // told as above.

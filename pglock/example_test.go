@@ -95,3 +95,9 @@ func Example_fence() {
 		log.Fatal("stale token: another holder has been here") // or there is no such account
 	}
 }
+
+// What to look for in pg_locks.
+func ExampleKey() {
+	fmt.Println(pglock.Key("orders/42"))
+	// Output: -4261225075031449721
+}

@@ -65,3 +65,39 @@ func ExampleNewRedlock() {
 		fmt.Println("token", lease.Token())
 	}
 }
+
+// A program that does more with its client than to lock.
+func ExampleParseURL() {
+	options, err := redislock.ParseURL("redis+sentinel://app:password@one,two,three/mymaster/0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(options.MasterName, options.Addrs)
+	rdb := redis.NewUniversalClient(options) // which has not connected yet
+	defer rdb.Close()
+	l := redislock.New(rdb)
+	defer l.Close()
+	// Output: mymaster [one:26379 two:26379 three:26379]
+}
+
+// A lock that two of three replicas have to confirm within a quarter of a second.
+func ExampleNewReplicated() {
+	rdb := redis.NewFailoverClient(&redis.FailoverOptions{
+		MasterName:    "mymaster",
+		SentinelAddrs: []string{"one:26379", "two:26379", "three:26379"},
+	})
+	defer rdb.Close()
+	l := redislock.NewReplicated(rdb, 2, 250*time.Millisecond)
+	defer l.Close()
+
+	lease, err := l.TryLock(context.Background(), "orders/42")
+	switch {
+	case errors.Is(err, redislock.ErrReplicas):
+		log.Print("the replicas are behind, and nothing is locked: ", err)
+	case err != nil:
+		log.Fatal(err)
+	default:
+		defer lease.Unlock()
+		fmt.Println("token", lease.Token())
+	}
+}

@@ -1,5 +1,15 @@
 // Package redislock keeps locks in Redis 6.2 or later, or Valkey, by way of go-redis v9: on one server, on a majority of
-// independent servers (Redlock), on a master that Sentinel watches over, or on a Redis Cluster.
+// independent servers (Redlock), on a master that Sentinel watches over, or on a Redis Cluster. It makes Lockers of package
+// [github.com/lockerkit/locker], which tells what all of them promise.
+//
+//	l := redislock.New(rdb)                                            // beside the client of your program
+//	l, err := redislock.Open("redis://localhost:6379/0")               // or with one of its own
+//	l, err := redislock.Open("redis+sentinel://one,two,three/mymaster")
+//	l, err := redislock.Open("redis+cluster://one,two,three")
+//	l, err := redislock.Open("redlock://one,two,three")                // independent servers
+//
+// What it takes to run it, and what it costs: https://github.com/lockerkit/locker/blob/main/docs/operating.md. To come from
+// redsync, bsm/redislock, node-redlock or SET NX PX: https://github.com/lockerkit/locker/blob/main/docs/migrating-to-redislock.md.
 //
 // # The lock
 //
@@ -33,7 +43,8 @@
 // A lock is as durable as the server's data. A server that restarts without its data, or a replica that takes
 // over and had not yet received the lock, grants it anew while the former holder still believes in it: normally until its
 // next renewal, a third of a TTL later, at worst until its deadline. A server that evicts keys loses locks: set
-// maxmemory-policy to noeviction. Where two holders cost money, let the resource check the fencing token.
+// maxmemory-policy to noeviction. Where two holders cost money, let the resource check the fencing token:
+// https://github.com/lockerkit/locker/blob/main/docs/fencing.md.
 //
 // # One server
 //

@@ -29,8 +29,20 @@ func main() {
 	round := flag.Duration("round", 500*time.Millisecond, "the time of a round")
 	hold := flag.Int("hold", 10000, "leases to hold at once, a tenth of it on Postgres; 0 for none")
 	holdFor := flag.Duration("for", time.Minute, "how long to hold them, at a TTL of 10s")
-	stores := flag.String("stores", "memory,redis,postgres,etcd", "which stores to measure")
+	stores := flag.String("stores", "memory,redis,postgres,etcd", "which stores to measure; with -capacity, there is redlock too")
+	capacity := flag.Bool("capacity", false, "measure what locks and waiters cost instead")
+	l := load{}
+	flag.IntVar(&l.held, "held", 10000, "with -capacity: locks to hold at once")
+	flag.IntVar(&l.waiters, "waiters", 1000, "with -capacity: waiters")
+	flag.IntVar(&l.handoffs, "handoffs", 1000, "with -capacity: handoffs")
+	flag.DurationVar(&l.watch, "watch", 20*time.Second, "with -capacity: how long to count requests, each time; TTLs are 10s")
 	flag.Parse()
+	if *capacity {
+		if err := printCapacity(*stores, l); err != nil {
+			log.Fatal("capacity: ", err)
+		}
+		return
+	}
 	if err := run(*stores, *rounds, *round, *hold, *holdFor); err != nil {
 		log.Fatal("bench: ", err)
 	}
