@@ -15,7 +15,7 @@ var ErrNotLeader = errors.New("not the leader")
 type Elector struct{ lease atomic.Pointer[locker.Lease] }
 
 // Campaign makes this process the leader whenever nobody else is, until ctx ends. It then unlocks, so shut down the scheduler,
-// which waits for its jobs, first.
+// which waits for its jobs (up to WithStopTimeout), first.
 func (e *Elector) Campaign(ctx context.Context, l locker.Locker, key string) error {
 	return locker.Lead(ctx, l, key, func(ctx context.Context, lease *locker.Lease) error {
 		e.lease.Store(lease)
