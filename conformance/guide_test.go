@@ -163,7 +163,7 @@ var (
 	benchmark  = regexp.MustCompile(`(?m)^Benchmark\S+ .*`)
 	processors = regexp.MustCompile(`-\d+$`)
 	number     = regexp.MustCompile(`\b\d+(\.\d+)?\b`)
-	varying    = regexp.MustCompile(`"conformance/[0-9a-f]{16}"|\b[a-z]+\.go:\d+\b|\b\d+(\.\d+)?(s|ms|µs|ns)\b|\[\d( \d)+\]|\b\d+ more like it`)
+	varying    = regexp.MustCompile(`"conformance/[0-9a-f]{16}"|\b[a-z]+\.go:\d+\b|\b\d+(\.\d+)?(s|ms|µs|ns)\b|\[\d( \d)+\]|\b\d+ more like it|\b\d of 9 waiters`)
 )
 
 // has checks that the commands have printed a block, as far as it can be the same. Where lines break does not matter.

@@ -103,15 +103,17 @@ func expiresWhenAbandoned(c *check) {
 	key := c.key()
 	b, a := c.open(), c.open()
 	var lease *locker.Lease
+	when := "after its holder was cut off"
 	if c.h.Cut != nil {
 		lease = c.tryLock(a, key)
 		defer c.cut(BlackHole)()
 	} else {
 		lease = c.tryLock(a, key, locker.NoRenew())
+		when = "after a holder took it that does not renew"
 	}
-	c.freeWithin(b, key, c.ttl+c.soon(), "after its holder was cut off")
+	c.freeWithin(b, key, c.ttl+c.soon(), when)
 	if lease.Err() == nil {
-		c.errorf("the holder that was cut off still has its lease")
+		c.errorf("the holder still has its lease")
 	}
 
 	if !c.has(needsCut, "the same for a holder that is really cut off") {

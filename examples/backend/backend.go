@@ -2,7 +2,7 @@
 
 // Package filelock shows how to write a backend for package locker: it keeps locks as files in a directory, for the
 // processes of one machine. Read it beside the documentation of [locker.Backend]; the comments say which rule of that
-// contract each part keeps. What a backend is about fits in three questions, answered here as follows.
+// contract each part keeps. (docs/write-a-backend.md of the repository gets there step by step, with a map.) What a backend is about fits in three questions, answered here as follows.
 //
 // What makes a step atomic? flock(2) on the directory: whoever has it reads a record, decides, and writes the record.
 // It is held for microseconds, not for as long as a lease, and the kernel drops it when its holder is killed.
