@@ -103,6 +103,22 @@ func (s *site) read() (r reading, err error) {
 	return r, nil
 }
 
+// atRest reads several times, and returns the least: what is in use beyond that is for requests that are under way.
+func (s *site) atRest() (least reading, err error) {
+	for i := range 5 {
+		r, err := s.read()
+		if err != nil {
+			return least, err
+		}
+		if i == 0 {
+			least = r
+		}
+		least.process, least.memory = min(least.process, r.process), min(least.memory, r.memory)
+		time.Sleep(time.Second)
+	}
+	return least, nil
+}
+
 // memory returns the bytes of the heap and of the goroutines' stacks.
 func memory() uint64 {
 	runtime.GC()
@@ -237,7 +253,7 @@ func (s *site) measureWaiters(l load, r *report, keys int) error {
 		})
 	}
 	time.Sleep(3 * time.Second) // they are all in line, or have seen that there is no room
-	waiting, err := s.read()
+	waiting, err := s.atRest()
 	if err != nil {
 		return err
 	}
