@@ -159,7 +159,13 @@ func TestRedlockRepairAfterContest(t *testing.T) {
 	rdbs := servers.dialEach(t)
 	a, b := openRedlock(t, servers.addresses(), locker.TTL(3*time.Second)), openRedlock(t, servers.addresses())
 	lease := mustLock(t, a, "k")
-	value := rdbs[0].Get(t.Context(), redislock.DefaultPrefix+"k").Val()
+	value := ""
+	for _, rdb := range rdbs { // on a bare majority, it would not outlive the first restart
+		eventually(t, 5*time.Second, "the lock is everywhere", func() bool {
+			value = rdb.Get(t.Context(), redislock.DefaultPrefix+"k").Val()
+			return value != ""
+		})
+	}
 	for i, server := range servers {
 		server.Kill()
 		if err := server.Restart(); err != nil {
