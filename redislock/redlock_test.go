@@ -178,9 +178,10 @@ func restartAgainAndAgain(t *testing.T, minority independent) {
 }
 
 // TestRedlockConformance runs the suite with all servers up, where it cuts off all of three or just a majority of five, and with
-// a minority in trouble. One after the other: each of them is enough for a machine.
+// a minority in trouble. One after the other: each of them is enough for a machine; and one of them, normally, for a run of all tests.
 func TestRedlockConformance(t *testing.T) {
 	t.Run("3 servers", func(t *testing.T) {
+		wires.Thorough(t) // what one of them restarting does not show
 		conformance.Run(t, redlockHarness(t, newIndependent(t, 3), 0, faultproxy.Fault{}))
 	})
 	t.Run("5 servers", func(t *testing.T) {
