@@ -3,6 +3,7 @@ package redistest
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -28,7 +29,7 @@ func TestFind(t *testing.T) {
 
 	t.Setenv("PATH", "")
 	got, err := Find()
-	if _, statErr := os.Stat(usualPath); statErr == nil {
+	if _, missing := exec.LookPath(usualPath); missing == nil {
 		if got != usualPath || err != nil {
 			t.Errorf("with the program in the usual place: %q, %v", got, err)
 		}
