@@ -388,9 +388,10 @@ func (c *claim) acquire(ctx context.Context) (uint64, error) {
 		if decided {
 			return token, err
 		}
-		if t.pending > 0 && t.pending == t.lagging && !impatient {
+		if t.pending > 0 && t.pending == t.lagging && !impatient && !t.again {
 			// All that are known to be alive have answered. Those that did not answer the last time get as long as that
-			// took, again, instead of the whole bound.
+			// took, again, instead of the whole bound. But who asks again has been granted a token, perhaps, and it takes
+			// two of three to know which, of whom one may have restarted since.
 			impatient = true
 			patience.Reset(max(minPatience, time.Since(start)))
 		}

@@ -88,6 +88,7 @@ func TestClaims(t *testing.T) {
 		{"grants/renewals and ghosts", grants.with(renewals(true), ghosts(true)), true, renew},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			if c.large && !*large {
 				t.Skip("without -large")
 			}
@@ -145,6 +146,7 @@ func TestMutations(t *testing.T) {
 	} {
 		for _, broken := range c.breaks {
 			t.Run(string(c.mutation)+"/"+string(broken), func(t *testing.T) {
+				t.Parallel()
 				r := explore(t, c.m.with(has(c.mutation), only(broken)))
 				if r.broken == "" {
 					t.Fatal("it should break, and does not")
@@ -176,6 +178,7 @@ func TestHarmless(t *testing.T) {
 		{lateRenewal, timed.with(only(exclusion)), true},
 	} {
 		t.Run(string(c.mutation), func(t *testing.T) {
+			t.Parallel()
 			if c.large && !*large {
 				t.Skip("without -large")
 			}
