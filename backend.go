@@ -26,7 +26,8 @@ type Backend interface {
 	// atomic step the store must find the key free (which it is when its holder's lease has expired), set its owner,
 	// set its expiry r.TTL from now by the store's own clock, and mint a token greater than that of every earlier grant
 	// of this key. A second call with the same owner, while it holds, returns the same token again and sets the expiry
-	// anew: answers get lost, and clients repeat requests.
+	// anew: answers get lost, and clients repeat requests. (A store of several servers of which some have failed in between
+	// may not know the token for sure, and mint a greater one.)
 	//
 	// The Grant needs the Token; its Request is filled in by New, except that a TTL in it other than zero is taken for
 	// the one that the store has granted.

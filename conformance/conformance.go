@@ -87,6 +87,10 @@ type Features struct {
 	// ForgetsTokens: tokens may start again when the store restarts (fencing/SurvivesRestart).
 	ForgetsTokens string
 
+	// GreaterTokenAgain: an owner who asks for a lock that it holds may be told a greater token than the first time, never a
+	// smaller one (backend/AcquireAgain).
+	GreaterTokenAgain string
+
 	// SharesKeys: some keys that differ exclude one another, or cannot be locked at all (exclusion/KeyAlphabet).
 	SharesKeys string
 

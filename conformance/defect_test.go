@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"context"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -166,4 +167,39 @@ func (d *defect) harness() Harness {
 		Break:   func(t *testing.T, key string) { of(t).takeAway(key) },
 		Wrap:    synctest.Test,
 	}
+}
+
+// TestGreaterTokenAgain is about a rule that is relaxed in part.
+func TestGreaterTokenAgain(t *testing.T) {
+	for _, test := range []struct {
+		step  int64 // from a token to that of the second answer
+		allow bool
+		fails bool
+	}{{0, false, false}, {1, false, true}, {1, true, false}, {-1, true, true}} {
+		d := &defect{backend: func(_ *testing.T, c *client) locker.Backend { return &countsAnswers{client: c, step: test.step} }}
+		h := d.harness()
+		if test.allow {
+			h.Features.GreaterTokenAgain = "it counts its answers"
+		}
+		r := ruleNamed(t, "backend/AcquireAgain")
+		h.withDefaults().Wrap(t, func(t *testing.T) {
+			problems, gaps := r.run(t, h.withDefaults())
+			if len(problems) > 0 != test.fails || len(gaps) > 0 != test.allow {
+				t.Errorf("%+v: %v, %v", test, problems, gaps)
+			}
+		})
+	}
+}
+
+// countsAnswers adds something to the token of each answer to a client.
+type countsAnswers struct {
+	*client
+	step, sum int64
+}
+
+func (b *countsAnswers) Acquire(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	g, err := b.client.Acquire(ctx, r)
+	g.Token = uint64(int64(g.Token) + b.sum) //nolint:gosec // small numbers
+	b.sum += b.step
+	return g, err
 }

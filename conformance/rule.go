@@ -69,10 +69,11 @@ type feature struct {
 }
 
 var (
-	unordered       = &feature{"Unordered", func(f Features) string { return f.Unordered }}
-	forgetsTokens   = &feature{"ForgetsTokens", func(f Features) string { return f.ForgetsTokens }}
-	sharesKeys      = &feature{"SharesKeys", func(f Features) string { return f.SharesKeys }}
-	connectionBound = &feature{"ConnectionBound", func(f Features) string { return f.ConnectionBound }}
+	unordered         = &feature{"Unordered", func(f Features) string { return f.Unordered }}
+	forgetsTokens     = &feature{"ForgetsTokens", func(f Features) string { return f.ForgetsTokens }}
+	greaterTokenAgain = &feature{"GreaterTokenAgain", func(f Features) string { return f.GreaterTokenAgain }}
+	sharesKeys        = &feature{"SharesKeys", func(f Features) string { return f.SharesKeys }}
+	connectionBound   = &feature{"ConnectionBound", func(f Features) string { return f.ConnectionBound }}
 )
 
 // hook is a field of Harness that may be nil.

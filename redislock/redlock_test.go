@@ -92,7 +92,15 @@ func redlockHarness(t *testing.T, servers independent, minority int, fault fault
 		others, _, closeWell := dialProxies(t, wellWires)
 		return append(clients, others...), func() { closeSick(); closeWell() }
 	}
+	var features conformance.Features
+	if minority > 0 {
+		// The majority that granted a lock may not answer a second time; and of the others, one may have been late for the least
+		// token, and have minted a greater one.
+		features.GreaterTokenAgain = "some of the servers that have granted a lock may fail"
+		features.WakeWithin = 200 * time.Millisecond // connections break all the time
+	}
 	return conformance.Harness{
+		Features: features,
 		Open: func(t *testing.T, opts ...locker.Option) locker.Locker {
 			clients, closeAll := dialBoth(t)
 			return wires.Closing(redislock.NewRedlock(clients, opts...), closeAll)
