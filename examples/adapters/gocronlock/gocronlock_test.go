@@ -3,13 +3,13 @@ package gocronlock
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"testing"
 	"time"
 
 	"github.com/go-co-op/gocron/v2"
 	"github.com/google/uuid"
-	"github.com/jonboulle/clockwork"
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/redistest"
@@ -27,36 +27,33 @@ var (
 // patience is how long a test waits for what must happen.
 const patience = 30 * time.Second
 
-// every is the period of the job, on the clock of the fleet.
-const every = time.Minute
-
 // event is what became of a tick in one scheduler.
 type event struct {
 	scheduler int
 	err       error // of Lock; nil if the job runs
+	at        time.Time
 }
 
-// fleet is two real schedulers of the same job with the same clock, which stands still between ticks.
+// fleet is two real schedulers of the same job, which is due at the same moments in both.
 type fleet struct {
 	t      *testing.T
-	clock  *clockwork.FakeClock
 	events chan event
 	lost   chan error
 	finish chan struct{} // each run takes one of it, as its end
 }
 
-// newFleet starts a scheduler for each of the options.
-func newFleet(t *testing.T, each func(f *fleet, i int) gocron.SchedulerOption) *fleet {
-	f := &fleet{t, clockwork.NewFakeClock(), make(chan event, 100), make(chan error, 1), make(chan struct{}, 100)}
+// newFleet starts a scheduler for each of the options, with a job that is due every so many seconds, by the wall clock.
+func newFleet(t *testing.T, seconds int, each func(f *fleet, i int) gocron.SchedulerOption) *fleet {
+	f := &fleet{t, make(chan event, 100), make(chan error, 1), make(chan struct{}, 100)}
 	for i := range 2 {
-		s, err := gocron.NewScheduler(gocron.WithClock(f.clock), each(f, i))
+		s, err := gocron.NewScheduler(each(f, i))
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = s.NewJob(gocron.DurationJob(every),
-			gocron.NewTask(func() { f.events <- event{i, nil}; <-f.finish }),
+		_, err = s.NewJob(gocron.CronJob(fmt.Sprintf("*/%d * * * * *", seconds), true),
+			gocron.NewTask(func() { f.events <- event{i, nil, time.Now()}; <-f.finish }),
 			gocron.WithName(t.Name()),
-			gocron.WithEventListeners(gocron.AfterLockError(func(_ uuid.UUID, _ string, err error) { f.events <- event{i, err} })))
+			gocron.WithEventListeners(gocron.AfterLockError(func(_ uuid.UUID, _ string, err error) { f.events <- event{i, err, time.Now()} })))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -69,17 +66,6 @@ func newFleet(t *testing.T, each func(f *fleet, i int) gocron.SchedulerOption) *
 	}
 	t.Cleanup(func() { close(f.finish) })
 	return f
-}
-
-// tick is the next moment at which the job is due, in both schedulers.
-func (f *fleet) tick() {
-	f.t.Helper()
-	ctx, cancel := context.WithTimeout(f.t.Context(), patience)
-	defer cancel()
-	if err := f.clock.BlockUntilContext(ctx, 2); err != nil {
-		f.t.Fatalf("the schedulers have not set their alarms: %v", err)
-	}
-	f.clock.Advance(every)
 }
 
 func (f *fleet) await() event {
@@ -97,17 +83,18 @@ func await[T any](t *testing.T, c <-chan T) (v T) {
 	return v
 }
 
-// oneRun checks that a tick made the job run in one scheduler, and that the other was refused.
-func (f *fleet) oneRun() (at int) {
+// awaitRun returns the next run. Until then, there may be refusals by others that have the lock.
+func (f *fleet) awaitRun() event {
 	f.t.Helper()
-	a, b := f.await(), f.await()
-	if a.err != nil {
-		a, b = b, a
+	for {
+		e := f.await()
+		if e.err == nil {
+			return e
+		}
+		if !errors.Is(e.err, locker.ErrLocked) {
+			f.t.Fatal(e.err)
+		}
 	}
-	if a.err != nil || !errors.Is(b.err, locker.ErrLocked) || a.scheduler == b.scheduler {
-		f.t.Fatalf("after one tick: %v and %v", a, b)
-	}
-	return a.scheduler
 }
 
 // withLockers gives each scheduler a Locker of its own on the same Redis, as different machines have. The last one is for the
@@ -131,51 +118,65 @@ func withLockers(t *testing.T, atLeast time.Duration) (each func(*fleet, int) go
 	}, locks[2]
 }
 
-// free waits until the lock of the job is free.
-func free(t *testing.T, l locker.Locker) {
-	t.Helper()
+// Two schedulers, one run per tick, though each run is over long before the other scheduler might ask.
+func TestOneRunPerTick(t *testing.T) {
+	t.Parallel()
+	const ticks, seconds = 3, 2
+	each, _ := withLockers(t, seconds*time.Second/2)
+	f := newFleet(t, seconds, each)
+	for range 10 * ticks {
+		f.finish <- struct{}{} // runs end at once
+	}
+	runs, refusals := make(map[time.Time]int), make(map[time.Time]int)
+	for len(runs) < ticks || len(refusals) < ticks {
+		e := f.await()
+		tick := e.at.Truncate(seconds * time.Second)
+		switch {
+		case e.err == nil:
+			runs[tick]++
+		case errors.Is(e.err, locker.ErrLocked):
+			refusals[tick]++
+		default:
+			t.Fatal(e.err)
+		}
+		if runs[tick] > 1 || refusals[tick] > 1 {
+			t.Fatalf("at %v: %d runs, %d refusals", tick, runs[tick], refusals[tick])
+		}
+	}
+}
+
+// A run that lasts over a tick is not joined by another, in neither scheduler.
+func TestLongRun(t *testing.T) {
+	t.Parallel()
+	each, _ := withLockers(t, 0)
+	f := newFleet(t, 1, each)
+	f.awaitRun()
+	for range 4 { // at least one from each
+		if e := f.await(); !errors.Is(e.err, locker.ErrLocked) {
+			t.Fatalf("during a run: %v", e)
+		}
+	}
+	f.finish <- struct{}{}
+	f.awaitRun()
+}
+
+// The lock is kept for AtLeast, and no longer.
+func TestAtLeast(t *testing.T) {
+	t.Parallel()
+	const atLeast = time.Second
+	each, l := withLockers(t, atLeast)
+	f := newFleet(t, 5, each)
+	f.finish <- struct{}{} // the run ends at once
+	begun := f.awaitRun().at
 	lease, err := l.Lock(t.Context(), t.Name())
 	if err != nil {
 		t.Fatal(err)
 	}
+	if d := time.Since(begun); d < atLeast-50*time.Millisecond { // it began a little before the run
+		t.Errorf("the lock was free %v after the run began, not %v", d, atLeast)
+	}
 	if err := lease.Unlock(); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// Two schedulers, one run per tick. A run that lasts over a tick is not joined by another, in neither scheduler.
-func TestOneRunPerTick(t *testing.T) {
-	t.Parallel()
-	each, l := withLockers(t, 0)
-	f := newFleet(t, each)
-	for range 5 {
-		f.tick()
-		f.oneRun()
-
-		f.tick() // the run is not over
-		for range 2 {
-			if e := f.await(); !errors.Is(e.err, locker.ErrLocked) {
-				t.Fatalf("during a run: %v", e)
-			}
-		}
-		f.finish <- struct{}{}
-		free(t, l)
-	}
-}
-
-// A run that is over before the other scheduler has even asked is not repeated by that.
-func TestShortRun(t *testing.T) {
-	t.Parallel()
-	const atLeast = 2 * time.Second
-	each, l := withLockers(t, atLeast)
-	f := newFleet(t, each)
-	f.finish <- struct{}{} // the run ends at once
-	begun := time.Now()
-	f.tick()
-	f.oneRun()
-	free(t, l)
-	if d := time.Since(begun); d < atLeast {
-		t.Errorf("the lock was free after %v, not %v", d, atLeast)
+		t.Error(err)
 	}
 }
 
@@ -184,21 +185,17 @@ func TestShortRun(t *testing.T) {
 func TestLost(t *testing.T) {
 	t.Parallel()
 	l := memlock.New()
-	f := newFleet(t, func(f *fleet, _ int) gocron.SchedulerOption {
+	f := newFleet(t, 1, func(f *fleet, _ int) gocron.SchedulerOption {
 		return gocron.WithDistributedLocker(Locker{l.Peer(), 0, func(_ string, err error) { f.lost <- err }})
 	})
-	f.tick()
-	f.oneRun()
+	f.awaitRun()
 	if !l.Break(t.Name()) {
 		t.Fatal("nobody had it")
 	}
 	if err := await(t, f.lost); !errors.Is(err, locker.ErrLost) {
 		t.Errorf("Lost was told %v", err)
 	}
-	f.tick()
-	f.oneRun() // beside the first, which still waits for its end
-	f.finish <- struct{}{}
-	f.finish <- struct{}{}
+	f.awaitRun() // beside the first, which still waits for its end
 }
 
 // With the Elector, one scheduler runs all ticks, until it loses the lock. Jobs have the token, and a context that ends then.
@@ -228,14 +225,13 @@ func TestElector(t *testing.T) {
 		}
 		return e.Lease()
 	}
-	f := newFleet(t, func(_ *fleet, i int) gocron.SchedulerOption { return gocron.WithDistributedElector(electors[i]) })
+	f := newFleet(t, 1, func(_ *fleet, i int) gocron.SchedulerOption { return gocron.WithDistributedElector(electors[i]) })
 	resign := campaign(electors[0])
 	first := elected(electors[0])
 	defer campaign(electors[1])()
 
-	for range 3 {
-		f.tick()
-		if e := f.await(); e.scheduler != 0 {
+	for range 2 {
+		if e := f.awaitRun(); e.scheduler != 0 {
 			t.Fatalf("ran by scheduler %d", e.scheduler)
 		}
 		f.finish <- struct{}{}
@@ -250,9 +246,10 @@ func TestElector(t *testing.T) {
 	if second := elected(electors[1]); second.Token() <= first.Token() {
 		t.Errorf("token %d follows %d", second.Token(), first.Token())
 	}
-	f.tick()
-	if e := f.await(); e.scheduler != 1 {
+	for f.awaitRun().scheduler == 0 { // it began before
+		f.finish <- struct{}{}
+	}
+	if e := f.awaitRun(); e.scheduler != 1 {
 		t.Errorf("ran by scheduler %d", e.scheduler)
 	}
-	f.finish <- struct{}{}
 }
