@@ -257,19 +257,22 @@ func (s *Sentinels) RestartReplica(tb testing.TB, server *Server) {
 	ctx, cancel := context.WithTimeout(context.Background(), clusterPatience)
 	defer cancel()
 	host, port, _ := strings.Cut(s.Master(tb).Addr(), ":")
-	err := server.Restart()
-	if err == nil {
-		err = s.clients[server].ReplicaOf(ctx, host, port).Err()
+	if err := server.Restart(); err != nil {
+		tb.Fatal(err)
 	}
-	for err == nil {
-		if err = linkUp(ctx, s.clients[server]); err == nil {
+	for {
+		// Again and again: for a second, a client that has been refused a few times repeats that without a try.
+		err := s.clients[server].ReplicaOf(ctx, host, port).Err()
+		if err == nil {
+			err = linkUp(ctx, s.clients[server])
+		}
+		if err == nil {
 			return
 		}
-		if pause(ctx) {
-			err = nil
+		if !pause(ctx) {
+			tb.Fatalf("redistest: %v", err)
 		}
 	}
-	tb.Fatalf("redistest: %v", err)
 }
 
 // LogTail returns the end of what each process has logged so far.
