@@ -260,9 +260,12 @@ func (s *Sentinels) RestartReplica(tb testing.TB, server *Server) {
 	if err := server.Restart(); err != nil {
 		tb.Fatal(err)
 	}
-	for {
-		// Again and again: for a second, a client that has been refused a few times repeats that without a try.
-		err := s.clients[server].ReplicaOf(ctx, host, port).Err()
+	for told := false; ; {
+		var err error
+		if !told { // for a second, a client that has been refused a few times repeats that without a try
+			err = s.clients[server].ReplicaOf(ctx, host, port).Err()
+			told = err == nil // once: from then on, it is for the sentinels to say who follows whom
+		}
 		if err == nil {
 			err = linkUp(ctx, s.clients[server])
 		}
