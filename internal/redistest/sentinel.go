@@ -257,25 +257,19 @@ func (s *Sentinels) RestartReplica(tb testing.TB, server *Server) {
 	ctx, cancel := context.WithTimeout(context.Background(), clusterPatience)
 	defer cancel()
 	host, port, _ := strings.Cut(s.Master(tb).Addr(), ":")
-	if err := server.Restart(); err != nil {
-		tb.Fatal(err)
+	err := server.Restart()
+	if err == nil {
+		err = s.clients[server].ReplicaOf(ctx, host, port).Err()
 	}
-	for told := false; ; {
-		var err error
-		if !told { // for a second, a client that has been refused a few times repeats that without a try
-			err = s.clients[server].ReplicaOf(ctx, host, port).Err()
-			told = err == nil // once: from then on, it is for the sentinels to say who follows whom
-		}
-		if err == nil {
-			err = linkUp(ctx, s.clients[server])
-		}
-		if err == nil {
+	for err == nil {
+		if err = linkUp(ctx, s.clients[server]); err == nil {
 			return
 		}
-		if !pause(ctx) {
-			tb.Fatalf("redistest: %v", err)
+		if pause(ctx) {
+			err = nil
 		}
 	}
+	tb.Fatalf("redistest: %v", err)
 }
 
 // LogTail returns the end of what each process has logged so far.
