@@ -168,6 +168,7 @@ func onSentinel(t *testing.T, s *redistest.Sentinels) conformance.Harness {
 			old.Kill()
 			s.AwaitFailover(t, old)
 			s.RestartReplica(t, old)
+			s.AwaitHealthy(t) // sentinels who are not done with one failover make of the next one two
 		},
 		Break: func(t *testing.T, key string) {
 			if err := admin.Del(context.Background(), redislock.DefaultPrefix+key).Err(); err != nil {

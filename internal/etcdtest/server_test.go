@@ -264,9 +264,7 @@ func TestFlags(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "too many operations") {
 		t.Errorf("a transaction of 3 operations: %v", err)
 	}
-	if log := c.LogTail(); !strings.Contains(log, `"level":"info"`) {
-		t.Errorf("LogTail() = %q", log)
-	}
+	selftest.AwaitLog(t, c, `"level":"info"`)
 }
 
 func TestTLS(t *testing.T) {

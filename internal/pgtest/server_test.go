@@ -134,9 +134,7 @@ func TestServer(t *testing.T) {
 		}
 		expect(t, s.URL(), "SHOW "+setting, want)
 	}
-	if tail := s.LogTail(); !strings.Contains(tail, "database system is ready to accept connections") {
-		t.Errorf("LogTail() = %q", tail)
-	}
+	selftest.AwaitLog(t, s, "database system is ready to accept connections")
 }
 
 // The superuser needs no password, but all others do.

@@ -43,9 +43,7 @@ func TestServer(t *testing.T) {
 	if host, _, err := net.SplitHostPort(s.Addr()); err != nil || host != "127.0.0.1" {
 		t.Errorf("Addr() = %q", s.Addr())
 	}
-	if tail := s.LogTail(); !strings.Contains(tail, "Ready to accept connections") {
-		t.Errorf("LogTail() = %q", tail)
-	}
+	selftest.AwaitLog(t, s, "Ready to accept connections")
 }
 
 func TestKillAndRestart(t *testing.T) {

@@ -37,6 +37,13 @@ func Await(tb testing.TB, what string, cond func() bool) {
 	}
 }
 
+// AwaitLog waits until a server has logged a text. It may answer before that:
+// from a container, what it writes comes a little later.
+func AwaitLog(tb testing.TB, server interface{ LogTail() string }, text string) {
+	tb.Helper()
+	Await(tb, fmt.Sprintf("%q in the log", text), func() bool { return strings.Contains(server.LogTail(), text) })
+}
+
 // Connect returns a connection that ends with the test.
 func Connect(tb testing.TB, addr string) net.Conn {
 	tb.Helper()
