@@ -20,7 +20,9 @@ const MasterName = "mymaster"
 // SentinelOptions are the choices for a new group. The zero ones are fine.
 type SentinelOptions struct {
 	// DownAfter is after how long a master that does not answer is replaced. 0
-	// means one second.
+	// means two seconds. Not one or less: a sentinel first asks a new master
+	// after a second (or after DownAfter, if that is shorter), and would
+	// sometimes replace it before it has asked.
 	DownAfter time.Duration
 
 	// Args are further arguments of the servers, as in Options.
@@ -40,7 +42,7 @@ type Sentinels struct {
 // it works. On Linux the processes die with this one.
 func StartSentinels(opts SentinelOptions) (*Sentinels, error) {
 	if opts.DownAfter == 0 {
-		opts.DownAfter = time.Second
+		opts.DownAfter = 2 * time.Second
 	}
 	s := &Sentinels{clients: make(map[*Server]*redis.Client), watchers: make(map[*Server]*redis.SentinelClient)}
 	if err := s.start(opts); err != nil {
