@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// Do locks key, calls f, and unlocks, also when f panics. The context that f gets ends when ctx does, and when the lease
+// Do locks key, calls f, and unlocks, also when f panics. ctx bounds the wait for the lock, and the work: the context that f gets
+// ends when ctx does, and when the lease
 // is lost: f must then stop, as somebody else may be at work already; Do waits for it to return. An f that needs the
 // fencing token calls for Lock instead.
 //
@@ -35,7 +36,8 @@ func Do(ctx context.Context, l Locker, key string, f func(context.Context) error
 // Lead rides out a store that fails, trying again after a pause that is jittered, grows to two seconds, and
 // starts small again after each success. When ctx ends it returns the cause of that: just that, so that it can be
 // compared with ==, if nothing else went wrong, else joined with what did. It also returns errors that trying
-// again cannot mend: ErrClosed, ErrInvalidKey, ErrInvalidOption, errors.ErrUnsupported.
+// again cannot mend: ErrClosed, ErrInvalidKey, ErrInvalidOption, errors.ErrUnsupported. What it rides out it does not
+// report: pass it a Locker that does so, to log or count it.
 func Lead(ctx context.Context, l Locker, key string, work func(context.Context, *Lease) error, opts ...Option) error {
 	const shortest, longest = 50 * time.Millisecond, 2 * time.Second
 	for pause := shortest; ; {

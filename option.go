@@ -17,7 +17,8 @@ const (
 	// renews its lease and may hold it for years.
 	MaxTTL = 30 * 24 * time.Hour
 
-	// MaxKeyLen is the length in bytes of the longest key. Any 1 to MaxKeyLen bytes are a key.
+	// MaxKeyLen is the length in bytes of the longest key. Any 1 to MaxKeyLen bytes are a key, but for the few that a backend
+	// reserves, if it does: redislock, for the names of what it keeps beside the locks.
 	MaxKeyLen = 1024
 
 	// MaxHolderLen is the length in bytes of the longest name that the option Holder accepts.

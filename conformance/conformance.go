@@ -100,7 +100,7 @@ type Features struct {
 	ConnectionBound string
 
 	// WakeWithin replaces the 50 ms within which waiting/WakesOnRelease wants the next holder. Zero means 50 ms. Without
-	// a Queue, a Lock polls every 40 ms at most, which is soon enough if the store answers in a few milliseconds.
+	// a Queue, the pauses between two polls of a Lock are of at most 40 ms: short enough if the store answers in a few.
 	WakeWithin time.Duration
 }
 

@@ -15,6 +15,7 @@ import (
 
 // kind tells apart what a fleet should count apart.
 func kind(err error) string {
+	var e *locker.Error
 	switch {
 	case err == nil:
 		return "ok"
@@ -28,6 +29,8 @@ func kind(err error) string {
 		return "gave up" // its own context ended the wait
 	case errors.Is(err, locker.ErrInvalidKey), errors.Is(err, locker.ErrInvalidOption), errors.Is(err, errors.ErrUnsupported):
 		return "misuse" // trying again does not help
+	case !errors.As(err, &e):
+		return "work" // what the work under Do or Lead has returned, or the cause of a context
 	default:
 		return "store" // the store failed, or did not answer
 	}
@@ -61,6 +64,45 @@ func TestKinds(t *testing.T) {
 	closed := memory.Peer()
 	want("ok", closed.Close())
 	want("closed", try(closed, "k"))
+	want("work", locker.Do(t.Context(), memory, "k", func(context.Context) error { return errors.New("no such order") }))
+}
+
+// observed is a Locker that reports what Lead rides out.
+type observed struct {
+	locker.Locker
+	report func(kind string, err error)
+}
+
+func (o observed) Lock(ctx context.Context, key string, opts ...locker.Option) (*locker.Lease, error) {
+	lease, err := o.Locker.Lock(ctx, key, opts...)
+	if err != nil && ctx.Err() == nil {
+		o.report(kind(err), err)
+	}
+	return lease, err
+}
+
+func observe(ctx context.Context, l locker.Locker, report func(kind string, err error), work func(context.Context, *locker.Lease) error) error {
+	return locker.Lead(ctx, observed{l, report}, "queue", work)
+}
+
+// TestObserved has Lead ride out an outage, which nobody would hear of otherwise.
+func TestObserved(t *testing.T) {
+	memory := memlock.New()
+	l := memory.Peer()
+	heal := l.Cut()
+	reported := make(map[string]int)
+	allDone := errors.New("all done")
+	err := observe(t.Context(), l, func(kind string, _ error) {
+		if reported[kind]++; reported[kind] == 2 {
+			heal()
+		}
+	}, func(context.Context, *locker.Lease) error { return allDone })
+	if err != allDone { //nolint:errorlint // just that
+		t.Errorf("Lead: %v", err)
+	}
+	if len(reported) != 1 || reported["store"] != 2 {
+		t.Errorf("it reported %v; want 2 of the kind store", reported)
+	}
 }
 
 // lead is how a program ends.

@@ -137,6 +137,18 @@ func TestBreakPostgres(t *testing.T) {
 	}
 	defer admin.Close(context.WithoutCancel(t.Context()))
 	lease, next := standoff(t, func() (locker.Locker, error) { return pglock.Open(t.Context(), server.URL()) })
+	// The same key in another database is another lock.
+	if _, err := admin.Exec(t.Context(), "CREATE DATABASE other"); err != nil {
+		t.Fatal(err)
+	}
+	other, err := pglock.Open(t.Context(), strings.Replace(server.URL(), "/postgres?", "/other?", 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if _, err := other.TryLock(t.Context(), "orders/42"); err != nil {
+		t.Fatal(err)
+	}
 	find := blocks(section(t, "A lock that does not come free"), "sql")
 	if len(find) != 1 {
 		t.Fatalf("%d blocks of SQL", len(find))

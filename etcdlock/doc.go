@@ -31,9 +31,9 @@
 //
 // A lock survives broken connections, the restart of all members, and the loss of a minority of them. While there is no majority, nothing can be
 // locked or unlocked, leases end for their holders at their deadlines, and rivals get in a TTL after the majority is back at the earliest.
-// A key that somebody deletes, or a lease that somebody revokes, is a lost lock. The holder is told within a third of the TTL,
-// and, if it holds the lock for longer than that, at once; but within two thirds of the TTL and a second if the connection by which it would
-// be told has died without a word, and with locker.NoRenew at its deadline.
+// A key that somebody deletes, or a lease that somebody revokes, is a lost lock. The holder is told within a third of the TTL, and at once
+// if it has held the lock for longer than that. If the connection that would carry the news has died silently, it takes up to two thirds of
+// the TTL plus a second. With locker.NoRenew, the holder is told at its deadline.
 //
 // # A leader that stands still
 //

@@ -19,7 +19,7 @@ import (
 )
 
 // ParseURL returns the configuration of the client that Open makes for a URL: for a program that does more with its client than to
-// lock, such as transactions with a Guard, and gives it to New.
+// lock, such as transactions with a Guard, and gives it to New. An unusable URL is ErrInvalidOption.
 func ParseURL(rawURL string) (clientv3.Config, error) {
 	config, err := parse(rawURL)
 	if err != nil {

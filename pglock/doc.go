@@ -60,7 +60,7 @@
 //
 // A statement that runs keeps VACUUM, everywhere in the database, from removing what has been deleted since it began, and
 // CREATE INDEX CONCURRENTLY waiting. A wait therefore takes its place anew, at the end of the line, when it has lasted
-// for 30 seconds; so much longer it may take to create an index in this way. With log_lock_waits on, the server logs each wait.
+// for 30 seconds; to create an index in this way may take longer by as much. With log_lock_waits on, the server logs each wait.
 //
 // # What it needs
 //

@@ -26,6 +26,14 @@ func InLine(b locker.Backend, name string) int {
 	return 0
 }
 
+// WaitSessions returns how many sessions to wait on a Backend has, with those in the making.
+func WaitSessions(b locker.Backend) int {
+	p := b.(*backend)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.waits.count
+}
+
 // Parked sets for how long a Backend keeps sessions that somebody has waited on.
 func Parked(b locker.Backend, d time.Duration) {
 	p := b.(*backend)

@@ -179,7 +179,8 @@ func New(rdb redis.UniversalClient, opts ...locker.Option) locker.Locker {
 }
 
 // Open is New with a client of its own for the given URL, see ParseURL, or NewRedlock with a client of its own for each server, see
-// ParseRedlockURL. It does not connect yet. Close closes the clients.
+// ParseRedlockURL. It does not connect yet: a server that cannot be reached is reported by the first Lock. Close closes the
+// clients. An unusable URL is ErrInvalidOption.
 func Open(url string, opts ...locker.Option) (locker.Locker, error) {
 	if isRedlock(url) {
 		return openRedlock(url, opts)

@@ -19,7 +19,8 @@ import (
 // not among those, or one that has lost the lock since, and a renewal may not have reached the one that is promoted. See
 // the package documentation.
 //
-// rdb must be a *redis.Client or a *redis.ClusterClient. The user needs the permission +wait.
+// rdb must be a *redis.Client or a *redis.ClusterClient, replicas at least one, and within at least a millisecond and shorter than
+// the TTL: else every Lock returns ErrInvalidOption. The user needs the permission +wait.
 func NewReplicated(rdb redis.UniversalClient, replicas int, within time.Duration, opts ...locker.Option) locker.Locker {
 	return newLocker(newReplicated(rdb, replicas, within), opts)
 }

@@ -25,7 +25,7 @@ import (
 //
 // With rediss instead of redis, connections are encrypted, to sentinels too. User and password are for the servers;
 // sentinels that want them have the parameters sentinel_username and sentinel_password. A cluster has the parameter
-// max_redirects. All other parameters are those of redis.ParseURL.
+// max_redirects. All other parameters are those of redis.ParseURL. An unusable URL is ErrInvalidOption.
 func ParseURL(rawURL string) (*redis.UniversalOptions, error) {
 	o, err := parse(rawURL)
 	if err != nil {
@@ -40,7 +40,7 @@ func ParseURL(rawURL string) (*redis.UniversalOptions, error) {
 //	redlock://user:password@h1:6379,h2,h3/0
 //
 // With redlocks instead of redlock, connections are encrypted. User, password and database are the same for all of them.
-// The parameters are those of redis.ParseURL.
+// The parameters are those of redis.ParseURL. An unusable URL is ErrInvalidOption.
 func ParseRedlockURL(rawURL string) ([]*redis.Options, error) {
 	servers, err := parseRedlock(rawURL)
 	if err != nil {

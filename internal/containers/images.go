@@ -6,12 +6,11 @@ import (
 )
 
 // images are where servers come from, by the names that tests have for them, if LOCKER_IMAGE_<NAME> does not say otherwise.
-// Their versions are those that the tests run with elsewhere.
 var images = map[string]string{
 	"redis":     "redis:7.0",
 	"postgres":  "postgres:15",
 	"pgbouncer": "edoburu/pgbouncer:latest",
-	"etcd":      "quay.io/coreos/etcd:v3.6.6",
+	"etcd":      "quay.io/coreos/etcd:v3.6.16",
 }
 
 // imageOf returns the image, or "" if there is none of that name.

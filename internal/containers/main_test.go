@@ -158,6 +158,11 @@ func TestServersAndExitCode(t *testing.T) {
 	s.expectEnd(t, 7)
 }
 
+func TestSuccess(t *testing.T) {
+	s := begin(t, "exit 0")
+	s.expectEnd(t, 0)
+}
+
 // host returns the host and port of a URL.
 func host(url string) string {
 	_, rest, _ := strings.Cut(url, "://")
