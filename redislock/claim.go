@@ -47,6 +47,7 @@ type place struct {
 	busy sync.Mutex // held during a request: the requests to a node about one claim go out one after the other
 
 	next    *bid // the request for the lock that waits until the place is not busy; a later try replaces it
+	queued  bool // a goroutine waits until the place is not busy, to settle it
 	state   state
 	pending bool // the node has not answered the present try yet
 	skipped bool // the pending answer is not waited for any more
@@ -194,10 +195,9 @@ func (c *claim) enterLocked(ctx context.Context, p phase) {
 	c.phase = p
 	ctx = context.WithoutCancel(ctx)
 	for i := range c.places {
-		if !c.places[i].pending && c.missing(i) != nil {
+		if p := &c.places[i]; !p.pending && !p.queued && c.missing(i) != nil {
+			p.queued = true
 			c.b.nodes[i].running.Go(func() {
-				c.places[i].busy.Lock()
-				defer c.places[i].busy.Unlock()
 				c.settle(ctx, i)
 				c.wake()
 			})
@@ -205,13 +205,18 @@ func (c *claim) enterLocked(ctx context.Context, p phase) {
 	}
 }
 
-// settle sends a node what is missing for the phase of the claim. The place must be busy.
+// settle sends a node what is missing for the phase of the claim, when it has answered what it was asked before.
 func (c *claim) settle(ctx context.Context, i int) {
+	p := &c.places[i]
+	p.busy.Lock()
+	defer p.busy.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	p.queued = false // what is missing from now on may not be seen here
 	c.settleLocked(ctx, i)
 }
 
+// settleLocked is settle for a place that is busy, with c.mu held.
 func (c *claim) settleLocked(ctx context.Context, i int) {
 	for request := c.missing(i); request != nil; request = c.missing(i) {
 		before := c.phase
@@ -297,10 +302,18 @@ func (c *claim) lineUp(ctx context.Context, i int) {
 	p.called = p.called || turn // a call may have overtaken the answer
 }
 
-// leave gives back what a node has granted, and leaves its line.
+// leave leaves the line of a node, and, of a claim that is over, gives back what the node has granted.
 func (c *claim) leave(ctx context.Context, i int) {
 	p := &c.places[i]
 	names, inLine, doubt := c.names, p.state != held, p.doubt || p.late || p.state == unknown
+	final := c.phase == over
+	if !final {
+		// The lock that is held was refused here, but may be here by the time that the request arrives, as the node is repaired:
+		// so the request has a value that no lock has. Nor does it have the node refuse what comes late of the present try, which
+		// would be to refuse that repair.
+		names.value, doubt = names.member, p.late && c.left != names.gone
+		names.gone = c.left
+	}
 	err := c.do(ctx, i, func(ctx context.Context, n *node) error {
 		return n.giveBack(ctx, names, c.left, inLine, doubt)
 	})
@@ -312,7 +325,7 @@ func (c *claim) leave(ctx context.Context, i int) {
 	default:
 		p.had = p.had || p.state == held
 		p.state, p.err = unknown, err
-		if c.phase == over && !p.owed { // else it is only a place in line, which expires soon
+		if final && !p.owed { // else it is only a place in line, which expires soon
 			c.b.nodes[i].owe(names, c.request.TTL)
 			p.owed = true
 		}

@@ -1,6 +1,7 @@
 package redislock
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -134,6 +135,8 @@ func (c *client) diagnose(ctx context.Context, failure error) error {
 	if c.nodes != nil || isReply(failure) || isDial(failure) || ctx.Err() != nil || past(ctx) {
 		return failure
 	}
+	ctx, cancel := timed(ctx)
+	defer cancel()
 	answer := make(chan error, 1) // a PING does not end with ctx
 	go func() { answer <- c.Ping(ctx).Err() }()
 	select {
@@ -302,7 +305,7 @@ func (c *client) runBatch(ctx context.Context, b *batch) error {
 		again[i] = source(ctx, b.script, b.cmds[at])
 		b.cmds[at] = again[i]
 	}
-	return c.send(ctx, again)
+	return cmp.Or(c.send(ctx, again), err)
 }
 
 // send sends commands in one round trip. Errors that are answers are left in the commands.

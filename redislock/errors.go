@@ -73,7 +73,7 @@ var replies = []struct {
 	{"NOPERM ", ErrPermission, false},
 	{"The user executing the script can't", ErrPermission, false}, // may come from the middle of a script
 	{"ACL failure in script", ErrPermission, false},               // the same, since Redis 7.2
-	{"WRONGTYPE ", ErrWrongType, true},
+	{"WRONGTYPE ", ErrWrongType, false},                           // it may be a companion that is of another type
 	{"OOM ", ErrOutOfMemory, false},
 	{"MASTERDOWN ", ErrReadOnly, true},
 	{"NOREPLICAS ", ErrReplicas, false},

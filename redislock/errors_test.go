@@ -55,8 +55,18 @@ func TestWrongType(t *testing.T) {
 		t.Errorf("the foreign hash was touched: %q", got)
 	}
 
+	// A companion of another type: what the script had set before it found that out is given back.
+	key := t.Name() + " companion"
+	names := redislock.NamesOf(redislock.DefaultPrefix, key)
+	rdb.HSet(ctx, names[1], "somebody's", "data")
+	defer rdb.Del(ctx, names[1])
+	if _, err := l.TryLock(ctx, key); !errors.Is(err, redislock.ErrWrongType) {
+		t.Errorf("TryLock: %v; want ErrWrongType", err)
+	}
+	eventually(t, 5*time.Second, "nothing is left of the lock", func() bool { return rdb.Exists(ctx, names[0]).Val() == 0 })
+
 	// Somebody overwrites a lock that is held: it is lost, and not theirs to delete.
-	key := t.Name() + " overwritten"
+	key = t.Name() + " overwritten"
 	lease := mustLock(t, l, key, locker.TTL(time.Second))
 	rdb.Del(ctx, redislock.DefaultPrefix+key)
 	rdb.HSet(ctx, redislock.DefaultPrefix+key, "somebody's", "data")

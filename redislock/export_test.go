@@ -20,5 +20,5 @@ func NamesOf(prefix, key string) []string {
 	return []string{n.lock, n.fence, n.queue, n.alive, n.gone}
 }
 
-// LineupSHA and ConfirmSHA are how a proxy recognises requests.
-var LineupSHA, ConfirmSHA = lineupScript.sha, confirmScript.sha
+// LineupSHA, ConfirmSHA and ReleaseSHA are how a proxy recognises requests.
+var LineupSHA, ConfirmSHA, ReleaseSHA = lineupScript.sha, confirmScript.sha, releaseScript.sha

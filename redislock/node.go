@@ -64,7 +64,7 @@ func (n *node) call(ctx context.Context, bound time.Duration, request func(ctx c
 	before := n.answers.Load()
 	err := request(hurried{ctx, time.Now().Add(bound)})
 	switch {
-	case err == nil || isReply(err) || isLost(err):
+	case err == nil || isReply(err) || isLost(err) || errors.Is(err, errGivenUp):
 		n.answers.Add(1)
 		n.silent.Store(false)
 		n.late.Store(false)
@@ -104,7 +104,7 @@ func (n *node) owe(names names, ttl time.Duration) {
 	if len(n.debts) == maxDebts || n.life.Err() != nil {
 		return
 	}
-	n.debts = append(n.debts, debt{names, time.Now().Add(ttl)})
+	n.debts = append(n.debts, debt{names, time.Now().Add(ttl + ttl/3)}) // a renewal may be on its way
 	if !n.paying {
 		n.paying = true
 		n.running.Go(n.pay)

@@ -57,8 +57,8 @@
 //
 // NewRedlock, or Open with a URL that begins with redlock://, keeps each lock on a majority of servers that know nothing of
 // one another. It goes on, at the same speed, with any minority of them dead, hung or cut off; without a majority nothing is
-// locked (ErrNoQuorum), and leases end. A lease that a server of the minority has lost is brought back there with the next
-// renewal. It is what https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/ describes, and excludes other
+// locked (ErrNoQuorum), and leases end. A lease that a server of the minority has lost, or had not granted, is brought there with
+// the next renewal; until then it is on fewer servers, and ends if so many fail that no majority is left of those. It is what https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/ describes, and excludes other
 // implementations of it, on the same servers and keys: redsync and node-redlock, for instance. What it does better:
 //
 //   - Fencing tokens. A token is the greatest that a quorum has minted, and is known to a quorum before the lock is granted:
@@ -94,10 +94,13 @@
 // forgotten. With min-replicas-to-write 1 and a short min-replicas-max-lag in its configuration it refuses that after the
 // lag (ErrReplicas). Tokens increase in both cases, unless the new master's clock is behind.
 //
+// The clocks of master and replicas have to agree, to 1 % of the TTL: a lock is replicated with the time at which it ends, so that a
+// replica whose clock is ahead ends it early when it takes over.
+//
 // # Replicas that confirm
 //
 // NewReplicated has each lock confirmed by replicas before it is granted, by way of WAIT. A failover to one of these then
-// keeps the lock. It does not make replication consistent: Sentinel need not choose one of these, unless all have to
+// keeps the lock, if its clock is right. It does not make replication consistent: Sentinel need not choose one of these, unless all have to
 // confirm; a renewal is not waited for, so that a replica that was cut off since may have let the lock expire; and a
 // master that is cut off with its replicas still grants.
 //
@@ -223,7 +226,7 @@ var (
 	_ locker.HeedsContext = (*backend)(nil)
 )
 
-// Prompt implements locker.HeedsContext.
+// HeedsContext implements locker.HeedsContext.
 func (b *backend) HeedsContext() {}
 
 // String names the backend in errors.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,8 +21,9 @@ import (
 // the others: no replication, and better no machine. Three and five are usual numbers; an even one is no safer than the odd
 // one below it. Every process must be given the same servers.
 //
-// The Locker uses the clients' connections and never closes them, as that of New. Without clients, or with two for the same
-// address, every Lock returns ErrInvalidOption.
+// The Locker uses the clients' connections and never closes them, as that of New. Without clients, with the same client twice, or
+// with two *redis.Client for the same address, every Lock returns ErrInvalidOption. That two are for the same server cannot be
+// noticed otherwise.
 func NewRedlock(clients []redis.UniversalClient, opts ...locker.Option) locker.Locker {
 	return newLocker(newRedlock(clients, false), opts)
 }
@@ -53,7 +55,8 @@ func newRedlock(clients []redis.UniversalClient, own bool) *redlock {
 			name = c.Options().Addr
 		}
 		// What go-redis calls "FailoverClient" may be anything.
-		if strings.ContainsAny(name, ":/") && slices.ContainsFunc(b.nodes, func(n *node) bool { return n.name == name }) {
+		sameAddress := strings.ContainsAny(name, ":/") && slices.ContainsFunc(b.nodes, func(n *node) bool { return n.name == name })
+		if sameAddress || reflect.ValueOf(client).Comparable() && slices.Contains(clients[:i], client) {
 			b.invalid = fmt.Errorf("%w: %s is there twice: a majority has to be one of different servers", locker.ErrInvalidOption, name)
 		}
 		n := &node{backend: newBackend(client, b.process, nil), name: name, life: b.life}
@@ -256,8 +259,8 @@ func (c *claim) giveBack(ctx context.Context) bool {
 	return true
 }
 
-// released reports whether a claim that is over has been given back, or too little of it was left for a lock, and how many
-// nodes are still to answer that answered before.
+// released reports whether a claim that is over has been given back, so that a quorum does not have it any more, or too little of
+// it was left for a lock, and how many nodes are still to answer that answered before.
 func (c *claim) released() (settled bool, waiting int, err error) {
 	t := c.tally()
 	var failed, lagging int
@@ -277,6 +280,8 @@ func (c *claim) released() (settled bool, waiting int, err error) {
 		return true, waiting - lagging, nil
 	case gone > len(c.places)-c.b.quorum:
 		return true, 0, locker.ErrLost
+	case t.freed+gone >= c.b.quorum:
+		return true, waiting - lagging, nil // it was on a bare majority, and those that have not answered are too few for anybody
 	case waiting == 0:
 		return true, 0, c.noQuorum()
 	}
@@ -328,7 +333,8 @@ func (b *redlock) lively() (count int) {
 }
 
 // Renew implements locker.Backend: a lease is renewed when a quorum has renewed it. It does not wait for the others, but
-// brings the lease back to those that say they have lost it.
+// brings the lease back to those that say they have lost it. A request to one that is slow may be sent later, when the lease has been
+// unlocked, perhaps; it then renews nothing, unless it was about to be sent at that moment.
 func (b *redlock) Renew(ctx context.Context, gs []locker.Grant) []error {
 	r := &renewal{
 		b: b, gs: slices.Clone(gs), open: len(gs), done: make(chan struct{}),

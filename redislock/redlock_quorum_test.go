@@ -316,18 +316,26 @@ func TestRedlockMinorityBlackHoled(t *testing.T) {
 	}
 	pair := func() { mustUnlock(t, mustLock(t, l, "k")) }
 	measure(pair)
-	healthy, ping := measure(pair), measure(func() { rdb.Ping(t.Context()) })
-	for _, proxy := range proxies[:2] {
-		proxy.Set(faultproxy.BlackHole())
-	}
-	start := time.Now()
-	pair()
-	first := time.Since(start)
-	cut := measure(pair)
-	t.Logf("Lock and Unlock, p50: %v with five servers, %v with two of them black-holed (%.2f times as long), %v the first time; a PING takes %v",
-		healthy, cut, cut.Seconds()/healthy.Seconds(), first, ping)
-	if cut > 2*healthy+ping+5*time.Millisecond { // the bound of a request is two seconds
-		t.Errorf("with two servers of five black-holed, Lock and Unlock take %v", cut)
+	for try := 1; ; try++ { // a machine may be busy with something else
+		healthy, ping := measure(pair), measure(func() { rdb.Ping(t.Context()) })
+		for _, proxy := range proxies[:2] {
+			proxy.Set(faultproxy.BlackHole())
+		}
+		start := time.Now()
+		pair()
+		first := time.Since(start)
+		cut := measure(pair)
+		t.Logf("Lock and Unlock, p50: %v with five servers, %v with two of them black-holed (%.2f times as long), %v the first time; a PING takes %v",
+			healthy, cut, cut.Seconds()/healthy.Seconds(), first, ping)
+		for _, proxy := range proxies[:2] {
+			proxy.Heal()
+		}
+		switch {
+		case cut <= 2*healthy+ping:
+			return
+		case try == 3:
+			t.Fatalf("with two servers of five black-holed, Lock and Unlock take %v; want less than twice %v", cut, healthy)
+		}
 	}
 }
 

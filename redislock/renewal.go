@@ -146,10 +146,13 @@ func (c *claim) repair(ctx context.Context, i int) {
 	c.settleLocked(ctx, i) // it may be over by now
 }
 
-// value returns what the lock is set to.
+// value returns what the lock is set to, or, if it is not to be renewed any more, what no lock is set to.
 func (c *claim) value() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.phase == over {
+		return c.names.member
+	}
 	return c.names.value
 }
 

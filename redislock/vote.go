@@ -115,8 +115,9 @@ func (c *claim) noQuorum() error {
 	var reasons []error
 	for i := range c.places {
 		switch p := &c.places[i]; {
-		case p.pending:
+		case p.pending && p.skipped:
 			reasons = append(reasons, c.b.nodes[i].blame(errNoAnswer))
+		case p.pending: // it may be well: others have decided
 		case p.err != nil:
 			reasons = append(reasons, c.b.nodes[i].blame(p.err))
 		}

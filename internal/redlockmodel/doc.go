@@ -16,10 +16,11 @@
 //	REPAIR   refused if there is a tombstone of the owner. If the lock is free, the owner gets it for the TTL, and
 //	         fence = max(fence, token).
 //	REL      if the owner has the lock, it is free. A tombstone is left.
+//	LEAVE    the owner leaves the line of waiters; nothing else changes.
 //
 // With a quorum of grants, the token is the greatest mint among them. Nodes that minted just that know it; the others
 // get CONFIRM. With a quorum of nodes that know it, the owner is granted, and its lease is valid until TTL - drift after
-// ACQ was first sent. With a quorum of RENEW ok to one renewal it is valid until TTL - drift after that was sent, and
+// ACQ was first sent. Nodes that refused him, and had put him in line, get LEAVE. With a quorum of RENEW ok to one renewal it is valid until TTL - drift after that was sent, and
 // nodes without the lock get REPAIR. An owner that gives up, or unlocks, first ceases to believe, and then sends REL.
 //
 // # What holds, and under which assumptions
@@ -84,7 +85,7 @@
 // States that differ in the order of nodes only are one, and owners begin in the order of their names. Neither loses
 // anything: nodes differ in nothing, nor do owners.
 //
-// Not covered: that anybody is ever granted; the line of waiters; TTLs that differ between the requests of an owner, so
+// Not covered: that anybody is ever granted; the line of waiters, but for what LEAVE must not do; TTLs that differ between the requests of an owner, so
 // that one might shorten what another one gave; tombstones that expire; a change of the set of nodes; scripts and code,
 // which may differ from the model.
 package redlockmodel

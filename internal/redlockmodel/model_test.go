@@ -64,6 +64,7 @@ const (
 	lateRenewal      mutation = "a renewal counts although the validity was over before it was confirmed"
 	releaseUnowned   mutation = "REL deletes whoever's lock"
 	releaseFirst     mutation = "an owner believes until REL has been answered"
+	leaveReleases    mutation = "LEAVE deletes the owner's lock"
 	clockSlow        mutation = "the client's clock is slower than the drift allows for"
 	ownerAgain       mutation = "the next try has the same owner id"
 	noTombstone      mutation = "REL leaves no tombstone"
@@ -277,6 +278,13 @@ func (m *model) grant(s *state, o int, emit emit) {
 	if m.mutation == validFromReply {
 		me.left = m.ttl
 	}
+	if m.mutation == leaveReleases {
+		for n := range m.nodes {
+			if x := &c.node[n].of[o]; x.is&granted == 0 {
+				x.is |= leaves
+			}
+		}
+	}
 	if m.mutation != tombIfUnanswered {
 		c.forget(o, granted)
 	}
@@ -398,6 +406,12 @@ func (m *model) deliveries(s *state, o, n int, emit emit) {
 			c.node[n].tombs |= tomb
 		}
 		emit(step{"REL", o, n, 0}, &c, "")
+	}
+
+	if d.of[o].is&leaves != 0 && d.lock == id {
+		c := *s
+		c.node[n].lock, c.node[n].left = 0, 0
+		emit(step{"LEAVE, which frees the lock", o, n, 0}, &c, "")
 	}
 
 	if me.is&sentRenew != 0 && d.lock == id {

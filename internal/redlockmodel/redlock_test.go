@@ -129,6 +129,7 @@ func TestMutations(t *testing.T) {
 		{renewStale, timed.with(), []claim{exclusion}},
 		{releaseUnowned, timed.with(owners(3), renewals(false)), []claim{exclusion}},
 		{releaseFirst, timed.with(), []claim{exclusion}},
+		{leaveReleases, timed.with(), []claim{exclusion}},
 		{clockSlow, timed.with(), []claim{exclusion}},
 		{ownerAgain, timed.with(), []claim{exclusion}},
 		{repairTaken, timed.with(), []claim{exclusion}},

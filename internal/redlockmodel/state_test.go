@@ -36,6 +36,7 @@ const (
 	granted               // ACQ was answered with a grant that the owner may count, or has counted
 	confirmed             // the owner may count the node as one that knows its token
 	renewed               // RENEW was answered with ok that the owner may count
+	leaves                // LEAVE was sent there: kept only where it does harm, by a mutation
 )
 
 type owner struct {
@@ -126,7 +127,7 @@ func (s *state) key(n int) (k key) {
 		d := &s.node[i]
 		w := uint64(d.lock) | uint64(d.left)<<2 | uint64(d.fence)<<5 | uint64(d.tombs)<<10
 		for o, x := range d.of {
-			w |= (uint64(x.mint) | uint64(x.is)<<5) << (13 + 9*o)
+			w |= (uint64(x.mint) | uint64(x.is)<<5) << (13 + 10*o)
 		}
 		// By insertion: there are three of them.
 		j := i
@@ -148,8 +149,8 @@ func (k key) state(n int) (s state) {
 		w := k[i]
 		d := node{lock: uint8(w & 3), left: uint8(w >> 2 & 7), fence: uint8(w >> 5 & 31), tombs: uint8(w >> 10 & 7)}
 		for o := range d.of {
-			x := w >> (13 + 9*o)
-			d.of[o] = exchange{mint: uint8(x & 31), is: uint8(x >> 5 & 15)}
+			x := w >> (13 + 10*o)
+			d.of[o] = exchange{mint: uint8(x & 31), is: uint8(x >> 5 & 31)}
 		}
 		s.node[i] = d
 	}

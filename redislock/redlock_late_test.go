@@ -1,0 +1,218 @@
+package redislock_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/faultproxy"
+	"github.com/lockerkit/locker/internal/redistest"
+	"github.com/lockerkit/locker/redislock"
+)
+
+// TestRedlockLeavesTheLineLate has somebody get a lock by two servers of three, and what he sends to leave the line of the third one
+// be on its way until the lock has been brought there: it must not take the lock away. If it did, the holder, who has only that
+// server and one other by then, would have one, and a rival the two others.
+func TestRedlockLeavesTheLineLate(t *testing.T) {
+	t.Parallel()
+	servers := newIndependent(t, 3)
+	rdbs := servers.dialEach(t)
+	proxies, addresses := servers.proxied(t)
+	const ttl = 6 * time.Second
+	a, b := openRedlock(t, addresses, locker.TTL(ttl)), openRedlock(t, servers.addresses(), locker.TTL(ttl))
+	mustUnlock(t, mustLock(t, a, "warm"))
+	mustUnlock(t, mustLock(t, b, "warm"))
+	name := redislock.DefaultPrefix + "k"
+	get := func(i int) string { return rdbs[i].Get(context.Background(), name).Val() }
+	rdbs[0].Set(t.Context(), name, "a minority of somebody", ttl/12)
+
+	var caught atomic.Bool
+	release := redislock.ReleaseSHA + "\r\n$1\r\n4\r\n$" + strconv.Itoa(len(name)) + "\r\n" + name + "\r\n"
+	proxies[0].SetWhere(func(sent []byte) bool {
+		return strings.Contains(string(sent), release) && caught.CompareAndSwap(false, true)
+	}, faultproxy.Fault{ToServer: faultproxy.Flow{Mode: faultproxy.Hold}})
+	lease := mustLock(t, a, "k")
+	value := get(2)
+	eventually(t, ttl, "the request to leave the line is on its way", caught.Load)
+	eventually(t, 3*ttl, "the server has been repaired", func() bool { return get(0) == value })
+
+	proxies[1].Set(faultproxy.BlackHole()) // one of those that granted the lock is cut off, and lets it expire
+	eventually(t, 3*ttl, "the lock has expired there", func() bool { return get(1) == "" })
+	proxies[0].Heal() // it arrives
+	mustUnlock(t, mustLock(t, a, "later"))
+	second, err := b.TryLock(t.Context(), "k")
+	if err == nil && lease.Err() == nil {
+		t.Errorf("two holders, of tokens %d and %d", lease.Token(), second.Token())
+	} else if err != nil && !errors.Is(err, locker.ErrLocked) {
+		t.Errorf("TryLock: %v; want ErrLocked", err)
+	}
+	if get(0) != value || lease.Err() != nil {
+		t.Errorf("the lock is %q at the server that was repaired, and the lease %v; want %q and held", get(0), lease.Err(), value)
+	}
+	proxies[1].Heal()
+	mustUnlock(t, lease)
+}
+
+// TestRedlockUnlockOfABareMajority unlocks a lease that was on two servers of three, of which one has died: two have said that the
+// lock is not there any more, so anybody can have it.
+func TestRedlockUnlockOfABareMajority(t *testing.T) {
+	t.Parallel()
+	servers := newIndependent(t, 3)
+	rdbs := servers.dialEach(t)
+	const ttl = 10 * time.Second
+	l := openRedlock(t, servers.addresses(), locker.TTL(ttl))
+	mustUnlock(t, mustLock(t, l, "warm"))
+	rdbs[2].Set(t.Context(), redislock.DefaultPrefix+"k", "a minority of somebody", ttl)
+	lease, err := l.TryLock(t.Context(), "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	servers[1].Kill()
+	start := time.Now()
+	mustUnlock(t, lease)
+	if took := time.Since(start); took > ttl/3 {
+		t.Errorf("it took %v", took)
+	}
+}
+
+// TestRedlockWaitsBesideAServerThatHangs has many wait for a long time, who are called by one server of three, while another one does
+// not answer: what they send to that one must not pile up.
+func TestRedlockWaitsBesideAServerThatHangs(t *testing.T) {
+	servers := newIndependent(t, 3)
+	rdbs := servers.dialEach(t)
+	proxies, addresses := servers.proxied(t)
+	l := openRedlock(t, addresses)
+	mustUnlock(t, mustLock(t, l, "warm"))
+	const keys = 20
+	for i := range keys {
+		rdbs[1].Set(t.Context(), redislock.DefaultPrefix+"k"+strconv.Itoa(i), "a stranger", 0)
+	}
+	proxies[0].Set(faultproxy.BlackHole())
+	defer proxies[0].Heal() // go-redis waits for answers when it is closed, for seconds
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, keys)
+	for i := range keys {
+		go func() {
+			_, err := l.Lock(ctx, "k"+strconv.Itoa(i))
+			done <- err
+		}()
+	}
+	time.Sleep(10 * time.Second) // the lines are gone through every second or so, and a request is given up after two
+	stacks := make([]byte, 4<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	if n := strings.Count(string(stacks), "redislock.(*claim).settle("); n > 2*keys {
+		t.Errorf("%d goroutines have something to tell a server that does not answer; want one that is at it and one that is next for each of %d waiters", n, keys)
+	}
+	cancel()
+	for range keys {
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+	}
+}
+
+// TestRedlockDialThatHangs has two servers of three reset connections, and then not answer when new ones are made, as behind a firewall:
+// a request to them is given up in time all the same.
+func TestRedlockDialThatHangs(t *testing.T) {
+	t.Parallel()
+	servers := newIndependent(t, 3)
+	proxies, addresses := servers.proxied(t)
+	var hangs [2]atomic.Bool
+	over := make(chan struct{})
+	clients := make([]redis.UniversalClient, 3)
+	for i, address := range addresses {
+		rdb := redis.NewClient(&redis.Options{Addr: address, DisableIdentity: true, Dialer: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if i < len(hangs) && hangs[i].Load() {
+				select {
+				case <-ctx.Done():
+				case <-over:
+				}
+				return nil, &net.OpError{Op: "dial", Net: network, Err: os.ErrDeadlineExceeded}
+			}
+			return new(net.Dialer).DialContext(ctx, network, addr)
+		}})
+		t.Cleanup(func() { _ = rdb.Close() })
+		clients[i] = rdb
+	}
+	const ttl = 4 * time.Second
+	l := redislock.NewRedlock(clients, locker.TTL(ttl))
+	t.Cleanup(func() { _ = l.Close() })
+	mustUnlock(t, mustLock(t, l, "warm"))
+	for i := range hangs {
+		var requests atomic.Int32
+		proxies[i].SetWhere(func(sent []byte) bool {
+			if !strings.Contains(string(sent), "locker:k\r\n") {
+				return false
+			}
+			if requests.Add(1) >= 3 { // it is tried three times
+				hangs[i].Store(true)
+			}
+			return true
+		}, faultproxy.Refuse())
+	}
+	start := time.Now()
+	_, err := l.Lock(t.Context(), "k")
+	took := time.Since(start)
+	if !errors.Is(err, redislock.ErrNoQuorum) {
+		t.Errorf("Lock: %v; want ErrNoQuorum", err)
+	}
+	if took > ttl {
+		t.Errorf("it took %v, with a TTL of %v", took, ttl)
+	}
+	t.Logf("after %v: %v", took, err)
+	close(over)
+}
+
+// TestRedlockBlamesWhoFailed has three servers of five refuse, before the others have answered: the error is about those three.
+func TestRedlockBlamesWhoFailed(t *testing.T) {
+	t.Parallel()
+	servers := newIndependent(t, 5)
+	proxies, addresses := servers.proxied(t)
+	l := openRedlock(t, addresses)
+	mustUnlock(t, mustLock(t, l, "warm"))
+	for _, rdb := range servers.dialEach(t)[:3] {
+		if err := rdb.ConfigSet(t.Context(), "min-replicas-to-write", "1").Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, proxy := range proxies[3:] {
+		proxy.Set(faultproxy.Delay(300 * time.Millisecond))
+	}
+	_, err := l.TryLock(t.Context(), "k")
+	if !errors.Is(err, redislock.ErrNoQuorum) || !errors.Is(err, redislock.ErrReplicas) {
+		t.Errorf("TryLock: %v; want ErrNoQuorum with ErrReplicas", err)
+	}
+	if err != nil && !strings.Contains(err.Error(), "3 of 5 servers failed") {
+		t.Errorf("TryLock: %v; want 3 of 5", err)
+	}
+}
+
+// TestRedlockSameServerTwice: a majority has to be one of different servers.
+func TestRedlockSameServerTwice(t *testing.T) {
+	t.Parallel()
+	type wrapped struct{ redis.UniversalClient }
+	one, two := dial(t, redistest.Address(t)), dial(t, redistest.Address(t))
+	for name, clients := range map[string][]redis.UniversalClient{
+		"the same client":       {one, one, one},
+		"the same address":      {one, two, dial(t, "127.0.0.1:1")},
+		"a client in a wrapper": {wrapped{one}, dial(t, "127.0.0.1:1"), wrapped{one}},
+	} {
+		l := redislock.NewRedlock(clients)
+		if _, err := l.TryLock(t.Context(), "k"); !errors.Is(err, locker.ErrInvalidOption) || !strings.Contains(err.Error(), "twice") {
+			t.Errorf("%s: %v; want ErrInvalidOption", name, err)
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
