@@ -53,7 +53,7 @@ func files(t *testing.T, endings ...string) (names []string) {
 // pages returns the names of what people read.
 func pages(t *testing.T) []string {
 	t.Helper()
-	names := []string{"README.md"}
+	names := []string{"README.md", "examples/README.md"}
 	for _, name := range files(t, ".md") {
 		if strings.HasPrefix(name, "docs/") {
 			names = append(names, name)

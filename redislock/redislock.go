@@ -58,8 +58,9 @@
 // NewRedlock, or Open with a URL that begins with redlock://, keeps each lock on a majority of servers that know nothing of
 // one another. It goes on, at the same speed, with any minority of them dead, hung or cut off; without a majority nothing is
 // locked (ErrNoQuorum), and leases end. A lease that a server of the minority has lost, or had not granted, is brought there with
-// the next renewal; until then it is on fewer servers, and ends if so many fail that no majority is left of those. It is what https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/ describes, and excludes other
-// implementations of it, on the same servers and keys: redsync and node-redlock, for instance. What it does better:
+// the next renewal; until then it is on fewer servers, and ends if so many fail that no majority is left of those. It is what
+// https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/ describes, and excludes other implementations of it, on the
+// same servers and keys: redsync and node-redlock, for instance. What it does better:
 //
 //   - Fencing tokens. A token is the greatest that a quorum has minted, and is known to a quorum before the lock is granted:
 //     so every later quorum mints a greater one.
