@@ -233,6 +233,9 @@ func (c *core) release(g Grant, until time.Time, left time.Duration, call *callC
 		if errors.Is(err, ErrLost) {
 			return err
 		}
+		if failure != nil && errors.Is(err, errTooLate) {
+			return failure // the pause took longer than it should have; this one says why it failed
+		}
 		failure, call = err, new(callCtx)
 		pause := jittered(delay)
 		if time.Until(until) <= pause {
