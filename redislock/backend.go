@@ -103,7 +103,7 @@ func (b *backend) acquire(ctx context.Context, a *attempt) (uint64, *refusal, er
 		}
 		if !isDial(err) {
 			a.sent = true
-			a.doubt = a.doubt || !isReply(err)
+			a.doubt = a.doubt || !isReply(err) && !isShortfall(err)
 		}
 		if failure == nil || !isContext(err) {
 			failure = err // what went wrong says more than that there was no time left to try again

@@ -128,7 +128,7 @@ func (c *claim) ask(ctx context.Context) {
 	for i := range c.places {
 		p := &c.places[i]
 		if p.doubt || p.state == unknown || p.state == held { // of the try before, and it has not been possible to give it back
-			c.b.nodes[i].owe(before, c.request.TTL)
+			c.b.nodes[i].owe(before, "", c.request.TTL)
 			p.state = nothing
 		}
 		p.pending, p.skipped, p.called = true, false, false
@@ -166,7 +166,7 @@ func (c *claim) askOne(i int) {
 	if try != c.tries { // another try did not wait for this answer
 		if a.sent && refusal == nil || a.doubt {
 			a.names.member = ""
-			n.owe(a.names, a.ttl)
+			n.owe(a.names, "", a.ttl)
 		}
 		return
 	}
@@ -236,7 +236,7 @@ func (c *claim) missing(i int) func(ctx context.Context, i int) {
 		switch {
 		case p.state == held && p.token < c.token:
 			return c.confirm
-		case p.state == refused && c.join:
+		case p.state == refused && c.join && c.phase == holding: // from where there is no way back into the line
 			return c.leave
 		}
 	case waiting:
@@ -244,7 +244,7 @@ func (c *claim) missing(i int) func(ctx context.Context, i int) {
 			return c.lineUp
 		}
 	case over:
-		if p.state == held || p.state == unknown || p.state == refused && c.join {
+		if p.state == held || p.state == unknown || p.state == refused && c.join || p.doubt || p.late { // or has to refuse what is late
 			return c.leave
 		}
 	case asking:
@@ -294,7 +294,7 @@ func (c *claim) lineUp(ctx context.Context, i int) {
 		p.state, p.err = unknown, err     // the poll will find out
 		if c.names.value != names.value { // nobody else will
 			names.member = ""
-			c.b.nodes[i].owe(names, c.request.TTL)
+			c.b.nodes[i].owe(names, "", c.request.TTL)
 		}
 		return
 	}
@@ -317,6 +317,9 @@ func (c *claim) leave(ctx context.Context, i int) {
 	err := c.do(ctx, i, func(ctx context.Context, n *node) error {
 		return n.giveBack(ctx, names, c.left, inLine, doubt)
 	})
+	if final && (err == nil || isLost(err)) {
+		p.doubt, p.late = false, false // what comes late is refused from now on
+	}
 	switch {
 	case err == nil || isLost(err) && p.had: // the first time, if not now
 		p.state, p.err = freed, nil
@@ -326,7 +329,7 @@ func (c *claim) leave(ctx context.Context, i int) {
 		p.had = p.had || p.state == held
 		p.state, p.err = unknown, err
 		if final && !p.owed { // else it is only a place in line, which expires soon
-			c.b.nodes[i].owe(names, c.request.TTL)
+			c.b.nodes[i].owe(names, c.left, c.request.TTL)
 			p.owed = true
 		}
 	}

@@ -132,7 +132,7 @@ func (c *client) run(ctx context.Context, s *script, keys int, words []string) (
 // diagnose returns a better error for a command that failed, if there is one: a server that wants a password just hangs
 // up on long commands, and says so to a short one. (The nodes of a cluster are asked for their slots before.)
 func (c *client) diagnose(ctx context.Context, failure error) error {
-	if c.nodes != nil || isReply(failure) || isDial(failure) || ctx.Err() != nil || past(ctx) {
+	if c.nodes != nil || isReply(failure) || isDial(failure) || isShortfall(failure) || ctx.Err() != nil || past(ctx) {
 		return failure
 	}
 	ctx, cancel := timed(ctx)

@@ -86,6 +86,7 @@ func (n *node) observe(clock uint64) {
 // again until that has expired by itself.
 type debt struct {
 	names names
+	left  string // the key by which the line is to know that the owner has left for good; "" if he has not
 	until time.Time
 }
 
@@ -97,14 +98,15 @@ const (
 	payTogether = 500
 )
 
-// owe makes sure that what an owner has at the node will be released when the node answers again.
-func (n *node) owe(names names, ttl time.Duration) {
+// owe makes sure that what an owner has at the node will be released when the node answers again, and, with left, that he is in
+// its line no more.
+func (n *node) owe(names names, left string, ttl time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if len(n.debts) == maxDebts || n.life.Err() != nil {
 		return
 	}
-	n.debts = append(n.debts, debt{names, time.Now().Add(ttl + ttl/3)}) // a renewal may be on its way
+	n.debts = append(n.debts, debt{names, left, time.Now().Add(ttl + ttl/3)}) // a renewal may be on its way
 	if !n.paying {
 		n.paying = true
 		n.running.Go(n.pay)
@@ -155,7 +157,11 @@ func (n *node) payOff(owed []debt) bool {
 	defer cancel()
 	work := &batch{script: releaseScript}
 	for _, d := range owed {
-		work.add(ctx, 4, releaseWords(d.names, true))
+		words, keys := releaseWords(d.names, true), 4
+		if d.left != "" {
+			words, keys = slices.Insert(words, 4, d.left), 5
+		}
+		work.add(ctx, keys, words)
 	}
 	err := n.call(ctx, maxTimeout, func(ctx context.Context) error { return n.client.runBatch(ctx, work) })
 	if err != nil {

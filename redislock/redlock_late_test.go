@@ -216,3 +216,108 @@ func TestRedlockSameServerTwice(t *testing.T) {
 		}
 	}
 }
+
+// holdFirst keeps the first request about the key k on its way until the proxy is healed, and reports whether there has been one.
+func holdFirst(proxy *faultproxy.Proxy) (caught func() bool) {
+	return holdWhere(proxy, sends("locker:k\r\n"))
+}
+
+func holdWhere(proxy *faultproxy.Proxy, match func(sent []byte) bool) (caught func() bool) {
+	var once atomic.Bool
+	proxy.SetWhere(func(sent []byte) bool { return match(sent) && once.CompareAndSwap(false, true) },
+		faultproxy.Fault{ToServer: faultproxy.Flow{Mode: faultproxy.Hold}})
+	return once.Load
+}
+
+// TestRedlockLateAfterRefusal has a request to take the lock, or to repair it, be on its way at one server of three when the repetition
+// of it is refused there, and arrive when the holder has unlocked, and the key is free: nobody may have it then.
+func TestRedlockLateAfterRefusal(t *testing.T) {
+	t.Parallel()
+	const ttl = 9 * time.Second
+	name := redislock.DefaultPrefix + "k"
+	begin := func(t *testing.T) (rdb *redis.Client, proxy *faultproxy.Proxy, l locker.Locker) {
+		servers := newIndependent(t, 3)
+		proxies, addresses := servers.proxied(t)
+		l = openRedlock(t, addresses, locker.TTL(ttl))
+		for range 60 { // until it knows how near the servers are
+			mustUnlock(t, mustLock(t, l, "warm"))
+		}
+		return servers.dialEach(t)[0], proxies[0], l
+	}
+	end := func(t *testing.T, rdb *redis.Client, proxy *faultproxy.Proxy, lease *locker.Lease) {
+		mustUnlock(t, lease)
+		rdb.Del(t.Context(), name)
+		// What the server is told after Unlock has returned, it is told within a round trip.
+		eventually(t, ttl/3, "the server refuses what comes late", func() bool {
+			marks := rdb.Keys(t.Context(), "*:gone:*").Val()
+			for _, mark := range marks {
+				if rdb.Get(t.Context(), mark).Val() == "left" {
+					return true
+				}
+			}
+			return false
+		})
+		proxy.Heal()
+		for start := time.Now(); time.Since(start) < time.Second; time.Sleep(2 * time.Millisecond) {
+			if value := rdb.Get(t.Context(), name).Val(); value != "" {
+				t.Fatalf("nobody holds the key, and %q has it at one server for %v", value, rdb.PTTL(t.Context(), name).Val())
+			}
+		}
+	}
+	t.Run("acquire", func(t *testing.T) {
+		t.Parallel()
+		rdb, proxy, l := begin(t)
+		rdb.Set(t.Context(), name, "a minority of somebody", 0)
+		caught := holdFirst(proxy)
+		lease := mustLock(t, l, "k")
+		eventually(t, ttl/3, "a request is on its way, the line was joined by the repetition, and left", func() bool {
+			return caught() && strings.Contains(rdb.Info(t.Context(), "commandstats").Val(), "cmdstat_zadd:") && inLine(t, rdb, "k") == 0
+		})
+		end(t, rdb, proxy, lease)
+	})
+	t.Run("repair", func(t *testing.T) {
+		t.Parallel()
+		rdb, proxy, l := begin(t)
+		lease := mustLock(t, l, "k")
+		eventually(t, ttl/3, "the lock is everywhere", func() bool { return rdb.Exists(t.Context(), name).Val() == 1 })
+		rdb.Del(t.Context(), name)
+		var requests atomic.Int32
+		caught := holdWhere(proxy, func(sent []byte) bool {
+			if !strings.Contains(string(sent), redislock.ConfirmSHA) && !strings.Contains(string(sent), "not holder and ttl") {
+				return false
+			}
+			if requests.Add(1) == 1 {
+				rdb.Set(context.Background(), name, "a minority of somebody", 0) // by which the repetition is refused
+			}
+			return true
+		})
+		eventually(t, 2*ttl, "a request is on its way, and its repetition has been sent", func() bool { return caught() && requests.Load() > 1 })
+		end(t, rdb, proxy, lease)
+	})
+}
+
+// TestRedlockRepairInDoubt has a TryLock be refused by one server of three that had not answered its first request: that this one is
+// refused, should it come, must not keep the lock from being brought there when it can be had.
+func TestRedlockRepairInDoubt(t *testing.T) {
+	t.Parallel()
+	servers := newIndependent(t, 3)
+	rdb := servers.dialEach(t)[0]
+	proxies, addresses := servers.proxied(t)
+	const ttl = 3 * time.Second
+	l := openRedlock(t, addresses, locker.TTL(ttl))
+	for range 60 {
+		mustUnlock(t, mustLock(t, l, "warm"))
+	}
+	name := redislock.DefaultPrefix + "k"
+	rdb.Set(t.Context(), name, "a minority of somebody", 0)
+	caught := holdFirst(proxies[0])
+	lease, err := l.TryLock(t.Context(), "k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, ttl, "the repetition is refused", func() bool { return caught() && len(rdb.Keys(t.Context(), "*:gone:*").Val()) > 0 })
+	rdb.Del(t.Context(), name)
+	eventually(t, 2*ttl, "the lock is brought to the server", func() bool { return rdb.Exists(t.Context(), name).Val() == 1 })
+	mustUnlock(t, lease)
+	proxies[0].Heal()
+}

@@ -2,6 +2,7 @@ package redislock
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -54,6 +55,11 @@ func (b *backend) ask(ctx context.Context, n names, words []string) (any, error)
 		confirmed: confirmed, wanted: b.replicas, within: b.within,
 		givenBack: b.free(ctx, n) == nil, // else package locker does it, as after every error of unknown outcome
 	}
+}
+
+func isShortfall(err error) bool {
+	var short *shortfall
+	return errors.As(err, &short)
 }
 
 // shortfall is the error of a lock that too few replicas have confirmed.

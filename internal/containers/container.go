@@ -40,6 +40,8 @@ func (d *docker) start(ctx context.Context, r contained.Request, socket, shared 
 		name, value, _ := strings.Cut(variable, "=")
 		env[name] = value
 	}
+	d.starting <- struct{}{}
+	defer func() { <-d.starting }()
 	created, err := d.provider.CreateContainer(ctx, testcontainers.ContainerRequest{
 		Image:      image,
 		Entrypoint: []string{r.Program},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 
@@ -25,6 +26,10 @@ const removePatience = 30 * time.Second
 type docker struct {
 	provider *testcontainers.DockerProvider
 	client   *testcontainers.DockerClient
+
+	// starting has room for those containers that may be started at the same time. To start one takes as much of the processor as
+	// hundreds of requests to what is in it: tests that wait for answers must not be kept waiting by others that begin.
+	starting chan struct{}
 }
 
 func newDocker(ctx context.Context) (*docker, error) {
@@ -42,7 +47,7 @@ func newDocker(ctx context.Context) (*docker, error) {
 		return nil, fmt.Errorf("Docker does not answer: %w", err) //nolint:staticcheck // a name
 	}
 	c, err := testcontainers.NewDockerClientWithOpts(ctx)
-	return &docker{provider, c}, err
+	return &docker{provider, c, make(chan struct{}, max(1, runtime.NumCPU()/2))}, err
 }
 
 // remove removes all containers whose socket meets a condition.

@@ -78,6 +78,6 @@ if member then
   redis.call('PEXPIRE', queue, $liveness)
   redis.call('PEXPIRE', alive, $liveness)
 elseif doubt then
-  redis.call('SET', gone, '1', 'PX', $refuse) -- refused, and that was all
+  redis.call('SET', gone, '1', 'NX', 'PX', $refuse) -- refused, and that was all
 end
 return {redis.call('GET', lock) or '', redis.call('PTTL', lock), arrival or ''}

@@ -7,7 +7,8 @@ local lock, fence, gone = KEYS[1], KEYS[2], KEYS[3]
 local value, token, ttl = ARGV[1], ARGV[2], ARGV[3]
 
 local holder = redis.call('GET', lock)
-local ours = holder == value or not holder and ttl and redis.call('EXISTS', gone) == 0
+-- Another mark is for a late request to acquire, of an owner who goes on.
+local ours = holder == value or not holder and ttl and redis.call('GET', gone) ~= 'left'
 if not ours then return 0 end
 local previous = redis.call('GET', fence)
 -- A greater one means that the lock has been granted again since: to somebody else, who may have come and gone, or to a late
