@@ -189,11 +189,15 @@ func (c *check) unlock(lease *locker.Lease) {
 	}
 }
 
-// refused checks that l cannot lock key because somebody has it.
-func (c *check) refused(l locker.Locker, key, why string) {
-	lease, err := l.TryLock(c.within(10*c.ttl), key)
+// refused checks that l cannot lock the key of a lease that somebody has.
+func (c *check) refused(l locker.Locker, held *locker.Lease, why string) {
+	lease, err := l.TryLock(c.within(10*c.ttl), held.Key())
 	if err == nil {
-		c.record(1, "TryLock %s: it succeeded; want ErrLocked", why)
+		loss := ""
+		if err := held.Err(); err != nil {
+			loss = fmt.Sprintf(", but the holder had been told of the end of its lease (%v)", err)
+		}
+		c.record(1, "TryLock %s: it succeeded%s; want ErrLocked", why, loss)
 		_ = lease.Unlock()
 	} else if !errors.Is(err, locker.ErrLocked) {
 		c.record(1, "TryLock %s: %v; want ErrLocked", why, err)

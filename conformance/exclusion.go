@@ -114,7 +114,7 @@ func tryLockHeld(c *check) {
 	var took []time.Duration
 	for range 5 {
 		start := time.Now()
-		c.refused(other, key, "of a key that another Locker holds")
+		c.refused(other, lease, "of a key that another Locker holds")
 		took = append(took, time.Since(start))
 	}
 	if m := median(took); m > c.soon() {
@@ -131,7 +131,7 @@ func notReentrant(c *check) {
 	key := c.key()
 	l := c.open()
 	lease := c.lock(l, key)
-	c.refused(l, key, "of a key that the same Locker holds")
+	c.refused(l, lease, "of a key that the same Locker holds")
 	again, err := l.Lock(c.within(c.ttl/4), key)
 	switch {
 	case err == nil:
@@ -167,8 +167,8 @@ func keysAreIndependent(c *check) {
 		}
 		held[key] = lease
 	}
-	for key := range held {
-		c.refused(b, key, fmt.Sprintf("of %.60q, which is held along with others", key))
+	for key, lease := range held {
+		c.refused(b, lease, fmt.Sprintf("of %.60q, which is held along with others", key))
 	}
 	for key, lease := range held {
 		c.unlock(lease)
@@ -211,7 +211,7 @@ func keyAlphabet(c *check) {
 			if leases[i] == nil {
 				continue
 			}
-			c.refused(b, keys[i], fmt.Sprintf("of %.40q, which is held", keys[i]))
+			c.refused(b, leases[i], fmt.Sprintf("of %.40q, which is held", keys[i]))
 			c.unlock(leases[i])
 			c.freeWithin(b, keys[i], c.soon(), fmt.Sprintf("after Unlock of %.40q", keys[i]))
 		}
@@ -242,9 +242,9 @@ func prefixIsolates(c *check) {
 	if la.Key() != key {
 		c.errorf("Lease.Key() = %q; want it without the prefix: %q", la.Key(), key)
 	}
-	c.refused(a2, key, "of a key held by another Locker with the same prefix")
+	c.refused(a2, la, "of a key held by another Locker with the same prefix")
 	c.unlock(lb)
-	c.refused(a2, key, "after a Locker with another prefix unlocked its own")
+	c.refused(a2, la, "after a Locker with another prefix unlocked its own")
 	c.unlock(la)
 	if _, err := a1.TryLock(c.ctx, key, locker.Prefix("x")); !errors.Is(err, locker.ErrInvalidOption) {
 		c.errorf("TryLock with the option Prefix: %v; want ErrInvalidOption", err)

@@ -87,7 +87,7 @@ func outlivesTTL(c *check) {
 			return
 		case <-time.After(c.ttl / 5):
 		}
-		c.refused(b, key, "although the holder lives")
+		c.refused(b, lease, "although the holder lives")
 		if left := time.Until(lease.Deadline()); left > c.ttl {
 			c.errorf("Deadline is %v ahead, with a TTL of %v", left, c.ttl)
 		}
@@ -144,7 +144,7 @@ func noRenew(c *check) {
 	if deadline.Before(start.Add(c.ttl / 2)) {
 		c.errorf("Deadline is %v after the lease began, with a TTL of %v", deadline.Sub(start), c.ttl)
 	}
-	c.refused(b, key, "right after it was locked")
+	c.refused(b, lease, "right after it was locked")
 	c.closedWithin(lease, 2*c.ttl, "although nothing renews the lease")
 	ended := time.Now()
 	if ended.Before(deadline) {
@@ -320,7 +320,7 @@ func ridesOutOneFailedRenewal(c *check) {
 			continue
 		case <-time.After(c.ttl + c.ttl/2):
 		}
-		c.refused(other, key, fmt.Sprintf("although the holder rode out a failed renewal (%v)", f))
+		c.refused(other, lease, fmt.Sprintf("although the holder rode out a failed renewal (%v)", f))
 		c.unlock(lease)
 	}
 }

@@ -98,7 +98,7 @@ func unlockTwice(c *check) {
 		if err := lease.Unlock(); !errors.Is(err, locker.ErrUnlocked) {
 			c.errorf("second Unlock while somebody else holds the key: %v; want ErrUnlocked", err)
 		}
-		c.refused(other, key, "after the former holder unlocked a second time")
+		c.refused(other, next, "after the former holder unlocked a second time")
 		c.unlock(next)
 	}
 }
@@ -113,7 +113,7 @@ func staleCannotFreeSuccessor(c *check) {
 	if err := stale.Unlock(); !errors.Is(err, locker.ErrLost) {
 		c.errorf("Unlock of a lease that is over: %v; want ErrLost", err)
 	}
-	c.refused(other, key, "after a former holder, whose lease was over, unlocked")
+	c.refused(other, next, "after a former holder, whose lease was over, unlocked")
 	if err := next.Err(); err != nil {
 		c.errorf("the next holder's lease ended when the former holder unlocked: %v", err)
 	}
@@ -138,7 +138,7 @@ func staleCannotFreeSuccessor(c *check) {
 	heal()
 	<-unlocked
 	time.Sleep(c.ttl / 2) // whatever was on its way has arrived
-	c.refused(other, key, "after the Unlock of a former holder reached the store late")
+	c.refused(other, next, "after the Unlock of a former holder reached the store late")
 	if err := next.Err(); err != nil {
 		c.errorf("the next holder's lease ended when the former holder's Unlock arrived late: %v", err)
 	}

@@ -306,7 +306,7 @@ func waitDoesNotBoundHold(c *check) {
 		return
 	case <-time.After(c.ttl + c.ttl/2):
 	}
-	c.refused(b, key, "although the holder's lease was not unlocked")
+	c.refused(b, lease, "although the holder's lease was not unlocked")
 	c.unlock(lease)
 }
 
@@ -319,7 +319,7 @@ func fifo(c *check) {
 	}
 	lease := c.lock(ls[0], key)
 	for _, l := range ls {
-		c.refused(l, key, "of a key that is held")
+		c.refused(l, lease, "of a key that is held")
 		c.unlock(c.lock(l, c.key())) // and now it has all that it needs
 	}
 	var mu sync.Mutex
@@ -451,7 +451,7 @@ func lostReply(c *check) {
 	if err := lasting.Err(); err != nil {
 		c.errorf("the lease of another holder ended, whom an acquire had met whose answer was lost: %v", err)
 	}
-	c.refused(observer, held, "although its holder, whom an acquire without an answer had met, lives")
+	c.refused(observer, lasting, "although its holder, whom an acquire without an answer had met, lives")
 	c.unlock(lasting)
 }
 
