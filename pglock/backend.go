@@ -3,6 +3,7 @@ package pglock
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,7 +16,8 @@ const maxTimeout = (1<<31 - 1) * time.Millisecond
 // backend is a locker.Backend and locker.Queue.
 //
 // Session locks stack: a session that asks again for what it has gets it. So everything that this Locker has or asks for is
-// in a table here, and one request per key is under way at a time.
+// in a table here, and a session has one request per key under way at a time. Another one is only asked while all that were
+// asked before are given up, since they do not answer.
 type backend struct {
 	connector
 	invalid   error // of the configuration
@@ -44,17 +46,17 @@ var (
 // slot is what this Locker knows of a key that it holds, tries to take, or waits for.
 type slot struct {
 	key       int64
-	held      *holding      // nil unless this Locker holds the key
-	leaving   *release      // of who has held it last, while that is under way
-	busy      int           // how many requests for the key are under way
-	asked     *session      // for the key, by the last try; nil if none is under way
-	settled   chan struct{} // made on demand; closed when busy becomes 0
-	line      []*waiter     // who waits for the key here, in order of arrival
-	returning int           // sessions to wait on that are giving the key back
-	place     *place        // of the first of them in Postgres's line; nil if there is none
-	poll      *time.Timer   // runs while there is a line without a place
-	refused   int           // how often the poll was refused in a row
-	wanted    bool          // some other Locker polls for the key, and wants to be told when it is free
+	held      *holding        // nil unless this Locker holds the key
+	leaving   *release        // of who has held it last, while that is under way
+	asked     []*leaseSession // those that were, by requests that are under way
+	busy      int             // how many requests of other sessions, or to unlock, are under way
+	settled   chan struct{}   // made on demand; closed when the key may be asked for
+	line      []*waiter       // who waits for the key here, in order of arrival
+	returning int             // sessions to wait on that are giving the key back
+	place     *place          // of the first of them in Postgres's line; nil if there is none
+	poll      *time.Timer     // runs while there is a line without a place
+	refused   int             // how often the poll was refused in a row
+	wanted    bool            // some other Locker polls for the key, and wants to be told when it is free
 }
 
 // holding is a lock that a session has.
@@ -129,8 +131,8 @@ func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 	return b.try(ctx, s, r)
 }
 
-// settle returns the slot of a key when no request for it is under way. It is called with b.mu held, and returns so unless
-// there is an error.
+// settle returns the slot of a key when it is known what to do: somebody has the key or waits for it here, or it may be asked
+// for. It is called with b.mu held, and returns so unless there is an error.
 func (b *backend) settle(ctx context.Context, key int64) (*slot, error) {
 	for {
 		s := b.slots[key]
@@ -138,8 +140,8 @@ func (b *backend) settle(ctx context.Context, key int64) (*slot, error) {
 			s = &slot{key: key}
 			b.slots[key] = s
 		}
-		if s.busy == 0 || len(s.line) > 0 || s.asked != nil && s.asked.silentFor(time.Now()) > silence {
-			return s, nil // the last for a request that may never be answered: the next goes to another session
+		if s.held != nil || len(s.line) > 0 || b.mayAsk(s) {
+			return s, nil
 		}
 		if s.settled == nil {
 			s.settled = make(chan struct{})
@@ -156,22 +158,45 @@ func (b *backend) settle(ctx context.Context, key int64) (*slot, error) {
 	}
 }
 
-// finish notes that a request for the key is over. b.mu is held.
+// mayAsk reports whether a session for leases may be asked for the key of a slot: no request is under way, or only such as
+// may never be answered, of sessions that are given up. b.mu is held.
+func (b *backend) mayAsk(s *slot) bool {
+	b.dropSilent()
+	return s.busy == 0 && !slices.ContainsFunc(s.asked, func(l *leaseSession) bool { return slices.Contains(b.leases, l) })
+}
+
+// ask chooses the session that is going to be asked for the key of a slot, as it may be. b.mu is held.
+func (b *backend) ask(s *slot, ttl time.Duration) *leaseSession {
+	l := b.leaseSession(ttl)
+	s.asked = append(s.asked, l)
+	return l
+}
+
+// answered notes that a request for the key, which ask began, is over. b.mu is held.
+func (b *backend) answered(s *slot, l *leaseSession) {
+	i := slices.Index(s.asked, l)
+	s.asked = slices.Delete(s.asked, i, i+1)
+	b.letAsk(s)
+}
+
+// finish notes that another request for the key is over. b.mu is held.
 func (b *backend) finish(s *slot) {
 	s.busy--
-	if s.busy == 0 {
-		s.asked = nil
-		if s.settled != nil {
-			close(s.settled)
-			s.settled = nil
-		}
+	b.letAsk(s)
+}
+
+// letAsk lets those go on who wait in settle, if the key may be asked for. b.mu is held.
+func (b *backend) letAsk(s *slot) {
+	if s.settled != nil && b.mayAsk(s) {
+		close(s.settled)
+		s.settled = nil
 	}
 	b.tidy(s)
 }
 
 // tidy forgets a slot about which there is nothing to know. b.mu is held.
 func (b *backend) tidy(s *slot) {
-	if s.busy == 0 && s.held == nil && len(s.line) == 0 && s.settled == nil && s.leaving == nil && b.slots[s.key] == s {
+	if s.busy == 0 && len(s.asked) == 0 && s.held == nil && len(s.line) == 0 && s.settled == nil && s.leaving == nil && b.slots[s.key] == s {
 		delete(b.slots, s.key)
 	}
 }
@@ -192,21 +217,19 @@ type attempted struct {
 // try asks for the lock of a slot once. It is called with b.mu held, which it releases.
 func (b *backend) try(ctx context.Context, s *slot, r locker.Request) (locker.Grant, error) {
 	a := &attempt{slot: s, request: r, done: make(chan attempted, 1)}
-	s.busy++
-	l := b.leaseSession(r.TTL)
+	l := b.ask(s, r.TTL)
 	if l.session == nil {
 		b.mu.Unlock()
 		err := l.await(ctx)
 		b.mu.Lock()
 		if err != nil {
-			b.finish(s)
+			b.answered(s, l)
 			b.mu.Unlock()
 			return locker.Grant{}, locker.NotAcquired(err)
 		}
 	}
-	s.asked = l.session
 	b.mu.Unlock()
-	l.session.submitAndRead(&request{key: s.key, then: func(o outcome) { b.tried(a, l.session, o) }},
+	l.session.submitAndRead(&request{key: s.key, then: func(o outcome) { b.tried(a, l, o) }},
 		func() bool { return len(a.done) > 0 })
 	select {
 	case d := <-a.done:
@@ -225,7 +248,7 @@ func (b *backend) try(ctx context.Context, s *slot, r locker.Request) (locker.Gr
 }
 
 // tried deals with the outcome of an attempt.
-func (b *backend) tried(a *attempt, s *session, o outcome) {
+func (b *backend) tried(a *attempt, l *leaseSession, o outcome) {
 	b.mu.Lock()
 	var d attempted
 	switch {
@@ -235,12 +258,12 @@ func (b *backend) tried(a *attempt, s *session, o outcome) {
 		d.err = locker.ErrLocked
 	case a.left:
 		b.mu.Unlock()
-		b.giveBack(a.slot, s, nil)
+		b.giveBack(a.slot, l.session, func() { b.answered(a.slot, l) })
 		return
 	default:
-		d.grant, d.err = b.hold(a.slot, s, a.request, o)
+		d.grant, d.err = b.hold(a.slot, l.session, a.request, o)
 	}
-	b.finish(a.slot)
+	b.answered(a.slot, l)
 	a.done <- d
 	b.mu.Unlock()
 }
@@ -263,15 +286,12 @@ func (b *backend) hold(sl *slot, s *session, r locker.Request, o outcome) (locke
 	return locker.Grant{Request: r, Token: o.token, Sent: o.sent}, nil
 }
 
-// giveBack gives a lock back that nobody wants, and then calls then. The slot is busy until then.
+// giveBack gives a lock back that nobody wants, and then calls then, with b.mu held, to note that the request is over.
 func (b *backend) giveBack(sl *slot, s *session, then func()) {
 	s.submit(&request{key: sl.key, unlock: true, then: func(outcome) {
 		b.mu.Lock()
-		b.finish(sl)
-		b.mu.Unlock()
-		if then != nil {
-			then()
-		}
+		defer b.mu.Unlock()
+		then()
 	}})
 }
 

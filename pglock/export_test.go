@@ -58,7 +58,7 @@ func Left(b locker.Backend) (left string) {
 	defer p.mu.Unlock()
 	for _, s := range p.slots {
 		left += fmt.Sprintf("a slot: held %v, leaving %v, busy %d, %d in line, place %v, polling %v; ",
-			s.held != nil, s.leaving != nil, s.busy, len(s.line), s.place != nil, s.poll != nil)
+			s.held != nil, s.leaving != nil, s.busy+len(s.asked), len(s.line), s.place != nil, s.poll != nil)
 	}
 	w := &p.waits
 	if len(w.starved) > 0 || w.spare || w.count != len(w.all) || len(w.idle) != len(w.all) || w.count > w.most {

@@ -271,7 +271,10 @@ func (b *backend) reached(p *place, err error) {
 func (b *backend) serve(sl *slot, s *session) {
 	if len(sl.line) == 0 {
 		b.mu.Unlock()
-		b.giveBack(sl, s, func() { b.park(s) })
+		b.giveBack(sl, s, func() {
+			b.finish(sl)
+			b.parkLocked(s)
+		})
 		return
 	}
 	w := sl.line[0]
