@@ -47,6 +47,8 @@ var (
 type slot struct {
 	key       int64
 	held      *holding        // nil unless this Locker holds the key
+	newest    uint64          // the token of the last grant
+	granted   time.Time       // when that was known
 	leaving   *release        // of who has held it last, while that is under way
 	asked     []*leaseSession // those that were, by requests that are under way
 	busy      int             // how many requests of other sessions, or to unlock, are under way
@@ -273,12 +275,26 @@ func (b *backend) hold(sl *slot, s *session, r locker.Request, o outcome) (locke
 	if s.dead {
 		return locker.Grant{}, locker.NotAcquired(&sessionOver{errSilent})
 	}
+	if o.token < sl.newest && o.sent.Before(sl.granted) {
+		// Another session was granted the lock after this one, and its answer was faster: this one is over, which we have yet
+		// to hear. (If the lock was asked for when the other was known to have it, tokens have gone back.)
+		sl.busy++
+		b.begin(func() { // not here, as b.mu is held
+			b.giveBack(sl, s, func() {
+				b.finish(sl)
+				b.parkLocked(s)
+			})
+		})
+		return locker.Grant{}, locker.NotAcquired(&sessionOver{errUnowned})
+	}
 	if old := sl.held; old != nil {
 		// The server would not have given the lock to another session if that of the holder were not over, which we have
 		// yet to hear. Of two leases of one Locker, too, the first has to end before the second begins.
 		delete(old.session.locks, sl.key)
 		old.request.ReportLost(errUnowned)
+		b.begin(func() { old.session.fail(errUnowned) }) // or it would keep the lock for good, should it live after all
 	}
+	sl.newest, sl.granted = o.token, time.Now()
 	h := &holding{request: r, token: o.token, slot: sl, session: s, expires: expiry(o.sent, r.TTL)}
 	sl.held = h
 	s.locks[sl.key] = h

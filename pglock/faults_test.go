@@ -268,6 +268,82 @@ func TestSuccessorOfALostLease(t *testing.T) {
 	}
 }
 
+// TestSuccessorIsFaster is TestSuccessorOfALostLease, but it is the grant of the first that the Locker learns of later. What the
+// first was granted is over by then, and must not displace the successor.
+func TestSuccessorIsFaster(t *testing.T) {
+	t.Parallel()
+	t.Run("waiting", func(t *testing.T) {
+		t.Parallel()
+		url, key := pgtest.URL(t), unique("key")
+		admin := connect(t, url)
+		proxy, dsn := behind(t, url)
+		l := openWatched(t, pglock.Config{}, dsn)
+		held := mustLock(t, open(t, url), key)
+		first := started(func() *locker.Lease { return mustLock(t, l, key) })
+		eventually(t, "the first waits", func() bool { return admin.inLine(key) == 1 })
+		its := proxy.Conns()[1]
+		second := started(func() *locker.Lease { return mustLock(t, l, key) })
+		eventually(t, "the second waits, and has a session", func() bool {
+			return pglock.InLine(l.backend, key) == 2 && admin.connections(l.app) == 3
+		})
+		its.Set(faultproxy.Fault{ToClient: faultproxy.Flow{Delay: 400 * time.Millisecond}})
+		mustUnlock(t, held)
+		eventually(t, "the second is in Postgres's line", func() bool { return pglock.InLine(l.backend, key) == 1 && admin.inLine(key) == 1 })
+		eventually(t, "the first has a token", func() bool {
+			return admin.is(`SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
+				WHERE granted AND state = 'idle' AND query LIKE '%locker_mint%' AND `+oneKey+")", pglock.Key(key))
+		})
+		takeAway(t, url, key)
+		two := second.get(t)
+		eventually(t, "the first is in line again", func() bool { return pglock.InLine(l.backend, key) == 1 })
+		if err := two.Err(); err != nil {
+			t.Errorf("the second, whose session lives: %v", err)
+		}
+		mustUnlock(t, two)
+		one := first.get(t)
+		if one.Token() <= two.Token() {
+			t.Errorf("token %d after %d", one.Token(), two.Token())
+		}
+		mustUnlock(t, one)
+		if n := admin.locks(l.app); n != 0 {
+			t.Errorf("%d locks are left", n)
+		}
+	})
+	for name, unlocked := range map[string]bool{"held": false, "held no more": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url, key := pgtest.URL(t), unique("key")
+			admin := connect(t, url)
+			proxy, dsn := behind(t, url)
+			l := openWatched(t, pglock.Config{}, dsn, locker.TTL(time.Hour))
+			mustTry(t, l, unique("other")) // so that its session is not given up
+			its := proxy.Conns()[0]
+			its.Set(faultproxy.Fault{ToClient: faultproxy.Flow{Delay: time.Minute}})
+			first := started(func() error { _, err := l.TryLock(t.Context(), key); return err })
+			eventually(t, "the first was granted the lock", func() bool { return admin.holders(key) == 1 })
+			takeAway(t, url, key)
+			second := mustTry(t, l, key) // of another session
+			if unlocked {
+				mustUnlock(t, second)
+			}
+			its.Heal()
+			if err := first.get(t); err == nil {
+				t.Error("the first was granted the lock after the second")
+			}
+			eventually(t, "the end is known", its.ClientClosed)
+			if !unlocked {
+				if err := second.Err(); err != nil {
+					t.Errorf("the second, whose session lives: %v", err)
+				}
+				mustUnlock(t, second)
+			}
+			if n := admin.locks(l.app); n != 0 {
+				t.Errorf("%d locks are left", n)
+			}
+		})
+	}
+}
+
 // TestCeilingBlocked has a transaction block what tokens depend on, when more of them are needed. That costs who needs them
 // his attempt, but nobody a lease.
 func TestCeilingBlocked(t *testing.T) {
