@@ -82,3 +82,6 @@ func SetLifetimes(b locker.Backend, parked, standing time.Duration) {
 	defer p.mu.Unlock()
 	p.lifetimes.parked, p.lifetimes.standing = parked, standing
 }
+
+// EndedByServer reports whether err, the reason for which a session is over, is taken for that the server has ended it.
+func EndedByServer(err error) bool { return endedByServer(&sessionOver{explain(err)}) }
