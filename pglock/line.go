@@ -203,6 +203,7 @@ func (b *backend) openPlace(p *place, timeout time.Duration) {
 		b.waits.add(s)
 		left := p.left
 		if !left {
+			s.setTimeout(p.slot.line[0].request.TTL) // who was the first when this began may have left
 			p.stand(s)
 		}
 		b.mu.Unlock()
