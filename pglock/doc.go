@@ -70,5 +70,5 @@
 // Nothing is ever done on a connection of the pool given to New.
 //
 // With a synchronous standby that is down, raising the ceiling, which happens on the first lock after each start of the
-// server and then once in half a million, waits like every commit, and leases on that connection may be lost.
+// server and then once in a million tokens, waits like every commit, and leases on that connection may be lost.
 package pglock
