@@ -3,6 +3,7 @@ package pglock
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -68,6 +69,7 @@ type place struct {
 	session *session // nil while it is being made
 	since   time.Time
 	entered chan struct{} // closed when the session has been told to wait
+	ended   chan struct{} // closed when the server has said how the wait has ended
 	left    bool          // it was given up
 }
 
@@ -76,6 +78,9 @@ func (p *place) stand(s *session) {
 	p.session, p.since = s, time.Now()
 	s.place = p
 }
+
+// firstCancel is the first pause between two attempts to cancel a wait.
+const firstCancel = 20 * time.Millisecond
 
 // attempts is how many times a wait is begun anew whose session ended. It is only then that nothing can be held.
 const attempts = 3
@@ -153,7 +158,7 @@ func (b *backend) arrange(sl *slot) {
 	if sl.returning > 0 {
 		return // there is a session in a moment, and letGo comes back here
 	}
-	p := &place{slot: sl, entered: make(chan struct{})}
+	p := &place{slot: sl, entered: make(chan struct{}), ended: make(chan struct{})}
 	switch {
 	case len(w.idle) > 0:
 		p.stand(w.idle[len(w.idle)-1])
@@ -234,7 +239,10 @@ func (b *backend) enqueue(p *place) {
 	if p.session.needsTimeout() { // before the wait, since who is cut off while it waits may be granted the lock all the same
 		p.session.heartbeat(func(answer) {})
 	}
-	p.session.askText(&message{patient: true, answered: func(a answer) { b.reached(p, a.err) }},
+	p.session.askText(&message{patient: true, answered: func(a answer) {
+		close(p.ended)
+		b.reached(p, a.err)
+	}},
 		"SELECT %d, pg_advisory_lock(%d)", p.slot.key)
 	close(p.entered)
 }
@@ -349,7 +357,7 @@ func (b *backend) leave(p *place) {
 	s := p.session
 	ctx, cancel := context.WithTimeout(b.life, silence)
 	defer cancel()
-	if err := s.cancel(ctx); err != nil {
+	if err := p.cancel(ctx); err != nil {
 		s.fail(err)
 		return
 	}
@@ -359,6 +367,22 @@ func (b *backend) leave(p *place) {
 	case <-done:
 	case <-ctx.Done():
 		s.fail(errSilent)
+	}
+}
+
+// cancel ends the wait, and returns when it has ended. It tries again: a cancel that overtakes what it is for has no effect.
+func (p *place) cancel(ctx context.Context) error {
+	for pause := firstCancel; ; pause *= 2 {
+		if err := p.session.cancel(ctx); err != nil {
+			return err
+		}
+		select {
+		case <-p.ended:
+			return nil
+		case <-time.After(pause - rand.N(pause/2)):
+		case <-ctx.Done():
+			return errSilent
+		}
 	}
 }
 

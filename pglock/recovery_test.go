@@ -161,6 +161,31 @@ func TestHungSessionWithALock(t *testing.T) {
 	}
 }
 
+// TestCancelOvertakesTheWait: who leaves the line at once, when his wait is still on its way to the server, costs no session.
+func TestCancelOvertakesTheWait(t *testing.T) {
+	t.Parallel()
+	url, key := pgtest.URL(t), unique("key")
+	admin := connect(t, url)
+	proxy, dsn := behind(t, url)
+	l := openWatched(t, pglock.Config{}, dsn)
+	mustLock(t, open(t, url), key)
+	for _, late := range []bool{false, true} { // the first makes the sessions
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		next := started(func() error { _, err := l.Lock(ctx, key); return err })
+		eventually(t, "it waits", func() bool { return pglock.InLine(l.backend, key) == 1 && (late || admin.inLine(key) == 1) })
+		cancel()
+		if err := next.get(t); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		eventually(t, "it has left", func() bool { return pglock.Left(l.backend) == "" && admin.inLine(key) == 0 })
+		proxy.Conns()[1].Set(faultproxy.Fault{ToServer: faultproxy.Flow{Delay: 100 * time.Millisecond}})
+	}
+	if proxy.Conns()[1].ClientClosed() {
+		t.Error("to cancel the wait has cost the session")
+	}
+}
+
 // TestHungSessionAndManyThatAsk: a key was asked for on a session that hangs, and has a lock. That all others who want the key
 // are sent to the session which replaces it must not make them ask that one at the same time: session locks stack.
 func TestHungSessionAndManyThatAsk(t *testing.T) {
