@@ -52,7 +52,7 @@ type slot struct {
 	leaving   *release        // of who has held it last, while that is under way
 	asked     []*leaseSession // those that were, by requests that are under way
 	busy      int             // how many requests of other sessions, or to unlock, are under way
-	settled   chan struct{}   // made on demand; closed when the key may be asked for
+	unsettled []chan struct{} // who waits until it is known what to do, in order of arrival; the first is told by its channel
 	line      []*waiter       // who waits for the key here, in order of arrival
 	returning int             // sessions to wait on that are giving the key back
 	place     *place          // of the first of them in Postgres's line; nil if there is none
@@ -130,33 +130,56 @@ func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 		b.mu.Unlock()
 		return locker.Grant{}, locker.ErrLocked
 	}
-	return b.try(ctx, s, r)
+	d := b.try(ctx, s, &attempt{request: r})
+	return d.grant, d.err
 }
 
-// settle returns the slot of a key when it is known what to do: somebody has the key or waits for it here, or it may be asked
-// for. It is called with b.mu held, and returns so unless there is an error.
+// settle returns the slot of a key when it is settled and all that came before have left. It is called with b.mu held, and
+// returns so unless there is an error.
 func (b *backend) settle(ctx context.Context, key int64) (*slot, error) {
-	for {
-		s := b.slots[key]
-		if s == nil {
-			s = &slot{key: key}
-			b.slots[key] = s
-		}
-		if s.held != nil || len(s.line) > 0 || b.mayAsk(s) {
-			return s, nil
-		}
-		if s.settled == nil {
-			s.settled = make(chan struct{})
-		}
-		settled := s.settled
+	s := b.slots[key]
+	if s == nil {
+		s = &slot{key: key}
+		b.slots[key] = s
+	}
+	if len(s.unsettled) == 0 && b.settled(s) {
+		return s, nil
+	}
+	turn := make(chan struct{}, 1)
+	s.unsettled = append(s.unsettled, turn)
+	b.goOn(s)
+	for s.unsettled[0] != turn || !b.settled(s) {
 		b.mu.Unlock()
 		select {
-		case <-settled:
+		case <-turn:
 		case <-time.After(silence):
 		case <-ctx.Done():
-			return nil, locker.NotAcquired(context.Cause(ctx))
 		}
 		b.mu.Lock()
+		if ctx.Err() != nil {
+			s.unsettled = slices.DeleteFunc(s.unsettled, func(other chan struct{}) bool { return other == turn })
+			b.goOn(s)
+			b.tidy(s)
+			b.mu.Unlock()
+			return nil, locker.NotAcquired(context.Cause(ctx))
+		}
+	}
+	s.unsettled = slices.Delete(s.unsettled, 0, 1)
+	b.goOn(s) // when b.mu is free again
+	return s, nil
+}
+
+// settled reports whether it is known what to do for who wants the key of a slot: somebody has it or waits for it here, or it may
+// be asked for. b.mu is held.
+func (b *backend) settled(s *slot) bool { return s.held != nil || len(s.line) > 0 || b.mayAsk(s) }
+
+// goOn lets the first who waits in settle go on, if the slot is settled. b.mu is held.
+func (b *backend) goOn(s *slot) {
+	if len(s.unsettled) > 0 && b.settled(s) {
+		select {
+		case s.unsettled[0] <- struct{}{}:
+		default: // it has been told
+		}
 	}
 }
 
@@ -178,27 +201,20 @@ func (b *backend) ask(s *slot, ttl time.Duration) *leaseSession {
 func (b *backend) answered(s *slot, l *leaseSession) {
 	i := slices.Index(s.asked, l)
 	s.asked = slices.Delete(s.asked, i, i+1)
-	b.letAsk(s)
+	b.goOn(s)
+	b.tidy(s)
 }
 
 // finish notes that another request for the key is over. b.mu is held.
 func (b *backend) finish(s *slot) {
 	s.busy--
-	b.letAsk(s)
-}
-
-// letAsk lets those go on who wait in settle, if the key may be asked for. b.mu is held.
-func (b *backend) letAsk(s *slot) {
-	if s.settled != nil && b.mayAsk(s) {
-		close(s.settled)
-		s.settled = nil
-	}
+	b.goOn(s)
 	b.tidy(s)
 }
 
 // tidy forgets a slot about which there is nothing to know. b.mu is held.
 func (b *backend) tidy(s *slot) {
-	if s.busy == 0 && len(s.asked) == 0 && s.held == nil && len(s.line) == 0 && s.settled == nil && s.leaving == nil && b.slots[s.key] == s {
+	if s.busy == 0 && len(s.asked) == 0 && s.held == nil && len(s.line) == 0 && len(s.unsettled) == 0 && s.leaving == nil && b.slots[s.key] == s {
 		delete(b.slots, s.key)
 	}
 }
@@ -207,19 +223,21 @@ func (b *backend) tidy(s *slot) {
 type attempt struct {
 	slot    *slot
 	request locker.Request
+	queues  bool // if it is refused, it gets into line
 	left    bool // nobody waits any more
 	done    chan attempted
 }
 
 type attempted struct {
-	grant locker.Grant
-	err   error
+	grant  locker.Grant
+	err    error
+	inLine *waiter // of an attempt that queues, when it was refused
 }
 
 // try asks for the lock of a slot once. It is called with b.mu held, which it releases.
-func (b *backend) try(ctx context.Context, s *slot, r locker.Request) (locker.Grant, error) {
-	a := &attempt{slot: s, request: r, done: make(chan attempted, 1)}
-	l := b.ask(s, r.TTL)
+func (b *backend) try(ctx context.Context, s *slot, a *attempt) attempted {
+	a.slot, a.done = s, make(chan attempted, 1)
+	l := b.ask(s, a.request.TTL)
 	if l.session == nil {
 		b.mu.Unlock()
 		err := l.await(ctx)
@@ -227,7 +245,7 @@ func (b *backend) try(ctx context.Context, s *slot, r locker.Request) (locker.Gr
 		if err != nil {
 			b.answered(s, l)
 			b.mu.Unlock()
-			return locker.Grant{}, locker.NotAcquired(err)
+			return attempted{err: locker.NotAcquired(err)}
 		}
 	}
 	b.mu.Unlock()
@@ -235,7 +253,7 @@ func (b *backend) try(ctx context.Context, s *slot, r locker.Request) (locker.Gr
 		func() bool { return len(a.done) > 0 })
 	select {
 	case d := <-a.done:
-		return d.grant, d.err
+		return d
 	case <-ctx.Done():
 	}
 	b.mu.Lock()
@@ -243,9 +261,9 @@ func (b *backend) try(ctx context.Context, s *slot, r locker.Request) (locker.Gr
 	b.mu.Unlock()
 	select {
 	case d := <-a.done: // just now
-		return d.grant, d.err
+		return d
 	default:
-		return locker.Grant{}, locker.NotAcquired(context.Cause(ctx)) // what it may still be granted is given back
+		return attempted{err: locker.NotAcquired(context.Cause(ctx))} // what it may still be granted is given back
 	}
 }
 
@@ -258,6 +276,9 @@ func (b *backend) tried(a *attempt, l *leaseSession, o outcome) {
 		d.err = locker.NotAcquired(explain(o.err))
 	case !o.done:
 		d.err = locker.ErrLocked
+		if a.queues && !a.left { // here, and before those that have come later
+			d.inLine = b.getInLine(a.slot, a.request, 0)
+		}
 	case a.left:
 		b.mu.Unlock()
 		b.giveBack(a.slot, l.session, func() { b.answered(a.slot, l) })

@@ -100,29 +100,25 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (g locker.Grant, e
 
 // wait takes the lock if it is free, or gets into line for it.
 func (b *backend) wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
-	key := Key(r.Name())
 	b.mu.Lock()
-	s, err := b.settle(ctx, key)
+	s, err := b.settle(ctx, Key(r.Name()))
 	if err != nil {
 		return locker.Grant{}, err
 	}
-	if s.held != nil && s.held.request.Owner == r.Owner {
+	var w *waiter
+	switch {
+	case s.held != nil && s.held.request.Owner == r.Owner:
 		return b.again(ctx, s.held)
-	}
-	if s.held == nil && len(s.line) == 0 {
-		g, err := b.try(ctx, s, r)
-		if !errors.Is(err, locker.ErrLocked) {
-			return g, err
+	case s.held != nil || len(s.line) > 0:
+		w = b.getInLine(s, r, len(s.line))
+		b.mu.Unlock()
+	default:
+		d := b.try(ctx, s, &attempt{request: r, queues: true})
+		if d.inLine == nil {
+			return d.grant, d.err
 		}
-		b.mu.Lock()
-		if s, err = b.settle(ctx, key); err != nil {
-			return locker.Grant{}, err
-		}
+		w = d.inLine
 	}
-	w := &waiter{request: r, done: make(chan attempted, 1)}
-	s.line = append(s.line, w)
-	b.arrange(s)
-	b.mu.Unlock()
 	select {
 	case d := <-w.done:
 		return d.grant, d.err
@@ -139,11 +135,26 @@ func (b *backend) wait(ctx context.Context, r locker.Request) (locker.Grant, err
 	if i := slices.Index(s.line, w); i >= 0 {
 		s.line = slices.Delete(s.line, i, i+1)
 		b.deserted(s)
-		if p := s.place; i == 0 && p != nil && p.session != nil && p.session.wanted() != s.line[0].request.TTL {
-			b.leavePlace(p) // to get in again: the session has the timeout of who has left
-		}
+		b.checkPlace(s)
 	}
 	return locker.Grant{}, locker.NotAcquired(context.Cause(ctx)) // what it may still be granted goes to the next, or back
+}
+
+// getInLine puts a waiter into the line of a slot, at index i. b.mu is held.
+func (b *backend) getInLine(sl *slot, r locker.Request, i int) *waiter {
+	w := &waiter{request: r, done: make(chan attempted, 1)}
+	sl.line = slices.Insert(sl.line, i, w)
+	b.checkPlace(sl)
+	b.arrange(sl)
+	return w
+}
+
+// checkPlace gives up the place of a slot, to get in again, if its session has the timeout of somebody who is not the first in
+// line any more. b.mu is held.
+func (b *backend) checkPlace(sl *slot) {
+	if p := sl.place; p != nil && p.session != nil && p.session.wanted() != sl.line[0].request.TTL {
+		b.leavePlace(p)
+	}
 }
 
 // arrange gets the line of a slot a place in Postgres's line, or makes it poll. b.mu is held.
@@ -309,7 +320,7 @@ func (b *backend) served(sl *slot, s *session, w *waiter, o outcome) {
 		return
 	default:
 		g, err := b.hold(sl, s, w.request, o)
-		w.done <- attempted{g, err}
+		w.done <- attempted{grant: g, err: err}
 	}
 	b.finish(sl)
 	b.arrange(sl) // for the next

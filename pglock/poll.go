@@ -134,7 +134,7 @@ func (b *backend) polled(sl *slot, l *leaseSession, o outcome) {
 		w := sl.line[0]
 		sl.line = slices.Delete(sl.line, 0, 1)
 		g, err := b.hold(sl, l.session, w.request, o)
-		w.done <- attempted{g, err}
+		w.done <- attempted{grant: g, err: err}
 		b.pollLater(sl)
 		b.deserted(sl)
 	}
