@@ -186,8 +186,11 @@ func (b *backend) goOn(s *slot) {
 // mayAsk reports whether a session for leases may be asked for the key of a slot: no request is under way, or only such as
 // may never be answered, of sessions that are given up. b.mu is held.
 func (b *backend) mayAsk(s *slot) bool {
+	if s.busy > 0 || len(s.asked) == 0 {
+		return s.busy == 0
+	}
 	b.dropSilent()
-	return s.busy == 0 && !slices.ContainsFunc(s.asked, func(l *leaseSession) bool { return slices.Contains(b.leases, l) })
+	return !slices.ContainsFunc(s.asked, func(l *leaseSession) bool { return slices.Contains(b.leases, l) })
 }
 
 // ask chooses the session that is going to be asked for the key of a slot, as it may be. b.mu is held.
@@ -214,7 +217,8 @@ func (b *backend) finish(s *slot) {
 
 // tidy forgets a slot about which there is nothing to know. b.mu is held.
 func (b *backend) tidy(s *slot) {
-	if s.busy == 0 && len(s.asked) == 0 && s.held == nil && len(s.line) == 0 && len(s.unsettled) == 0 && s.leaving == nil && b.slots[s.key] == s {
+	quiet := s.busy == 0 && len(s.asked) == 0 && len(s.unsettled) == 0
+	if quiet && s.held == nil && len(s.line) == 0 && s.leaving == nil && b.slots[s.key] == s {
 		delete(b.slots, s.key)
 	}
 }
