@@ -118,8 +118,9 @@ func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 	if err := b.check(r); err != nil {
 		return locker.Grant{}, err
 	}
+	until := time.Now().Add(r.TTL)
 	b.mu.Lock()
-	s, err := b.settle(ctx, Key(r.Name()))
+	s, err := b.settle(ctx, Key(r.Name()), until)
 	if err != nil {
 		return locker.Grant{}, err
 	}
@@ -130,13 +131,13 @@ func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 		b.mu.Unlock()
 		return locker.Grant{}, locker.ErrLocked
 	}
-	d := b.try(ctx, s, &attempt{request: r})
+	d := b.try(ctx, s, &attempt{request: r, until: until})
 	return d.grant, d.err
 }
 
-// settle returns the slot of a key when it is settled and all that came before have left. It is called with b.mu held, and
-// returns so unless there is an error.
-func (b *backend) settle(ctx context.Context, key int64) (*slot, error) {
+// settle returns the slot of a key when it is settled and all that came before have left, or gives up at the given time. It is
+// called with b.mu held, and returns so unless there is an error.
+func (b *backend) settle(ctx context.Context, key int64, until time.Time) (*slot, error) {
 	s := b.slots[key]
 	if s == nil {
 		s = &slot{key: key}
@@ -145,6 +146,8 @@ func (b *backend) settle(ctx context.Context, key int64) (*slot, error) {
 	if len(s.unsettled) == 0 && b.settled(s) {
 		return s, nil
 	}
+	ctx, cancel := context.WithDeadlineCause(ctx, until, errNoAnswer)
+	defer cancel()
 	turn := make(chan struct{}, 1)
 	s.unsettled = append(s.unsettled, turn)
 	b.goOn(s)
@@ -227,8 +230,9 @@ func (b *backend) tidy(s *slot) {
 type attempt struct {
 	slot    *slot
 	request locker.Request
-	queues  bool // if it is refused, it gets into line
-	left    bool // nobody waits any more
+	until   time.Time // when it is given up
+	queues  bool      // if it is refused, it gets into line
+	left    bool      // nobody waits any more
 	done    chan attempted
 }
 
@@ -244,7 +248,9 @@ func (b *backend) try(ctx context.Context, s *slot, a *attempt) attempted {
 	l := b.ask(s, a.request.TTL)
 	if l.session == nil {
 		b.mu.Unlock()
+		ctx, cancel := context.WithDeadlineCause(ctx, a.until, errNoAnswer)
 		err := l.await(ctx)
+		cancel()
 		b.mu.Lock()
 		if err != nil {
 			b.answered(s, l)
@@ -255,6 +261,13 @@ func (b *backend) try(ctx context.Context, s *slot, a *attempt) attempted {
 	b.mu.Unlock()
 	l.session.submitAndRead(&request{key: s.key, then: func(o outcome) { b.tried(a, l, o) }},
 		func() bool { return len(a.done) > 0 })
+	select {
+	case d := <-a.done:
+		return d
+	default:
+	}
+	ctx, cancel := context.WithDeadlineCause(ctx, a.until, errNoAnswer)
+	defer cancel()
 	select {
 	case d := <-a.done:
 		return d

@@ -100,8 +100,9 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (g locker.Grant, e
 
 // wait takes the lock if it is free, or gets into line for it.
 func (b *backend) wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	until := time.Now().Add(r.TTL) // for the answer that tells whether to wait
 	b.mu.Lock()
-	s, err := b.settle(ctx, Key(r.Name()))
+	s, err := b.settle(ctx, Key(r.Name()), until)
 	if err != nil {
 		return locker.Grant{}, err
 	}
@@ -113,7 +114,7 @@ func (b *backend) wait(ctx context.Context, r locker.Request) (locker.Grant, err
 		w = b.getInLine(s, r, len(s.line))
 		b.mu.Unlock()
 	default:
-		d := b.try(ctx, s, &attempt{request: r, queues: true})
+		d := b.try(ctx, s, &attempt{request: r, until: until, queues: true})
 		if d.inLine == nil {
 			return d.grant, d.err
 		}

@@ -233,6 +233,29 @@ func TestHungSessionAndManyThatAsk(t *testing.T) {
 	eventually(t, "nobody has the lock", func() bool { return admin.holders(key) == 0 })
 }
 
+// TestLockOnAHungServer: that nothing answers is known after the TTL.
+func TestLockOnAHungServer(t *testing.T) {
+	t.Parallel()
+	const ttl, calls = time.Second, 3
+	proxy, dsn := behind(t, pgtest.URL(t))
+	proxy.Set(faultproxy.BlackHole())
+	l := open(t, dsn, locker.TTL(ttl))
+	key := unique("key")
+	start := time.Now()
+	var errs []pending[error]
+	for range calls { // they do not wait for each other
+		errs = append(errs, started(func() error { _, err := lock(l, key); return err }))
+	}
+	for _, err := range errs {
+		if err := err.get(t); err == nil || errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Lock: %v; want that the server does not answer", err)
+		}
+	}
+	if d := time.Since(start); d < ttl || d > 5*ttl {
+		t.Errorf("Lock took %v with a TTL of %v", d, ttl)
+	}
+}
+
 // TestHungSessionIsForgotten: that a key was asked for on a session that hangs, and has a lock, does not matter any more once
 // another session has been asked.
 func TestHungSessionIsForgotten(t *testing.T) {
