@@ -26,13 +26,13 @@ func InLine(b locker.Backend, name string) int {
 	return 0
 }
 
-// Unsettled returns how many calls wait until it is known whether a name is locked, at a Backend.
+// Unsettled returns how many calls have asked whether a name is locked, or wait until that is known, at a Backend.
 func Unsettled(b locker.Backend, name string) int {
 	p := b.(*backend)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if s := p.slots[Key(name)]; s != nil {
-		return len(s.unsettled)
+		return len(s.asked) + len(s.unsettled)
 	}
 	return 0
 }

@@ -109,8 +109,8 @@ func TestOrderOfArrival(t *testing.T) {
 			mu.Unlock()
 			mustUnlock(t, lease)
 		})
-		eventually(t, "it waits for the answer to the first", func() bool {
-			return pglock.Unsettled(l.backend, key) == i && pglock.Left(l.backend) != ""
+		eventually(t, "the first has asked, and the others wait for the answer", func() bool {
+			return pglock.Unsettled(l.backend, key) == i+1
 		})
 	}
 	proxy.Heal()
