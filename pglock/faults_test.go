@@ -381,7 +381,9 @@ func TestSuccessorIsFaster(t *testing.T) {
 		})
 		its.Set(faultproxy.Fault{ToClient: faultproxy.Flow{Delay: 400 * time.Millisecond}})
 		mustUnlock(t, held)
-		eventually(t, "the second is in Postgres's line", func() bool { return pglock.InLine(l.backend, key) == 1 && admin.inLine(key) == 1 })
+		eventually(t, "the second is in Postgres's line", func() bool {
+			return pglock.InLine(l.backend, key) == 1 && admin.inLine(key) == 1
+		})
 		eventually(t, "the first has a token", func() bool {
 			return admin.is(`SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
 				WHERE granted AND state = 'idle' AND query LIKE '%locker_mint%' AND `+oneKey+")", pglock.Key(key))
