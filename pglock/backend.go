@@ -266,12 +266,16 @@ func (b *backend) try(ctx context.Context, s *slot, a *attempt) attempted {
 		return d
 	default:
 	}
-	ctx, cancel := context.WithDeadlineCause(ctx, a.until, errNoAnswer)
-	defer cancel()
+	patience := time.NewTimer(time.Until(a.until)) // cheaper than a context
+	defer patience.Stop()
+	var err error
 	select {
 	case d := <-a.done:
 		return d
+	case <-patience.C:
+		err = errNoAnswer
 	case <-ctx.Done():
+		err = context.Cause(ctx)
 	}
 	b.mu.Lock()
 	a.left = true
@@ -280,7 +284,7 @@ func (b *backend) try(ctx context.Context, s *slot, a *attempt) attempted {
 	case d := <-a.done: // just now
 		return d
 	default:
-		return attempted{err: locker.NotAcquired(context.Cause(ctx))} // what it may still be granted is given back
+		return attempted{err: locker.NotAcquired(err)} // what it may still be granted is given back
 	}
 }
 
