@@ -3,6 +3,7 @@ package pglock
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -15,7 +16,8 @@ const maxTimeout = (1<<31 - 1) * time.Millisecond
 // backend is a locker.Backend and locker.Queue.
 //
 // Session locks stack: a session that asks again for what it has gets it. So everything that this Locker has or asks for is
-// in a table here, and one request per key is under way at a time.
+// in a table here, and a session has one request per key under way at a time. Another one is only asked while all that were
+// asked before are given up, since they do not answer.
 type backend struct {
 	connector
 	invalid   error // of the configuration
@@ -44,17 +46,19 @@ var (
 // slot is what this Locker knows of a key that it holds, tries to take, or waits for.
 type slot struct {
 	key       int64
-	held      *holding      // nil unless this Locker holds the key
-	leaving   *release      // of who has held it last, while that is under way
-	busy      int           // how many requests for the key are under way
-	asked     *session      // for the key, by the last try; nil if none is under way
-	settled   chan struct{} // made on demand; closed when busy becomes 0
-	line      []*waiter     // who waits for the key here, in order of arrival
-	returning int           // sessions to wait on that are giving the key back
-	place     *place        // of the first of them in Postgres's line; nil if there is none
-	poll      *time.Timer   // runs while there is a line without a place
-	refused   int           // how often the poll was refused in a row
-	wanted    bool          // some other Locker polls for the key, and wants to be told when it is free
+	held      *holding        // nil unless this Locker holds the key
+	newest    uint64          // the token of the last grant
+	granted   time.Time       // when that was known
+	leaving   *release        // of who has held it last, while that is under way
+	asked     []*leaseSession // those that were, by requests that are under way
+	busy      int             // how many requests of other sessions, or to unlock, are under way
+	unsettled []chan struct{} // who waits until it is known what to do, in order of arrival; the first is told by its channel
+	line      []*waiter       // who waits for the key here, in order of arrival
+	returning int             // sessions to wait on that are giving the key back
+	place     *place          // of the first of them in Postgres's line; nil if there is none
+	poll      *time.Timer     // runs while there is a line without a place
+	refused   int             // how often the poll was refused in a row
+	wanted    bool            // some other Locker polls for the key, and wants to be told when it is free
 }
 
 // holding is a lock that a session has.
@@ -114,8 +118,9 @@ func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 	if err := b.check(r); err != nil {
 		return locker.Grant{}, err
 	}
+	until := time.Now().Add(r.TTL)
 	b.mu.Lock()
-	s, err := b.settle(ctx, Key(r.Name()))
+	s, err := b.settle(ctx, Key(r.Name()), until)
 	if err != nil {
 		return locker.Grant{}, err
 	}
@@ -126,52 +131,97 @@ func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 		b.mu.Unlock()
 		return locker.Grant{}, locker.ErrLocked
 	}
-	return b.try(ctx, s, r)
+	d := b.try(ctx, s, &attempt{request: r, until: until})
+	return d.grant, d.err
 }
 
-// settle returns the slot of a key when no request for it is under way. It is called with b.mu held, and returns so unless
-// there is an error.
-func (b *backend) settle(ctx context.Context, key int64) (*slot, error) {
-	for {
-		s := b.slots[key]
-		if s == nil {
-			s = &slot{key: key}
-			b.slots[key] = s
-		}
-		if s.busy == 0 || len(s.line) > 0 || s.asked != nil && s.asked.silentFor(time.Now()) > silence {
-			return s, nil // the last for a request that may never be answered: the next goes to another session
-		}
-		if s.settled == nil {
-			s.settled = make(chan struct{})
-		}
-		settled := s.settled
+// settle returns the slot of a key when it is settled and all that came before have left, or gives up at the given time. It is
+// called with b.mu held, and returns so unless there is an error.
+func (b *backend) settle(ctx context.Context, key int64, until time.Time) (*slot, error) {
+	s := b.slots[key]
+	if s == nil {
+		s = &slot{key: key}
+		b.slots[key] = s
+	}
+	if len(s.unsettled) == 0 && b.settled(s) {
+		return s, nil
+	}
+	ctx, cancel := context.WithDeadlineCause(ctx, until, errNoAnswer)
+	defer cancel()
+	turn := make(chan struct{}, 1)
+	s.unsettled = append(s.unsettled, turn)
+	b.goOn(s)
+	for s.unsettled[0] != turn || !b.settled(s) {
 		b.mu.Unlock()
 		select {
-		case <-settled:
+		case <-turn:
 		case <-time.After(silence):
 		case <-ctx.Done():
-			return nil, locker.NotAcquired(context.Cause(ctx))
 		}
 		b.mu.Lock()
+		if ctx.Err() != nil {
+			s.unsettled = slices.DeleteFunc(s.unsettled, func(other chan struct{}) bool { return other == turn })
+			b.goOn(s)
+			b.tidy(s)
+			b.mu.Unlock()
+			return nil, locker.NotAcquired(context.Cause(ctx))
+		}
+	}
+	s.unsettled = slices.Delete(s.unsettled, 0, 1)
+	b.goOn(s) // when b.mu is free again
+	return s, nil
+}
+
+// settled reports whether it is known what to do for who wants the key of a slot: somebody has it or waits for it here, or it may
+// be asked for. b.mu is held.
+func (b *backend) settled(s *slot) bool { return s.held != nil || len(s.line) > 0 || b.mayAsk(s) }
+
+// goOn lets the first who waits in settle go on, if the slot is settled. b.mu is held.
+func (b *backend) goOn(s *slot) {
+	if len(s.unsettled) > 0 && b.settled(s) {
+		select {
+		case s.unsettled[0] <- struct{}{}:
+		default: // it has been told
+		}
 	}
 }
 
-// finish notes that a request for the key is over. b.mu is held.
+// mayAsk reports whether a session for leases may be asked for the key of a slot: no request is under way, or only such as
+// may never be answered, of sessions that are given up. b.mu is held.
+func (b *backend) mayAsk(s *slot) bool {
+	if s.busy > 0 || len(s.asked) == 0 {
+		return s.busy == 0
+	}
+	b.dropSilent()
+	return !slices.ContainsFunc(s.asked, func(l *leaseSession) bool { return slices.Contains(b.leases, l) })
+}
+
+// ask chooses the session that is going to be asked for the key of a slot, as it may be. b.mu is held.
+func (b *backend) ask(s *slot, ttl time.Duration) *leaseSession {
+	l := b.leaseSession(ttl)
+	s.asked = append(s.asked, l)
+	return l
+}
+
+// answered notes that a request for the key, which ask began, is over. b.mu is held.
+func (b *backend) answered(s *slot, l *leaseSession) {
+	i := slices.Index(s.asked, l)
+	s.asked = slices.Delete(s.asked, i, i+1)
+	b.goOn(s)
+	b.tidy(s)
+}
+
+// finish notes that another request for the key is over. b.mu is held.
 func (b *backend) finish(s *slot) {
 	s.busy--
-	if s.busy == 0 {
-		s.asked = nil
-		if s.settled != nil {
-			close(s.settled)
-			s.settled = nil
-		}
-	}
+	b.goOn(s)
 	b.tidy(s)
 }
 
 // tidy forgets a slot about which there is nothing to know. b.mu is held.
 func (b *backend) tidy(s *slot) {
-	if s.busy == 0 && s.held == nil && len(s.line) == 0 && s.settled == nil && s.leaving == nil && b.slots[s.key] == s {
+	quiet := s.busy == 0 && len(s.asked) == 0 && len(s.unsettled) == 0
+	if quiet && s.held == nil && len(s.line) == 0 && s.leaving == nil && b.slots[s.key] == s {
 		delete(b.slots, s.key)
 	}
 }
@@ -180,52 +230,66 @@ func (b *backend) tidy(s *slot) {
 type attempt struct {
 	slot    *slot
 	request locker.Request
-	left    bool // nobody waits any more
+	until   time.Time // when it is given up
+	queues  bool      // if it is refused, it gets into line
+	left    bool      // nobody waits any more
 	done    chan attempted
 }
 
 type attempted struct {
-	grant locker.Grant
-	err   error
+	grant  locker.Grant
+	err    error
+	inLine *waiter // of an attempt that queues, when it was refused
 }
 
 // try asks for the lock of a slot once. It is called with b.mu held, which it releases.
-func (b *backend) try(ctx context.Context, s *slot, r locker.Request) (locker.Grant, error) {
-	a := &attempt{slot: s, request: r, done: make(chan attempted, 1)}
-	s.busy++
-	l := b.leaseSession(r.TTL)
+func (b *backend) try(ctx context.Context, s *slot, a *attempt) attempted {
+	a.slot, a.done = s, make(chan attempted, 1)
+	l := b.ask(s, a.request.TTL)
 	if l.session == nil {
 		b.mu.Unlock()
+		ctx, cancel := context.WithDeadlineCause(ctx, a.until, errNoAnswer)
 		err := l.await(ctx)
+		cancel()
 		b.mu.Lock()
 		if err != nil {
-			b.finish(s)
+			b.answered(s, l)
 			b.mu.Unlock()
-			return locker.Grant{}, locker.NotAcquired(err)
+			return attempted{err: locker.NotAcquired(err)}
 		}
 	}
-	s.asked = l.session
 	b.mu.Unlock()
-	l.session.submitAndRead(&request{key: s.key, then: func(o outcome) { b.tried(a, l.session, o) }},
+	l.session.submitAndRead(&request{key: s.key, then: func(o outcome) { b.tried(a, l, o) }},
 		func() bool { return len(a.done) > 0 })
 	select {
 	case d := <-a.done:
-		return d.grant, d.err
+		return d
+	default:
+	}
+	patience := time.NewTimer(time.Until(a.until)) // cheaper than a context
+	defer patience.Stop()
+	var err error
+	select {
+	case d := <-a.done:
+		return d
+	case <-patience.C:
+		err = errNoAnswer
 	case <-ctx.Done():
+		err = context.Cause(ctx)
 	}
 	b.mu.Lock()
 	a.left = true
 	b.mu.Unlock()
 	select {
 	case d := <-a.done: // just now
-		return d.grant, d.err
+		return d
 	default:
-		return locker.Grant{}, locker.NotAcquired(context.Cause(ctx)) // what it may still be granted is given back
+		return attempted{err: locker.NotAcquired(err)} // what it may still be granted is given back
 	}
 }
 
 // tried deals with the outcome of an attempt.
-func (b *backend) tried(a *attempt, s *session, o outcome) {
+func (b *backend) tried(a *attempt, l *leaseSession, o outcome) {
 	b.mu.Lock()
 	var d attempted
 	switch {
@@ -233,14 +297,17 @@ func (b *backend) tried(a *attempt, s *session, o outcome) {
 		d.err = locker.NotAcquired(explain(o.err))
 	case !o.done:
 		d.err = locker.ErrLocked
+		if a.queues && !a.left { // here, and before those that have come later
+			d.inLine = b.getInLine(a.slot, a.request, 0)
+		}
 	case a.left:
 		b.mu.Unlock()
-		b.giveBack(a.slot, s, nil)
+		b.giveBack(a.slot, l.session, func() { b.answered(a.slot, l) })
 		return
 	default:
-		d.grant, d.err = b.hold(a.slot, s, a.request, o)
+		d.grant, d.err = b.hold(a.slot, l.session, a.request, o)
 	}
-	b.finish(a.slot)
+	b.answered(a.slot, l)
 	a.done <- d
 	b.mu.Unlock()
 }
@@ -250,12 +317,26 @@ func (b *backend) hold(sl *slot, s *session, r locker.Request, o outcome) (locke
 	if s.dead {
 		return locker.Grant{}, locker.NotAcquired(&sessionOver{errSilent})
 	}
+	if o.token < sl.newest && o.sent.Before(sl.granted) {
+		// Another session was granted the lock after this one, and its answer was faster: this one is over, which we have yet
+		// to hear. (If the lock was asked for when the other was known to have it, tokens have gone back.)
+		sl.busy++
+		b.begin(func() { // not here, as b.mu is held
+			b.giveBack(sl, s, func() {
+				b.finish(sl)
+				b.parkLocked(s)
+			})
+		})
+		return locker.Grant{}, locker.NotAcquired(&sessionOver{errUnowned})
+	}
 	if old := sl.held; old != nil {
 		// The server would not have given the lock to another session if that of the holder were not over, which we have
 		// yet to hear. Of two leases of one Locker, too, the first has to end before the second begins.
 		delete(old.session.locks, sl.key)
 		old.request.ReportLost(errUnowned)
+		b.begin(func() { old.session.fail(errUnowned) }) // or it would keep the lock for good, should it live after all
 	}
+	sl.newest, sl.granted = o.token, time.Now()
 	h := &holding{request: r, token: o.token, slot: sl, session: s, expires: expiry(o.sent, r.TTL)}
 	sl.held = h
 	s.locks[sl.key] = h
@@ -263,15 +344,12 @@ func (b *backend) hold(sl *slot, s *session, r locker.Request, o outcome) (locke
 	return locker.Grant{Request: r, Token: o.token, Sent: o.sent}, nil
 }
 
-// giveBack gives a lock back that nobody wants, and then calls then. The slot is busy until then.
+// giveBack gives a lock back that nobody wants, and then calls then, with b.mu held, to note that the request is over.
 func (b *backend) giveBack(sl *slot, s *session, then func()) {
 	s.submit(&request{key: sl.key, unlock: true, then: func(outcome) {
 		b.mu.Lock()
-		b.finish(sl)
-		b.mu.Unlock()
-		if then != nil {
-			then()
-		}
+		defer b.mu.Unlock()
+		then()
 	}})
 }
 

@@ -217,7 +217,7 @@ func (c *connector) createTokens(ctx context.Context, pg *pgconn.PgConn) error {
 
 // because gives an error of a statement a meaning, if it was the server that refused it.
 func because(meaning, err error) error {
-	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && pg.SeverityUnlocalized == "ERROR" {
+	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && isOfStatement(pg) {
 		return fmt.Errorf("%w: %w", meaning, err)
 	}
 	return err

@@ -58,6 +58,9 @@
 // connection, which counts among them. Lines beyond the bound poll every 50 to 100 ms, with notifications on the
 // channel "locker" to make that sooner; they get a connection in order of arrival.
 //
+// Lock gives up when nothing has told it within the TTL whether the key is locked. Whoever stands in line notices only after half
+// a minute or more that the server does not answer.
+//
 // A statement that runs keeps VACUUM, everywhere in the database, from removing what has been deleted since it began, and
 // CREATE INDEX CONCURRENTLY waiting. A wait therefore takes its place anew, at the end of the line, when it has lasted
 // for 30 seconds; to create an index in this way may take longer by as much. With log_lock_waits on, the server logs each wait.
@@ -70,5 +73,5 @@
 // Nothing is ever done on a connection of the pool given to New.
 //
 // With a synchronous standby that is down, raising the ceiling, which happens on the first lock after each start of the
-// server and then once in half a million, waits like every commit, and leases on that connection may be lost.
+// server and then once in a million tokens, waits like every commit, and leases on that connection may be lost.
 package pglock

@@ -110,5 +110,8 @@ func (e *sessionOver) Unwrap() error { return e.cause }
 func endedByServer(err error) bool {
 	var over *sessionOver
 	var pg *pgconn.PgError
-	return errors.As(err, &over) && errors.As(err, &pg)
+	return errors.As(err, &over) && errors.As(err, &pg) && !isOfStatement(pg)
 }
+
+// isOfStatement reports whether an error of the server is one after which the session goes on.
+func isOfStatement(err *pgconn.PgError) bool { return err.SeverityUnlocalized == "ERROR" }

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/lockerkit/locker"
@@ -598,5 +599,19 @@ func TestOpenIsBounded(t *testing.T) {
 	}
 	if took := time.Since(start); took > 5*time.Second {
 		t.Errorf("Open with a ctx of 200ms took %v", took)
+	}
+}
+
+// TestEndedByServer: only when the server has ended a session is it certain what became of its locks.
+func TestEndedByServer(t *testing.T) {
+	t.Parallel()
+	for severity, want := range map[string]bool{"ERROR": false, "FATAL": true, "PANIC": true} {
+		err := &pgconn.PgError{Severity: "in any language", SeverityUnlocalized: severity, Code: "57P01"}
+		if got := pglock.EndedByServer(err); got != want {
+			t.Errorf("%s: %v", severity, got)
+		}
+	}
+	if pglock.EndedByServer(net.ErrClosed) {
+		t.Error("the server is said to have ended a session that we have")
 	}
 }

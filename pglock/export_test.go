@@ -26,6 +26,17 @@ func InLine(b locker.Backend, name string) int {
 	return 0
 }
 
+// Unsettled returns how many calls have asked whether a name is locked, or wait until that is known, at a Backend.
+func Unsettled(b locker.Backend, name string) int {
+	p := b.(*backend)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s := p.slots[Key(name)]; s != nil {
+		return len(s.asked) + len(s.unsettled)
+	}
+	return 0
+}
+
 // WaitSessions returns how many sessions to wait on a Backend has, with those in the making.
 func WaitSessions(b locker.Backend) int {
 	p := b.(*backend)
@@ -57,8 +68,8 @@ func Left(b locker.Backend) (left string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, s := range p.slots {
-		left += fmt.Sprintf("a slot: held %v, leaving %v, busy %d, %d in line, place %v, polling %v; ",
-			s.held != nil, s.leaving != nil, s.busy, len(s.line), s.place != nil, s.poll != nil)
+		left += fmt.Sprintf("a slot: held %v, leaving %v, busy %d, %d unsettled, %d in line, place %v, polling %v; ",
+			s.held != nil, s.leaving != nil, s.busy+len(s.asked), len(s.unsettled), len(s.line), s.place != nil, s.poll != nil)
 	}
 	w := &p.waits
 	if len(w.starved) > 0 || w.spare || w.count != len(w.all) || len(w.idle) != len(w.all) || w.count > w.most {
@@ -82,3 +93,6 @@ func SetLifetimes(b locker.Backend, parked, standing time.Duration) {
 	defer p.mu.Unlock()
 	p.lifetimes.parked, p.lifetimes.standing = parked, standing
 }
+
+// EndedByServer reports whether err, the reason for which a session is over, is taken for that the server has ended it.
+func EndedByServer(err error) bool { return endedByServer(&sessionOver{explain(err)}) }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -80,6 +81,65 @@ func TestConnWithoutDeadlines(t *testing.T) {
 	const ttl = 500 * time.Millisecond
 	l := openChanged(t, pgtest.URL(t), wrapped(func(c net.Conn) net.Conn { return tunnel{c} }), locker.TTL(ttl))
 	works(t, l, l, 5*ttl/4)
+}
+
+// stuck is a tunnel that takes nothing any more once it is told to, and does not say so.
+type stuck struct {
+	tunnel
+	told *atomic.Bool
+	over chan struct{}
+	end  func()
+}
+
+func newStuck(c net.Conn) stuck {
+	over := make(chan struct{})
+	return stuck{tunnel{c}, new(atomic.Bool), over, sync.OnceFunc(func() { close(over) })}
+}
+
+func (c stuck) Write(p []byte) (int, error) {
+	if !c.told.Load() {
+		return c.tunnel.Write(p)
+	}
+	<-c.over
+	return 0, net.ErrClosed
+}
+
+func (c stuck) Close() error {
+	c.end()
+	return c.tunnel.Close()
+}
+
+// TestStuckConnWithoutDeadlines: one connection that takes nothing must not be in the way of all others.
+func TestStuckConnWithoutDeadlines(t *testing.T) {
+	t.Parallel()
+	first := make(chan stuck, 1)
+	l := openChanged(t, pgtest.URL(t), wrapped(func(c net.Conn) net.Conn {
+		s := newStuck(c)
+		select {
+		case first <- s:
+		default:
+		}
+		return s
+	}))
+	mustUnlock(t, mustTry(t, l, unique("key")))
+	conn := <-first
+	defer conn.end()
+	conn.told.Store(true)
+	same := started(func() error {
+		_, err := l.TryLock(t.Context(), unique("key"))
+		return err
+	})
+	next := started(func() error {
+		_, err := lock(l, unique("key"), locker.TTL(time.Hour)) // on a connection of its own
+		return err
+	})
+	for _, call := range []pending[error]{same, next} {
+		select {
+		case <-call.done:
+		case <-time.After(10 * time.Second):
+			t.Fatal("a call has not returned in 10 s")
+		}
+	}
 }
 
 // halfWrites are connections of which one write gets only half of its data across before its deadline.
@@ -214,6 +274,39 @@ func TestReusedSessionTakesTheTTL(t *testing.T) {
 			t.Error("who was cut off has got the lock")
 		}
 	})
+	t.Run("shorter, since the first has left before there was a session", func(t *testing.T) { // and the second is cut off
+		t.Parallel()
+		const long, ttl = time.Hour, 500 * time.Millisecond
+		url, key := pgtest.URL(t), unique("key")
+		admin, other := connect(t, url), open(t, url)
+		proxy, dsn := behind(t, url)
+		l := openWatched(t, config, dsn)
+		for _, d := range []time.Duration{long, ttl} { // the sessions that say that the key is locked
+			mustUnlock(t, mustTry(t, l, unique("key"), locker.TTL(d)))
+		}
+		held := mustLock(t, other, key)
+		proxy.Set(faultproxy.Delay(50 * time.Millisecond))
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		first, leave := context.WithCancel(ctx)
+		left := started(func() error { _, err := l.Lock(first, key, locker.TTL(long)); return err })
+		eventually(t, "the first waits", func() bool { return pglock.InLine(l.backend, key) == 1 })
+		cut := started(func() error { _, err := l.Lock(ctx, key, locker.TTL(ttl)); return err })
+		eventually(t, "the second waits", func() bool { return pglock.InLine(l.backend, key) == 2 })
+		if admin.inLine(key) > 0 {
+			t.Skip("there is a session already")
+		}
+		leave()
+		_ = left.get(t)
+		eventually(t, "it waits", func() bool { return admin.inLine(key) == 1 })
+		proxy.Set(faultproxy.BlackHole())
+		mustUnlock(t, held)
+		mustUnlock(t, mustLock(t, other, key)) // long before the end of the longer TTL
+		cancel()
+		if err := cut.get(t); err == nil {
+			t.Error("who was cut off has got the lock")
+		}
+	})
 	t.Run("longer", func(t *testing.T) { // and answers take longer than the shorter TTL
 		t.Parallel()
 		const short, ttl = 400 * time.Millisecond, time.Hour
@@ -265,6 +358,84 @@ func TestSuccessorOfALostLease(t *testing.T) {
 	mustUnlock(t, second)
 	if n := admin.locks(l.app); n != 0 {
 		t.Errorf("%d locks are left", n)
+	}
+}
+
+// TestSuccessorIsFaster is TestSuccessorOfALostLease, but it is the grant of the first that the Locker learns of later. What the
+// first was granted is over by then, and must not displace the successor.
+func TestSuccessorIsFaster(t *testing.T) {
+	t.Parallel()
+	t.Run("waiting", func(t *testing.T) {
+		t.Parallel()
+		url, key := pgtest.URL(t), unique("key")
+		admin := connect(t, url)
+		proxy, dsn := behind(t, url)
+		l := openWatched(t, pglock.Config{}, dsn)
+		held := mustLock(t, open(t, url), key)
+		first := started(func() *locker.Lease { return mustLock(t, l, key) })
+		eventually(t, "the first waits", func() bool { return admin.inLine(key) == 1 })
+		its := proxy.Conns()[1]
+		second := started(func() *locker.Lease { return mustLock(t, l, key) })
+		eventually(t, "the second waits, and has a session", func() bool {
+			return pglock.InLine(l.backend, key) == 2 && admin.connections(l.app) == 3
+		})
+		its.Set(faultproxy.Fault{ToClient: faultproxy.Flow{Delay: 400 * time.Millisecond}})
+		mustUnlock(t, held)
+		eventually(t, "the second is in Postgres's line", func() bool {
+			return pglock.InLine(l.backend, key) == 1 && admin.inLine(key) == 1
+		})
+		eventually(t, "the first has a token", func() bool {
+			return admin.is(`SELECT EXISTS (SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
+				WHERE granted AND state = 'idle' AND query LIKE '%locker_mint%' AND `+oneKey+")", pglock.Key(key))
+		})
+		takeAway(t, url, key)
+		two := second.get(t)
+		eventually(t, "the first is in line again", func() bool { return pglock.InLine(l.backend, key) == 1 })
+		if err := two.Err(); err != nil {
+			t.Errorf("the second, whose session lives: %v", err)
+		}
+		mustUnlock(t, two)
+		one := first.get(t)
+		if one.Token() <= two.Token() {
+			t.Errorf("token %d after %d", one.Token(), two.Token())
+		}
+		mustUnlock(t, one)
+		if n := admin.locks(l.app); n != 0 {
+			t.Errorf("%d locks are left", n)
+		}
+	})
+	for name, unlocked := range map[string]bool{"held": false, "held no more": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url, key := pgtest.URL(t), unique("key")
+			admin := connect(t, url)
+			proxy, dsn := behind(t, url)
+			l := openWatched(t, pglock.Config{}, dsn, locker.TTL(time.Hour))
+			mustTry(t, l, unique("other")) // so that its session is not given up
+			its := proxy.Conns()[0]
+			its.Set(faultproxy.Fault{ToClient: faultproxy.Flow{Delay: time.Minute}})
+			first := started(func() error { _, err := l.TryLock(t.Context(), key); return err })
+			eventually(t, "the first was granted the lock", func() bool { return admin.holders(key) == 1 })
+			takeAway(t, url, key)
+			second := mustTry(t, l, key) // of another session
+			if unlocked {
+				mustUnlock(t, second)
+			}
+			its.Heal()
+			if err := first.get(t); err == nil {
+				t.Error("the first was granted the lock after the second")
+			}
+			eventually(t, "the end is known", its.ClientClosed)
+			if !unlocked {
+				if err := second.Err(); err != nil {
+					t.Errorf("the second, whose session lives: %v", err)
+				}
+				mustUnlock(t, second)
+			}
+			if n := admin.locks(l.app); n != 0 {
+				t.Errorf("%d locks are left", n)
+			}
+		})
 	}
 }
 

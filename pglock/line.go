@@ -3,6 +3,7 @@ package pglock
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -68,6 +69,7 @@ type place struct {
 	session *session // nil while it is being made
 	since   time.Time
 	entered chan struct{} // closed when the session has been told to wait
+	ended   chan struct{} // closed when the server has said how the wait has ended
 	left    bool          // it was given up
 }
 
@@ -76,6 +78,9 @@ func (p *place) stand(s *session) {
 	p.session, p.since = s, time.Now()
 	s.place = p
 }
+
+// firstCancel is the first pause between two attempts to cancel a wait.
+const firstCancel = 20 * time.Millisecond
 
 // attempts is how many times a wait is begun anew whose session ended. It is only then that nothing can be held.
 const attempts = 3
@@ -95,29 +100,26 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (g locker.Grant, e
 
 // wait takes the lock if it is free, or gets into line for it.
 func (b *backend) wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
-	key := Key(r.Name())
+	until := time.Now().Add(r.TTL) // for the answer that tells whether to wait
 	b.mu.Lock()
-	s, err := b.settle(ctx, key)
+	s, err := b.settle(ctx, Key(r.Name()), until)
 	if err != nil {
 		return locker.Grant{}, err
 	}
-	if s.held != nil && s.held.request.Owner == r.Owner {
+	var w *waiter
+	switch {
+	case s.held != nil && s.held.request.Owner == r.Owner:
 		return b.again(ctx, s.held)
-	}
-	if s.held == nil && len(s.line) == 0 {
-		g, err := b.try(ctx, s, r)
-		if !errors.Is(err, locker.ErrLocked) {
-			return g, err
+	case s.held != nil || len(s.line) > 0:
+		w = b.getInLine(s, r, len(s.line))
+		b.mu.Unlock()
+	default:
+		d := b.try(ctx, s, &attempt{request: r, until: until, queues: true})
+		if d.inLine == nil {
+			return d.grant, d.err
 		}
-		b.mu.Lock()
-		if s, err = b.settle(ctx, key); err != nil {
-			return locker.Grant{}, err
-		}
+		w = d.inLine
 	}
-	w := &waiter{request: r, done: make(chan attempted, 1)}
-	s.line = append(s.line, w)
-	b.arrange(s)
-	b.mu.Unlock()
 	select {
 	case d := <-w.done:
 		return d.grant, d.err
@@ -134,11 +136,26 @@ func (b *backend) wait(ctx context.Context, r locker.Request) (locker.Grant, err
 	if i := slices.Index(s.line, w); i >= 0 {
 		s.line = slices.Delete(s.line, i, i+1)
 		b.deserted(s)
-		if p := s.place; i == 0 && p != nil && p.session != nil && p.session.wanted() != s.line[0].request.TTL {
-			b.leavePlace(p) // to get in again: the session has the timeout of who has left
-		}
+		b.checkPlace(s)
 	}
 	return locker.Grant{}, locker.NotAcquired(context.Cause(ctx)) // what it may still be granted goes to the next, or back
+}
+
+// getInLine puts a waiter into the line of a slot, at index i. b.mu is held.
+func (b *backend) getInLine(sl *slot, r locker.Request, i int) *waiter {
+	w := &waiter{request: r, done: make(chan attempted, 1)}
+	sl.line = slices.Insert(sl.line, i, w)
+	b.checkPlace(sl)
+	b.arrange(sl)
+	return w
+}
+
+// checkPlace gives up the place of a slot, to get in again, if its session has the timeout of somebody who is not the first in
+// line any more. b.mu is held.
+func (b *backend) checkPlace(sl *slot) {
+	if p := sl.place; p != nil && p.session != nil && p.session.wanted() != sl.line[0].request.TTL {
+		b.leavePlace(p)
+	}
 }
 
 // arrange gets the line of a slot a place in Postgres's line, or makes it poll. b.mu is held.
@@ -153,7 +170,7 @@ func (b *backend) arrange(sl *slot) {
 	if sl.returning > 0 {
 		return // there is a session in a moment, and letGo comes back here
 	}
-	p := &place{slot: sl, entered: make(chan struct{})}
+	p := &place{slot: sl, entered: make(chan struct{}), ended: make(chan struct{})}
 	switch {
 	case len(w.idle) > 0:
 		p.stand(w.idle[len(w.idle)-1])
@@ -203,6 +220,7 @@ func (b *backend) openPlace(p *place, timeout time.Duration) {
 		b.waits.add(s)
 		left := p.left
 		if !left {
+			s.setTimeout(p.slot.line[0].request.TTL) // who was the first when this began may have left
 			p.stand(s)
 		}
 		b.mu.Unlock()
@@ -233,7 +251,10 @@ func (b *backend) enqueue(p *place) {
 	if p.session.needsTimeout() { // before the wait, since who is cut off while it waits may be granted the lock all the same
 		p.session.heartbeat(func(answer) {})
 	}
-	p.session.askText(&message{patient: true, answered: func(a answer) { b.reached(p, a.err) }},
+	p.session.askText(&message{patient: true, answered: func(a answer) {
+		close(p.ended)
+		b.reached(p, a.err)
+	}},
 		"SELECT %d, pg_advisory_lock(%d)", p.slot.key)
 	close(p.entered)
 }
@@ -271,7 +292,10 @@ func (b *backend) reached(p *place, err error) {
 func (b *backend) serve(sl *slot, s *session) {
 	if len(sl.line) == 0 {
 		b.mu.Unlock()
-		b.giveBack(sl, s, func() { b.park(s) })
+		b.giveBack(sl, s, func() {
+			b.finish(sl)
+			b.parkLocked(s)
+		})
 		return
 	}
 	w := sl.line[0]
@@ -297,7 +321,7 @@ func (b *backend) served(sl *slot, s *session, w *waiter, o outcome) {
 		return
 	default:
 		g, err := b.hold(sl, s, w.request, o)
-		w.done <- attempted{g, err}
+		w.done <- attempted{grant: g, err: err}
 	}
 	b.finish(sl)
 	b.arrange(sl) // for the next
@@ -345,7 +369,7 @@ func (b *backend) leave(p *place) {
 	s := p.session
 	ctx, cancel := context.WithTimeout(b.life, silence)
 	defer cancel()
-	if err := s.cancel(ctx); err != nil {
+	if err := p.cancel(ctx); err != nil {
 		s.fail(err)
 		return
 	}
@@ -355,6 +379,22 @@ func (b *backend) leave(p *place) {
 	case <-done:
 	case <-ctx.Done():
 		s.fail(errSilent)
+	}
+}
+
+// cancel ends the wait, and returns when it has ended. It tries again: a cancel that overtakes what it is for has no effect.
+func (p *place) cancel(ctx context.Context) error {
+	for pause := firstCancel; ; pause *= 2 {
+		if err := p.session.cancel(ctx); err != nil {
+			return err
+		}
+		select {
+		case <-p.ended:
+			return nil
+		case <-time.After(pause - rand.N(pause/2)):
+		case <-ctx.Done():
+			return errSilent
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/faultproxy"
 	"github.com/lockerkit/locker/internal/pgtest"
 	"github.com/lockerkit/locker/internal/wires"
 	"github.com/lockerkit/locker/pglock"
@@ -84,6 +85,40 @@ func sample(t *testing.T, dsn, app string) (end func() int) {
 	return func() int {
 		close(stop)
 		return most.get(t)
+	}
+}
+
+// TestOrderOfArrival: those who come while it is not known yet whether the key is locked are served in order of arrival, too.
+func TestOrderOfArrival(t *testing.T) {
+	t.Parallel()
+	const waiters = 8
+	url, key := pgtest.URL(t), unique("key")
+	proxy, dsn := behind(t, url)
+	l := openWatched(t, pglock.Config{}, dsn, locker.TTL(time.Hour))
+	mustTry(t, l, unique("other")) // so that its session is not given up, however long this takes
+	held := mustLock(t, open(t, url), key)
+	proxy.Set(faultproxy.Delay(time.Minute))
+	var mu sync.Mutex
+	var served []int
+	var wg sync.WaitGroup
+	for i := range waiters {
+		wg.Go(func() {
+			lease := mustLock(t, l, key)
+			mu.Lock()
+			served = append(served, i)
+			mu.Unlock()
+			mustUnlock(t, lease)
+		})
+		eventually(t, "the first has asked, and the others wait for the answer", func() bool {
+			return pglock.Unsettled(l.backend, key) == i+1
+		})
+	}
+	proxy.Heal()
+	eventually(t, "all are in line", func() bool { return pglock.InLine(l.backend, key) == waiters })
+	mustUnlock(t, held)
+	wg.Wait()
+	if !slices.IsSorted(served) {
+		t.Errorf("served in the order %v", served)
 	}
 }
 

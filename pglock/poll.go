@@ -98,27 +98,26 @@ func (b *backend) pollOnce(sl *slot) {
 		b.mu.Unlock()
 		return
 	}
-	if sl.held != nil || sl.busy > 0 { // by this Locker, which will see to it that there is another poll
+	if sl.held != nil || !b.mayAsk(sl) { // by this Locker, which will see to it that there is another poll
 		b.pollLater(sl)
 		b.mu.Unlock()
 		return
 	}
-	sl.busy++
-	l := b.leaseSession(sl.line[0].request.TTL)
+	l := b.ask(sl, sl.line[0].request.TTL)
 	b.mu.Unlock()
 	<-l.ready // within a bounded time
 	if l.err != nil {
 		b.mu.Lock()
 		b.failLine(sl, l.err)
-		b.finish(sl)
+		b.answered(sl, l)
 		b.mu.Unlock()
 		return
 	}
-	l.session.submit(&request{key: sl.key, then: func(o outcome) { b.polled(sl, l.session, o) }})
+	l.session.submit(&request{key: sl.key, then: func(o outcome) { b.polled(sl, l, o) }})
 }
 
 // polled deals with the outcome of a poll.
-func (b *backend) polled(sl *slot, s *session, o outcome) {
+func (b *backend) polled(sl *slot, l *leaseSession, o outcome) {
 	ask := false
 	b.mu.Lock()
 	switch {
@@ -129,19 +128,19 @@ func (b *backend) polled(sl *slot, s *session, o outcome) {
 		b.pollLater(sl)
 	case len(sl.line) == 0:
 		b.mu.Unlock()
-		b.giveBack(sl, s, nil)
+		b.giveBack(sl, l.session, func() { b.answered(sl, l) })
 		return
 	default:
 		w := sl.line[0]
 		sl.line = slices.Delete(sl.line, 0, 1)
-		g, err := b.hold(sl, s, w.request, o)
-		w.done <- attempted{g, err}
+		g, err := b.hold(sl, l.session, w.request, o)
+		w.done <- attempted{grant: g, err: err}
 		b.pollLater(sl)
 		b.deserted(sl)
 	}
-	b.finish(sl)
+	b.answered(sl, l)
 	b.mu.Unlock()
 	if ask {
-		s.hint(want, sl.key)
+		l.session.hint(want, sl.key)
 	}
 }

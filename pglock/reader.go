@@ -140,7 +140,7 @@ func (s *session) readAnswer() error {
 			s.b.hinted(msg.Payload)
 		case *pgproto3.ErrorResponse:
 			err := pgconn.ErrorResponseToPgError(msg)
-			if err.SeverityUnlocalized != "ERROR" {
+			if !isOfStatement(err) {
 				// The server is about to end the session, and then to give its locks to others.
 				return err
 			}

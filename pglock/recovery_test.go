@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -157,6 +158,129 @@ func TestHungSessionWithALock(t *testing.T) {
 	defer cancel()
 	if _, err := l.Lock(ctx, key); err != nil {
 		t.Errorf("a free key, which nobody has or wants any more: %v", err)
+	}
+}
+
+// TestCancelOvertakesTheWait: who leaves the line at once, when his wait is still on its way to the server, costs no session.
+func TestCancelOvertakesTheWait(t *testing.T) {
+	t.Parallel()
+	url, key := pgtest.URL(t), unique("key")
+	admin := connect(t, url)
+	proxy, dsn := behind(t, url)
+	l := openWatched(t, pglock.Config{}, dsn)
+	mustLock(t, open(t, url), key)
+	for _, late := range []bool{false, true} { // the first makes the sessions
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		next := started(func() error { _, err := l.Lock(ctx, key); return err })
+		eventually(t, "it waits", func() bool { return pglock.InLine(l.backend, key) == 1 && (late || admin.inLine(key) == 1) })
+		cancel()
+		if err := next.get(t); !errors.Is(err, context.Canceled) {
+			t.Error(err)
+		}
+		eventually(t, "it has left", func() bool { return pglock.Left(l.backend) == "" && admin.inLine(key) == 0 })
+		proxy.Conns()[1].Set(faultproxy.Fault{ToServer: faultproxy.Flow{Delay: 100 * time.Millisecond}})
+	}
+	if proxy.Conns()[1].ClientClosed() {
+		t.Error("to cancel the wait has cost the session")
+	}
+}
+
+// TestHungSessionAndManyThatAsk: a key was asked for on a session that hangs, and has a lock. That all others who want the key
+// are sent to the session which replaces it must not make them ask that one at the same time: session locks stack.
+func TestHungSessionAndManyThatAsk(t *testing.T) {
+	t.Parallel()
+	url, key := pgtest.URL(t), unique("key")
+	admin := connect(t, url)
+	proxy, dsn := behind(t, url)
+	l := open(t, dsn, locker.TTL(time.Hour))
+	mustTry(t, l, unique("other"))
+	for _, c := range proxy.Conns() { // new ones are fine
+		c.Set(faultproxy.BlackHole())
+	}
+	var holders atomic.Int64
+	var tokens sync.Map
+	var wg sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for range 6 { // the first of whom has his answer never
+		wg.Go(func() {
+			lease, err := l.Lock(ctx, key)
+			if err != nil {
+				if !errors.Is(err, context.Canceled) {
+					t.Error(err)
+				}
+				return
+			}
+			if n := holders.Add(1); n > 1 {
+				t.Errorf("%d have the lock", n)
+			}
+			if _, twice := tokens.LoadOrStore(lease.Token(), true); twice {
+				t.Errorf("token %d was given twice", lease.Token())
+			}
+			admin.holders(key) // which takes a while
+			if err := lease.Err(); err != nil {
+				t.Error(err)
+			}
+			holders.Add(-1)
+			mustUnlock(t, lease)
+		})
+	}
+	n := func() (n int) { tokens.Range(func(_, _ any) bool { n++; return true }); return n }
+	eventually(t, "all but the first have had the lock", func() bool { return n() >= 5 || t.Failed() })
+	cancel()
+	wg.Wait()
+	eventually(t, "nobody has the lock", func() bool { return admin.holders(key) == 0 })
+}
+
+// TestLockOnAHungServer: that nothing answers is known after the TTL.
+func TestLockOnAHungServer(t *testing.T) {
+	t.Parallel()
+	const ttl, calls = time.Second, 3
+	proxy, dsn := behind(t, pgtest.URL(t))
+	proxy.Set(faultproxy.BlackHole())
+	l := open(t, dsn, locker.TTL(ttl))
+	key := unique("key")
+	start := time.Now()
+	var errs []pending[error]
+	for range calls { // they do not wait for each other
+		errs = append(errs, started(func() error { _, err := lock(l, key); return err }))
+	}
+	for _, err := range errs {
+		if err := err.get(t); err == nil || errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Lock: %v; want that the server does not answer", err)
+		}
+	}
+	if d := time.Since(start); d < ttl || d > 5*ttl {
+		t.Errorf("Lock took %v with a TTL of %v", d, ttl)
+	}
+}
+
+// TestHungSessionIsForgotten: that a key was asked for on a session that hangs, and has a lock, does not matter any more once
+// another session has been asked.
+func TestHungSessionIsForgotten(t *testing.T) {
+	t.Parallel()
+	proxy, dsn := behind(t, pgtest.URL(t))
+	l := open(t, dsn, locker.TTL(time.Hour))
+	mustTry(t, l, unique("other"))
+	for _, c := range proxy.Conns() { // new ones are fine
+		c.Set(faultproxy.BlackHole())
+	}
+	key := unique("key")
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	_, _ = l.TryLock(ctx, key)
+	ctx, cancel = context.WithTimeout(t.Context(), 15*time.Second)
+	defer cancel()
+	for range 3 {
+		lease, err := l.Lock(ctx, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.TryLock(ctx, key); !errors.Is(err, locker.ErrLocked) {
+			t.Errorf("TryLock of a key that is held: %v; want ErrLocked", err)
+		}
+		mustUnlock(t, lease)
 	}
 }
 

@@ -215,8 +215,15 @@ func (s *session) sendLocked(m *message, sql func(sql []byte, seq int64) []byte)
 		s.heard = m.sent
 	}
 	s.out = append(s.out, m)
+	return s.write(buf)
+}
+
+// write writes to the connection, with patience. If that is not enough, the connection is broken.
+func (s *session) write(buf []byte) error {
 	conn := s.conn.Conn()
-	_ = conn.SetWriteDeadline(m.sent.Add(writePatience)) // not all have deadlines, such as those in tunnels
+	if conn.SetWriteDeadline(time.Now().Add(writePatience)) != nil { // not all have deadlines, such as those in tunnels
+		defer time.AfterFunc(writePatience, func() { _ = conn.Close() }).Stop()
+	}
 	if _, err := conn.Write(buf); err != nil {
 		return &writeError{err}
 	}
@@ -400,9 +407,7 @@ func (s *session) failIf(err error) {
 
 // close ends a session that has no locks, and lets the server know.
 func (s *session) close() {
-	conn := s.conn.Conn()
-	_ = conn.SetWriteDeadline(time.Now().Add(writePatience))
-	_, _ = conn.Write([]byte{'X', 0, 0, 0, 4})
+	_ = s.write([]byte{'X', 0, 0, 0, 4})
 	s.fail(locker.ErrClosed)
 }
 

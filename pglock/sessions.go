@@ -50,12 +50,16 @@ func (l *leaseSession) await(ctx context.Context) error {
 	}
 }
 
-// leaseSession returns the session for locks with the given TTL. b.mu is held.
-func (b *backend) leaseSession(ttl time.Duration) *leaseSession {
+// dropSilent gives up the sessions for leases that may be dead: nothing is asked of them any more. b.mu is held.
+func (b *backend) dropSilent() {
 	now := time.Now()
-	b.leases = slices.DeleteFunc(b.leases, func(l *leaseSession) bool { // those that may be dead
+	b.leases = slices.DeleteFunc(b.leases, func(l *leaseSession) bool {
 		return l.session != nil && l.session.silentFor(now) > silence
 	})
+}
+
+// leaseSession returns the session for locks with the given TTL. b.mu is held.
+func (b *backend) leaseSession(ttl time.Duration) *leaseSession {
 	l := b.chooseLease(ttl)
 	if l == nil {
 		l = b.openLease(ttl)
@@ -66,7 +70,7 @@ func (b *backend) leaseSession(ttl time.Duration) *leaseSession {
 		}
 	}
 	if l.session != nil {
-		l.session.used = now
+		l.session.used = time.Now()
 	}
 	return l
 }
