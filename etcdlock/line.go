@@ -86,7 +86,7 @@ func (w *waiter) wait(ctx context.Context) (locker.Grant, error) {
 		}
 		if event == watchBroken {
 			w.unwatch()
-			poll.Reset(jittered(s.renewalInterval() / 10)) // the server may be gone
+			poll.Reset(jittered(min(s.renewalInterval()/10, 500*time.Millisecond))) // the server may be gone
 			continue
 		}
 		l, err := w.look(ctx)
@@ -94,7 +94,7 @@ func (w *waiter) wait(ctx context.Context) (locker.Grant, error) {
 		case err != nil && isFinal(err):
 			return locker.Grant{}, err
 		case err != nil: // as long as the lease lives, the place in the line is kept
-			poll.Reset(jittered(s.renewalInterval() / 5))
+			poll.Reset(jittered(min(s.renewalInterval()/5, 2*time.Second)))
 			continue
 		case !l.there:
 			w.claim.dismiss()
