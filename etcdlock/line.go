@@ -141,6 +141,7 @@ func (w *waiter) look(ctx context.Context) (view, error) {
 	c := w.claim
 	if w.revision == 0 {
 		step := newStep(c.session.ttl, len(c.key), clientv3.OpGet(c.key, clientv3.WithKeysOnly()))
+		step.over = c.session.over
 		if err := w.backend.reads.do(ctx, step); err != nil {
 			return view{}, w.backend.failure(err)
 		}
@@ -154,6 +155,7 @@ func (w *waiter) look(ctx context.Context) (view, error) {
 		clientv3.OpGet(c.line, clientv3.WithRange(afterLine(c.line)), clientv3.WithMaxCreateRev(w.revision),
 			clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortDescend), clientv3.WithLimit(2), clientv3.WithKeysOnly()),
 		firstOp(c.line))
+	step.over = c.session.over
 	if err := w.backend.reads.do(ctx, step); err != nil {
 		return view{}, w.backend.failure(err)
 	}

@@ -321,6 +321,7 @@ func (s *session) endLocked(cause error) {
 	s.cause = cause
 	close(s.over)
 	s.pulse.close()
+	s.steps.end(ErrLeaseExpired)
 	if o := s.b.sessions[s.asked]; o != nil && o.session == s {
 		delete(s.b.sessions, s.asked)
 	}
