@@ -190,10 +190,10 @@ func (c *claim) dismiss() {
 	c.dismissLocked()
 }
 
-// dismissLocked is for a claim that is not there as far as we know. If the request that makes it may yet arrive, it is deleted all the
-// same, and the fence raised. Its put is done, or its session over.
+// dismissLocked is for a claim that is not there as far as we know. If the request that makes it was sent more than once, one of them may have
+// made it anew since; if one may yet arrive, the fence has to be raised, too. So it is deleted all the same. Its put is done, or its session over.
 func (c *claim) dismissLocked() {
-	if s := c.session; !s.isOver() && c.doubtful() {
+	if s := c.session; !s.isOver() && (c.put.repeated || c.doubtful()) {
 		c.disownLocked()
 		s.expireLocked(c, time.Now())
 		return
@@ -321,7 +321,7 @@ func (s *session) sweep() {
 			b.running.start(func() { b.revoke(s) })
 			return
 		case !now.Before(at):
-			at = now.Add(s.renewalInterval() / 2) // for the next attempt
+			at = now.Add(min(s.renewalInterval()/2, 5*time.Second)) // for the next attempt
 			c.expired = true
 			b.running.start(func() {
 				ctx, cancel := context.WithTimeout(b.life, attemptBound(s.ttl))
