@@ -88,6 +88,9 @@
 // An interval between compactions (--auto-compaction-retention) that is not too long, as for all that changes often: etcd keeps two
 // revisions for each lock that was held since.
 //
+// The members themselves: etcd's own grpc-proxy is not supported. It may answer keep-alives itself, with what is left of the TTL; those do not
+// count, and leases end.
+//
 // Close gives the lease back, for which it waits two seconds at most.
 //
 // The Locker talks to the connection of the client: wrappers such as package namespace that were put into the client's fields are not

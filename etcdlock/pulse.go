@@ -19,6 +19,7 @@ type pulse struct {
 	conn   *conn
 	life   context.Context
 	lease  clientv3.LeaseID
+	ttl    time.Duration // as granted
 
 	endpoints func() int
 	bound     time.Duration // of a keep-alive
@@ -111,6 +112,10 @@ func (p *pulse) beatOn(ctx context.Context, s *pulseStream) (term uint64, err er
 	if resp.GetTTL() <= 0 {
 		s.end()
 		return 0, rpctypes.ErrLeaseNotFound
+	}
+	if time.Duration(resp.GetTTL())*time.Second < p.ttl { // a leader that has renewed the lease says its whole TTL
+		s.end()
+		return 0, errNotRenewed
 	}
 	p.mu.Lock()
 	if !p.closed {
