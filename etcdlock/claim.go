@@ -299,6 +299,14 @@ func (s *session) expireLocked(c *claim, at time.Time) {
 	}
 }
 
+// overdueCause is why a claim that is held has expired.
+func (c *claim) overdueCause() error {
+	if c.request.NoRenew {
+		return errNoRenew
+	}
+	return errOverdue
+}
+
 // sweep deletes the claims whose time is over: those of leases that are not renewed, or were abandoned, and what an acquire has left
 // that failed. If it has not succeeded a TTL later, the lease is given up, and with it all that is attached to it: who holds
 // the other locks is told, and they are not left in doubt, nor is anybody locked out for good.
@@ -323,6 +331,9 @@ func (s *session) sweep() {
 		case !now.Before(at):
 			at = now.Add(min(s.renewalInterval()/2, 5*time.Second)) // for the next attempt
 			c.expired = true
+			if c.token != 0 && !c.gone {
+				c.request.ReportLost(c.overdueCause()) // mostly it knows: but nobody else may get the lock before that
+			}
 			b.running.start(func() {
 				ctx, cancel := context.WithTimeout(b.life, attemptBound(s.ttl))
 				defer cancel()
