@@ -90,10 +90,10 @@ func (b *backend) session(ctx context.Context, r locker.Request) (*session, erro
 func (b *backend) open(o *opening, r locker.Request) {
 	s, err := b.grant(r)
 	b.mu.Lock()
-	defer b.mu.Unlock()
+	late := err == nil && b.closed
 	switch {
-	case err == nil && b.closed:
-		err = errClosed // the lease has no keys, and ends by itself
+	case late:
+		err = errClosed
 	case err == nil:
 		o.session = s
 		s.alarm = time.AfterFunc(s.untilAlarmLocked(), func() { b.running.start(s.ring) })
@@ -103,6 +103,10 @@ func (b *backend) open(o *opening, r locker.Request) {
 		delete(b.sessions, r.TTL)
 	}
 	close(o.done)
+	b.mu.Unlock()
+	if late {
+		b.revokeLate(s)
+	}
 }
 
 // grant asks for a lease. One whose answer gets lost has no keys, and ends by itself.
@@ -347,6 +351,13 @@ func (b *backend) revoke(s *session) {
 			return
 		}
 	}
+}
+
+// revokeLate gives a lease back that was granted while the Locker was closed. If that fails, the lease, which has no keys, ends by itself.
+func (b *backend) revokeLate(s *session) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(b.life), time.Second) // Close waits for it
+	defer cancel()
+	_ = b.revokeOnce(ctx, s)
 }
 
 func (b *backend) revokeOnce(ctx context.Context, s *session) error {
