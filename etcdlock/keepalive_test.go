@@ -24,8 +24,8 @@ func (l hookedLeases) LeaseKeepAlive(ctx context.Context, _ ...grpc.CallOption) 
 	return l.keepAlive(ctx, l.LeaseClient)
 }
 
-// TestKeepAliveStreamEnds has an etcd lease revoked, of which the Locker learns otherwise than by a keep-alive. The stream of its keep-alives
-// must not stay open.
+// TestKeepAliveStreamEnds has an etcd lease revoked, of which the Locker learns otherwise than by a keep-alive. The stream of its
+// keep-alives must not stay open.
 func TestKeepAliveStreamEnds(t *testing.T) {
 	t.Parallel()
 	const ttl = 2 * time.Second

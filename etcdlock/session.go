@@ -132,7 +132,10 @@ func (b *backend) grant(r locker.Request) (*session, error) {
 	}
 	s.fence.key, s.fence.lease = fenceKey(r.Prefix, s.lease), s.lease
 	s.steps = newBatcher(b, &s.fence, s.over)
-	s.pulse = pulse{client: b.leases, conn: b.conn, life: b.life, lease: s.lease, ttl: s.ttl, endpoints: b.endpoints, bound: attemptBound(s.ttl)}
+	s.pulse = pulse{
+		client: b.leases, conn: b.conn, life: b.life, lease: s.lease, ttl: s.ttl,
+		endpoints: b.endpoints, bound: attemptBound(s.ttl),
+	}
 	return s, nil
 }
 
