@@ -191,8 +191,8 @@ func (c *claim) dismiss() {
 }
 
 // dismissLocked is for a claim that is not there as far as we know. If the request that makes it was sent more than once, one may have
-// made it anew since, or may yet arrive. Then it is deleted all the same, and in the latter case the fence is raised. Its put is done, or its
-// session over.
+// made it anew since, or may yet arrive. Then it is deleted all the same, and in the latter case the fence is raised. Its put is done, or
+// its session over.
 func (c *claim) dismissLocked() {
 	if s := c.session; !s.isOver() && (c.put.repeated || c.doubtful()) {
 		c.disownLocked()
