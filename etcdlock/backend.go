@@ -14,9 +14,6 @@ import (
 	"github.com/lockerkit/locker"
 )
 
-// maxLeaseTTL is the longest lease that etcd grants.
-const maxLeaseTTL = 9_000_000_000 * time.Second
-
 // backend is a locker.Backend and locker.Queue.
 type backend struct {
 	client      *clientv3.Client
@@ -70,11 +67,8 @@ func (b *backend) String() string { return "etcd" }
 
 // check refuses what cannot be kept, before the server is asked.
 func check(r locker.Request) error {
-	switch {
-	case r.TTL%time.Second != 0:
+	if r.TTL%time.Second != 0 {
 		return fmt.Errorf("%w: TTL(%v) is not a whole number of seconds, which is what etcd counts in", locker.ErrInvalidOption, r.TTL)
-	case r.TTL > maxLeaseTTL:
-		return fmt.Errorf("%w: TTL(%v) is longer than %v, the longest lease that etcd grants", locker.ErrInvalidOption, r.TTL, maxLeaseTTL)
 	}
 	return nil
 }

@@ -20,6 +20,9 @@ type step struct {
 	size int           // about how many bytes they take
 	ttl  time.Duration // of the lock that it is about, which bounds an attempt
 
+	// over is closed when nobody needs the answer any more, because the session has ended; nil if somebody does all the same.
+	over <-chan struct{}
+
 	// line is that of the claim which the step makes. Steps for the same line do not share a transaction: their claims would
 	// have the same create revision, and nobody knew who was first.
 	line string
@@ -74,6 +77,7 @@ type batcher struct {
 
 	mu       sync.Mutex
 	queue    []*step
+	ended    error         // what becomes of further steps; nil before end
 	carriers int           // goroutines that carry out steps, except overdue ones
 	idle     int           // of them
 	calls    chan struct{} // has room for each of them
@@ -98,11 +102,32 @@ func newBatcher(b *backend, f *fence, over <-chan struct{}) batcher {
 // submit hands steps over; they are concluded sooner or later.
 func (b *batcher) submit(steps ...*step) {
 	b.mu.Lock()
+	if b.ended != nil {
+		defer b.mu.Unlock()
+		b.concludeLocked(steps)
+		return
+	}
 	b.queue = append(b.queue, steps...)
 	start := b.callLocked()
 	b.mu.Unlock()
 	if start {
 		b.start()
+	}
+}
+
+// end concludes all steps that have not been sent, and those that are still to come, with an error. If the server does not answer, they
+// would else be sent in vain, a few at a time.
+func (b *batcher) end(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ended = err
+	b.concludeLocked(b.queue)
+	b.queue = nil
+}
+
+func (b *batcher) concludeLocked(steps []*step) {
+	for _, s := range steps {
+		s.conclude(b.ended, true)
 	}
 }
 
@@ -134,17 +159,22 @@ func (b *batcher) do(ctx context.Context, s *step) error {
 	return b.await(ctx, s)
 }
 
-// await returns the error of a step, or that of ctx: not its cause, which may be anything, and must not be taken for an answer.
+// await returns the error of a step, or ErrLeaseExpired if the step is over, or that of ctx: not its cause, which may be anything, and must
+// not be taken for an answer.
 func (b *batcher) await(ctx context.Context, s *step) error {
+	var err error
 	select {
 	case <-s.done:
 		return s.err
 	case <-ctx.Done():
+		err = ctx.Err()
+	case <-s.over:
+		err = ErrLeaseExpired
 	}
 	if b.withdraw(s) {
-		s.conclude(ctx.Err(), true)
+		s.conclude(err, true)
 	}
-	return ctx.Err()
+	return err
 }
 
 // withdraw takes a step back that has not been sent.

@@ -190,10 +190,11 @@ func (c *claim) dismiss() {
 	c.dismissLocked()
 }
 
-// dismissLocked is for a claim that is not there as far as we know. If the request that makes it may yet arrive, it is deleted all the
-// same, and the fence raised. Its put is done, or its session over.
+// dismissLocked is for a claim that is not there as far as we know. If the request that makes it was sent more than once, one may have
+// made it anew since, or may yet arrive. Then it is deleted all the same, and in the latter case the fence is raised. Its put is done, or
+// its session over.
 func (c *claim) dismissLocked() {
-	if s := c.session; !s.isOver() && c.doubtful() {
+	if s := c.session; !s.isOver() && (c.put.repeated || c.doubtful()) {
 		c.disownLocked()
 		s.expireLocked(c, time.Now())
 		return
@@ -299,6 +300,14 @@ func (s *session) expireLocked(c *claim, at time.Time) {
 	}
 }
 
+// overdueCause is why a claim that is held has expired.
+func (c *claim) overdueCause() error {
+	if c.request.NoRenew {
+		return errNoRenew
+	}
+	return errOverdue
+}
+
 // sweep deletes the claims whose time is over: those of leases that are not renewed, or were abandoned, and what an acquire has left
 // that failed. If it has not succeeded a TTL later, the lease is given up, and with it all that is attached to it: who holds
 // the other locks is told, and they are not left in doubt, nor is anybody locked out for good.
@@ -321,8 +330,11 @@ func (s *session) sweep() {
 			b.running.start(func() { b.revoke(s) })
 			return
 		case !now.Before(at):
-			at = now.Add(s.renewalInterval() / 2) // for the next attempt
+			at = now.Add(min(s.renewalInterval()/2, 5*time.Second)) // for the next attempt
 			c.expired = true
+			if c.token != 0 && !c.gone {
+				c.request.ReportLost(c.overdueCause()) // mostly it knows: but nobody else may get the lock before that
+			}
 			b.running.start(func() {
 				ctx, cancel := context.WithTimeout(b.life, attemptBound(s.ttl))
 				defer cancel()

@@ -63,7 +63,12 @@
 // Waiters are served in the order in which their keys were made, across all Lockers. TryLock never overtakes them. Unlock deletes
 // the key, the next waiter's watch tells it so, and it looks whether it is the first now. All watches of a Locker share one
 // stream. Should the news get lost, the waiter looks by itself after a TTL. A waiter that dies leaves the line when its lease ends; one
-// whose lease ends for want of a connection gets ErrLeaseExpired at once, whether or not the holder has left.
+// whose lease ends for want of a connection gets ErrLeaseExpired when it does, whether or not the holder has left.
+//
+// If the store does not answer, Lock and TryLock give up (ErrNoAnswer): after a third of the TTL, 3 s at most, if the client has one
+// endpoint, and after up to three times that if it has several. That is for one request, but the first that gets no answer is mostly
+// the last of a call. Where so many call at once that they wait for each other, it takes until their etcd lease has ended, and
+// one more request after that, at most. A place in the line is kept as long as the lease lives.
 //
 // # What could leave a lock behind
 //
@@ -88,7 +93,10 @@
 // An interval between compactions (--auto-compaction-retention) that is not too long, as for all that changes often: etcd keeps two
 // revisions for each lock that was held since.
 //
-// Close gives the lease back, for which it waits two seconds at most.
+// The members themselves: etcd's own grpc-proxy is not supported. It may answer keep-alives itself, with what is left of the TTL. Those
+// answers do not count, and leases end.
+//
+// Close gives the lease back, for which it waits two seconds at most, or a second more for one that is granted just then.
 //
 // The Locker talks to the connection of the client: wrappers such as package namespace that were put into the client's fields are not
 // used; the option locker.Prefix does the same.

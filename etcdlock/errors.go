@@ -45,6 +45,9 @@ var (
 	errDeleted      = errors.New("etcd: the key was deleted")
 	errGivenUp      = errors.New("etcd: the lease was given up, as a key attached to it could not be deleted")
 	errDeposed      = errors.New("etcd: a keep-alive was answered by a member that may have been deposed")
+	errNotRenewed   = errors.New("etcd: a keep-alive was answered with less than the TTL, as by a proxy that has not asked the leader")
+	errNoRenew      = errors.New("its TTL has passed, and it is not renewed") // as package locker says it
+	errOverdue      = errors.New("not renewed in time")
 	errFence        = errors.New("etcd: the revision of a key that only this session writes keeps changing, or has gone back")
 	errClientClosed = errors.New("etcd: the client is closed")
 	errClosed       = fmt.Errorf("etcd: %w", locker.ErrClosed)

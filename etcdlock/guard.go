@@ -16,7 +16,8 @@ import (
 //		Commit()
 //	if err == nil && !resp.Succeeded { // the lock was lost
 //
-// With a lease that was unlocked or lost, or that comes from another store, the condition does not hold.
+// The condition does not hold once the key of the lease is gone. That may be a while after the lease has ended, if Unlock got no answer,
+// say, or the deadline has passed; until then nobody else has the lock. With a lease that comes from another store it never holds.
 func Guard(lease *locker.Lease) clientv3.Cmp {
 	g := locker.GrantOf(lease)
 	c, ok := g.Private.(*claim)

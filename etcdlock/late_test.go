@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -107,6 +108,35 @@ func TestLateRequest(t *testing.T) {
 	}
 }
 
+// TestMadeAnew has an operator delete a claim, and then the first attempt to make it arrive, when the fence is about to be raised for that.
+func TestMadeAnew(t *testing.T) {
+	t.Parallel()
+	const ttl = 3 * time.Second
+	addr := etcdtest.Address(t)
+	root := administer(t, connect(t, addr))
+	key := unique("key")
+	d := &delayed{which: func(r request) bool { return r.claims(key) }}
+	arrived := make(chan struct{})
+	l := hooked(t, connect(t, addr, addr), func(r request) (*clientv3.TxnResponse, error) {
+		if slices.ContainsFunc(r.puts, func(k string) bool { return strings.HasPrefix(k, etcdlock.DefaultPrefix+"!") }) { // the fence
+			<-arrived
+		}
+		return d.hook(r)
+	}, locker.TTL(ttl))
+	keeper := mustLock(t, l, unique("keeper"))
+	lease := mustLock(t, l, key)
+	root.delete(etcdlock.ClaimOf(lease))
+	d.arrive(t)
+	if !root.exists(etcdlock.ClaimOf(lease)) {
+		t.Error("the first attempt came too late")
+	}
+	close(arrived)
+	eventually(t, "the fence is raised", func() bool { return root.exists(etcdlock.FenceOf(keeper)) })
+	told(t, lease, ttl)
+	root.awaitLine(key, 0)
+	mustUnlock(t, keeper)
+}
+
 // TestLateUnlock has the first attempt to unlock arrive when the same Locker has the lock again.
 func TestLateUnlock(t *testing.T) {
 	t.Parallel()
@@ -123,6 +153,33 @@ func TestLateUnlock(t *testing.T) {
 		t.Error("the lock was deleted")
 	}
 	mustUnlock(t, lease)
+}
+
+// TestDeletionFails has the deletion of a claim that may yet be made fail once. However long the TTL is, there is soon another attempt.
+func TestDeletionFails(t *testing.T) {
+	t.Parallel()
+	const ttl = 10 * time.Minute
+	addr := etcdtest.Address(t)
+	root := administer(t, connect(t, addr))
+	key := unique("key")
+	put := &delayed{which: func(r request) bool { return r.claims(key) }}
+	var abandoned atomic.Value // the key of the claim
+	abandoned.Store("")
+	var attempts atomic.Int32
+	l := hooked(t, connect(t, addr, addr), func(r request) (*clientv3.TxnResponse, error) {
+		if slices.Contains(r.deletes, abandoned.Load().(string)) && attempts.Add(1) == 1 {
+			return nil, status.Error(codes.Internal, "out of order")
+		}
+		return put.hook(r)
+	}, locker.TTL(ttl))
+	rival := mustLock(t, open(t, []string{addr}), key)
+	waiter := waits(l, key)
+	keys, _ := root.awaitLine(key, 2)
+	abandoned.Store(keys[1])
+	root.delete(keys[1])
+	mustUnlock(t, rival) // so that the waiter looks, and joins the line again
+	mustUnlock(t, granted(t, waiter, patience))
+	eventually(t, "there is another attempt to delete the claim", func() bool { return attempts.Load() > 1 })
 }
 
 // TestFenceDeleted has an operator delete what keeps late requests out.

@@ -86,7 +86,7 @@ func (w *waiter) wait(ctx context.Context) (locker.Grant, error) {
 		}
 		if event == watchBroken {
 			w.unwatch()
-			poll.Reset(jittered(s.renewalInterval() / 10)) // the server may be gone
+			poll.Reset(jittered(min(s.renewalInterval()/10, 500*time.Millisecond))) // the server may be gone
 			continue
 		}
 		l, err := w.look(ctx)
@@ -94,7 +94,7 @@ func (w *waiter) wait(ctx context.Context) (locker.Grant, error) {
 		case err != nil && isFinal(err):
 			return locker.Grant{}, err
 		case err != nil: // as long as the lease lives, the place in the line is kept
-			poll.Reset(jittered(s.renewalInterval() / 5))
+			poll.Reset(jittered(min(s.renewalInterval()/5, 2*time.Second)))
 			continue
 		case !l.there:
 			w.claim.dismiss()
@@ -141,6 +141,7 @@ func (w *waiter) look(ctx context.Context) (view, error) {
 	c := w.claim
 	if w.revision == 0 {
 		step := newStep(c.session.ttl, len(c.key), clientv3.OpGet(c.key, clientv3.WithKeysOnly()))
+		step.over = c.session.over
 		if err := w.backend.reads.do(ctx, step); err != nil {
 			return view{}, w.backend.failure(err)
 		}
@@ -154,6 +155,7 @@ func (w *waiter) look(ctx context.Context) (view, error) {
 		clientv3.OpGet(c.line, clientv3.WithRange(afterLine(c.line)), clientv3.WithMaxCreateRev(w.revision),
 			clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortDescend), clientv3.WithLimit(2), clientv3.WithKeysOnly()),
 		firstOp(c.line))
+	step.over = c.session.over
 	if err := w.backend.reads.do(ctx, step); err != nil {
 		return view{}, w.backend.failure(err)
 	}

@@ -1,6 +1,9 @@
 package etcdlock_test
 
 import (
+	"context"
+	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -34,6 +37,32 @@ func TestNoRenew(t *testing.T) {
 	time.Sleep(ttl / 4)
 	mustUnlock(t, holder)
 	check(granted(t, waiter, ttl/3))
+}
+
+// generous is a backend by whose grants leases end later than they should, as if the timers of package locker were late.
+type generous struct{ locker.Backend }
+
+func (b generous) Acquire(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	g, err := b.Backend.Acquire(ctx, r)
+	g.TTL = time.Hour
+	return g, err
+}
+
+// TestNoRenewToldFirst has the TTL of a lease pass that does not know it. It must be told before its key is deleted.
+func TestNoRenewToldFirst(t *testing.T) {
+	t.Parallel()
+	const ttl = 2 * time.Second
+	addr := etcdtest.Address(t)
+	root := administer(t, connect(t, addr))
+	backend, key := etcdlock.NewBackend(connect(t, addr)), unique("key")
+	l := locker.New(generous{backend}, locker.Prefix(etcdlock.DefaultPrefix), locker.TTL(ttl), locker.NoRenew())
+	t.Cleanup(func() { _ = l.Close() })
+	lease := mustTry(t, l, key)
+	claim := etcdlock.ClaimOf(lease)
+	eventually(t, "the key is deleted", func() bool { return !root.exists(claim) })
+	if err := lease.Err(); !errors.Is(err, locker.ErrLost) || !strings.Contains(err.Error(), "its TTL has passed") {
+		t.Errorf("when the key is deleted, the lease says %v", err)
+	}
 }
 
 // TestNoRenewWithoutAnswers has the server not answer before, and after, the lock was granted. Who does not want to have it renewed

@@ -2,14 +2,64 @@ package etcdlock_test
 
 import (
 	"errors"
+	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/etcdlock"
 	"github.com/lockerkit/locker/internal/etcdtest"
 	"github.com/lockerkit/locker/internal/faultproxy"
 )
+
+// TestManyWithoutAnswer has a server stop to answer many Locks at once, more than its clients can ask for within a TTL. All of them learn
+// of it soon after their etcd lease is over.
+func TestManyWithoutAnswer(t *testing.T) {
+	t.Parallel()
+	const ttl, n = 3 * time.Second, 1500
+	cluster := etcdtest.New(t, etcdtest.Options{})
+	for name, wait := range map[string]bool{"that begin": false, "that wait": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			root, proxy := administer(t, cluster.Client(t)), behind(t, cluster.Member(0))
+			rival, l, key := open(t, cluster.Endpoints(), locker.TTL(time.Minute)), open(t, []string{proxy.Addr()}, locker.TTL(ttl)), unique("key")
+			mustUnlock(t, mustLock(t, l, unique("key"))) // so that it has a lease
+			locks := make([]pending[acquired], n)
+			start := func() {
+				for i := range locks {
+					locks[i] = waits(l, fmt.Sprint(key, "/", i))
+				}
+			}
+			if wait {
+				var all sync.WaitGroup
+				for i := range locks {
+					all.Go(func() { mustLock(t, rival, fmt.Sprint(key, "/", i)) })
+				}
+				all.Wait()
+				start()
+				root.awaitLine(key, 2*n)
+			}
+			proxy.Set(faultproxy.BlackHole())
+			silent := time.Now()
+			if wait {
+				proxy.ResetAll() // so that they look for themselves
+			} else {
+				start()
+			}
+			for _, p := range locks {
+				if a := p.get(t); a.err == nil || !errors.Is(a.err, etcdlock.ErrNoAnswer) && !errors.Is(a.err, etcdlock.ErrLeaseExpired) {
+					t.Fatal(a.err)
+				}
+			}
+			if took := time.Since(silent); took > 3*ttl {
+				t.Errorf("the last Lock fails after %v", took)
+			}
+			proxy.Heal()
+		})
+	}
+}
 
 // TestOutage has connections refused for so long that a client takes long pauses between its attempts to connect.
 func TestOutage(t *testing.T) {

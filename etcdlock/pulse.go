@@ -19,12 +19,14 @@ type pulse struct {
 	conn   *conn
 	life   context.Context
 	lease  clientv3.LeaseID
+	ttl    time.Duration // as granted
 
 	endpoints func() int
 	bound     time.Duration // of a keep-alive
 
-	mu   sync.Mutex
-	idle *pulseStream // kept for the next
+	mu     sync.Mutex
+	idle   *pulseStream // kept for the next
+	closed bool         // there is no next
 }
 
 type pulseStream struct {
@@ -111,13 +113,30 @@ func (p *pulse) beatOn(ctx context.Context, s *pulseStream) (term uint64, err er
 		s.end()
 		return 0, rpctypes.ErrLeaseNotFound
 	}
+	if time.Duration(resp.GetTTL())*time.Second < p.ttl { // a leader that has renewed the lease says its whole TTL
+		s.end()
+		return 0, errNotRenewed
+	}
 	p.mu.Lock()
-	s, p.idle = p.idle, s
+	if !p.closed {
+		s, p.idle = p.idle, s
+	}
 	p.mu.Unlock()
 	if s != nil {
 		s.end()
 	}
 	return resp.GetHeader().GetRaftTerm(), nil
+}
+
+// close ends the stream that is kept, which would else stay open for as long as the Locker.
+func (p *pulse) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	if p.idle != nil {
+		p.idle.end()
+		p.idle = nil
+	}
 }
 
 func (s *pulseStream) ask(lease clientv3.LeaseID) (*pb.LeaseKeepAliveResponse, error) {

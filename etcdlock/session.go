@@ -90,10 +90,10 @@ func (b *backend) session(ctx context.Context, r locker.Request) (*session, erro
 func (b *backend) open(o *opening, r locker.Request) {
 	s, err := b.grant(r)
 	b.mu.Lock()
-	defer b.mu.Unlock()
+	late := err == nil && b.closed
 	switch {
-	case err == nil && b.closed:
-		err = errClosed // the lease has no keys, and ends by itself
+	case late:
+		err = errClosed
 	case err == nil:
 		o.session = s
 		s.alarm = time.AfterFunc(s.untilAlarmLocked(), func() { b.running.start(s.ring) })
@@ -103,6 +103,10 @@ func (b *backend) open(o *opening, r locker.Request) {
 		delete(b.sessions, r.TTL)
 	}
 	close(o.done)
+	b.mu.Unlock()
+	if late {
+		b.revokeLate(s)
+	}
 }
 
 // grant asks for a lease. One whose answer gets lost has no keys, and ends by itself.
@@ -128,7 +132,10 @@ func (b *backend) grant(r locker.Request) (*session, error) {
 	}
 	s.fence.key, s.fence.lease = fenceKey(r.Prefix, s.lease), s.lease
 	s.steps = newBatcher(b, &s.fence, s.over)
-	s.pulse = pulse{client: b.leases, conn: b.conn, life: b.life, lease: s.lease, endpoints: b.endpoints, bound: attemptBound(s.ttl)}
+	s.pulse = pulse{
+		client: b.leases, conn: b.conn, life: b.life, lease: s.lease, ttl: s.ttl,
+		endpoints: b.endpoints, bound: attemptBound(s.ttl),
+	}
 	return s, nil
 }
 
@@ -320,6 +327,8 @@ func (s *session) endLocked(cause error) {
 	}
 	s.cause = cause
 	close(s.over)
+	s.pulse.close()
+	s.steps.end(ErrLeaseExpired)
 	if o := s.b.sessions[s.asked]; o != nil && o.session == s {
 		delete(s.b.sessions, s.asked)
 	}
@@ -345,6 +354,13 @@ func (b *backend) revoke(s *session) {
 			return
 		}
 	}
+}
+
+// revokeLate gives a lease back that was granted while the Locker was closed. If that fails, the lease, which has no keys, ends by itself.
+func (b *backend) revokeLate(s *session) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(b.life), time.Second) // Close waits for it
+	defer cancel()
+	_ = b.revokeOnce(ctx, s)
 }
 
 func (b *backend) revokeOnce(ctx context.Context, s *session) error {

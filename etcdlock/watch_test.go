@@ -58,6 +58,25 @@ func TestWatchStreamStays(t *testing.T) {
 	mustUnlock(t, granted(t, waiter, ttl/10))
 }
 
+// TestWatchStreamBreaks has the connection of a waiter break for a moment. However long the TTL is, it soon looks for itself.
+func TestWatchStreamBreaks(t *testing.T) {
+	t.Parallel()
+	const ttl = 10 * time.Minute
+	cluster := etcdtest.New(t, etcdtest.Options{})
+	root, proxy, key := administer(t, cluster.Client(t)), behind(t, cluster.Member(0)), unique("key")
+	holder := mustLock(t, open(t, cluster.Endpoints(), locker.TTL(ttl)), key)
+	waiter := waits(open(t, []string{proxy.Addr()}, locker.TTL(ttl)), key)
+	root.awaitLine(key, 2)
+	eventually(t, "the waiter watches", func() bool { return watchStreams(t, cluster.Member(0)) > 0 })
+	proxy.Set(faultproxy.Refuse())
+	proxy.ResetAll()
+	eventually(t, "the connection is broken", func() bool { return proxy.Open() == 0 })
+	time.Sleep(time.Second) // it looks at least once, and is refused
+	proxy.Heal()
+	mustUnlock(t, holder)
+	mustUnlock(t, granted(t, waiter, 5*time.Second))
+}
+
 // TestWatchStreamDead has one of two connections die without a word. If it is that of the watches, nothing else tells.
 func TestWatchStreamDead(t *testing.T) {
 	t.Parallel()
