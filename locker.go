@@ -16,8 +16,8 @@ type Locker interface {
 	// that this same Locker holds waits like any other.
 	//
 	// When ctx ends, Lock returns its cause at once, naming the holder where the store knows it, and nothing stays
-	// locked. If the store fails, or does not answer within the TTL (each backend says whether sooner), Lock returns that
-	// error; Lead is the one that rides out an outage. Also ErrClosed, ErrInvalidKey and ErrInvalidOption.
+	// locked. If the store fails, or does not answer (mostly within the TTL; each backend says how long that takes), Lock returns
+	// that error; Lead is the one that rides out an outage. Also ErrClosed, ErrInvalidKey and ErrInvalidOption.
 	Lock(ctx context.Context, key string, opts ...Option) (*Lease, error)
 
 	// TryLock makes one attempt and does not wait: it returns ErrLocked when the key has a holder, or others who

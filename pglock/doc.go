@@ -58,8 +58,8 @@
 // connection, which counts among them. Lines beyond the bound poll every 50 to 100 ms, with notifications on the
 // channel "locker" to make that sooner; they get a connection in order of arrival.
 //
-// Lock gives up when nothing has told it within the TTL whether the key is locked. Whoever stands in line notices only after half
-// a minute or more that the server does not answer.
+// Lock gives up when nothing has told it within the TTL, or within two seconds if that is longer, whether the key is locked. Whoever
+// stands in line notices only after half a minute or more that the server does not answer.
 //
 // A statement that runs keeps VACUUM, everywhere in the database, from removing what has been deleted since it began, and
 // CREATE INDEX CONCURRENTLY waiting. A wait therefore takes its place anew, at the end of the line, when it has lasted

@@ -100,7 +100,8 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (g locker.Grant, e
 
 // wait takes the lock if it is free, or gets into line for it.
 func (b *backend) wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
-	until := time.Now().Add(r.TTL) // for the answer that tells whether to wait
+	// For the answer that tells whether to wait. A TTL may be shorter than it takes to make the first connection.
+	until := time.Now().Add(max(r.TTL, silence))
 	b.mu.Lock()
 	s, err := b.settle(ctx, Key(r.Name()), until)
 	if err != nil {
