@@ -277,7 +277,7 @@ func testJobInHand(t *testing.T, s testStore) {
 		flags []string
 		want  string
 	}{
-		{"finishes within the grace", []string{"-job", "700ms", "-grace", "1m"}, `^job 1 done`},
+		{"finishes within the grace", []string{"-job", "3s", "-grace", "1m"}, `^job 1 done`}, // longer than the next one takes to start
 		{"is cancelled after the grace", []string{"-job", "1m", "-grace", "300ms"}, `^drops job 1: .*grace`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
