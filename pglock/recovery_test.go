@@ -141,20 +141,27 @@ func TestFirstInLineLeaves(t *testing.T) {
 	}
 }
 
-// TestHungSessionWithALock: a key that was asked for on a session that hangs, and has a lock, cannot be had for the TTL of that.
-func TestHungSessionWithALock(t *testing.T) {
-	t.Parallel()
+// askedOnAHungSession returns a Locker whose session hangs, and has a lock, and a key that was asked for there in vain.
+func askedOnAHungSession(t *testing.T) (l locker.Locker, key string) {
+	t.Helper()
 	proxy, dsn := behind(t, pgtest.URL(t))
-	l := open(t, dsn, locker.TTL(time.Hour))
+	l = open(t, dsn, locker.TTL(time.Hour))
 	mustTry(t, l, unique("other"))
 	for _, c := range proxy.Conns() { // new ones are fine
 		c.Set(faultproxy.BlackHole())
 	}
-	key := unique("key")
+	key = unique("key")
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	_, _ = l.TryLock(ctx, key)
-	ctx, cancel = context.WithTimeout(t.Context(), 15*time.Second)
+	return l, key
+}
+
+// TestHungSessionWithALock: a key that was asked for on a session that hangs, and has a lock, cannot be had for the TTL of that.
+func TestHungSessionWithALock(t *testing.T) {
+	t.Parallel()
+	l, key := askedOnAHungSession(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
 	defer cancel()
 	if _, err := l.Lock(ctx, key); err != nil {
 		t.Errorf("a free key, which nobody has or wants any more: %v", err)
@@ -260,17 +267,8 @@ func TestLockOnAHungServer(t *testing.T) {
 // another session has been asked.
 func TestHungSessionIsForgotten(t *testing.T) {
 	t.Parallel()
-	proxy, dsn := behind(t, pgtest.URL(t))
-	l := open(t, dsn, locker.TTL(time.Hour))
-	mustTry(t, l, unique("other"))
-	for _, c := range proxy.Conns() { // new ones are fine
-		c.Set(faultproxy.BlackHole())
-	}
-	key := unique("key")
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	_, _ = l.TryLock(ctx, key)
-	ctx, cancel = context.WithTimeout(t.Context(), 15*time.Second)
+	l, key := askedOnAHungSession(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
 	defer cancel()
 	for range 3 {
 		lease, err := l.Lock(ctx, key)

@@ -121,14 +121,13 @@ func (c *claim) ask(ctx context.Context) {
 	defer c.mu.Unlock()
 	c.phase = asking
 	before := c.names
-	before.member = "" // keep the place in line
 	c.names = c.nextNames()
 	a := attempt{names: c.names, ttl: c.request.TTL, join: c.join, arrival: c.arrival, least: c.b.least()}
 	ctx = context.WithoutCancel(ctx) // cut short, the outcome would be unknown
 	for i := range c.places {
 		p := &c.places[i]
 		if p.doubt || p.state == unknown || p.state == held { // of the try before, and it has not been possible to give it back
-			c.b.nodes[i].owe(before, "", c.request.TTL)
+			c.b.nodes[i].oweTry(before, c.request.TTL)
 			p.state = nothing
 		}
 		p.pending, p.skipped, p.called = true, false, false
@@ -165,8 +164,7 @@ func (c *claim) askOne(i int) {
 	defer c.mu.Unlock()
 	if try != c.tries { // another try did not wait for this answer
 		if a.sent && refusal == nil || a.doubt {
-			a.names.member = ""
-			n.owe(a.names, "", a.ttl)
+			n.oweTry(a.names, a.ttl)
 		}
 		return
 	}
@@ -293,8 +291,7 @@ func (c *claim) lineUp(ctx context.Context, i int) {
 	if err != nil {
 		p.state, p.err = unknown, err     // the poll will find out
 		if c.names.value != names.value { // nobody else will
-			names.member = ""
-			c.b.nodes[i].owe(names, "", c.request.TTL)
+			c.b.nodes[i].oweTry(names, c.request.TTL)
 		}
 		return
 	}

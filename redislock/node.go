@@ -86,7 +86,7 @@ func (n *node) observe(clock uint64) {
 // again until that has expired by itself.
 type debt struct {
 	names names
-	left  string // the key by which the line is to know that the owner has left for good; "" if he has not
+	left  string // see leaveWords
 	until time.Time
 }
 
@@ -98,8 +98,13 @@ const (
 	payTogether = 500
 )
 
-// owe makes sure that what an owner has at the node will be released when the node answers again, and, with left, that he is in
-// its line no more.
+// oweTry is owe for one try of an owner who goes on with another, and keeps his place in line.
+func (n *node) oweTry(names names, ttl time.Duration) {
+	names.member = ""
+	n.owe(names, names.gone, ttl)
+}
+
+// owe makes sure that what an owner has at the node will be released, and his place in line left, when the node answers again.
 func (n *node) owe(names names, left string, ttl time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -157,11 +162,7 @@ func (n *node) payOff(owed []debt) bool {
 	defer cancel()
 	work := &batch{script: releaseScript}
 	for _, d := range owed {
-		words, keys := releaseWords(d.names, true), 4
-		if d.left != "" {
-			words, keys = slices.Insert(words, 4, d.left), 5
-		}
-		work.add(ctx, keys, words)
+		work.add(ctx, 5, leaveWords(d.names, d.left))
 	}
 	err := n.call(ctx, maxTimeout, func(ctx context.Context) error { return n.client.runBatch(ctx, work) })
 	if err != nil {
@@ -201,14 +202,19 @@ func (n *node) lineUp(ctx context.Context, names names, left, arrival string, do
 
 // giveBack frees the lock and leaves the line, for good: left is the key by which the line knows that, if there is doubt.
 func (n *node) giveBack(ctx context.Context, names names, left string, inLine, doubt bool) error {
-	words := releaseWords(names, doubt)
-	switch {
-	case doubt:
-		return n.releaseKeys(ctx, 5, slices.Insert(words, 4, left))
-	case !inLine:
+	if doubt {
+		return n.releaseKeys(ctx, 5, leaveWords(names, left))
+	}
+	words := releaseWords(names, false)
+	if !inLine {
 		words = words[:5]
 	}
 	return n.releaseKeys(ctx, 4, words)
+}
+
+// leaveWords are releaseWords in doubt, with the key by which the line knows that an owner has left for good: that of his first try.
+func leaveWords(names names, left string) []string {
+	return slices.Insert(releaseWords(names, true), 4, left)
 }
 
 // yes executes a script that returns 1 or 0, and may be executed twice, which late says that it may be.

@@ -6,7 +6,6 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -97,6 +96,11 @@ func TestRedlockCalledBeforeTheAnswer(t *testing.T) {
 			}
 		})
 	}
+}
+
+// repairs matches a request to repair a server, also one that brings the script along.
+func repairs(sent []byte) bool {
+	return strings.Contains(string(sent), redislock.ConfirmSHA) || strings.Contains(string(sent), "not holder and ttl")
 }
 
 func sends(what string) func([]byte) bool {
@@ -217,15 +221,11 @@ func TestRedlockLateRepair(t *testing.T) {
 	eventually(t, 5*time.Second, "the lock is everywhere", func() bool { return rdbs[0].Exists(t.Context(), name).Val() == 1 })
 	rdbs[0].FlushAll(t.Context())
 	// The first request to repair is held back; its repetition, on another connection, is not.
-	var held atomic.Bool
-	proxies[0].SetWhere(func(sent []byte) bool {
-		repair := strings.Contains(string(sent), redislock.ConfirmSHA) || strings.Contains(string(sent), "not holder and ttl")
-		return repair && held.CompareAndSwap(false, true)
-	}, faultproxy.Fault{ToServer: faultproxy.Flow{Mode: faultproxy.Hold}})
+	held := holdWhere(proxies[0], repairs)
 	eventually(t, 15*time.Second, "the server is repaired", func() bool { return rdbs[0].Exists(t.Context(), name).Val() == 1 })
 	mustUnlock(t, lease)
 	eventually(t, 5*time.Second, "all is over", func() bool { return rdbs[0].Exists(t.Context(), name).Val() == 0 })
-	if !held.Load() {
+	if !held() {
 		t.Error("no request was held back")
 	}
 	proxies[0].Heal()

@@ -36,14 +36,11 @@ func TestRedlockLeavesTheLineLate(t *testing.T) {
 	get := func(i int) string { return rdbs[i].Get(context.Background(), name).Val() }
 	rdbs[0].Set(t.Context(), name, "a minority of somebody", ttl/12)
 
-	var caught atomic.Bool
 	release := redislock.ReleaseSHA + "\r\n$1\r\n4\r\n$" + strconv.Itoa(len(name)) + "\r\n" + name + "\r\n"
-	proxies[0].SetWhere(func(sent []byte) bool {
-		return strings.Contains(string(sent), release) && caught.CompareAndSwap(false, true)
-	}, faultproxy.Fault{ToServer: faultproxy.Flow{Mode: faultproxy.Hold}})
+	caught := holdWhere(proxies[0], sends(release))
 	lease := mustLock(t, a, "k")
 	value := get(2)
-	eventually(t, ttl, "the request to leave the line is on its way", caught.Load)
+	eventually(t, ttl, "the request to leave the line is on its way", caught)
 	eventually(t, 3*ttl, "the server has been repaired", func() bool { return get(0) == value })
 
 	proxies[1].Set(faultproxy.BlackHole()) // one of those that granted the lock is cut off, and lets it expire
@@ -222,6 +219,7 @@ func holdFirst(proxy *faultproxy.Proxy) (caught func() bool) {
 	return holdWhere(proxy, sends("locker:k\r\n"))
 }
 
+// holdWhere is holdFirst for the first request that matches.
 func holdWhere(proxy *faultproxy.Proxy, match func(sent []byte) bool) (caught func() bool) {
 	var once atomic.Bool
 	proxy.SetWhere(func(sent []byte) bool { return match(sent) && once.CompareAndSwap(false, true) },
@@ -283,7 +281,7 @@ func TestRedlockLateAfterRefusal(t *testing.T) {
 		rdb.Del(t.Context(), name)
 		var requests atomic.Int32
 		caught := holdWhere(proxy, func(sent []byte) bool {
-			if !strings.Contains(string(sent), redislock.ConfirmSHA) && !strings.Contains(string(sent), "not holder and ttl") {
+			if !repairs(sent) {
 				return false
 			}
 			if requests.Add(1) == 1 {
