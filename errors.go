@@ -4,44 +4,66 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"time"
 )
 
-// The sentinels. Test for them with errors.Is: what a Locker or a Lease returns is always an *Error around one of
-// these, around the cause of a context that ended, or around what the store said.
+// The sentinels. Test for them with errors.Is: what a Locker or a Lease returns is an *Error around one of these, or around
+// the end of a context.
 var (
 	// ErrLocked: somebody else holds the key, or waits for it in a line that TryLock may not overtake.
 	// Nothing else is ever reported as ErrLocked: a store that does not answer is an error of its own.
 	ErrLocked = errors.New("locked")
 
 	// ErrLost: the lease was held and is not any more, without having been unlocked. The key may have another
-	// holder from this moment on. The error wraps the reason too, where one is known.
+	// holder from this moment on. The error wraps the reason too, where one is known. Lock and TryLock never return it.
 	ErrLost = errors.New("lease lost")
 
 	// ErrUnlocked: the lease was unlocked, by Unlock or by the Close of its Locker.
 	ErrUnlocked = errors.New("lease already unlocked")
 
-	// ErrClosed: the Locker has been closed.
+	// ErrClosed: the Locker has been closed, or the store's client that it was given.
 	ErrClosed = errors.New("locker closed")
 
 	// ErrInvalidKey: the key is empty, longer than MaxKeyLen bytes, or one that this backend reserves. The
 	// store was not asked.
 	ErrInvalidKey = errors.New("invalid key")
 
-	// ErrInvalidOption: an option has a value that cannot be honoured, or is one for New that was passed to
-	// Lock. The store was not asked. Options passed to New are checked by the first Lock or TryLock, because
-	// New returns no error.
+	// ErrInvalidOption: an option, or the client that a constructor was given, cannot be used. The store was not asked.
+	// What was passed to New is checked by the first Lock, TryLock or Ping, because New returns no error.
 	ErrInvalidOption = errors.New("invalid option")
 )
 
+// The classes of what goes wrong with a store. Each error that comes from a store is one of them, to errors.Is. The
+// packages of the stores have sentinels that say more, each of which wraps its class. errors.ErrUnsupported is beside them:
+// the backend cannot do what was asked of it at all, and the store was not asked.
+var (
+	// ErrUnavailable: no answer, connection refused, starting or shutting down, no leader, no quorum, too busy or too
+	// full. It may pass by itself. What a backend reports without any class counts as this.
+	ErrUnavailable = errors.New("store unavailable")
+
+	// ErrDenied: the store does not accept the credentials, or lacks a permission for them.
+	ErrDenied = errors.New("denied by the store")
+
+	// ErrUnfit: the wrong kind of server, a version that is too old, a pooler in between, a setting that makes locks
+	// impossible. It does not pass by itself.
+	ErrUnfit = errors.New("store unfit for locks")
+)
+
+// ThisLocker is Error.Holder when a Lock has waited for a key that its own Locker holds, and the holder has no name: locks
+// are not reentrant.
+const ThisLocker = "this Locker"
+
 // Error is the type of every error that a Locker or a Lease returns.
 type Error struct {
-	Op      string // "lock", "trylock", "unlock", "lease" or "close"
+	Op      string // "lock", "trylock", "unlock", "lease", "ping" or "close"
 	Key     string // the key as the caller wrote it, without the prefix
 	Backend string // the name of the store: "redis", "memory", ...
-	Holder  string // who holds the key, where the store knows a name: see the option Holder
+	Holder  string // who holds the key: the name given by the option Holder, where the store knows it, or ThisLocker
 	Err     error  // the reason: test it with errors.Is
+
+	answered bool // before the failure, the store has answered that the key was held
 }
 
 // Error describes the failure in one line.
@@ -64,6 +86,17 @@ func (e *Error) Error() string {
 
 // Unwrap returns the reason.
 func (e *Error) Unwrap() error { return e.Err }
+
+// LogValue implements slog.LogValuer.
+func (e *Error) LogValue() slog.Value {
+	attrs := []slog.Attr{slog.String("op", e.Op)}
+	for _, a := range []struct{ name, value string }{{"key", e.Key}, {"store", e.Backend}, {"holder", e.Holder}} {
+		if a.value != "" {
+			attrs = append(attrs, slog.String(a.name, a.value))
+		}
+	}
+	return slog.GroupValue(append(attrs, slog.String("reason", fmt.Sprint(e.Err)))...)
+}
 
 // Held is what a Backend returns when it refuses an acquire because the key has an owner, or because others
 // are in line for it. It is ErrLocked to errors.Is. A backend that knows neither field may return ErrLocked.
@@ -89,6 +122,20 @@ type notAcquired struct{ err error }
 func (e *notAcquired) Error() string { return e.err.Error() }
 func (e *notAcquired) Unwrap() error { return e.err }
 
+// Final marks err, returned by a Backend from Release, as one that another attempt will not mend, such as that the client
+// has been closed. Unlock then returns it at once. Without it, Unlock tries again until the lease has ended.
+func Final(err error) error { return &final{err} }
+
+type final struct{ err error }
+
+func (e *final) Error() string { return e.err.Error() }
+func (e *final) Unwrap() error { return e.err }
+
+func isFinal(err error) bool {
+	var f *final
+	return errors.As(err, &f)
+}
+
 // outcomeUnknown reports whether, after err from Acquire or Wait, the store may hold a lock for us all the same.
 func outcomeUnknown(err error) bool {
 	var certain *notAcquired
@@ -100,8 +147,8 @@ func outcomeUnknown(err error) bool {
 		!errors.Is(err, errors.ErrUnsupported)
 }
 
-// unmasked returns the error of a call with ctx, or, if that is no more than the cause of ctx, ctx.Err: a cause can be any error, such as that of
-// another Lock, and must not be taken for the store's answer.
+// unmasked returns the error of a call with ctx, or, if that is no more than the cause of ctx, ctx.Err: a cause can be any
+// error, such as that of another Lock, and must not be taken for the store's answer.
 func unmasked(ctx context.Context, err error) error {
 	cause := context.Cause(ctx)
 	if err == nil || cause == nil || !errors.Is(err, cause) {
@@ -113,6 +160,63 @@ func unmasked(ctx context.Context, err error) error {
 	return ctx.Err()
 }
 
+// endOf returns the error of a call that the end of ctx has ended: it matches ctx.Err and the cause of ctx.
+func endOf(ctx context.Context) error {
+	err, cause := ctx.Err(), context.Cause(ctx)
+	if errors.Is(cause, err) {
+		return cause
+	}
+	return &contextEnd{err, cause}
+}
+
+// contextEnd is the end of a context that has a cause of its own.
+type contextEnd struct{ err, cause error }
+
+func (e *contextEnd) Error() string   { return fmt.Sprintf("%v: %v", e.err, e.cause) }
+func (e *contextEnd) Unwrap() []error { return []error{e.err, e.cause} }
+
+// riddenOut is the end of a context before which a wait has ridden out failures.
+type riddenOut struct{ end, last error }
+
+func (e *riddenOut) Error() string   { return fmt.Sprintf("%v; while riding out: %v", e.end, e.last) }
+func (e *riddenOut) Unwrap() []error { return []error{e.end, e.last} }
+
+// classes are what an error can be; the first that it matches is what it is treated as.
+var classes = []error{
+	ErrClosed, ErrInvalidKey, ErrInvalidOption, errors.ErrUnsupported, ErrLocked, ErrLost, ErrUnlocked,
+	context.Canceled, context.DeadlineExceeded, ErrDenied, ErrUnfit, ErrUnavailable,
+}
+
+// classOf returns the class of err, nil if it has none.
+func classOf(err error) error {
+	for _, class := range classes {
+		if errors.Is(err, class) {
+			return class
+		}
+	}
+	return nil
+}
+
+// classified makes an error without a class an ErrUnavailable.
+func classified(err error) error {
+	if classOf(err) == nil {
+		return &unavailable{err}
+	}
+	return err
+}
+
+// passes reports whether err may pass by itself: it is an ErrUnavailable, by its own word or because it has no class.
+func passes(err error) bool {
+	class := classOf(err)
+	return class == nil || errors.Is(class, ErrUnavailable)
+}
+
+// unavailable is an error of the store that is an ErrUnavailable, though it does not say so.
+type unavailable struct{ err error }
+
+func (e *unavailable) Error() string   { return e.err.Error() }
+func (e *unavailable) Unwrap() []error { return []error{e.err, ErrUnavailable} }
+
 // noAnswer is the error of a call that the store left unanswered for as long as the answer could have been of
 // use. It is deliberately not context.DeadlineExceeded: no context of the caller's has ended.
 type noAnswer struct{ after time.Duration }
@@ -121,9 +225,17 @@ func (e *noAnswer) Error() string {
 	return fmt.Sprintf("the store did not answer within %v", e.after.Round(time.Millisecond))
 }
 func (e *noAnswer) Timeout() bool { return true }
+func (e *noAnswer) Unwrap() error { return ErrUnavailable }
+
+// notHeld is why a lock was not granted, or was taken away before the lease began. It is never ErrLost: nothing was held.
+type notHeld struct{ err error }
+
+func (e *notHeld) Error() string        { return e.err.Error() }
+func (e *notHeld) Is(target error) bool { return target != ErrLost && errors.Is(e.err, target) }
+func (e *notHeld) As(target any) bool   { return errors.As(e.err, target) }
 
 // errTooLate is the error of a release for which there was no time left.
-var errTooLate = errors.New("the store did not answer before the lease ended")
+var errTooLate = fmt.Errorf("%w: the store did not answer before the lease ended", ErrUnavailable)
 
 // holderOf returns the holder's name that err carries, if any.
 func holderOf(err error) string {

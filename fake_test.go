@@ -14,7 +14,8 @@ import (
 // fake is a Backend whose calls can be replaced and are recorded. It grants everything.
 type fake struct {
 	acquire func(context.Context, locker.Request) (locker.Grant, error)
-	renew   func(context.Context, []locker.Grant) []error
+	renew   func(context.Context, []locker.Grant) []error // all results at once
+	renewal func(context.Context, []locker.Grant, func(int, locker.Renewal))
 	release func(context.Context, locker.Grant) error
 
 	mu       sync.Mutex
@@ -46,15 +47,22 @@ func (f *fake) grant(r locker.Request) locker.Grant {
 	return locker.Grant{Request: r, Token: f.token}
 }
 
-func (f *fake) Renew(ctx context.Context, gs []locker.Grant) []error {
+func (f *fake) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
 	f.mu.Lock()
 	f.renewed = append(f.renewed, gs)
 	f.renewals = append(f.renewals, time.Now())
 	f.mu.Unlock()
-	if f.renew != nil {
-		return f.renew(ctx, gs)
+	if f.renewal != nil {
+		f.renewal(ctx, gs, done)
+		return
 	}
-	return make([]error, len(gs))
+	errs := make([]error, len(gs))
+	if f.renew != nil {
+		errs = f.renew(ctx, gs)
+	}
+	for i, err := range errs {
+		done(i, locker.Renewal{Err: err})
+	}
 }
 
 func (f *fake) Release(ctx context.Context, g locker.Grant) error {
@@ -88,7 +96,7 @@ func validity(ttl time.Duration) time.Duration { return ttl - ttl/100 - 2*time.M
 var errFault = errors.New("the store has a fault")
 
 // inFakeTime runs the test with a Locker over f, and closes it.
-func inFakeTime(t *testing.T, f *fake, body func(t *testing.T, l locker.Locker), opts ...locker.Option) {
+func inFakeTime(t *testing.T, f *fake, body func(t *testing.T, l *locker.Client), opts ...locker.Option) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		l := locker.New(f, append([]locker.Option{locker.TTL(time.Second)}, opts...)...)
@@ -100,7 +108,7 @@ func inFakeTime(t *testing.T, f *fake, body func(t *testing.T, l locker.Locker),
 	})
 }
 
-func mustLock(t *testing.T, l locker.Locker, key string, opts ...locker.Option) *locker.Lease {
+func mustLock(t *testing.T, l locker.Locker, key string, opts ...locker.CallOption) *locker.Lease {
 	t.Helper()
 	lease, err := l.TryLock(t.Context(), key, opts...)
 	if err != nil {

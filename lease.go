@@ -4,7 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -24,7 +28,7 @@ import (
 // A machine that sleeps (suspend to disk or memory) stops the monotonic clock that deadlines are kept by on most
 // systems. On waking it may take itself for the holder until the next renewal is refused: again, Token.
 type Lease struct {
-	core    *core
+	client  *Client
 	noRenew bool
 	grant   Grant // immutable once begun
 
@@ -32,19 +36,25 @@ type Lease struct {
 	// allocations, and each is used once, since a client may hold on to the context of a call (for its metrics, say).
 	acquiring, releasing callCtx
 
-	// The rest is guarded by core.mu.
+	begun time.Time // when it was granted; zero if there is no Observer to be told
+
+	// The rest is guarded by Client.mu.
 	reason   error         // why it ended; nil while held, and while it is being acquired
-	done     chan struct{} // made on demand, closed with reason set
-	ended    []*leaseCtx   // contexts to cancel on the end
+	done     chan struct{} // made on demand, closed soon after reason is set
+	contexts []*leaseCtx   // to be cancelled on the end
 	deadline time.Time
-	waitsFor string // while acquiring: the name of the holder
+	waits    bool   // while acquiring: the store has answered that the key is held
+	waitsFor string // by whom, if that is known
 
 	// For the schedule.
-	index    int           // in the heap, or unscheduled
-	next     time.Time     // when the schedule has to look at the lease
-	failure  error         // of the last renewal, if it failed
-	renewing int           // renewals under way; more than one if some call outlived its ctx
-	idle     chan struct{} // closed when renewing becomes 0; made by Unlock
+	index     int           // in the heap, or unscheduled
+	next      time.Time     // when the schedule has to look at the lease
+	ttl       time.Duration // as the store said last
+	confirmed time.Time     // from when that counts
+	failure   error         // of the last renewal, if it failed
+	failures  int           // how many have failed since the last one that did not
+	renewing  int           // renewals under way; more than one if some call outlived its ctx
+	idle      chan struct{} // closed when renewing becomes 0; made by Unlock
 }
 
 // Key returns the key as it was passed to Lock, without the Locker's prefix.
@@ -60,12 +70,17 @@ func (l *Lease) Token() uint64 { return l.grant.Token }
 // condition for the store's own transactions.
 func GrantOf(l *Lease) Grant { return l.grant }
 
+// LogValue implements slog.LogValuer: the key, the token and the name of the store.
+func (l *Lease) LogValue() slog.Value {
+	return slog.GroupValue(slog.String("key", l.Key()), slog.Uint64("token", l.Token()), slog.String("store", l.client.name))
+}
+
 // Deadline returns until when the lease is valid unless it is renewed; it moves as renewals succeed, and stays
 // once the lease has ended. It is computed from the TTL that the store granted, and carries a monotonic clock
 // reading.
 func (l *Lease) Deadline() time.Time {
-	l.core.mu.Lock()
-	defer l.core.mu.Unlock()
+	l.client.mu.Lock()
+	defer l.client.mu.Unlock()
 	return l.deadline
 }
 
@@ -73,36 +88,42 @@ func (l *Lease) Deadline() time.Time {
 // context.Context, it can be waited for by any number of goroutines.
 func (l *Lease) Done() <-chan struct{} {
 	_ = l.expire()
-	l.core.mu.Lock()
-	defer l.core.mu.Unlock()
-	if l.done == nil {
+	l.client.mu.Lock()
+	defer l.client.mu.Unlock()
+	switch {
+	case l.reason != nil:
+		return closed // l.done is about to be
+	case l.done == nil:
 		l.done = make(chan struct{})
-		if l.reason != nil {
-			close(l.done)
-		}
 	}
 	return l.done
 }
+
+// closed is the Done of leases that have ended.
+var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
 // Err returns nil while the lease is held, ErrLost with its reason once it is lost, and ErrUnlocked once it is
 // unlocked. It compares the clock with the deadline itself, so a process that was stopped and continues reads
 // ErrLost at once, before any timer of it has run.
 func (l *Lease) Err() error {
-	if reason := l.expire(); reason != nil {
-		return l.core.fail(opLease, l.Key(), reason)
+	if l.expire() != nil {
+		return l.err()
 	}
 	return nil
 }
 
+// err returns why the lease has ended, which it has.
+func (l *Lease) err() error { return l.client.fail(opLease, l.Key(), l.reason) }
+
 // expire ends the lease as lost if its deadline has passed, and returns why it has ended, if it has.
 func (l *Lease) expire() error {
-	l.core.mu.Lock()
+	l.client.mu.Lock()
 	var e ending
 	if l.reason == nil && time.Until(l.deadline) <= 0 {
-		e = l.endLocked(l.expiredLocked())
+		e = l.expireLocked()
 	}
 	reason := l.reason
-	l.core.mu.Unlock()
+	l.client.mu.Unlock()
 	e.announce()
 	return reason
 }
@@ -117,15 +138,22 @@ func (l *Lease) expire() error {
 // It returns ErrLost if the lease was lost before, with the reason, and ErrUnlocked if it was already unlocked;
 // in both cases nothing is changed in the store.
 func (l *Lease) Unlock() error {
-	c := l.core
+	if err := l.unlock(); err != nil {
+		return l.client.fail(opUnlock, l.Key(), err)
+	}
+	return nil
+}
+
+func (l *Lease) unlock() error {
+	c := l.client
 	c.mu.Lock()
 	left := time.Until(l.deadline)
 	reason, e := l.reason, ending{}
 	switch {
 	case reason != nil:
 	case left <= 0:
-		reason = l.expiredLocked()
-		e = l.endLocked(reason)
+		e = l.expireLocked()
+		reason = l.reason
 	default:
 		c.calls.Add(1) // not closed, or the lease would have ended: Close waits for this release
 		defer c.calls.Done()
@@ -134,14 +162,14 @@ func (l *Lease) Unlock() error {
 	c.mu.Unlock()
 	e.announce()
 	if reason != nil {
-		return c.fail(opUnlock, l.Key(), reason)
+		return reason
 	}
 	return l.release(left)
 }
 
 // release frees the key of a lease that was ended as unlocked, with so much of its validity left.
 func (l *Lease) release(left time.Duration) error {
-	c := l.core
+	c := l.client
 	if idle := l.idle; idle != nil { // written before the lease ended, by endLocked
 		// A renewal that is under way must not land after the release. It is bounded by its own ctx; one whose
 		// client ignores that is not waited for beyond the validity.
@@ -153,21 +181,29 @@ func (l *Lease) release(left time.Duration) error {
 		}
 		left = time.Until(l.deadline)
 	}
-	if err := c.release(l.grant, l.deadline, left, &l.releasing, longestPause); err != nil {
-		return c.fail(opUnlock, l.Key(), err)
+	err := c.release(l.grant, l.deadline, left, &l.releasing)
+	if l.isObserved() {
+		var failure error
+		if err != nil {
+			failure = c.fail(opUnlock, l.Key(), err)
+		}
+		c.tellLeaseDone(l, failure)
 	}
-	return nil
+	return err
 }
+
+// isObserved reports whether there is an Observer to be told of the end of l.
+func (l *Lease) isObserved() bool { return !l.begun.IsZero() }
 
 // begin makes l a held lease under g, unless it is too late for that.
 func (l *Lease) begin(ctx context.Context, g Grant) error {
-	c := l.core
+	c := l.client
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	deadline := g.Sent.Add(validFor(g.TTL))
 	switch {
 	case ctx.Err() != nil:
-		return context.Cause(ctx) // granted after the caller gave up: as if it had not been
+		return endOf(ctx) // granted after the caller gave up: as if it had not been
 	case c.closed:
 		return ErrClosed
 	case l.reason != nil:
@@ -175,54 +211,130 @@ func (l *Lease) begin(ctx context.Context, g Grant) error {
 	case time.Until(deadline) <= 0:
 		return &noAnswer{after: time.Since(g.Sent)}
 	}
-	l.grant, l.deadline = g, deadline
+	l.grant, l.deadline, l.ttl, l.confirmed, l.failures = g, deadline, g.TTL, g.Sent, 0
+	if len(c.defaults.observers) > 0 {
+		l.begun = time.Now()
+	}
 	c.schedule.add(c, l)
 	return nil
 }
 
-// lose ends l because the store took the lock away.
-func (l *Lease) lose(cause error) {
-	c := l.core
+// lose ends l because the store took the lock away from its owner. When it returns, the holder has been told.
+func (l *Lease) lose(owner Owner, cause error) {
+	c := l.client
 	c.mu.Lock()
 	var e ending
-	if l.reason == nil {
+	var done chan struct{}
+	switch {
+	case l.grant.Owner != owner: // of an earlier attempt, which nobody waits for
+	case l.reason != nil:
+		done = l.done // somebody else is about to close it
+	case l.index == unscheduled: // it has not begun
+		l.reason = &notHeld{fmt.Errorf("granted, and taken away again: %w", cause)}
+	default:
 		e = l.endLocked(lost(cause))
+		e.async = true
 	}
 	c.mu.Unlock()
 	e.announce()
+	if done != nil {
+		<-done
+	}
 }
 
-// ending is what is left to do when a lease has ended and core.mu is free again.
+// ending is what is left to do when a lease has ended and Client.mu is free again.
 type ending struct {
 	lease    *Lease
-	contexts []*leaseCtx
+	done     chan struct{} // to be closed, if it is not nil
+	contexts []*leaseCtx   // to be cancelled
+	expired  bool          // by itself: the backend may want to know
+	async    bool          // the caller may hold a mutex of the backend: Observers are told on another goroutine
 }
 
-// announce ends the contexts of the lease.
+// watched reports whether somebody waits for the news.
+func (e ending) watched() bool { return e.done != nil || len(e.contexts) > 0 }
+
+// announce tells those who wait for the end of the lease, and then the Observers of a loss and the backend.
 func (e ending) announce() {
-	for _, c := range e.contexts {
-		c.cancel(e.lease.Err())
+	if e.lease != nil {
+		e.tell()
+		e.follow()
 	}
 }
 
+// tell closes Done and ends the contexts.
+func (e ending) tell() {
+	if e.done != nil {
+		close(e.done)
+	}
+	if len(e.contexts) > 0 {
+		cause := e.lease.err()
+		for _, c := range e.contexts {
+			c.cancel(cause)
+		}
+	}
+}
+
+// follow does what has time until after that.
+func (e ending) follow() {
+	l := e.lease
+	if l.isObserved() && !errors.Is(l.reason, ErrUnlocked) { // of an Unlock they are told when the store has been
+		if e.async {
+			go l.client.tellLeaseDone(l, l.err())
+		} else {
+			l.client.tellLeaseDone(l, l.err())
+		}
+	}
+	if e.expired {
+		l.client.noteExpired(l)
+	}
+}
+
+// announce tells of many ends at once: first those who wait, in the order of the deadlines and on all processors.
 func announce(ends []ending) {
+	watched := slices.DeleteFunc(slices.Clone(ends), func(e ending) bool { return !e.watched() })
+	slices.SortFunc(watched, func(a, b ending) int { return a.lease.deadline.Compare(b.lease.deadline) })
+	const together = 64
+	workers := min(runtime.GOMAXPROCS(0), len(watched)/together)
+	if workers > 1 {
+		var next atomic.Int64
+		var wg sync.WaitGroup
+		for range workers {
+			wg.Go(func() {
+				for from := int(next.Add(together)) - together; from < len(watched); from = int(next.Add(together)) - together {
+					for _, e := range watched[from:min(from+together, len(watched))] {
+						e.tell()
+					}
+				}
+			})
+		}
+		wg.Wait()
+	} else {
+		for _, e := range watched {
+			e.tell()
+		}
+	}
 	for _, e := range ends {
-		e.announce()
+		e.follow()
 	}
 }
 
-// endLocked ends l for the given reason. The caller holds core.mu, and calls announce of the result when it does not.
+// endLocked ends l for the given reason. The caller holds Client.mu, and calls announce of the result when it does not.
 func (l *Lease) endLocked(reason error) ending {
 	l.reason = reason
-	if l.done != nil {
-		close(l.done)
-	}
 	if l.renewing > 0 {
 		l.idle = make(chan struct{})
 	}
-	l.core.schedule.remove(l)
-	e := ending{l, l.ended}
-	l.ended = nil
+	l.client.schedule.remove(l)
+	e := ending{lease: l, done: l.done, contexts: l.contexts}
+	l.contexts = nil
+	return e
+}
+
+// expireLocked is endLocked for a lease whose deadline has passed.
+func (l *Lease) expireLocked() ending {
+	e := l.endLocked(l.expiredLocked())
+	e.expired = l.client.expirer != nil
 	return e
 }
 
@@ -257,15 +369,29 @@ var (
 )
 
 func (l *Lease) setWaitsFor(holder string) {
-	l.core.mu.Lock()
-	defer l.core.mu.Unlock()
-	l.waitsFor = holder
+	l.client.mu.Lock()
+	defer l.client.mu.Unlock()
+	l.waits, l.waitsFor = true, holder
 }
 
-func (l *Lease) waitedFor() string {
-	l.core.mu.Lock()
-	defer l.core.mu.Unlock()
-	return l.waitsFor
+// waitedFor returns whether the store has answered that the key is held, and by whom.
+func (l *Lease) waitedFor() (holder string, answered bool) {
+	l.client.mu.Lock()
+	defer l.client.mu.Unlock()
+	return l.waitsFor, l.waits
+}
+
+// retried is Request.ReportRetry.
+func (l *Lease) retried(failure error) {
+	c := l.client
+	c.mu.Lock()
+	l.waits = true
+	l.failures++
+	info := RetryInfo{Op: opLock, Key: l.grant.Key, Store: c.name, Attempt: l.failures, Err: classified(failure)}
+	c.mu.Unlock()
+	if len(c.defaults.observers) > 0 {
+		go c.tellRetry(info) // the backend may hold a mutex
+	}
 }
 
 // Context returns a copy of parent that is cancelled when the lease ends, with Err as its cause. Call cancel when
@@ -275,11 +401,11 @@ func (l *Lease) Context(parent context.Context) (ctx context.Context, cancel con
 	inner, cancelCause := context.WithCancelCause(parent)
 	lc := &leaseCtx{Context: inner, lease: l, cancel: cancelCause}
 	_ = l.expire()
-	c := l.core
+	c := l.client
 	c.mu.Lock()
 	held := l.reason == nil
 	if held {
-		l.ended = append(l.ended, lc)
+		l.contexts = append(l.contexts, lc)
 	}
 	c.mu.Unlock()
 	if !held {
@@ -288,19 +414,37 @@ func (l *Lease) Context(parent context.Context) (ctx context.Context, cancel con
 	}
 	return lc, func() {
 		c.mu.Lock()
-		if i := slices.Index(l.ended, lc); i >= 0 {
-			l.ended = slices.Delete(l.ended, i, i+1)
+		if i := slices.Index(l.contexts, lc); i >= 0 {
+			l.contexts = slices.Delete(l.contexts, i, i+1)
 		}
 		c.mu.Unlock()
 		cancelCause(context.Canceled)
 	}
 }
 
+// FromContext returns the lease that ctx ends with: that of Lease.Context, or of the function that Do or Lead has called. It
+// returns nil if there is none.
+func FromContext(ctx context.Context) *Lease {
+	l, _ := ctx.Value(leaseKey{}).(*Lease)
+	return l
+}
+
+// leaseKey is the key of the lease in a leaseCtx.
+type leaseKey struct{}
+
 // leaseCtx is a context that ends with its lease.
 type leaseCtx struct {
 	context.Context
 	lease  *Lease
 	cancel context.CancelCauseFunc
+}
+
+// Value implements context.Context.
+func (c *leaseCtx) Value(key any) any {
+	if key == (leaseKey{}) {
+		return c.lease
+	}
+	return c.Context.Value(key)
 }
 
 // Err implements context.Context.

@@ -25,7 +25,7 @@ func TestRule1ValidityCountsFromTheSend(t *testing.T) {
 		time.Sleep(10 * time.Second) // and the renewal hangs, heeding no ctx
 		return make([]error, len(gs))
 	}
-	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 		sent := time.Now()
 		lease := mustLock(t, l, "k")
 		want := sent.Add(validity(time.Second))
@@ -52,7 +52,7 @@ func TestRule1RenewalCountsFromItsSend(t *testing.T) {
 		time.Sleep(200 * time.Millisecond)
 		return make([]error, len(gs))
 	}
-	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 		lease := mustLock(t, l, "k")
 		time.Sleep(600 * time.Millisecond)
 		if got, want := lease.Deadline(), f.renewals[0].Add(validity(time.Second)); !got.Equal(want) {
@@ -65,11 +65,10 @@ func TestRule1RenewalCountsFromItsSend(t *testing.T) {
 func TestRule1RenewalCountsFromWhatTheBackendSays(t *testing.T) {
 	f := new(fake)
 	const earlier = 100 * time.Millisecond
-	f.renew = func(_ context.Context, gs []locker.Grant) []error {
-		gs[0].Sent = gs[0].Sent.Add(-earlier)
-		return make([]error, len(gs))
+	f.renewal = func(_ context.Context, _ []locker.Grant, done func(int, locker.Renewal)) {
+		done(0, locker.Renewal{Sent: time.Now().Add(-earlier)})
 	}
-	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 		lease := mustLock(t, l, "k")
 		for _, renewals, _ := f.calls(); renewals == 0; _, renewals, _ = f.calls() {
 			time.Sleep(time.Millisecond)
@@ -104,7 +103,7 @@ func TestRule2TransientErrorsAreRetriedUntilTheDeadline(t *testing.T) {
 		}
 		return errs
 	}
-	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 		lease := mustLock(t, l, "k")
 		faultyUntil(time.Now().Add(900 * time.Millisecond)) // just in time
 		time.Sleep(5 * time.Second)
@@ -130,7 +129,7 @@ func TestRule2OnlyNotOursIsFinalAtOnce(t *testing.T) {
 		}
 		return errs
 	}}
-	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 		lease := mustLock(t, l, "k")
 		locked := time.Now()
 		<-lease.Done()
@@ -161,7 +160,7 @@ func TestRule3ErrorIsNotProofOfNothing(t *testing.T) {
 	} {
 		f := &fake{}
 		f.acquire = func(context.Context, locker.Request) (locker.Grant, error) { return locker.Grant{}, test.err }
-		inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+		inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 			_, err := l.TryLock(t.Context(), "k")
 			if !errors.Is(err, errors.Unwrap(test.err)) && !errors.Is(err, test.err) {
 				t.Errorf("TryLock: %v; want %v", err, test.err)
@@ -185,7 +184,7 @@ func TestRule3AbandonedAcquireIsUndone(t *testing.T) {
 		time.Sleep(400 * time.Millisecond) // longer than the caller waits
 		return f.grant(r), nil
 	}
-	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
 		if _, err := l.TryLock(ctx, "k"); !errors.Is(err, context.DeadlineExceeded) {
@@ -239,13 +238,15 @@ type waitingFake struct {
 func (f waitingFake) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
 	return f.wait(ctx, r)
 }
-func (f waitingFake) HeedsContext() {}
+func (f waitingFake) Features() locker.Features {
+	return locker.Features{HeedsContext: true, Queue: true}
+}
 
 func TestRule3UndoRetriesForOneTTL(t *testing.T) {
 	f := &fake{}
 	f.acquire = func(context.Context, locker.Request) (locker.Grant, error) { return locker.Grant{}, errFault }
 	f.release = func(context.Context, locker.Grant) error { return errFault }
-	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 		_, _ = l.TryLock(t.Context(), "k")
 		time.Sleep(time.Minute)
 		_, _, released := f.calls()
@@ -289,7 +290,7 @@ func TestRule4ClientsMayIgnoreTheirContext(t *testing.T) {
 
 func TestRule4ReleaseMayIgnoreItsContext(t *testing.T) {
 	f := &fake{release: func(context.Context, locker.Grant) error { time.Sleep(time.Minute); return nil }}
-	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 		lease := mustLock(t, l, "k", locker.NoRenew())
 		start := time.Now()
 		if err := lease.Unlock(); err == nil {
@@ -328,7 +329,7 @@ func TestRule5NoRenewalAfterUnlock(t *testing.T) {
 		}
 		return nil
 	}
-	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 		renewing = make(chan struct{}, 10)
 		lease := mustLock(t, l, "k")
 		<-renewing
@@ -352,7 +353,7 @@ func TestRule5NoRenewalAfterUnlock(t *testing.T) {
 
 func TestRule6OwnersAreUniqueAndConstant(t *testing.T) {
 	f := &fake{}
-	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 		a, b := mustLock(t, l, "a"), mustLock(t, l, "b")
 		time.Sleep(5 * time.Second)
 		for _, lease := range []*locker.Lease{a, b} {
@@ -377,7 +378,7 @@ func TestRule6OwnersAreUniqueAndConstant(t *testing.T) {
 func TestRule7PollingBacksOffWithinTheHoldersTTL(t *testing.T) {
 	f := &fake{}
 	refuse(f, 50, &locker.Held{Holder: "somebody"})
-	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 		start := time.Now()
 		if _, err := l.Lock(t.Context(), "k"); err != nil {
 			t.Fatal(err)
@@ -388,7 +389,7 @@ func TestRule7PollingBacksOffWithinTheHoldersTTL(t *testing.T) {
 	})
 	f = &fake{}
 	refuse(f, 20, &locker.Held{Remaining: time.Millisecond}) // about to expire, again and again
-	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 		start := time.Now()
 		if _, err := l.Lock(t.Context(), "k"); err != nil {
 			t.Fatal(err)
@@ -402,7 +403,7 @@ func TestRule7PollingBacksOffWithinTheHoldersTTL(t *testing.T) {
 func TestPollingEndsWithContextAndClose(t *testing.T) {
 	f := &fake{}
 	refuse(f, 1<<30, &locker.Held{Holder: "worker 7"})
-	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		defer cancel()
 		_, err := l.Lock(ctx, "k")
@@ -427,7 +428,7 @@ func TestPollingEndsWithContextAndClose(t *testing.T) {
 
 func TestRule9RenewalsThatAreDueTogetherGoTogether(t *testing.T) {
 	f := &fake{}
-	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 		const leases = 1000
 		for i := range leases {
 			mustLock(t, l, fmt.Sprint(i))
@@ -481,17 +482,17 @@ func TestRule10StatusNeverWaitsForTheStore(t *testing.T) {
 
 func TestInvalidArguments(t *testing.T) {
 	f := &fake{}
-	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 		for _, key := range []string{"", strings.Repeat("x", locker.MaxKeyLen+1)} {
 			if _, err := l.TryLock(t.Context(), key); !errors.Is(err, locker.ErrInvalidKey) {
 				t.Errorf("key of %d bytes: %v; want ErrInvalidKey", len(key), err)
 			}
 		}
-		for name, o := range map[string]locker.Option{
+		for name, o := range map[string]locker.CallOption{
 			"TTL(0)": locker.TTL(0), "TTL(-1s)": locker.TTL(-time.Second), "TTL too short": locker.TTL(locker.MinTTL - 1),
-			"TTL too long": locker.TTL(locker.MaxTTL + 1), "Prefix in a call": locker.Prefix("p"),
+			"TTL too long": locker.TTL(locker.MaxTTL + 1),
 			"long Holder": locker.Holder(strings.Repeat("h", locker.MaxHolderLen+1)), "Holder not UTF-8": locker.Holder("\xff"),
-			"zero Option": {},
+			"nil": nil,
 		} {
 			if _, err := l.Lock(t.Context(), "k", o); !errors.Is(err, locker.ErrInvalidOption) {
 				t.Errorf("%s: %v; want ErrInvalidOption", name, err)
@@ -509,7 +510,7 @@ func TestInvalidArguments(t *testing.T) {
 
 func TestOptionsOfConstructorAndCall(t *testing.T) {
 	f := &fake{}
-	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 		lease := mustLock(t, l, "k", locker.TTL(time.Minute), locker.Holder("h"))
 		mustLock(t, l, "k2")
 		if got, want := f.acquired[0], (locker.Request{Prefix: "p:", Key: "k", Holder: "h", TTL: time.Minute}); got.Name() != "p:k" ||
@@ -536,7 +537,7 @@ func TestGrantsThatCannotBeTrusted(t *testing.T) {
 	} {
 		f := &fake{}
 		f.acquire = func(_ context.Context, r locker.Request) (locker.Grant, error) { return test.acquire(f, r), nil }
-		inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+		inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 			_, err := l.TryLock(t.Context(), "k")
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("%s: %v; want an error that says %q", name, err, test.want)
@@ -556,7 +557,7 @@ func TestGrantedTTLIsReported(t *testing.T) {
 		g.TTL = 4 * time.Second // a store that rounds up
 		return g, nil
 	}
-	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 		if left := time.Until(mustLock(t, l, "k").Deadline()); left != validity(4*time.Second) {
 			t.Errorf("Deadline is %v ahead; want %v", left, validity(4*time.Second))
 		}
@@ -565,7 +566,7 @@ func TestGrantedTTLIsReported(t *testing.T) {
 
 func TestLostByTheStore(t *testing.T) {
 	f := &fake{}
-	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 		lease := mustLock(t, l, "k")
 		ctx, cancel := lease.Context(t.Context())
 		defer cancel()
@@ -612,13 +613,13 @@ func TestUnlockAfterALostAnswer(t *testing.T) {
 		}
 		return locker.ErrLost
 	}
-	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 		if err := mustLock(t, l, "k").Unlock(); err != nil {
 			t.Errorf("Unlock: %v; the key was ours and is free", err)
 		}
 	})
 	f = &fake{release: func(context.Context, locker.Grant) error { return locker.ErrLost }}
-	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 		if err := mustLock(t, l, "k").Unlock(); !errors.Is(err, locker.ErrLost) {
 			t.Errorf("Unlock of a key that is gone: %v; want ErrLost", err)
 		}
@@ -659,7 +660,7 @@ func TestDeadlineSeenByTheClientFirst(t *testing.T) {
 // heeding is a fake whose calls return when their ctx ends.
 type heeding struct{ *fake }
 
-func (heeding) HeedsContext() {}
+func (heeding) Features() locker.Features { return locker.Features{HeedsContext: true} }
 
 func TestLostBeforeItBegan(t *testing.T) {
 	f := &fake{}
@@ -668,9 +669,9 @@ func TestLostBeforeItBegan(t *testing.T) {
 		r.ReportLost(errFault) // the session ended while the answer was on its way
 		return g, nil
 	}
-	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
-		if _, err := l.TryLock(t.Context(), "k"); !errors.Is(err, locker.ErrLost) || !errors.Is(err, errFault) {
-			t.Errorf("TryLock: %v; want ErrLost with its reason", err)
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
+		if _, err := l.TryLock(t.Context(), "k"); errors.Is(err, locker.ErrLost) || !errors.Is(err, locker.ErrUnavailable) || !errors.Is(err, errFault) {
+			t.Errorf("TryLock: %v; want ErrUnavailable with its reason, and not ErrLost, as nothing was held", err)
 		}
 		synctest.Wait()
 		if _, _, released := f.calls(); released != 1 {
@@ -709,7 +710,7 @@ func TestUndoDoesNotHurry(t *testing.T) {
 		acquire: func(context.Context, locker.Request) (locker.Grant, error) { return locker.Grant{}, errFault },
 		release: func(context.Context, locker.Grant) error { return errFault },
 	}
-	inFakeTime(t, f, func(t *testing.T, l locker.Locker) {
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 		const acquires = 100
 		for range acquires { // as Lead does it
 			_, _ = l.TryLock(t.Context(), "k")

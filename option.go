@@ -2,6 +2,7 @@ package locker
 
 import (
 	"fmt"
+	"log/slog"
 	"time"
 	"unicode/utf8"
 )
@@ -17,77 +18,118 @@ const (
 	// renews its lease and may hold it for years.
 	MaxTTL = 30 * 24 * time.Hour
 
-	// MaxKeyLen is the length in bytes of the longest key. Any 1 to MaxKeyLen bytes are a key, but for the few that a backend
-	// reserves, if it does: redislock, for the names of what it keeps beside the locks.
+	// MaxKeyLen is the length in bytes of the longest key. A key is any 1 to MaxKeyLen bytes; redislock reserves a few, for
+	// the names of what it keeps beside the locks.
 	MaxKeyLen = 1024
 
 	// MaxHolderLen is the length in bytes of the longest name that the option Holder accepts.
 	MaxHolderLen = 128
 )
 
-// Option configures leases. Passed to New or to a backend's constructor it sets the default of a Locker; passed
-// to Lock, TryLock, Do or Lead it is for that call.
-type Option struct {
-	apply       func(*settings) error
-	constructor string // the option's name, if only a constructor takes it
+// Option configures a Client. It is passed to New, or to the constructor of a backend, and sets the default for all leases.
+type Option interface {
+	apply(*settings) error
 }
 
+// CallOption configures one lease. It is passed to Lock, TryLock, Do or Lead. Each is an Option, too: passed to a
+// constructor, it is the default of the Client.
+type CallOption interface {
+	Option
+	call()
+}
+
+// option is an Option that is not for a single call.
+type option func(*settings) error
+
+func (o option) apply(s *settings) error { return o(s) }
+
+// callOption is an Option that is for a single call, too.
+type callOption func(*settings) error
+
+func (o callOption) apply(s *settings) error { return o(s) }
+func (callOption) call()                     {}
+
+// settings is what the options of a Client or a call amount to.
 type settings struct {
-	ttl     time.Duration
-	noRenew bool
-	prefix  string
-	holder  string
+	ttl       time.Duration
+	noRenew   bool
+	prefix    string
+	holder    string
+	mode      Mode
+	slots     int
+	observers []*Observer
 }
 
 // TTL sets for how long a lease is valid unless it is renewed, which happens by itself three times per TTL: in
 // effect, how long a dead holder blocks the key. MinTTL to MaxTTL; DefaultTTL without the option. A backend that cannot
 // keep d exactly returns ErrInvalidOption.
-func TTL(d time.Duration) Option {
-	return Option{apply: func(s *settings) error {
+func TTL(d time.Duration) CallOption {
+	return callOption(func(s *settings) error {
 		if d < MinTTL || d > MaxTTL {
 			return fmt.Errorf("%w: TTL(%v) is not within %v to %v", ErrInvalidOption, d, MinTTL, MaxTTL)
 		}
 		s.ttl = d
 		return nil
-	}}
+	})
 }
 
 // NoRenew makes the lease end by itself after its TTL: nobody renews it, and its Deadline never moves.
-func NoRenew() Option {
-	return Option{apply: func(s *settings) error { s.noRenew = true; return nil }}
+func NoRenew() CallOption {
+	return callOption(func(s *settings) error { s.noRenew = true; return nil })
 }
 
-// Prefix is put before every key by this Locker, so that several applications can share a store. It is for
-// constructors only. Two Lockers exclude one another where prefix and key joined together are equal: choose
-// prefixes that are not the beginning of one another, for instance by ending each with ":".
-func Prefix(s string) Option {
-	return Option{constructor: "Prefix", apply: func(set *settings) error {
-		if len(s) > MaxKeyLen {
-			return fmt.Errorf("%w: Prefix of %d bytes, at most %d are accepted", ErrInvalidOption, len(s), MaxKeyLen)
-		}
-		set.prefix = s
-		return nil
-	}}
-}
-
-// Holder gives the holder of the lease a human-readable name: whoever is refused the key is told it, in Error.Holder. It
+// Holder gives the holder of the lease a name for people: whoever is refused the key is told it, in Error.Holder. It
 // plays no part in ownership, which is decided by a random Owner id, and need not be unique. At most MaxHolderLen bytes of
 // valid UTF-8.
-func Holder(name string) Option {
-	return Option{apply: func(s *settings) error {
+func Holder(name string) CallOption {
+	return callOption(func(s *settings) error {
 		if len(name) > MaxHolderLen || !utf8.ValidString(name) {
 			return fmt.Errorf("%w: Holder(%q) is longer than %d bytes or not UTF-8", ErrInvalidOption, name, MaxHolderLen)
 		}
 		s.holder = name
 		return nil
-	}}
+	})
+}
+
+// Prefix is put before every key by this Client, so that several applications can share a store. Two Clients exclude one
+// another where prefix and key joined together are equal: choose prefixes that are not the beginning of one another, for
+// instance by ending each with ":". At most MaxKeyLen bytes.
+func Prefix(prefix string) Option {
+	return option(func(s *settings) error {
+		if len(prefix) > MaxKeyLen {
+			return fmt.Errorf("%w: Prefix of %d bytes, at most %d are accepted", ErrInvalidOption, len(prefix), MaxKeyLen)
+		}
+		s.prefix = prefix
+		return nil
+	})
+}
+
+// Observe has o told what becomes of locks and leases. It may be given several times: each Observer is told, in the order
+// in which they were given.
+func Observe(o *Observer) Option {
+	return option(func(s *settings) error {
+		if o == nil {
+			return fmt.Errorf("%w: Observe(nil)", ErrInvalidOption)
+		}
+		s.observers = append(s.observers, o)
+		return nil
+	})
+}
+
+// Log is Observe with an Observer that logs: lost leases as errors; failed renewals, failed unlocks and what Lock and Lead
+// ride out as warnings, the first of each streak; everything else at the level Debug.
+func Log(logger *slog.Logger) Option {
+	if logger == nil {
+		return option(func(*settings) error { return fmt.Errorf("%w: Log(nil)", ErrInvalidOption) })
+	}
+	return Observe(logTo(logger))
 }
 
 // defaults returns the settings that opts, passed to a constructor, amount to.
 func defaults(opts []Option) (settings, error) {
 	s := settings{ttl: DefaultTTL}
 	for _, o := range opts {
-		if err := o.set(&s); err != nil {
+		if err := s.set(o); err != nil {
 			return s, err
 		}
 	}
@@ -95,21 +137,18 @@ func defaults(opts []Option) (settings, error) {
 }
 
 // with returns s changed by opts, which were passed to a call.
-func (s settings) with(opts []Option) (settings, error) {
+func (s settings) with(opts []CallOption) (settings, error) {
 	for _, o := range opts {
-		if o.constructor != "" {
-			return s, fmt.Errorf("%w: %s is for the constructor of a Locker, not for a single call", ErrInvalidOption, o.constructor)
-		}
-		if err := o.set(&s); err != nil {
+		if err := s.set(o); err != nil {
 			return s, err
 		}
 	}
 	return s, nil
 }
 
-func (o Option) set(s *settings) error {
-	if o.apply == nil {
-		return fmt.Errorf("%w: the zero Option", ErrInvalidOption)
+func (s *settings) set(o Option) error {
+	if o == nil {
+		return fmt.Errorf("%w: an option is nil", ErrInvalidOption)
 	}
 	return o.apply(s)
 }

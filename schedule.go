@@ -2,23 +2,19 @@ package locker
 
 import (
 	"container/heap"
-	"context"
-	"errors"
-	"fmt"
-	"math/rand/v2"
-	"slices"
 	"time"
 )
 
 // schedule says when each held lease needs attention: to be renewed, or to be declared lost. One timer serves all
-// leases of a Locker, so a Locker that holds ten thousand has no more goroutines than one that holds none: the
+// leases of a Client, so a Client that holds ten thousand has no more goroutines than one that holds none: the
 // timer's function runs on a goroutine that exists only while there is something to do.
 //
-// It is part of core, and guarded by core.mu.
+// It is part of Client, and guarded by Client.mu.
 type schedule struct {
-	leases leaseHeap   // every held lease, the one to look at first in front
-	timer  *time.Timer // nil until the first lease
-	armed  time.Time   // when timer fires; zero if it does not
+	leases  leaseHeap   // every held lease, the one to look at first in front
+	timer   *time.Timer // nil until the first lease
+	armed   time.Time   // when timer fires; zero if it does not
+	expired []Grant     // leases that have ended by themselves, of which the backend has not been told
 }
 
 // unscheduled is the index of a Lease outside the heap.
@@ -30,7 +26,7 @@ func renewalInterval(ttl time.Duration) time.Duration { return ttl / 3 }
 // slack is how much early a renewal may be sent for the sake of going along with others.
 func slack(ttl time.Duration) time.Duration { return renewalInterval(ttl) / 10 }
 
-func (s *schedule) add(c *core, l *Lease) {
+func (s *schedule) add(c *Client, l *Lease) {
 	l.plan(l.grant.Sent, float64(l.grant.Owner[0])/256) // the owner is as random as anything
 	heap.Push(&s.leases, l)
 	s.arm(c)
@@ -43,7 +39,7 @@ func (s *schedule) remove(l *Lease) {
 	// The timer is left as it is: to fire once for nothing is cheaper than to be set anew at each Unlock.
 }
 
-// stop disarms the schedule for good; core.closed keeps it so.
+// stop disarms the schedule for good; Client.closed keeps it so.
 func (s *schedule) stop() {
 	if s.timer != nil {
 		s.timer.Stop()
@@ -51,12 +47,15 @@ func (s *schedule) stop() {
 }
 
 // arm makes the timer fire in time for the first lease.
-func (s *schedule) arm(c *core) {
-	if len(s.leases) == 0 || c.closed {
-		return
+func (s *schedule) arm(c *Client) {
+	if len(s.leases) > 0 {
+		s.armAt(c, s.leases[0].next)
 	}
-	next := s.leases[0].next
-	if !s.armed.IsZero() && !next.Before(s.armed) {
+}
+
+// armAt makes the timer fire at the given time, or before.
+func (s *schedule) armAt(c *Client, next time.Time) {
+	if c.closed || !s.armed.IsZero() && !next.Before(s.armed) {
 		return
 	}
 	s.armed = next
@@ -68,12 +67,12 @@ func (s *schedule) arm(c *core) {
 }
 
 // plan sets when l is looked at next, after a request that the store confirmed and that was sent at the given time.
-// jitter, from 0 to 1, spreads the Lockers of a fleet; leases that were renewed together get the same, to stay together.
+// jitter, from 0 to 1, spreads the Clients of a fleet; leases that were renewed together get the same, to stay together.
 func (l *Lease) plan(sent time.Time, jitter float64) {
 	l.next = l.deadline
 	if !l.noRenew {
-		early := time.Duration(jitter * float64(slack(l.grant.TTL)))
-		l.next = earlier(sent.Add(renewalInterval(l.grant.TTL)-early), l.deadline)
+		early := time.Duration(jitter * float64(slack(l.ttl)))
+		l.next = earlier(sent.Add(renewalInterval(l.ttl)-early), l.deadline)
 	}
 }
 
@@ -86,114 +85,99 @@ func earlier(a, b time.Time) time.Time {
 
 // attend is the timer's function: it ends the leases whose deadline has passed, and renews those that are due.
 // It never waits for a renewal to end a lease: a deadline that passes meanwhile fires the timer again.
-func (c *core) attend() {
-	var ends []ending
-	var due []*Lease
+func (c *Client) attend() {
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
 		return
 	}
-	now := time.Now()
 	c.armed = time.Time{}
+	ends, due := c.dueLocked(time.Now())
+	expired := c.schedule.expired
+	c.schedule.expired = nil
+	c.calls.Add(1)
+	c.arm(c)
+	c.mu.Unlock()
+	defer c.calls.Done()
+	announce(ends)
+	if len(expired) > 0 {
+		c.expirer.Expired(expired)
+	}
+	c.renew(due)
+}
+
+// dueLocked ends the leases whose deadline has passed, and returns those that are to be renewed, in the order of urgency.
+func (c *Client) dueLocked(now time.Time) (ends []ending, due []*Lease) {
+	few := 64 + len(c.leases)/64 // to end one by one costs much more than to look at all once, if they are many
 	for len(c.leases) > 0 {
 		l := c.leases[0]
 		if !now.Before(l.deadline) {
-			ends = append(ends, l.endLocked(l.expiredLocked()))
+			if len(ends) == few {
+				ends = c.endAllLocked(now, ends)
+			} else {
+				ends = append(ends, l.expireLocked())
+			}
 			continue
 		}
-		early := slack(l.grant.TTL)
+		early := slack(l.ttl)
 		if l.next.Equal(l.deadline) {
 			early = 0 // what is due is its end
 		}
 		if now.Before(l.next.Add(-early)) {
 			break
 		}
-		l.renewing++
 		due = append(due, l)
 		// Should the answer not come, there is to be another attempt, or the end.
-		l.next = earlier(now.Add(renewalInterval(l.grant.TTL)+early), l.deadline)
+		l.next = earlier(now.Add(renewalInterval(l.ttl)+early), l.deadline)
 		heap.Fix(&c.leases, 0)
 	}
-	if len(due) > 0 {
-		c.calls.Add(1)
-	}
-	c.arm(c)
-	c.mu.Unlock()
-	announce(ends)
-	if len(due) > 0 {
-		defer c.calls.Done()
-		c.renew(due)
-	}
+	return ends, due
 }
 
-// renew renews the leases together and applies the answers.
-func (c *core) renew(due []*Lease) {
-	sent := time.Now()
-	bound := due[0].grant.TTL
-	grants := make([]Grant, len(due))
-	for i, l := range due {
-		grants[i] = l.grant
-		grants[i].Sent = sent
-		bound = min(bound, renewalInterval(l.grant.TTL))
+// endAllLocked ends all leases whose deadline has passed, in one go.
+func (c *Client) endAllLocked(now time.Time, ends []ending) []ending {
+	held := c.leases[:0]
+	for _, l := range c.leases {
+		if now.Before(l.deadline) {
+			l.index = len(held)
+			held = append(held, l)
+			continue
+		}
+		l.index = unscheduled
+		ends = append(ends, l.expireLocked())
 	}
-	// The lease is ended by its own timer if this takes longer than the validity; the bound is shorter, so that a
-	// hung connection, or a lost answer, leaves time for a second attempt.
-	ctx, cancel := context.WithDeadline(context.Background(), sent.Add(bound))
-	errs := c.backend.Renew(ctx, grants)
-	cancel()
-	if len(errs) != len(grants) {
-		err := fmt.Errorf("%s.Renew returned %d results for %d grants", c.name, len(errs), len(grants))
-		errs = slices.Repeat([]error{err}, len(grants))
-	}
+	clear(c.leases[len(held):])
+	c.leases = held
+	heap.Init(&c.leases)
+	return ends
+}
 
+// noteExpired has the backend told that a lease has ended by itself, of which its holder knows.
+func (c *Client) noteExpired(l *Lease) {
 	c.mu.Lock()
-	var ends []ending
-	now := time.Now()
-	jitter := rand.Float64()
-	for i, l := range due {
-		from := sent
-		if s := grants[i].Sent; !s.IsZero() && s.Before(sent) {
-			from = s
-		}
-		if e := l.renewedLocked(from, now, jitter, errs[i]); e.lease != nil {
-			ends = append(ends, e)
-		}
-	}
-	c.arm(c)
-	c.mu.Unlock()
-	announce(ends)
+	defer c.mu.Unlock()
+	c.schedule.expired = append(c.schedule.expired, l.grant)
+	c.armAt(c, time.Now())
 }
 
-// renewedLocked applies the answer to a renewal that counts from the given time.
-func (l *Lease) renewedLocked(sent, now time.Time, jitter float64, err error) ending {
-	l.renewing--
-	if l.renewing == 0 && l.idle != nil {
-		close(l.idle)
-	}
-	switch {
-	case l.reason != nil: // ended meanwhile
-		return ending{}
-	case errors.Is(err, ErrLost):
-		return l.endLocked(lost(err))
-	case !now.Before(l.deadline): // too late, whatever the answer
-		if err != nil {
-			l.failure = err
+// holds reports whether a lease of this Client has the key. With a great many leases it may miss one that comes or goes at
+// the same time.
+func (c *Client) holds(key string) bool {
+	const together = 4096 // looked at with the mutex held
+	for from := 0; ; from += together {
+		c.mu.Lock()
+		leases := c.leases[min(from, len(c.leases)):min(from+together, len(c.leases))]
+		for _, l := range leases {
+			if l.grant.Key == key {
+				c.mu.Unlock()
+				return true
+			}
 		}
-		return l.endLocked(l.expiredLocked())
-	case err != nil:
-		l.failure = err
-		retry := jittered(max(2*slack(l.grant.TTL), time.Millisecond))
-		l.next = earlier(now.Add(retry), l.deadline)
-	default:
-		l.failure = nil
-		if d := sent.Add(validFor(l.grant.TTL)); d.After(l.deadline) {
-			l.deadline = d
+		c.mu.Unlock()
+		if len(leases) < together {
+			return false
 		}
-		l.plan(sent, jitter)
 	}
-	heap.Fix(&l.core.leases, l.index)
-	return ending{}
 }
 
 // leaseHeap is a heap.Interface ordered by Lease.next.

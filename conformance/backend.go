@@ -70,11 +70,17 @@ func (c *check) refuses(b locker.Backend, r locker.Request, when string) {
 }
 
 func (c *check) renew(ctx context.Context, b locker.Backend, g locker.Grant) error {
-	errs := b.Renew(ctx, []locker.Grant{g})
-	if len(errs) != 1 {
-		c.fatalf("Renew of one grant returned %d results", len(errs))
+	results := make(chan error, 2)
+	b.Renew(ctx, []locker.Grant{g}, func(_ int, r locker.Renewal) {
+		select {
+		case results <- r.Err:
+		default:
+		}
+	})
+	if n := len(results); n != 1 {
+		c.fatalf("Renew of one grant reported %d results before it returned", n)
 	}
-	return errs[0]
+	return <-results
 }
 
 func ownerDecides(c *check) {

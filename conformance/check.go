@@ -152,7 +152,7 @@ func (c *check) within(d time.Duration) context.Context {
 }
 
 // lock locks key with l within ten TTLs, and ends the goroutine if it cannot.
-func (c *check) lock(l locker.Locker, key string, opts ...locker.Option) *locker.Lease {
+func (c *check) lock(l locker.Locker, key string, opts ...locker.CallOption) *locker.Lease {
 	lease, err := l.Lock(c.within(10*c.ttl), key, opts...)
 	if err != nil {
 		c.record(1, "Lock of a key that is free, or soon will be: nothing after %v: %v", 10*c.ttl, err)
@@ -173,7 +173,7 @@ func (c *check) takeOver(l locker.Locker, key string) *locker.Lease {
 }
 
 // tryLock is lock for a key that has to be free.
-func (c *check) tryLock(l locker.Locker, key string, opts ...locker.Option) *locker.Lease {
+func (c *check) tryLock(l locker.Locker, key string, opts ...locker.CallOption) *locker.Lease {
 	lease, err := l.TryLock(c.within(10*c.ttl), key, opts...)
 	if err != nil {
 		c.record(1, "TryLock of a key that is free: %v; want a lease", err)
@@ -239,7 +239,7 @@ type wait struct {
 }
 
 // start calls Lock on a goroutine of its own.
-func (c *check) start(ctx context.Context, l locker.Locker, key string, opts ...locker.Option) *wait {
+func (c *check) start(ctx context.Context, l locker.Locker, key string, opts ...locker.CallOption) *wait {
 	w := &wait{done: make(chan struct{})}
 	c.do(func() {
 		defer close(w.done)

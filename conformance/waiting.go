@@ -202,7 +202,7 @@ func alreadyCancelled(c *check) {
 	cause := errors.New("conformance: the cause of the cancellation")
 	ctx, cancel := context.WithCancelCause(c.ctx)
 	cancel(cause)
-	for _, lock := range []func(context.Context, string, ...locker.Option) (*locker.Lease, error){l.Lock, l.TryLock} {
+	for _, lock := range []func(context.Context, string, ...locker.CallOption) (*locker.Lease, error){l.Lock, l.TryLock} {
 		start := time.Now()
 		lease, err := lock(ctx, key)
 		if err == nil {
@@ -387,7 +387,7 @@ func hungStore(c *check) {
 			l := c.open()
 			c.unlock(c.lock(l, c.key())) // there are connections
 			defer c.cut(f)()
-			for _, lock := range []func(context.Context, string, ...locker.Option) (*locker.Lease, error){l.Lock, l.TryLock} {
+			for _, lock := range []func(context.Context, string, ...locker.CallOption) (*locker.Lease, error){l.Lock, l.TryLock} {
 				deadline := time.Now().Add(c.ttl / 5)
 				ctx, cancel := context.WithDeadline(c.ctx, deadline)
 				lease, err := lock(ctx, key)

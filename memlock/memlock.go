@@ -23,17 +23,18 @@ import (
 	"time"
 
 	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/backends"
 )
 
 // ErrBroken is the reason in the ErrLost of a lease that Break took away.
 var ErrBroken = errors.New("taken away by Break")
 
-// ErrCut is the error of a Locker that Cut has severed from its memory.
-var ErrCut = errors.New("severed by Cut")
+// ErrCut is the error of a Locker that Cut has severed from its memory. It is a locker.ErrUnavailable.
+var ErrCut = backends.Sentinel(locker.ErrUnavailable, "severed by Cut")
 
-// Locker is a locker.Locker in memory.
+// Locker is a Client in memory, with what a test needs to do to it.
 type Locker struct {
-	locker.Locker
+	*locker.Client
 	store *store
 	link  *link
 }
@@ -62,8 +63,9 @@ func (l *Locker) Break(name string) bool { return l.store.breakLock(name) }
 
 // Cut severs this Locker from its memory, as a network that fails severs another backend from its store: until heal is
 // called, all that it asks fails with ErrCut, and nothing of what it holds is renewed or unlocked. Its leases run
-// out, and those who wait on other Lockers of the same memory follow. It is for testing, and for showing, what a crash
-// or a partition does. Cut by itself while it is severed has no further effect.
+// out, and those who wait on other Lockers of the same memory follow; who waits on this one leaves the line, and gets into it
+// again after heal. It is for testing, and for showing, what a crash or a partition does. A second Cut before heal has no
+// further effect.
 func (l *Locker) Cut() (heal func()) { return l.link.cut() }
 
 // link is the connection between a Locker and its memory.
@@ -111,7 +113,7 @@ type store struct {
 
 func (s *store) open(opts []locker.Option) *Locker {
 	link := newLink()
-	return &Locker{Locker: locker.New(backend{s, link}, opts...), store: s, link: link}
+	return &Locker{Client: locker.New(backend{s, link}, opts...), store: s, link: link}
 }
 
 func (s *store) shard(name string) *shard {
@@ -224,14 +226,13 @@ type backend struct {
 }
 
 var (
-	_ locker.Backend      = backend{}
-	_ locker.Queue        = backend{}
-	_ locker.HeedsContext = backend{}
+	_ locker.Backend = backend{}
+	_ locker.Queue   = backend{}
 )
 
-func (backend) HeedsContext()  {}
-func (backend) String() string { return "memory" }
-func (backend) Close() error   { return nil }
+func (backend) Features() locker.Features { return locker.Features{HeedsContext: true, Queue: true} }
+func (backend) String() string            { return "memory" }
+func (backend) Close() error              { return nil }
 
 // Acquire implements locker.Backend.
 func (b backend) Acquire(_ context.Context, r locker.Request) (locker.Grant, error) {
@@ -342,19 +343,17 @@ func (e *entry) leave(w *waiter) {
 }
 
 // Renew implements locker.Backend.
-func (b backend) Renew(_ context.Context, gs []locker.Grant) []error {
-	errs := make([]error, len(gs))
+func (b backend) Renew(_ context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
 	for i, g := range gs {
-		errs[i] = b.withHeld(g, func(_ *shard, _ string, e *entry) error {
+		done(i, locker.Renewal{Err: b.withHeld(g, func(_ *shard, _ string, e *entry) error {
 			now := time.Now()
 			if !now.Before(e.expires) {
 				return locker.ErrLost // though nobody has asked for it since
 			}
 			e.expires = now.Add(g.TTL)
 			return nil
-		})
+		})})
 	}
-	return errs
 }
 
 // Release implements locker.Backend.

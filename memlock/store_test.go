@@ -56,16 +56,19 @@ func TestCut(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			ctx, cancel := context.WithCancel(t.Context())
 			failed := make(chan error, 1)
 			go func() {
-				_, err := waiter.Lock(context.Background(), "k")
+				_, err := waiter.Lock(ctx, "k")
 				failed <- err
 			}()
 			synctest.Wait()
 			time.Sleep(time.Duration(i) * 40 * time.Millisecond)
 			heal, _ := holder.Cut(), waiter.Cut()
-			if err := <-failed; !errors.Is(err, memlock.ErrCut) {
-				t.Errorf("a waiter that was severed: %v; want ErrCut", err)
+			time.Sleep(10 * time.Millisecond) // a waiter that is severed rides it out, until its ctx ends
+			cancel()
+			if err := <-failed; !errors.Is(err, context.Canceled) || !errors.Is(err, memlock.ErrCut) {
+				t.Errorf("a waiter that was severed: %v; want the end of its ctx, and ErrCut", err)
 			}
 			done, cut := lease.Done(), time.Now()
 			next, err := rival.Lock(t.Context(), "k")

@@ -1,0 +1,168 @@
+package locker
+
+import (
+	"context"
+	"time"
+)
+
+// Observer is told what becomes of locks and leases: see the option Observe. Each function may be nil; more will be added.
+// (The shape is that of net/http/httptrace.ClientTrace.)
+//
+// The functions are called outside of all locks of this library, from many goroutines, and mostly on that of the caller of
+// Lock: they must not take long. None of them is called for Ping.
+type Observer struct {
+	// LockStart is called when Lock or TryLock begins. The values of the context that it returns are those of the contexts
+	// that the backend's calls get for this acquisition, so that the spans of a store's client become children of a span
+	// begun here; it is also passed to LockDone. When it ends does not matter. A nil context means ctx.
+	LockStart func(ctx context.Context, info LockStartInfo) context.Context
+
+	// LockDone is called before Lock or TryLock returns, with the context that LockStart has returned.
+	LockDone func(ctx context.Context, info LockDoneInfo)
+
+	// LeaseDone is called when a lease has ended: at once if it was lost, and when the store has answered, or has failed to,
+	// if it was unlocked. It is called once for each LockDone without an error.
+	LeaseDone func(info LeaseDoneInfo)
+
+	// Renewed is called when the result of a renewal has come. How much validity was left then, compared with the TTL, is
+	// the earliest sign that leases are going to be lost.
+	Renewed func(info RenewedInfo)
+
+	// Retry is called when a Lock goes on waiting after a failure, and when Lead campaigns again after one. (Lead tells only
+	// the Observers of a Client, or of what embeds one.)
+	Retry func(info RetryInfo)
+}
+
+// LockStartInfo describes a Lock or TryLock that begins.
+type LockStartInfo struct {
+	Op    string // "lock" or "trylock"
+	Key   string // as the caller wrote it
+	Store string // the name of the backend: "redis", "postgres", ...
+}
+
+// LockDoneInfo describes a Lock or TryLock that has ended.
+type LockDoneInfo struct {
+	Op    string
+	Key   string
+	Store string
+
+	Waited time.Duration // since LockStart
+	Queued bool          // the store has answered that the key was held, and Lock has waited
+	Behind string        // the name of who held it, where that is known
+	Token  uint64        // the fencing token; 0 if there is an error
+	Err    error         // what is returned: an *Error, or nil
+}
+
+// LeaseDoneInfo describes a lease that has ended.
+type LeaseDoneInfo struct {
+	Key   string
+	Store string
+	Token uint64
+
+	// Held is how long the lease was held, until its end, or, if it was unlocked, until the store had answered.
+	Held time.Duration
+
+	// Err is nil if the lease was unlocked; ErrLost with the reason if it was lost; any other error if it was unlocked but
+	// the store could not be told, so that the key is free after the TTL.
+	Err error
+}
+
+// RenewedInfo describes the result of a renewal.
+type RenewedInfo struct {
+	Key   string
+	Store string
+	Token uint64
+
+	TTL      time.Duration // of the lease
+	Left     time.Duration // until its deadline, when the result had been applied
+	Slack    time.Duration // until its deadline before that: what was left when the answer came
+	Failures int           // how many renewals in a row have failed, this one included; 0 if it succeeded
+	Err      error         // why it failed; it is tried again until the deadline
+}
+
+// RetryInfo describes a failure that is ridden out.
+type RetryInfo struct {
+	Op    string // "lock" for a Lock that goes on waiting, "lead" for a Lead that campaigns again
+	Key   string
+	Store string
+
+	Attempt int           // how many have failed in a row
+	Err     error         // why the last one failed
+	Pause   time.Duration // until the next; 0 if the backend decides
+}
+
+// observed is Lock and TryLock: acquire, of which the Observers are told.
+func (c *Client) observed(ctx context.Context, op, key string, opts []CallOption) (*Lease, error) {
+	if len(c.defaults.observers) == 0 {
+		return c.acquire(ctx, op, key, opts)
+	}
+	begun := time.Now()
+	start := LockStartInfo{Op: op, Key: key, Store: c.name}
+	for _, o := range c.defaults.observers {
+		if o.LockStart == nil {
+			continue
+		}
+		if values := o.LockStart(ctx, start); values != nil && values != ctx {
+			ctx = valuesOf{ctx, values}
+		}
+	}
+	lease, err := c.acquire(ctx, op, key, opts)
+	info := LockDoneInfo{Op: op, Key: key, Store: c.name, Waited: time.Since(begun), Err: err}
+	if lease != nil {
+		info.Token = lease.Token()
+		info.Behind, info.Queued = lease.waitedFor()
+	} else if e, ok := err.(*Error); ok { //nolint:errorlint // acquire returns it as it is
+		info.Behind, info.Queued = e.Holder, e.answered
+	}
+	for _, o := range c.defaults.observers {
+		if o.LockDone != nil {
+			o.LockDone(ctx, info)
+		}
+	}
+	return lease, err
+}
+
+// valuesOf is a context with the values of another.
+type valuesOf struct {
+	context.Context
+	values context.Context
+}
+
+// Value implements context.Context.
+func (c valuesOf) Value(key any) any {
+	if v := c.values.Value(key); v != nil {
+		return v
+	}
+	return c.Context.Value(key)
+}
+
+// tellLeaseDone tells of the end of a lease that is observed.
+func (c *Client) tellLeaseDone(l *Lease, err error) {
+	info := LeaseDoneInfo{Key: l.Key(), Store: c.name, Token: l.Token(), Held: time.Since(l.begun), Err: err}
+	for _, o := range c.defaults.observers {
+		if o.LeaseDone != nil {
+			o.LeaseDone(info)
+		}
+	}
+}
+
+// tellRenewed tells of a renewal.
+func (c *Client) tellRenewed(l *Lease, info RenewedInfo) {
+	info.Key, info.Store, info.Token = l.Key(), c.name, l.Token()
+	if info.Err != nil {
+		info.Err = classified(info.Err)
+	}
+	for _, o := range c.defaults.observers {
+		if o.Renewed != nil {
+			o.Renewed(info)
+		}
+	}
+}
+
+// tellRetry tells of a failure that is ridden out.
+func (c *Client) tellRetry(info RetryInfo) {
+	for _, o := range c.defaults.observers {
+		if o.Retry != nil {
+			o.Retry(info)
+		}
+	}
+}
