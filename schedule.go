@@ -2,6 +2,7 @@ package locker
 
 import (
 	"container/heap"
+	"slices"
 	"time"
 )
 
@@ -136,6 +137,7 @@ func (c *Client) dueLocked(now time.Time) (ends []ending, due []*Lease) {
 
 // endAllLocked ends all leases whose deadline has passed, in one go.
 func (c *Client) endAllLocked(now time.Time, ends []ending) []ending {
+	ends = slices.Grow(ends, len(c.leases))
 	held := c.leases[:0]
 	for _, l := range c.leases {
 		if now.Before(l.deadline) {

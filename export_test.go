@@ -1,0 +1,12 @@
+package locker
+
+// InMode is an option for a mode that no Backend of this module knows.
+func InMode(m Mode, slots int) CallOption {
+	return callOption(func(s *settings) error { s.mode, s.slots = m, slots; return nil })
+}
+
+// MostAbandoned and Cleaners bound what a store that hangs can cost.
+const (
+	MostAbandoned = mostAbandoned
+	Cleaners      = cleaners
+)
