@@ -35,22 +35,23 @@ func (c *Client) wait(ctx context.Context, l *Lease) error {
 	if c.queue == nil {
 		attempt = c.poll
 	}
-	var last error // that was ridden out
+	var last error       // that was ridden out
+	var failed time.Time // when that was
 	for failures := 1; ; failures++ {
-		begun := time.Now()
 		err := attempt(ctx, l)
+		if err == nil {
+			return nil
+		}
 		_, answered := l.waitedFor()
 		switch {
-		case err == nil:
-			return nil
 		case last != nil && ctx.Err() != nil:
 			return &riddenOut{err, last}
 		case !answered || !passes(err):
 			return err
-		case time.Since(begun) > longestOutagePause:
+		case time.Since(failed) > 2*longestOutagePause:
 			failures = 1 // it has worked since the failure before
 		}
-		last = classified(err)
+		last, failed = classified(err), time.Now()
 		pause := outagePause(failures)
 		c.tellRetry(RetryInfo{Op: opLock, Key: l.grant.Key, Store: c.name, Attempt: failures, Err: last, Pause: pause})
 		if err := c.sleep(ctx, pause); err != nil {

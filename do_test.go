@@ -26,6 +26,9 @@ func TestDo(t *testing.T) {
 			if _, err := l.TryLock(ctx, "k"); !errors.Is(err, locker.ErrLocked) {
 				t.Errorf("inside Do: %v; want ErrLocked", err)
 			}
+			if lease := locker.FromContext(ctx); lease == nil || lease.Key() != "k" || lease.Token() == 0 {
+				t.Errorf("FromContext inside Do: %v", lease)
+			}
 			return ctx.Err()
 		})
 		if err != nil || !ran {

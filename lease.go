@@ -379,7 +379,9 @@ var (
 // leases may end together.
 type expiry struct{ failure error }
 
-func (e *expiry) Error() string   { return fmt.Sprintf("%v: not renewed in time: %v", ErrLost, e.failure) }
+func (e *expiry) Error() string {
+	return fmt.Sprintf("%v: not renewed in time: %v", ErrLost, e.failure)
+}
 func (e *expiry) Unwrap() []error { return []error{ErrLost, e.failure} }
 
 func (l *Lease) setWaitsFor(holder string) {

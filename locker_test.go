@@ -479,7 +479,7 @@ func TestInvalidArguments(t *testing.T) {
 		for name, o := range map[string]locker.CallOption{
 			"TTL(0)": locker.TTL(0), "TTL(-1s)": locker.TTL(-time.Second), "TTL too short": locker.TTL(locker.MinTTL - 1),
 			"TTL too long": locker.TTL(locker.MaxTTL + 1),
-			"long Holder": locker.Holder(strings.Repeat("h", locker.MaxHolderLen+1)), "Holder not UTF-8": locker.Holder("\xff"),
+			"long Holder":  locker.Holder(strings.Repeat("h", locker.MaxHolderLen+1)), "Holder not UTF-8": locker.Holder("\xff"),
 			"nil": nil,
 		} {
 			if _, err := l.Lock(t.Context(), "k", o); !errors.Is(err, locker.ErrInvalidOption) {
