@@ -1,10 +1,14 @@
 package docs_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
+	"maps"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -15,7 +19,6 @@ import (
 
 // kind tells apart what a fleet should count apart.
 func kind(err error) string {
-	var e *locker.Error
 	switch {
 	case err == nil:
 		return "ok"
@@ -23,16 +26,14 @@ func kind(err error) string {
 		return "lost" // it had the lock: alert, unless the store was restarted
 	case errors.Is(err, locker.ErrLocked):
 		return "locked" // somebody has it: normal
-	case errors.Is(err, locker.ErrClosed), errors.Is(err, locker.ErrUnlocked):
-		return "closed" // a shutdown, or a mistake in the program
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return "gave up" // its own context ended the wait
-	case errors.Is(err, locker.ErrInvalidKey), errors.Is(err, locker.ErrInvalidOption), errors.Is(err, errors.ErrUnsupported):
-		return "misuse" // trying again does not help
-	case !errors.As(err, &e):
-		return "work" // what the work under Do or Lead has returned, or the cause of a context
+	case errors.Is(err, locker.ErrUnavailable):
+		return "unavailable" // the store failed, or did not answer: passes by itself
+	case errors.Is(err, locker.ErrDenied), errors.Is(err, locker.ErrUnfit):
+		return "misconfigured" // credentials, or the wrong server: somebody has to mend it
 	default:
-		return "store" // the store failed, or did not answer
+		return "other" // a closed Client, an invalid key or option, or what the work under Do or Lead has returned
 	}
 }
 
@@ -57,51 +58,52 @@ func TestKinds(t *testing.T) {
 	want("gave up", err)
 	memory.Break("k")
 	want("lost", lease.Unlock())
-	want("misuse", try(memory, ""))
+	want("other", try(memory, ""))
 	severed := memory.Peer()
 	severed.Cut()
-	want("store", try(severed, "k"))
+	want("unavailable", try(severed, "k"))
 	closed := memory.Peer()
 	want("ok", closed.Close())
-	want("closed", try(closed, "k"))
-	want("work", locker.Do(t.Context(), memory, "k", func(context.Context) error { return errors.New("no such order") }))
+	want("other", try(closed, "k"))
+	want("other", locker.Do(t.Context(), memory, "k", func(context.Context) error { return errors.New("no such order") }))
 }
 
-// observed is a Locker that reports what Lead rides out.
-type observed struct {
-	locker.Locker
-	report func(kind string, err error)
+func options(logger *slog.Logger) []locker.Option {
+	host, _ := os.Hostname()
+	return []locker.Option{locker.Holder(host), locker.Log(logger)}
 }
 
-func (o observed) Lock(ctx context.Context, key string, opts ...locker.Option) (*locker.Lease, error) {
-	lease, err := o.Locker.Lock(ctx, key, opts...)
-	if err != nil && ctx.Err() == nil {
-		o.report(kind(err), err)
-	}
-	return lease, err
+func counted(count func(event, kind string)) locker.Option {
+	return locker.Observe(&locker.Observer{
+		LockDone:  func(_ context.Context, i locker.LockDoneInfo) { count(i.Op, kind(i.Err)) },
+		LeaseDone: func(i locker.LeaseDoneInfo) { count("held", kind(i.Err)) },
+		Retry:     func(i locker.RetryInfo) { count("retry", kind(i.Err)) },
+	})
 }
 
-func observe(ctx context.Context, l locker.Locker, report func(kind string, err error), work func(context.Context, *locker.Lease) error) error {
-	return locker.Lead(ctx, observed{l, report}, "queue", work)
-}
-
-// TestObserved has Lead ride out an outage, which nobody would hear of otherwise.
+// TestObserved has Lead ride out an outage, of which the counters and the log tell.
 func TestObserved(t *testing.T) {
 	memory := memlock.New()
-	l := memory.Peer()
-	heal := l.Cut()
-	reported := make(map[string]int)
-	allDone := errors.New("all done")
-	err := observe(t.Context(), l, func(kind string, _ error) {
-		if reported[kind]++; reported[kind] == 2 {
+	counts := make(map[string]int)
+	var log bytes.Buffer
+	var heal func()
+	opts := append(options(slog.New(slog.NewTextHandler(&log, nil))), counted(func(event, kind string) {
+		if counts[event+" "+kind]++; counts["retry unavailable"] == 2 {
 			heal()
 		}
-	}, func(context.Context, *locker.Lease) error { return allDone })
-	if err != allDone { //nolint:errorlint // just that
+	}))
+	l := memory.Peer(opts...)
+	heal = l.Cut()
+	allDone := errors.New("all done")
+	if err := locker.Lead(t.Context(), l, "queue", func(context.Context, *locker.Lease) error { return allDone }); err != allDone { //nolint:errorlint // just that
 		t.Errorf("Lead: %v", err)
 	}
-	if len(reported) != 1 || reported["store"] != 2 {
-		t.Errorf("it reported %v; want 2 of the kind store", reported)
+	want := map[string]int{"lock unavailable": 2, "retry unavailable": 2, "lock ok": 1, "held ok": 1}
+	if !maps.Equal(counts, want) {
+		t.Errorf("counted %v; want %v", counts, want)
+	}
+	if n := strings.Count(log.String(), "level=WARN"); n != 1 || !strings.Contains(log.String(), "severed by Cut") {
+		t.Errorf("the log has %d warnings; want one:\n%s", n, log.String())
 	}
 }
 

@@ -123,6 +123,7 @@ func (f *fleet) newMember(number int) *member {
 		do:    func(ctx context.Context, job int64) error { return f.do(ctx, m, job) },
 		grace: f.cfg.grace, insist: true, tell: f.tell,
 	}
+	m.observe(m.own.watch)
 	return m
 }
 

@@ -60,6 +60,7 @@ func open(cfg config, out io.Writer) (program, error) {
 // store is what the workers of a fleet share.
 type store struct {
 	locks locker.Locker
+	watch *locker.Observer // of locks; to be filled in before they are used
 	queue Queue
 	close func() error // to be called when locks is closed
 }
@@ -76,8 +77,10 @@ func newRedisStore(o *redis.UniversalOptions, queue string, ttl time.Duration) s
 	o.ContextTimeoutEnabled = true     // else go-redis ignores the end of a context while it waits for an answer
 	logging.Disable()                  // every failure reaches us as an error, and is reported
 	rdb := redis.NewUniversalClient(o) // does not connect yet
+	watch := new(locker.Observer)
 	return store{
-		locks: redislock.New(rdb, locker.TTL(ttl)),
+		locks: redislock.New(rdb, locker.TTL(ttl), locker.Observe(watch)),
+		watch: watch,
 		queue: newRedisQueue(rdb, queue),
 		close: rdb.Close,
 	}
@@ -96,8 +99,10 @@ func openRedlock(cfg config) (store, error) {
 		o.ContextTimeoutEnabled = true
 		clients = append(clients, redis.NewClient(o))
 	}
+	watch := new(locker.Observer)
 	return store{
-		locks: redislock.NewRedlock(clients, locker.TTL(cfg.ttl)),
+		locks: redislock.NewRedlock(clients, locker.TTL(cfg.ttl), locker.Observe(watch)),
+		watch: watch,
 		queue: newRedisQueue(clients[0], cfg.key),
 		close: func() error {
 			var errs []error
@@ -126,8 +131,10 @@ func openPostgres(cfg config) (store, error) {
 	if err != nil {
 		return store{}, fmt.Errorf("-backend: %w", err)
 	}
+	watch := new(locker.Observer)
 	return store{
-		locks: pglock.New(pool, locker.TTL(cfg.ttl)), // connects by itself, like the pool
+		locks: pglock.New(pool, locker.TTL(cfg.ttl), locker.Observe(watch)), // connects by itself, like the pool
+		watch: watch,
 		queue: newPgQueue(pool, cfg.key),
 		close: func() error { closePool(pool); return nil },
 	}, nil
@@ -158,8 +165,10 @@ func openEtcd(cfg config) (store, error) {
 	if err != nil {
 		return store{}, fmt.Errorf("-backend: %w: %w", errLogin, err)
 	}
+	watch := new(locker.Observer)
 	return store{
-		locks: etcdlock.New(client, locker.TTL(cfg.ttl)),
+		locks: etcdlock.New(client, locker.TTL(cfg.ttl), locker.Observe(watch)),
+		watch: watch,
 		queue: newEtcdQueue(client, cfg.key),
 		close: client.Close,
 	}, nil

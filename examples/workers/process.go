@@ -25,6 +25,7 @@ func newProcess(cfg config, s store, out io.Writer) *process {
 		do:    func(ctx context.Context, _ int64) error { return sleep(ctx, cfg.job) },
 		grace: cfg.grace, jobs: cfg.jobs, insist: cfg.insist, tell: p.tell,
 	}
+	p.observe(s.watch)
 	return p
 }
 

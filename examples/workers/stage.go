@@ -43,8 +43,9 @@ func memoryStage(cfg config) stage {
 	return stage{
 		where: "no server",
 		join: func() (store, func() func()) {
-			own := locks.Peer(locker.TTL(cfg.ttl))
-			return store{locks: own, queue: queue, close: func() error { return nil }}, own.Cut
+			watch := new(locker.Observer)
+			own := locks.Peer(locker.TTL(cfg.ttl), locker.Observe(watch))
+			return store{locks: own, watch: watch, queue: queue, close: func() error { return nil }}, own.Cut
 		},
 		terms: func() (terms []uint64, err error) {
 			for _, l := range queue.results {

@@ -34,39 +34,26 @@ var (
 // run works until ctx ends, until all jobs are done, or until a job fails, and returns what went wrong. When it
 // returns, the job in hand has ended and the key is unlocked.
 func (w *worker) run(ctx context.Context) error {
-	ctx, end := context.WithCancelCause(ctx)
-	defer end(nil)
 	w.tell(event{worker: w.name, what: joins})
-	err := locker.Lead(ctx, observed{w.locks, w.outage}, w.key, func(ctx context.Context, lease *locker.Lease) error {
+	err := locker.Lead(ctx, w.locks, w.key, func(ctx context.Context, lease *locker.Lease) error {
 		t := term{worker: w, lease: lease, leader: Leader{Name: w.name, Token: lease.Token()}}
-		err := t.run(ctx)
-		if errors.Is(err, errAllDone) {
-			end(errAllDone)
-			return nil
-		}
-		return err
+		return t.run(ctx)
 	}, locker.Holder(w.name))
-	if err == context.Cause(ctx) { //nolint:errorlint // just that, and nothing else: the job is in and the key unlocked
+	var e *locker.Error
+	switch {
+	case err == errAllDone: //nolint:errorlint // just that, and nothing else: the key is unlocked
 		return nil
+	case ctx.Err() != nil && (!errors.As(err, &e) || e.Op != "unlock"):
+		return nil // told to stop, maybe during an outage: the job is in, and the key unlocked
 	}
 	return fmt.Errorf("%s: %w", w.name, err)
 }
 
 func (w *worker) outage(err error) { w.tell(event{worker: w.name, what: outage, err: err}) }
 
-// observed is a Locker that reports the failures that Lead rides out.
-type observed struct {
-	locker.Locker
-	report func(error)
-}
-
-// Lock implements locker.Locker.
-func (o observed) Lock(ctx context.Context, key string, opts ...locker.Option) (*locker.Lease, error) {
-	lease, err := o.Locker.Lock(ctx, key, opts...)
-	if err != nil && ctx.Err() == nil && !errors.Is(err, locker.ErrInvalidOption) && !errors.Is(err, locker.ErrInvalidKey) {
-		o.report(err)
-	}
-	return lease, err
+// observe has o, which observes w.locks, tell of the failures that are ridden out.
+func (w *worker) observe(o *locker.Observer) {
+	o.Retry = func(i locker.RetryInfo) { w.outage(i.Err) }
 }
 
 // term is the time for which a worker leads.

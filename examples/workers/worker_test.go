@@ -33,11 +33,13 @@ func onBench(t *testing.T, f func(*testing.T, *bench)) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		b := &bench{memory: memlock.New(locker.TTL(testTTL)), queue: new(memoryQueue), on: make(map[kind]func())}
+		watch := new(locker.Observer)
 		b.worker = &worker{
-			name: "w", key: "jobs", locks: b.memory.Peer(locker.TTL(testTTL)), queue: b.queue, grace: 5 * time.Second,
+			name: "w", key: "jobs", locks: b.memory.Peer(locker.TTL(testTTL), locker.Observe(watch)), queue: b.queue, grace: 5 * time.Second,
 			do:   func(ctx context.Context, _ int64) error { return sleep(ctx, time.Second) },
 			tell: b.tell,
 		}
+		b.observe(watch)
 		f(t, b)
 		if err := b.locks.Close(); err != nil {
 			t.Error(err)

@@ -76,7 +76,7 @@ func redisSite(name string, servers int) (*site, error) {
 	if servers > 1 {
 		url = "redlock://" + strings.Join(addrs, ",")
 	}
-	s.open = func(opts ...locker.Option) (locker.Locker, error) { return redislock.Open(url, opts...) }
+	s.open = func(opts ...locker.Option) (locker.Locker, error) { return redislock.Open(ctx, url, opts...) }
 	sum := func(section string, values ...string) func() (float64, error) {
 		return func() (sum float64, err error) {
 			for _, admin := range admins {

@@ -36,7 +36,7 @@ const patience = 30 * time.Second
 
 // onRedis returns the storage of another machine, by its Locker: all store in the same directory.
 func onRedis(t *testing.T, dir string) *Storage {
-	l, err := redislock.Open("redis://" + redistest.Address(t))
+	l, err := redislock.Open(t.Context(), "redis://"+redistest.Address(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -102,7 +102,7 @@ func (f *fleet) awaitRun() event {
 func withLockers(t *testing.T, atLeast time.Duration) (each func(*fleet, int) gocron.SchedulerOption, test locker.Locker) {
 	var locks []locker.Locker
 	for range 3 {
-		l, err := redislock.Open("redis://" + redistest.Address(t))
+		l, err := redislock.Open(t.Context(), "redis://"+redistest.Address(t))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -136,7 +136,7 @@ func openAll(contenders []side, addrs []string) (locks []lock, end func(), err e
 
 // share prints how two kinds share a key during a migration.
 func share(addrs []string, half, rounds int, round time.Duration) error {
-	us := side{"redislock.New", ours(func(clients []redis.UniversalClient, opts ...locker.Option) locker.Locker {
+	us := side{"redislock.New", ours(func(clients []redis.UniversalClient, opts ...locker.Option) *locker.Client {
 		return redislock.New(clients[0], opts...)
 	})}
 	them := redlocks()[0]

@@ -62,7 +62,7 @@ func redsyncSide(o redis.Options, opts ...redsync.Option) func([]string) (lock, 
 	}
 }
 
-func ours(open func([]redis.UniversalClient, ...locker.Option) locker.Locker) func([]string) (lock, closer) {
+func ours(open func([]redis.UniversalClient, ...locker.Option) *locker.Client) func([]string) (lock, closer) {
 	return func(addrs []string) (lock, closer) {
 		clients, closeAll := connect(addrs, redis.Options{})
 		l := open(clients, locker.Prefix(""), locker.TTL(ttl))
