@@ -1,8 +1,10 @@
-// Package locker is a distributed lock with a fencing token on every store: one small interface, [Locker], in front of
-// Redis, Postgres, etcd or memory, with a contract that package conformance proves for each of them, and for backends of your
-// own.
+// Package locker provides distributed locks over Redis, Postgres, etcd or memory, each with a fencing token: one small
+// interface, [Locker], and a contract that package conformance proves for each store, and for backends of your own.
 //
-//	l := redislock.New(rdb)                         // or pglock.New(pool), etcdlock.New(client), memlock.New()
+//	l, err := redislock.Open(ctx, url)              // or pglock.Open, etcdlock.Open, memlock.New()
+//	if err != nil {
+//		return err                              // wrong address, password, server: said now
+//	}
 //	defer l.Close()
 //
 //	lease, err := l.Lock(ctx, "orders/42")          // waits its turn; ctx bounds the wait
@@ -41,19 +43,28 @@
 //
 // # Errors
 //
-// Every error of a Locker or a Lease is an *Error around its reason, so that a caller can tell apart, with errors.Is:
-// somebody holds the key (ErrLocked); the wait ended (the cause of ctx); the lease was held and is lost (ErrLost); and
-// anything else, which is what the store said, or that it did not answer. Do returns the error of its function as it is,
-// and Lead the bare cause of its ctx. What each error means, also those of the stores, and what to do then:
-// https://github.com/lockerkit/locker/blob/main/docs/operating.md
+// Every error of a Locker or a Lease is an *Error around its reason. A caller can tell apart, with errors.Is: somebody holds
+// the key (ErrLocked); the wait ended (context.Canceled, context.DeadlineExceeded, and the cause of ctx); the lease was held
+// and is lost (ErrLost); and what is wrong with the store: ErrUnavailable passes by itself, ErrDenied and ErrUnfit need
+// somebody who mends it. The packages of the stores have sentinels that say more, each of which is of one of these
+// classes. What each error means, and what to do then: https://github.com/lockerkit/locker/blob/main/docs/operating.md
+//
+// Lock fails fast if the store cannot be reached when it begins. Once it waits for a holder, it rides out what passes for
+// as long as ctx lasts: a restart or a failover does not end the waits of a fleet.
+//
+// # To be seen
+//
+// The option [Log] gives a Client a logger. The option [Observe] gives it functions that are told of each Lock, lease,
+// renewal and retry, for metrics and traces. Without them nothing is written, and nothing is spent on it.
 //
 // # Concurrency
 //
-// Everything is safe for concurrent use. A Locker has no goroutine while nothing is due; renewals of however many
-// leases that are due together go to the store together. Locks are not reentrant.
+// Everything is safe for concurrent use. A Client has no goroutine while nothing is due; renewals of however many
+// leases that are due together go to the store together, up to a thousand at a time. However long a store hangs, the number of
+// goroutines does not grow with the number of calls. Locks are not reentrant.
 //
 // # Backends
 //
-// [New] makes a Locker of a [Backend], which has to do little more than one attempt to acquire, to renew and to release. Package
+// [New] makes a [Client] of a [Backend], which has to do little more than one attempt to acquire, to renew and to release. Package
 // [github.com/lockerkit/locker/conformance] has the tests for it.
 package locker
