@@ -4,6 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
 	"time"
 
 	"github.com/lockerkit/locker"
@@ -40,6 +44,72 @@ func ExampleDo() {
 	// Output:
 	// writing the report
 	// <nil>
+}
+
+// Where only the context is at hand, the lease is in it.
+func ExampleFromContext() {
+	l := memlock.New()
+	defer l.Close()
+	write := func(ctx context.Context, row string) {
+		fmt.Println("UPDATE", row, "with a token:", locker.FromContext(ctx).Token() > 0)
+	}
+	_ = locker.Do(context.Background(), l, "orders/42", func(ctx context.Context) error {
+		write(ctx, "orders/42")
+		return nil
+	})
+	// Output: UPDATE orders/42 with a token: true
+}
+
+// Losses, failures and what is ridden out go to a logger; the rest too, at the level Debug.
+func ExampleLog() {
+	logger := slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == "time" || a.Key == "pause" { // which are never the same
+			return slog.Attr{}
+		}
+		return a
+	}}))
+	ctx, stop := context.WithCancel(context.Background())
+	l := memlock.New(locker.Log(logger), locker.Observe(&locker.Observer{Retry: func(locker.RetryInfo) { stop() }}))
+	defer l.Close()
+	l.Cut() // an outage of the store
+	_ = locker.Lead(ctx, l, "queue", func(context.Context, *locker.Lease) error { return nil })
+	// Output: level=WARN msg="lead rides out a failure" key=queue store=memory attempt=1 error="severed by Cut"
+}
+
+// How long do callers wait for locks, and how often do they fail?
+func ExampleObserve() {
+	l := memlock.New(locker.Observe(&locker.Observer{
+		LockDone: func(_ context.Context, i locker.LockDoneInfo) {
+			fmt.Println(i.Op, i.Key, "failed:", i.Err != nil, "waited for long:", i.Waited > time.Minute)
+		},
+	}))
+	defer l.Close()
+	_, _ = l.Lock(context.Background(), "orders/42")
+	_, _ = l.TryLock(context.Background(), "orders/42")
+	// Output:
+	// lock orders/42 failed: false waited for long: false
+	// trylock orders/42 failed: true waited for long: false
+}
+
+// A readiness probe.
+func ExampleClient_Ping() {
+	l := memlock.New()
+	defer l.Close()
+	ready := func(w http.ResponseWriter, r *http.Request) {
+		if err := l.Ping(r.Context()); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		}
+	}
+	probe := httptest.NewRecorder()
+	ready(probe, httptest.NewRequest(http.MethodGet, "/readyz", nil))
+	fmt.Println(probe.Code)
+	l.Cut() // an outage of the store
+	probe = httptest.NewRecorder()
+	ready(probe, httptest.NewRequest(http.MethodGet, "/readyz", nil))
+	fmt.Println(probe.Code)
+	// Output:
+	// 200
+	// 503
 }
 
 // A fleet of workers elects one of them. When the leader leaves, the next one takes over at once.

@@ -41,7 +41,7 @@ func logTo(logger *slog.Logger) *Observer {
 			}
 		},
 		Renewed: func(i RenewedInfo) {
-			attrs := lockAttrs(i.Key, i.Store, slog.Uint64("token", i.Token), slog.Duration("left", i.Left))
+			attrs := lockAttrs(i.Key, i.Store, slog.Uint64("token", i.Token), slog.Duration("slack", i.Slack))
 			if i.Err == nil {
 				logger.LogAttrs(background, slog.LevelDebug, "renewed", attrs...)
 				return

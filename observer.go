@@ -73,8 +73,7 @@ type RenewedInfo struct {
 	Token uint64
 
 	TTL      time.Duration // of the lease
-	Left     time.Duration // until its deadline, when the result had been applied
-	Slack    time.Duration // until its deadline before that: what was left when the answer came
+	Slack    time.Duration // what was left until its deadline when the answer came; normally about two thirds of the TTL
 	Failures int           // how many renewals in a row have failed, this one included; 0 if it succeeded
 	Err      error         // why it failed; it is tried again until the deadline
 }

@@ -54,7 +54,7 @@ func (e *events) observer() *locker.Observer {
 			e.add("lease %s %s: held %v, token %v, err %v", i.Key, i.Store, i.Held, i.Token > 0, i.Err)
 		},
 		Renewed: func(i locker.RenewedInfo) {
-			if i.TTL != time.Second || i.Token == 0 || i.Left < i.Slack || i.Left > time.Second || i.Slack < 0 {
+			if i.TTL != time.Second || i.Token == 0 || i.Slack > time.Second || i.Slack <= 0 {
 				e.add("renewed: %+v", i)
 			}
 			e.add("renewed %s %s: %d failures, err %v", i.Key, i.Store, i.Failures, i.Err)
@@ -184,7 +184,7 @@ func TestLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
 		logger := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelInfo, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-			if a.Key == slog.TimeKey || a.Key == "token" || a.Key == "left" || a.Key == "pause" {
+			if a.Key == slog.TimeKey || a.Key == "token" || a.Key == "slack" || a.Key == "pause" {
 				return slog.Attr{}
 			}
 			return a

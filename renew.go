@@ -111,7 +111,7 @@ func (b *renewals) done(i int, r Renewal) {
 	held := l.reason == nil
 	info := RenewedInfo{TTL: r.TTL, Slack: l.deadline.Sub(now), Err: r.Err}
 	e := l.renewedLocked(r, now, b.jitter)
-	info.Left, info.Failures = l.deadline.Sub(now), l.failures
+	info.Failures = l.failures
 	c.arm(c)
 	c.mu.Unlock()
 	e.announce()
