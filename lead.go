@@ -3,6 +3,7 @@ package locker
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 )
 
@@ -107,11 +108,7 @@ func isJust(ctx context.Context, err error) bool {
 
 // hopeless reports whether err is one that the same call will return for ever.
 func hopeless(err error, reached bool) bool {
-	switch classOf(err) {
-	case ErrClosed, ErrInvalidKey, ErrInvalidOption, errors.ErrUnsupported:
-		return true
-	case ErrDenied, ErrUnfit:
-		return !reached
-	}
-	return false
+	is := func(class error) bool { return errors.Is(err, class) }
+	return slices.ContainsFunc([]error{ErrClosed, ErrInvalidKey, ErrInvalidOption, errors.ErrUnsupported}, is) ||
+		!reached && (is(ErrDenied) || is(ErrUnfit))
 }

@@ -12,7 +12,7 @@ import (
 )
 
 // campaign runs Lead with a fake for which f.acquire decides, until it returns or an hour has passed.
-func campaign(t *testing.T, f *fake, opts ...locker.Option) (err error, took time.Duration) {
+func campaign(t *testing.T, f *fake, opts ...locker.Option) (took time.Duration, err error) {
 	synctest.Test(t, func(t *testing.T) {
 		l := locker.New(f, opts...)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
@@ -22,7 +22,7 @@ func campaign(t *testing.T, f *fake, opts ...locker.Option) (err error, took tim
 		took = time.Since(start)
 		_ = l.Close()
 	})
-	return err, took
+	return took, err
 }
 
 // What is a mistake in the configuration is returned at once, as long as nothing has ever worked; and ridden out later.
@@ -30,7 +30,7 @@ func TestLeadWithAStoreThatRefuses(t *testing.T) {
 	for _, class := range []error{locker.ErrDenied, locker.ErrUnfit} {
 		refusal := errors.Join(errFault, class)
 		f := &fake{acquire: func(context.Context, locker.Request) (locker.Grant, error) { return locker.Grant{}, refusal }}
-		if err, took := campaign(t, f); !errors.Is(err, class) || !errors.Is(err, errFault) || took > 0 {
+		if took, err := campaign(t, f); !errors.Is(err, class) || !errors.Is(err, errFault) || took > 0 {
 			t.Errorf("Lead with a store that says %v from the start: %v after %v; want that at once", class, err, took)
 		}
 
@@ -42,7 +42,7 @@ func TestLeadWithAStoreThatRefuses(t *testing.T) {
 			}
 			return locker.Grant{}, refusal
 		}
-		if err, took := campaign(t, f); !errors.Is(err, class) || took > time.Minute {
+		if took, err := campaign(t, f); !errors.Is(err, class) || took > time.Minute {
 			t.Errorf("after an outage: %v after %v; want %v", err, took, class)
 		}
 
@@ -57,7 +57,7 @@ func TestLeadWithAStoreThatRefuses(t *testing.T) {
 				}
 				return locker.Grant{}, refusal
 			}
-			err, took := campaign(t, f)
+			took, err := campaign(t, f)
 			if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, class) || took != time.Hour {
 				t.Errorf("%s, then: Lead returned %v after %v; want the end of its ctx, with %v", name, err, took, class)
 			}

@@ -16,10 +16,9 @@ import (
 // outage is a store that is held by somebody, and fails at times.
 type outage struct {
 	*fake
-	queue   bool
-	fails   func() error // what the store says at the moment; nil if it answers
-	held    func() bool
-	waiting map[locker.Owner]bool // who was told that the key is held
+	queue bool
+	fails func() error // what the store says at the moment; nil if it answers
+	held  func() bool
 }
 
 func (o *outage) Features() locker.Features { return locker.Features{Queue: o.queue} }
