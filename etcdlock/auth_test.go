@@ -75,7 +75,7 @@ func TestAuthentication(t *testing.T) {
 	})
 	for name, user := range map[string]string{"wrong password": "app:other-" + secret, "no such user": "nobody:" + secret} {
 		t.Run(name, func(t *testing.T) {
-			l, err := etcdlock.Open("etcd://" + user + "@" + addr)
+			l, err := etcdlock.Open(t.Context(), "etcd://"+user+"@"+addr)
 			if err == nil {
 				_ = l.Close()
 			}

@@ -335,7 +335,7 @@ func (b *batcher) settle(steps []*step) {
 
 // fail deals with steps whose transaction has failed.
 func (b *batcher) fail(steps []*step, repeated bool, err error) {
-	explained, certain := explain(err)
+	_, certain := explain(err)
 	certain = certain && !repeated
 	if errors.Is(err, rpctypes.ErrNoSpace) {
 		// Claims take space. What deletes keys is refused for their sake only, if it was.
@@ -359,9 +359,7 @@ func (b *batcher) fail(steps []*step, repeated bool, err error) {
 		b.carryOut(steps[half:])
 		return
 	}
-	if b.b.life.Err() != nil {
-		explained = errClosed
-	}
+	explained := b.b.failure(err)
 	for _, s := range steps {
 		s.doubtful.Store(repeated)
 		s.conclude(explained, certain)

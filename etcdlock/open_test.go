@@ -36,7 +36,7 @@ func TestOpenInvalid(t *testing.T) {
 		"etcds://user:" + secret + "@host?cert=" + garbage, "etcds://user:" + secret + "@host?key=" + garbage,
 		"etcds://user:" + secret + "@host?cert=" + garbage + "&key=" + garbage,
 	} {
-		l, err := etcdlock.Open(u)
+		l, err := etcdlock.Open(t.Context(), u)
 		if err == nil {
 			_ = l.Close()
 		}
