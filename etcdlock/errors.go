@@ -51,7 +51,7 @@ var (
 	errNoRenew      = errors.New("its TTL has passed, and it is not renewed") // as package locker says it
 	errOverdue      = errors.New("not renewed in time")
 	errFence        = errors.New("etcd: the revision of a key that only this session writes keeps changing, or has gone back")
-	errClientClosed = fmt.Errorf("etcd: %w: the client is closed", locker.ErrClosed)
+	errClientClosed = backends.Sentinel(locker.ErrClosed, "etcd: the client is closed")
 	errClosed       = fmt.Errorf("etcd: %w", locker.ErrClosed)
 )
 

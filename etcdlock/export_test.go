@@ -23,7 +23,12 @@ func FenceOf(lease *locker.Lease) string {
 
 // NewOn is New with transactions carried out by what kv makes of the client's.
 func NewOn(client *clientv3.Client, kv func(clientv3.KV) clientv3.KV, opts ...locker.Option) *locker.Client {
-	b := newBackend(Config{}, client, nil)
+	return NewOnWith(Config{}, client, kv, opts...)
+}
+
+// NewOnWith is NewOn with a Config.
+func NewOnWith(c Config, client *clientv3.Client, kv func(clientv3.KV) clientv3.KV, opts ...locker.Option) *locker.Client {
+	b := newBackend(c, client, nil)
 	b.kv = kv(b.kv)
 	return newLocker(b, opts)
 }
@@ -34,3 +39,23 @@ func NewWith(client *clientv3.Client, leases func(pb.LeaseClient) pb.LeaseClient
 	b.leases = leases(b.leases)
 	return newLocker(b, opts)
 }
+
+// NewBackendOn is NewBackend with what kv and leases, unless nil, make of the client's.
+func NewBackendOn(
+	client *clientv3.Client, kv func(clientv3.KV) clientv3.KV, leases func(pb.LeaseClient) pb.LeaseClient,
+) locker.Backend {
+	b := newBackend(Config{}, client, nil)
+	if kv != nil {
+		b.kv = kv(b.kv)
+	}
+	if leases != nil {
+		b.leases = leases(b.leases)
+	}
+	return b
+}
+
+// LeaseOf returns the etcd lease of a grant.
+func LeaseOf(g locker.Grant) clientv3.LeaseID { return g.Private.(*claim).session.lease }
+
+// ClaimKeyOf returns the key in etcd of a grant.
+func ClaimKeyOf(g locker.Grant) string { return g.Private.(*claim).key }
