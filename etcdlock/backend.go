@@ -109,7 +109,9 @@ func firstOp(line string) clientv3.Op {
 }
 
 // onSession calls try with the session for r, and again with another if that turns out to be over.
-func (b *backend) onSession(ctx context.Context, r locker.Request, try func(context.Context, *session, locker.Request) (locker.Grant, error)) (locker.Grant, error) {
+func (b *backend) onSession(
+	ctx context.Context, r locker.Request, try func(context.Context, *session, locker.Request) (locker.Grant, error),
+) (locker.Grant, error) {
 	for attempt := 1; ; attempt++ {
 		s, err := b.session(ctx, r)
 		if err != nil {
@@ -134,8 +136,8 @@ func (b *backend) onSession(ctx context.Context, r locker.Request, try func(cont
 	}
 }
 
-// abandon has what an acquire has left behind deleted a TTL from now, as package locker need not call Release when it has very much to
-// release.
+// abandon has what an acquire has left behind deleted a TTL from now: package locker does not call Release for it when it has
+// very much to release.
 func (b *backend) abandon(o locker.Owner) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -228,9 +230,9 @@ func (b *backend) again(ctx context.Context, c *claim) (locker.Grant, error) {
 	return g, nil
 }
 
-// Renew implements locker.Backend. A lock is as alive as its lease, so that one keep-alive renews all that are attached to it. Each of
-// them is then watched, so that its deletion by somebody else is noticed; locks that are held for less than a third
-// of their TTL are spared that. Locks that are due shortly after others do without a keep-alive, and are due together with them
+// Renew implements locker.Backend. A lock is as alive as its lease, so that one keep-alive renews all that are attached to it.
+// Each of them is then watched, so that its deletion by somebody else is noticed; locks that are held for less than a third of
+// their TTL are spared that. Locks that are due shortly after others do without a keep-alive, and are due together with them
 // from then on.
 func (b *backend) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
 	beats := make(map[*session]*heartbeat, 1)

@@ -173,8 +173,14 @@ func (b *batcher) await(ctx context.Context, s *step) error {
 	}
 	if b.withdraw(s) {
 		s.conclude(err, true)
+		return err
 	}
-	return err
+	select { // an answer that is there goes before the end of ctx
+	case <-s.done:
+		return s.err
+	default:
+		return err
+	}
 }
 
 // withdraw takes a step back that has not been sent.

@@ -208,3 +208,21 @@ func TestTwoSessionsMemberHangs(t *testing.T) {
 		_ = cluster.Close()
 	}
 }
+
+// TestWaitWithoutRelease has a Wait end whose owner is never released. What it has left behind goes all the same.
+func TestWaitWithoutRelease(t *testing.T) {
+	t.Parallel()
+	const ttl = 2 * time.Second
+	root, b := administer(t, connect(t, etcdtest.Address(t))), bare(t, nil, nil)
+	holder := grantOf(t, b, ttl)
+	ctx, cancel := context.WithCancel(t.Context())
+	r := holder.Request
+	_, _ = rand.Read(r.Owner[:])
+	waiter := started(func() error { _, err := b.(locker.Queue).Wait(ctx, r); return err })
+	keys, _ := root.awaitLine(r.Key, 2)
+	cancel()
+	if err := waiter.get(t); err == nil {
+		t.Error("a Wait that was cancelled has the lock")
+	}
+	eventually(t, "the claim of the waiter is gone", func() bool { return !root.exists(keys[1]) })
+}

@@ -19,8 +19,8 @@ func (b *backend) contactFailure(ctx context.Context, err error) error {
 	return strange(ctx, b.client.Endpoints(), err)
 }
 
-// strange explains why a request failed that no server has answered. If a connection was made, but what is at its other end does not
-// speak HTTP/2, it finds out what that is.
+// strange explains why a request failed that no etcd has answered. If a connection was made, but what is at its other end does
+// not speak HTTP/2, it finds out what that is.
 func strange(ctx context.Context, endpoints []string, err error) error {
 	err, _ = explain(err)
 	if !strings.Contains(err.Error(), "error reading server preface") {
