@@ -53,12 +53,12 @@ func TestManyWithoutAnswer(t *testing.T) {
 		t.Parallel()
 		root, proxy, key := administer(t, cluster.Client(t)), behind(t, cluster.Member(0)), unique("key")
 		rival := open(t, cluster.Endpoints(), locker.TTL(time.Minute))
-		l := open(t, []string{proxy.Addr()}, locker.TTL(ttl))
+		l, joined := joining(t, proxy.Addr(), locker.TTL(ttl))
 		for _, p := range start(rival, key) {
 			granted(t, p, patience)
 		}
 		locks := start(l, key)
-		root.awaitLine(key, 2*n)
+		joined(key, n)
 		proxy.Set(faultproxy.BlackHole())
 		proxy.ResetAll() // so that they look for themselves
 		root.awaitLine(key, n)

@@ -2,8 +2,13 @@ package etcdlock_test
 
 import (
 	"errors"
+	"fmt"
+	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/etcdlock"
@@ -37,15 +42,46 @@ func awaitRetry(t *testing.T, failures <-chan error, want error) {
 	}
 }
 
+// joining returns a Locker with a client of its own, and what waits until it knows that so many claims have been made for locks that
+// begin with key. Others see them before that, when the answer may still get lost.
+func joining(t *testing.T, endpoint string, opts ...locker.Option) (l locker.Locker, joined func(key string, n int)) {
+	t.Helper()
+	var mu sync.Mutex
+	var claims []string
+	l = hooked(t, connect(t, endpoint), func(r request) (*clientv3.TxnResponse, error) {
+		resp, err := pass(r)
+		if err == nil {
+			mu.Lock()
+			defer mu.Unlock()
+			claims = append(claims, r.puts...)
+		}
+		return resp, err
+	}, opts...)
+	return l, func(key string, n int) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("%d have joined the line", n), func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			known := 0
+			for _, claim := range claims {
+				if strings.HasPrefix(claim, etcdlock.DefaultPrefix+key) {
+					known++
+				}
+			}
+			return known == n
+		})
+	}
+}
+
 // TestWaitThroughRestart has the server restarted while one waits who was told that the key is held.
 func TestWaitThroughRestart(t *testing.T) {
 	t.Parallel()
 	cluster := etcdtest.New(t, etcdtest.Options{})
-	root := administer(t, cluster.Client(t))
 	key := unique("key")
 	holder := mustLock(t, open(t, cluster.Endpoints(), locker.TTL(time.Minute)), key)
-	waiter := waits(open(t, cluster.Endpoints(), locker.TTL(3*time.Second)), key)
-	root.awaitLine(key, 2)
+	l, joined := joining(t, cluster.Member(0).Addr(), locker.TTL(3*time.Second))
+	waiter := waits(l, key)
+	joined(key, 1)
 	if err := cluster.Restart(); err != nil {
 		t.Fatal(err)
 	}
@@ -67,16 +103,39 @@ func TestWaitThroughOutage(t *testing.T) {
 	key := unique("key")
 	holder := mustLock(t, open(t, cluster.Endpoints(), locker.TTL(time.Minute)), key)
 	observe, failures := retries()
-	waiter := waits(open(t, []string{proxy.Addr()}, locker.TTL(2*time.Second), observe), key)
-	root.awaitLine(key, 2)
+	l, joined := joining(t, proxy.Addr(), locker.TTL(2*time.Second), observe)
+	waiter := waits(l, key)
+	joined(key, 1)
 	proxy.Set(faultproxy.Refuse())
-	awaitRetry(t, failures, locker.ErrUnavailable)
 	awaitRetry(t, failures, etcdlock.ErrLeaseExpired)
 	root.awaitLine(key, 1)
 	proxy.Heal()
 	root.awaitLine(key, 2)
 	mustUnlock(t, holder)
 	mustUnlock(t, granted(t, waiter, patience))
+}
+
+// TestWaitKeepsItsPlace has a waiter cut off from the server for less than its TTL.
+func TestWaitKeepsItsPlace(t *testing.T) {
+	t.Parallel()
+	cluster := etcdtest.New(t, etcdtest.Options{})
+	root, proxy := administer(t, cluster.Client(t)), behind(t, cluster.Member(0))
+	key := unique("key")
+	holder := mustLock(t, open(t, cluster.Endpoints(), locker.TTL(time.Minute)), key)
+	observe, failures := retries()
+	l, joined := joining(t, proxy.Addr(), locker.TTL(time.Minute), observe)
+	waiter := waits(l, key)
+	joined(key, 1)
+	before, _ := root.claims(key)
+	proxy.Set(faultproxy.Refuse())
+	awaitRetry(t, failures, locker.ErrUnavailable)
+	proxy.Heal()
+	mustUnlock(t, holder)
+	next := granted(t, waiter, patience)
+	if etcdlock.ClaimOf(next) != before[1] {
+		t.Errorf("the waiter had the place %q, and has got the lock with %q", before[1], etcdlock.ClaimOf(next))
+	}
+	mustUnlock(t, next)
 }
 
 // TestWaitTakenBack has the key of a waiter deleted by an operator. The waiter goes to the end of the line.
