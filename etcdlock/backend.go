@@ -302,7 +302,11 @@ func (h *heartbeat) beat(ctx context.Context) {
 		h.report(r, nil)
 	}
 	for i, r := range h.unwatched {
-		h.report(r, b.learn(ctx, r.claim, steps[i]))
+		if h.err != nil {
+			h.report(r, nil) // the next attempt looks again
+		} else {
+			h.report(r, b.learn(ctx, r.claim, steps[i]))
+		}
 	}
 }
 
