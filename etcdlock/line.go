@@ -86,7 +86,9 @@ func (w *waiter) wait(ctx context.Context) (locker.Grant, error) {
 		case err != nil && isFinal(err):
 			return locker.Grant{}, err
 		case err != nil: // as long as the lease lives, the place in the line is kept
-			w.claim.request.ReportRetry(err)
+			if ctx.Err() == nil && !s.isOver() { // or else it does not go on
+				w.claim.request.ReportRetry(err)
+			}
 			poll.Reset(jittered(min(s.renewalInterval()/5, 2*time.Second)))
 			continue
 		case !l.there:

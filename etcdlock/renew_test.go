@@ -120,7 +120,7 @@ func TestRenewSessionHangs(t *testing.T) {
 	<-returned
 }
 
-// heldReads keeps transactions back that read a key.
+// heldReads keeps transactions back that read a key, or a range that begins with it, and write nothing.
 type heldReads struct {
 	clientv3.KV
 	key    *atomic.Value // string
@@ -142,7 +142,9 @@ type heldTxn struct {
 func (x *heldTxn) If(cmps ...clientv3.Cmp) clientv3.Txn { x.Txn = x.Txn.If(cmps...); return x }
 
 func (x *heldTxn) Then(ops ...clientv3.Op) clientv3.Txn {
-	x.held = slices.ContainsFunc(ops, func(op clientv3.Op) bool { return op.IsGet() && string(op.KeyBytes()) == x.kv.key.Load().(string) })
+	key := x.kv.key.Load().(string)
+	x.held = slices.ContainsFunc(ops, func(op clientv3.Op) bool { return op.IsGet() && string(op.KeyBytes()) == key }) &&
+		!slices.ContainsFunc(ops, clientv3.Op.IsPut)
 	x.Txn = x.Txn.Then(ops...)
 	return x
 }

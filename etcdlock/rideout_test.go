@@ -1,10 +1,12 @@
 package etcdlock_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -152,4 +154,30 @@ func TestWaitTakenBack(t *testing.T) {
 	root.awaitLine(key, 2)
 	mustUnlock(t, holder)
 	mustUnlock(t, granted(t, waiter, patience))
+}
+
+// TestQueuedBeforeLook has a Lock end that has joined the line, and has not seen yet who is before it. It knows that it has waited.
+func TestQueuedBeforeLook(t *testing.T) {
+	t.Parallel()
+	addr, key := etcdtest.Address(t), unique("key")
+	var line atomic.Value
+	line.Store(etcdlock.Key(etcdlock.DefaultPrefix + key))
+	held := heldReads{key: &line, letGo: make(chan struct{}), onHold: make(chan struct{}, 100)}
+	defer close(held.letGo)
+	queued := make(chan bool, 1)
+	l := etcdlock.NewOn(connect(t, addr), func(kv clientv3.KV) clientv3.KV { held.KV = kv; return held },
+		locker.Observe(&locker.Observer{LockDone: func(_ context.Context, info locker.LockDoneInfo) { queued <- info.Queued }}))
+	t.Cleanup(func() { _ = l.Close() })
+	holder := mustLock(t, open(t, []string{addr}), key)
+	ctx, cancel := context.WithCancel(t.Context())
+	waiter := started(func() error { _, err := l.Lock(ctx, key); return err })
+	<-held.onHold
+	cancel()
+	if err := waiter.get(t); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if !<-queued {
+		t.Error("a Lock that has joined the line says that it was not queued")
+	}
+	mustUnlock(t, holder)
 }
