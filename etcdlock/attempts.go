@@ -9,8 +9,11 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// attemptBound bounds one attempt of whatever is asked of the server for a lock with that TTL.
-func attemptBound(ttl time.Duration) time.Duration {
+// bound bounds one attempt of whatever is asked of the server for a lock with that TTL.
+func (b *backend) bound(ttl time.Duration) time.Duration {
+	if t := b.config.RequestTimeout; t > 0 {
+		return t
+	}
 	return min(max(ttl/3, 100*time.Millisecond), 3*time.Second)
 }
 
@@ -25,7 +28,7 @@ func attempts[T any](ctx context.Context, b *backend, ttl time.Duration, f func(
 		var none T
 		return none, errClientClosed // the client itself would try again until the attempt is over
 	}
-	n, bound := b.endpoints(), attemptBound(ttl)
+	n, bound := b.endpoints(), b.bound(ttl)
 	if n <= 1 {
 		ctx, cancel := context.WithTimeout(ctx, bound)
 		defer cancel()

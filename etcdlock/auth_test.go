@@ -71,17 +71,14 @@ func TestAuthentication(t *testing.T) {
 	addr := cluster.Member(0).Addr()
 	t.Run("no user", func(t *testing.T) {
 		checkFailure(t, open(t, cluster.Endpoints()), unique("key"), etcdlock.ErrAuth)
-		checkFailure(t, openURL(t, "etcd://"+addr), unique("key"), etcdlock.ErrAuth)
 	})
-	for name, user := range map[string]string{"wrong password": "app:other-" + secret, "no such user": "nobody:" + secret} {
-		t.Run(name, func(t *testing.T) {
-			l, err := etcdlock.Open("etcd://" + user + "@" + addr)
-			if err == nil {
-				_ = l.Close()
-			}
-			checkError(t, err, "open", "", etcdlock.ErrAuth)
-		})
-	}
+	t.Run("no such user", func(t *testing.T) {
+		l, err := etcdlock.Open(t.Context(), "etcd://nobody:"+secret+"@"+addr)
+		if err == nil {
+			_ = l.Close()
+		}
+		checkError(t, err, "open", "", etcdlock.ErrAuth)
+	})
 	t.Run("right password", func(t *testing.T) {
 		url := "etcd://app:" + secret + "@" + addr
 		works(t, openURL(t, url), openURL(t, url), 0)

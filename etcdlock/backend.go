@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -16,6 +17,7 @@ import (
 
 // backend is a locker.Backend and locker.Queue.
 type backend struct {
+	config      Config
 	client      *clientv3.Client
 	kv          clientv3.KV
 	leases      pb.LeaseClient
@@ -27,7 +29,8 @@ type backend struct {
 	running group // what goes on without a caller
 	reads   batcher
 	watches watches
-	version versionCheck
+
+	contacted atomic.Bool // a member was asked for its version, and is recent enough
 
 	mu          sync.Mutex
 	closed      bool
@@ -37,19 +40,19 @@ type backend struct {
 }
 
 var (
-	_ locker.Backend      = (*backend)(nil)
-	_ locker.Queue        = (*backend)(nil)
-	_ locker.HeedsContext = (*backend)(nil)
+	_ locker.Backend = (*backend)(nil)
+	_ locker.Queue   = (*backend)(nil)
 )
 
-func newBackend(client *clientv3.Client, closeClient func() error) *backend {
+func newBackend(config Config, client *clientv3.Client, closeClient func() error) *backend {
 	// A member that has lost its leader then says so, where it would otherwise not answer.
 	life, end := context.WithCancel(clientv3.WithRequireLeader(context.Background()))
 	conn := &conn{ClientConn: client.ActiveConnection(), endpoints: func() int { return len(client.Endpoints()) }}
 	b := &backend{
 		// Not NewKV and NewLease, which repeat some requests without saying why.
-		client: client, kv: clientv3.NewKVFromKVClient(watchfulKV{pb.NewKVClient(conn.ClientConn), conn}, client), leases: pb.NewLeaseClient(conn.ClientConn), conn: conn,
-		closeClient: closeClient, life: life, end: end,
+		config: config, client: client, conn: conn, closeClient: closeClient, life: life, end: end,
+		kv:       clientv3.NewKVFromKVClient(watchfulKV{pb.NewKVClient(conn.ClientConn), conn}, client),
+		leases:   pb.NewLeaseClient(conn.ClientConn),
 		sessions: make(map[time.Duration]*opening), claims: make(map[locker.Owner]*claim),
 	}
 	b.reads = newBatcher(b, nil, life.Done())
@@ -59,11 +62,11 @@ func newBackend(client *clientv3.Client, closeClient func() error) *backend {
 
 func (b *backend) endpoints() int { return b.conn.endpoints() }
 
-// HeedsContext implements locker.HeedsContext.
-func (b *backend) HeedsContext() {}
+// Features implements the optional method of locker.Backend.
+func (b *backend) Features() locker.Features { return locker.Features{HeedsContext: true, Queue: true} }
 
 // String names the backend in errors.
-func (b *backend) String() string { return "etcd" }
+func (b *backend) String() string { return storeName }
 
 // check refuses what cannot be kept, before the server is asked.
 func check(r locker.Request) error {
@@ -80,6 +83,9 @@ func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 	}
 	if c := b.claim(r.Owner); c != nil {
 		return b.again(ctx, c)
+	}
+	if err := b.contact(ctx, r.TTL); err != nil {
+		return locker.Grant{}, locker.NotAcquired(b.contactFailure(ctx, err))
 	}
 	first := firstOf(r)
 	if err := b.reads.do(ctx, first); err != nil {
@@ -103,14 +109,16 @@ func firstOp(line string) clientv3.Op {
 }
 
 // onSession calls try with the session for r, and again with another if that turns out to be over.
-func (b *backend) onSession(ctx context.Context, r locker.Request, try func(context.Context, *session, locker.Request) (locker.Grant, error)) (locker.Grant, error) {
+func (b *backend) onSession(
+	ctx context.Context, r locker.Request, try func(context.Context, *session, locker.Request) (locker.Grant, error),
+) (locker.Grant, error) {
 	for attempt := 1; ; attempt++ {
 		s, err := b.session(ctx, r)
 		if err != nil {
 			return locker.Grant{}, locker.NotAcquired(b.failure(err))
 		}
 		if err := s.refresh(ctx); err != nil {
-			if errors.Is(err, locker.ErrLost) && attempt < 3 {
+			if errors.Is(err, ErrLeaseExpired) && attempt < 3 {
 				continue
 			}
 			return locker.Grant{}, locker.NotAcquired(err)
@@ -118,10 +126,23 @@ func (b *backend) onSession(ctx context.Context, r locker.Request, try func(cont
 		g, err := try(ctx, s, r)
 		switch {
 		case !errors.Is(err, errOver):
+			if err != nil {
+				b.abandon(r.Owner)
+			}
 			return g, err
 		case attempt >= 3:
 			return g, locker.NotAcquired(ErrLeaseExpired)
 		}
+	}
+}
+
+// abandon has what an acquire has left behind deleted a TTL from now: package locker does not call Release for it when it has
+// very much to release.
+func (b *backend) abandon(o locker.Owner) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if c := b.claims[o]; c != nil && c.expires.IsZero() {
+		c.session.expireLocked(c, time.Now().Add(c.session.ttl))
 	}
 }
 
@@ -195,108 +216,146 @@ func (c *claim) made(ctx context.Context) error {
 // again is Acquire for an owner that has the lock already.
 func (b *backend) again(ctx context.Context, c *claim) (locker.Grant, error) {
 	b.mu.Lock()
-	gs := []locker.Grant{c.grant(time.Now())}
+	g := c.grant(time.Now())
 	b.mu.Unlock()
-	err := b.Renew(ctx, gs)[0]
-	return gs[0], err
+	var renewal locker.Renewal
+	b.Renew(ctx, []locker.Grant{g}, func(_ int, r locker.Renewal) { renewal = r })
+	switch {
+	case errors.Is(renewal.Err, locker.ErrLost):
+		return locker.Grant{}, fmt.Errorf("%w: the lock that was granted is gone", ErrLeaseExpired)
+	case renewal.Err != nil:
+		return locker.Grant{}, renewal.Err
+	}
+	g.Sent = renewal.Sent
+	return g, nil
 }
 
-// Renew implements locker.Backend. A lock is as alive as its lease, so that one keep-alive renews all that are attached to it. Each of
-// them is then watched, so that its deletion by somebody else is noticed; locks that are held for less than a third
-// of their TTL are spared that. Locks that are due shortly after others do without a keep-alive, and are due together with them from then on.
-func (b *backend) Renew(ctx context.Context, gs []locker.Grant) []error {
-	errs := make([]error, len(gs))
-	claims := make([]*claim, len(gs))
-	alive := make(map[*session]*heartbeat, 1)
-	var unwatched []*claim
+// Renew implements locker.Backend. A lock is as alive as its lease, so that one keep-alive renews all that are attached to it.
+// Each of them is then watched, so that its deletion by somebody else is noticed; locks that are held for less than a third of
+// their TTL are spared that. Locks that are due shortly after others do without a keep-alive, and are due together with them
+// from then on.
+func (b *backend) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
+	beats := make(map[*session]*heartbeat, 1)
+	var gone []int
 	b.mu.Lock()
 	for i, g := range gs {
 		c := b.claims[g.Owner]
 		if c == nil || !c.heldLocked() {
-			errs[i] = locker.ErrLost
+			gone = append(gone, i)
 			continue
 		}
-		claims[i] = c
-		if alive[c.session] == nil {
-			alive[c.session] = &heartbeat{sent: c.session.confirmed, fresh: time.Since(c.session.confirmed) < c.session.renewalInterval()/2}
+		h := beats[c.session]
+		if h == nil {
+			h = &heartbeat{session: c.session, done: done}
+			beats[c.session] = h
 		}
-		if !c.watched {
-			unwatched = append(unwatched, c)
+		if r := (renewal{c, i}); c.watched {
+			h.watched = append(h.watched, r)
+		} else {
+			h.unwatched = append(h.unwatched, r)
 		}
 	}
 	b.mu.Unlock()
-
-	var beats sync.WaitGroup
-	for s, h := range alive {
-		if h.fresh {
-			continue
-		}
-		h.sent = time.Now()
-		beats.Add(1)
-		if !b.running.start(func() { defer beats.Done(); h.err = s.keepAlive(ctx) }) {
-			h.err = errClosed
-			beats.Done()
-		}
+	for _, i := range gone {
+		done(i, locker.Renewal{Err: locker.ErrLost})
 	}
-	failed := b.lookAfter(ctx, unwatched)
-	beats.Wait()
-
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for i, c := range claims {
-		switch {
-		case c == nil:
-		case !c.heldLocked():
-			errs[i] = locker.ErrLost // let go or lost meanwhile
-			if c.lost != nil {
-				errs[i] = fmt.Errorf("%w: %w", locker.ErrLost, c.lost)
-			}
-		case alive[c.session].err != nil:
-			errs[i] = alive[c.session].err
-		case failed[c] != nil:
-			errs[i] = failed[c]
-		default:
-			gs[i].Sent = alive[c.session].sent
-			if at := expiry(gs[i].Sent, c.session.ttl); at.After(c.expires) {
-				c.session.expireLocked(c, at)
-			}
+	// The sessions do not wait for one another: their leases have different TTLs, and their keep-alives different streams.
+	var others sync.WaitGroup
+	defer others.Wait()
+	for _, h := range beats {
+		if delete(beats, h.session); len(beats) == 0 {
+			h.beat(ctx) // the last one, which mostly is the only one
+			return
 		}
+		others.Go(func() { h.beat(ctx) })
 	}
-	return errs
 }
 
-// heartbeat is what renews the locks of a session.
+// heartbeat renews locks of a session.
 type heartbeat struct {
-	fresh bool      // the last keep-alive will do
-	sent  time.Time // when it was sent
-	err   error
+	session            *session
+	watched, unwatched []renewal
+	done               func(int, locker.Renewal)
+	sent               time.Time // when the keep-alive was sent that renews them
+	err                error     // why it failed
 }
 
-// lookAfter makes sure that claims are there, and has them watched from then on. It returns what it could not find out.
-func (b *backend) lookAfter(ctx context.Context, claims []*claim) (failed map[*claim]error) {
-	if len(claims) == 0 {
+// renewal is that of one lock.
+type renewal struct {
+	claim *claim
+	i     int // as done wants it
+}
+
+// beat sends a keep-alive, unless the last one will do, and looks after the claims that are not watched. Those that are
+// do not wait for that.
+func (h *heartbeat) beat(ctx context.Context) {
+	s, b := h.session, h.session.b
+	steps := b.lookAfter(h.unwatched)
+	b.mu.Lock()
+	h.sent = s.confirmed
+	b.mu.Unlock()
+	if time.Since(h.sent) >= s.renewalInterval()/2 {
+		h.sent = time.Now()
+		h.err = s.keepAlive(ctx)
+	}
+	for _, r := range h.watched {
+		h.report(r, nil)
+	}
+	for i, r := range h.unwatched {
+		if h.err != nil {
+			h.report(r, nil) // the next attempt looks again
+		} else {
+			h.report(r, b.learn(ctx, r.claim, steps[i]))
+		}
+	}
+}
+
+// report reports what has become of a lock. failure is why that is not known, though the lease lives.
+func (h *heartbeat) report(r renewal, failure error) { h.done(r.i, h.result(r.claim, failure)) }
+
+func (h *heartbeat) result(c *claim, failure error) locker.Renewal {
+	s := h.session
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	switch {
+	case !c.heldLocked() && c.lost != nil:
+		return locker.Renewal{Err: fmt.Errorf("%w: %w", locker.ErrLost, c.lost)}
+	case !c.heldLocked(): // let go meanwhile
+		return locker.Renewal{Err: locker.ErrLost}
+	case h.err != nil:
+		return locker.Renewal{Err: h.err}
+	case failure != nil:
+		return locker.Renewal{Err: failure}
+	}
+	if at := expiry(h.sent, s.ttl); at.After(c.expires) {
+		s.expireLocked(c, at)
+	}
+	return locker.Renewal{Sent: h.sent}
+}
+
+// lookAfter asks whether claims are there. The answers are for learn.
+func (b *backend) lookAfter(claims []renewal) []*step {
+	steps := make([]*step, len(claims))
+	for i, r := range claims {
+		steps[i] = newStep(r.claim.session.ttl, len(r.claim.key), clientv3.OpGet(r.claim.key, clientv3.WithKeysOnly()))
+	}
+	if len(steps) > 0 {
+		b.reads.submit(steps...)
+	}
+	return steps
+}
+
+// learn takes note of whether a claim is there, and has it watched from then on. It returns why that could not be found out.
+func (b *backend) learn(ctx context.Context, c *claim, s *step) error {
+	if err := b.reads.await(ctx, s); err != nil {
+		return b.failure(err)
+	}
+	if kvs := s.parts[0].GetResponseRange().Kvs; len(kvs) == 0 || kvs[0].CreateRevision != c.token {
+		c.lose(errDeleted)
 		return nil
 	}
-	steps := make([]*step, len(claims))
-	for i, c := range claims {
-		steps[i] = newStep(c.session.ttl, len(c.key), clientv3.OpGet(c.key, clientv3.WithKeysOnly()))
-	}
-	b.reads.submit(steps...)
-	failed = make(map[*claim]error)
-	for i, c := range claims {
-		step := steps[i]
-		if err := b.reads.await(ctx, step); err != nil {
-			err, _ = explain(err)
-			failed[c] = err
-			continue
-		}
-		if kvs := step.parts[0].GetResponseRange().Kvs; len(kvs) == 0 || kvs[0].CreateRevision != c.token {
-			c.lose(errDeleted)
-			continue
-		}
-		c.watchFrom(step.revision + 1)
-	}
-	return failed
+	c.watchFrom(s.revision + 1)
+	return nil
 }
 
 // watchFrom has the claim watched from a revision on, before which it was there.
@@ -336,7 +395,11 @@ func (b *backend) Release(ctx context.Context, g locker.Grant) error {
 		c.session.expireLocked(c, time.Now().Add(c.session.ttl)) // for the case that this and all further attempts fail
 	}
 	b.mu.Unlock()
-	return c.drop(ctx)
+	err := c.drop(ctx)
+	if errors.Is(err, locker.ErrClosed) {
+		return locker.Final(err)
+	}
+	return err
 }
 
 // Close implements locker.Backend.

@@ -173,8 +173,14 @@ func (b *batcher) await(ctx context.Context, s *step) error {
 	}
 	if b.withdraw(s) {
 		s.conclude(err, true)
+		return err
 	}
-	return err
+	select { // an answer that is there goes before the end of ctx
+	case <-s.done:
+		return s.err
+	default:
+		return err
+	}
 }
 
 // withdraw takes a step back that has not been sent.
@@ -335,7 +341,7 @@ func (b *batcher) settle(steps []*step) {
 
 // fail deals with steps whose transaction has failed.
 func (b *batcher) fail(steps []*step, repeated bool, err error) {
-	explained, certain := explain(err)
+	_, certain := explain(err)
 	certain = certain && !repeated
 	if errors.Is(err, rpctypes.ErrNoSpace) {
 		// Claims take space. What deletes keys is refused for their sake only, if it was.
@@ -359,9 +365,7 @@ func (b *batcher) fail(steps []*step, repeated bool, err error) {
 		b.carryOut(steps[half:])
 		return
 	}
-	if b.b.life.Err() != nil {
-		explained = errClosed
-	}
+	explained := b.b.failure(err)
 	for _, s := range steps {
 		s.doubtful.Store(repeated)
 		s.conclude(explained, certain)

@@ -96,7 +96,7 @@ func (c *claim) hold(ctx context.Context, token int64) (locker.Grant, error) {
 	b.mu.Lock()
 	if !c.gone && (c.request.NoRenew || s.overdueLocked()) {
 		b.mu.Unlock()
-		ctx, cancel := context.WithTimeout(ctx, attemptBound(s.ttl))
+		ctx, cancel := context.WithTimeout(ctx, b.bound(s.ttl))
 		_ = s.keepAlive(ctx) // if it fails, there is less time
 		cancel()
 		b.mu.Lock()
@@ -336,7 +336,7 @@ func (s *session) sweep() {
 				c.request.ReportLost(c.overdueCause()) // mostly it knows: but nobody else may get the lock before that
 			}
 			b.running.start(func() {
-				ctx, cancel := context.WithTimeout(b.life, attemptBound(s.ttl))
+				ctx, cancel := context.WithTimeout(b.life, b.bound(s.ttl))
 				defer cancel()
 				_ = c.drop(ctx)
 			})

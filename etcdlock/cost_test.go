@@ -76,7 +76,7 @@ func TestSharedTransactions(t *testing.T) {
 	root := administer(t, cluster.Client(t))
 	l := open(t, cluster.Endpoints())
 	works(t, l, l, 0)
-	for name, acquire := range map[string]func(testing.TB, locker.Locker, string, ...locker.Option) *locker.Lease{
+	for name, acquire := range map[string]func(testing.TB, locker.Locker, string, ...locker.CallOption) *locker.Lease{
 		"Lock": mustLock, "TryLock": mustTry,
 	} {
 		cost := root.cost(func() {

@@ -1,9 +1,9 @@
-// Package etcdlock keeps locks in etcd, by way of its client v3: with a lease, a fencing token, etcd's own waiting line, and as
-// many locks as one likes on one etcd lease. It makes Lockers of package [github.com/lockerkit/locker], which tells what all of
-// them promise.
+// Package etcdlock keeps locks in etcd, by way of its client v3: with a lease, a fencing token, etcd's own waiting line, and any
+// number of locks on one etcd lease. It makes Clients of package [github.com/lockerkit/locker], which tells what all of them
+// promise.
 //
-//	l := etcdlock.New(client)                                   // beside the client of your program
-//	l, err := etcdlock.Open("etcd://one:2379,two:2379,three")   // or with one of its own
+//	l := etcdlock.New(client)                                      // beside the client of your program
+//	l, err := etcdlock.Open(ctx, "etcd://one:2379,two:2379,three") // or with one of its own; it connects
 //
 // What it takes to run it, and what it costs: https://github.com/lockerkit/locker/blob/main/docs/operating.md.
 //
@@ -62,13 +62,15 @@
 //
 // Waiters are served in the order in which their keys were made, across all Lockers. TryLock never overtakes them. Unlock deletes
 // the key, the next waiter's watch tells it so, and it looks whether it is the first now. All watches of a Locker share one
-// stream. Should the news get lost, the waiter looks by itself after a TTL. A waiter that dies leaves the line when its lease ends; one
-// whose lease ends for want of a connection gets ErrLeaseExpired when it does, whether or not the holder has left.
+// stream. Should the news get lost, the waiter looks by itself after a TTL. A waiter that dies leaves the line when its lease ends.
 //
-// If the store does not answer, Lock and TryLock give up (ErrNoAnswer): after a third of the TTL, 3 s at most, if the client has one
-// endpoint, and after up to three times that if it has several. That is for one request, but the first that gets no answer is mostly
-// the last of a call. Where so many call at once that they wait for each other, it takes until their etcd lease has ended, and
-// one more request after that, at most. A place in the line is kept as long as the lease lives.
+// A waiter keeps its place through failures for as long as its etcd lease lives. If that ends too (ErrLeaseExpired), or if somebody
+// deletes its key, it goes to the end of the line. Lock goes on waiting in all these cases, until its ctx ends.
+//
+// If the servers do not answer when Lock or TryLock begins, it gives up (ErrNoAnswer). With one endpoint, a request gets a third of the
+// TTL, but at most 3 s; with several endpoints, up to three times that. Config.RequestTimeout changes it. The first request without
+// an answer is mostly the last one of a call. Where very many call at once, they wait for each other: until their etcd lease has
+// ended, and for one more request after that, at most. A connection that is refused at the first contact is reported at once.
 //
 // # What could leave a lock behind
 //

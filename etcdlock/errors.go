@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/backends"
 )
 
 // What an etcd that answers may say instead of yes or no. The error of a Lock wraps one of these, together with what the server
@@ -18,27 +19,28 @@ import (
 var (
 	// ErrNoLeader: the cluster has no leader, or the member that was asked does not know it: an election is under way, or the
 	// majority of the members is down or out of reach.
-	ErrNoLeader = errors.New("etcd: the cluster has no leader")
+	ErrNoLeader = backends.Sentinel(locker.ErrUnavailable, "etcd: the cluster has no leader")
 
 	// ErrNoSpace: the database has reached its quota (--quota-backend-bytes), and etcd has raised the alarm NOSPACE: compact,
 	// defragment, and disarm the alarm. Locks that are held stay held and can be unlocked.
-	ErrNoSpace = errors.New("etcd: the database has reached its quota")
+	ErrNoSpace = backends.Sentinel(locker.ErrUnavailable, "etcd: the database has reached its quota")
 
 	// ErrPermission: the user lacks a permission. The package documentation lists what is needed.
-	ErrPermission = errors.New("etcd: the user lacks a permission")
+	ErrPermission = backends.Sentinel(locker.ErrDenied,
+		"etcd: the user lacks a permission: locks need readwrite for all keys that begin with their prefix")
 
 	// ErrAuth: the server wants a user and a password, or others.
-	ErrAuth = errors.New("etcd: authentication failed")
+	ErrAuth = backends.Sentinel(locker.ErrDenied, "etcd: authentication failed: check user and password")
 
 	// ErrVersion: the server is too old for leases to be relied upon.
-	ErrVersion = errors.New("etcd: the server is too old; locks need etcd 3.5.13 or later")
+	ErrVersion = backends.Sentinel(locker.ErrUnfit, "etcd: the server is too old; locks need etcd 3.5.13 or later")
 
 	// ErrLeaseExpired: the etcd lease to which this Locker's locks are attached has ended: it could not be kept alive, or
 	// somebody has revoked it. Who waited for a lock has lost the place in the line.
-	ErrLeaseExpired = errors.New("etcd: the lease has expired")
+	ErrLeaseExpired = backends.Sentinel(locker.ErrUnavailable, "etcd: the lease has expired")
 
 	// ErrNoAnswer: the server, or what is between, did not answer in time.
-	ErrNoAnswer = errors.New("etcd: the server did not answer in time")
+	ErrNoAnswer = backends.Sentinel(locker.ErrUnavailable, "etcd: the server did not answer in time")
 )
 
 var (
@@ -49,7 +51,7 @@ var (
 	errNoRenew      = errors.New("its TTL has passed, and it is not renewed") // as package locker says it
 	errOverdue      = errors.New("not renewed in time")
 	errFence        = errors.New("etcd: the revision of a key that only this session writes keeps changing, or has gone back")
-	errClientClosed = errors.New("etcd: the client is closed")
+	errClientClosed = backends.Sentinel(locker.ErrClosed, "etcd: the client is closed")
 	errClosed       = fmt.Errorf("etcd: %w", locker.ErrClosed)
 )
 
@@ -71,8 +73,8 @@ var meanings = []struct {
 	{rpctypes.ErrPermissionNotGranted, ErrPermission, true},
 	{rpctypes.ErrAuthFailed, ErrAuth, true},
 	{rpctypes.ErrUserEmpty, ErrAuth, true},
-	{rpctypes.ErrInvalidAuthToken, ErrAuth, true},
-	{rpctypes.ErrAuthOldRevision, ErrAuth, true},
+	{rpctypes.ErrInvalidAuthToken, nil, true}, // the client logs in again, and hears ErrAuthFailed if that is no use
+	{rpctypes.ErrAuthOldRevision, nil, true},  // users or roles were changed in the same moment
 	{rpctypes.ErrLeaseNotFound, ErrLeaseExpired, true},
 	{rpctypes.ErrTooManyRequests, nil, true},
 	{rpctypes.ErrRequestTooLarge, nil, true},

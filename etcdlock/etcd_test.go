@@ -46,13 +46,13 @@ func connectWith(t testing.TB, config clientv3.Config) *clientv3.Client {
 }
 
 // open returns a Locker with a client of its own, both closed with the test.
-func open(t testing.TB, endpoints []string, opts ...locker.Option) locker.Locker {
+func open(t testing.TB, endpoints []string, opts ...locker.Option) *locker.Client {
 	t.Helper()
 	return with(t, connect(t, endpoints...), opts...)
 }
 
 // with returns a Locker with a client, closed with the test.
-func with(t testing.TB, client *clientv3.Client, opts ...locker.Option) locker.Locker {
+func with(t testing.TB, client *clientv3.Client, opts ...locker.Option) *locker.Client {
 	t.Helper()
 	l := etcdlock.New(client, opts...)
 	t.Cleanup(func() { _ = l.Close() })
@@ -60,9 +60,9 @@ func with(t testing.TB, client *clientv3.Client, opts ...locker.Option) locker.L
 }
 
 // openURL returns a Locker of Open, closed with the test.
-func openURL(t testing.TB, url string, opts ...locker.Option) locker.Locker {
+func openURL(t testing.TB, url string, opts ...locker.Option) *locker.Client {
 	t.Helper()
-	l, err := etcdlock.Open(url, opts...)
+	l, err := etcdlock.Open(t.Context(), url, opts...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,7 +147,7 @@ func (a admin) revoke(lease clientv3.LeaseID) {
 	})
 }
 
-func mustLock(t testing.TB, l locker.Locker, key string, opts ...locker.Option) *locker.Lease {
+func mustLock(t testing.TB, l locker.Locker, key string, opts ...locker.CallOption) *locker.Lease {
 	t.Helper()
 	lease, err := lock(l, key, opts...)
 	if err != nil {
@@ -157,13 +157,13 @@ func mustLock(t testing.TB, l locker.Locker, key string, opts ...locker.Option) 
 }
 
 // lock is Lock with the patience of a test.
-func lock(l locker.Locker, key string, opts ...locker.Option) (*locker.Lease, error) {
+func lock(l locker.Locker, key string, opts ...locker.CallOption) (*locker.Lease, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	return l.Lock(ctx, key, opts...)
 }
 
-func mustTry(t testing.TB, l locker.Locker, key string, opts ...locker.Option) *locker.Lease {
+func mustTry(t testing.TB, l locker.Locker, key string, opts ...locker.CallOption) *locker.Lease {
 	t.Helper()
 	lease, err := l.TryLock(context.Background(), key, opts...)
 	if err != nil {
@@ -273,7 +273,7 @@ type acquired struct {
 }
 
 // waits starts a Lock.
-func waits(l locker.Locker, key string, opts ...locker.Option) pending[acquired] {
+func waits(l locker.Locker, key string, opts ...locker.CallOption) pending[acquired] {
 	return started(func() acquired {
 		lease, err := lock(l, key, opts...)
 		return acquired{lease, err}
@@ -352,7 +352,7 @@ func checkFailure(t testing.TB, l locker.Locker, key string, want error, texts .
 	t.Helper()
 	var both sync.WaitGroup
 	defer both.Wait()
-	for op, call := range map[string]func(context.Context, string, ...locker.Option) (*locker.Lease, error){
+	for op, call := range map[string]func(context.Context, string, ...locker.CallOption) (*locker.Lease, error){
 		"trylock": l.TryLock, "lock": l.Lock,
 	} {
 		both.Go(func() {

@@ -15,13 +15,13 @@ import (
 // These need a server, and are compiled only.
 
 func Example() {
-	l, err := etcdlock.Open("etcd://one,two,three") // the members of a cluster
+	ctx := context.Background()
+	l, err := etcdlock.Open(ctx, "etcd://one,two,three") // the members of a cluster
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer l.Close()
 
-	ctx := context.Background()
 	lease, err := l.Lock(ctx, "orders/42")
 	if err != nil {
 		log.Fatal(err)

@@ -8,7 +8,7 @@ import (
 )
 
 // NewBackend returns the backend alone.
-func NewBackend(client *clientv3.Client) locker.Backend { return newBackend(client, nil) }
+func NewBackend(client *clientv3.Client) locker.Backend { return newBackend(Config{}, client, nil) }
 
 // TooOld reports whether a server with that version is refused.
 func TooOld(version string) bool { return tooOld(version) }
@@ -22,15 +22,40 @@ func FenceOf(lease *locker.Lease) string {
 }
 
 // NewOn is New with transactions carried out by what kv makes of the client's.
-func NewOn(client *clientv3.Client, kv func(clientv3.KV) clientv3.KV, opts ...locker.Option) locker.Locker {
-	b := newBackend(client, nil)
+func NewOn(client *clientv3.Client, kv func(clientv3.KV) clientv3.KV, opts ...locker.Option) *locker.Client {
+	return NewOnWith(Config{}, client, kv, opts...)
+}
+
+// NewOnWith is NewOn with a Config.
+func NewOnWith(c Config, client *clientv3.Client, kv func(clientv3.KV) clientv3.KV, opts ...locker.Option) *locker.Client {
+	b := newBackend(c, client, nil)
 	b.kv = kv(b.kv)
 	return newLocker(b, opts)
 }
 
 // NewWith is New with leases kept alive by what leases makes of the client's.
-func NewWith(client *clientv3.Client, leases func(pb.LeaseClient) pb.LeaseClient, opts ...locker.Option) locker.Locker {
-	b := newBackend(client, nil)
+func NewWith(client *clientv3.Client, leases func(pb.LeaseClient) pb.LeaseClient, opts ...locker.Option) *locker.Client {
+	b := newBackend(Config{}, client, nil)
 	b.leases = leases(b.leases)
 	return newLocker(b, opts)
 }
+
+// NewBackendOn is NewBackend with what kv and leases, unless nil, make of the client's.
+func NewBackendOn(
+	client *clientv3.Client, kv func(clientv3.KV) clientv3.KV, leases func(pb.LeaseClient) pb.LeaseClient,
+) locker.Backend {
+	b := newBackend(Config{}, client, nil)
+	if kv != nil {
+		b.kv = kv(b.kv)
+	}
+	if leases != nil {
+		b.leases = leases(b.leases)
+	}
+	return b
+}
+
+// LeaseOf returns the etcd lease of a grant.
+func LeaseOf(g locker.Grant) clientv3.LeaseID { return g.Private.(*claim).session.lease }
+
+// ClaimKeyOf returns the key in etcd of a grant.
+func ClaimKeyOf(g locker.Grant) string { return g.Private.(*claim).key }

@@ -17,18 +17,7 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 	if err := check(r); err != nil {
 		return locker.Grant{}, err
 	}
-	for {
-		g, err := b.onSession(ctx, r, b.stand)
-		if !errors.Is(err, errDeleted) {
-			return g, err
-		}
-		// Somebody has deleted the claim while it waited: it goes to the end of the line.
-		select {
-		case <-time.After(jittered(10 * time.Millisecond)):
-		case <-ctx.Done():
-			return locker.Grant{}, locker.NotAcquired(ctx.Err())
-		}
-	}
+	return b.onSession(ctx, r, b.stand)
 }
 
 // stand joins the line and waits for the turn. The lock is the claim's when no older one is left; each waiter therefore
@@ -47,6 +36,9 @@ func (b *backend) stand(ctx context.Context, s *session, r locker.Request) (lock
 		return locker.Grant{}, err
 	}
 	claims := c.put.takeParts()[1].GetResponseRange().Count // with this one
+	if claims > 1 {
+		r.ReportHolder("") // by whom is seen at the first look
+	}
 	w := &waiter{backend: b, claim: c}
 	if !c.put.repeated { // or else it may have been made by an earlier request
 		w.revision = c.put.revision
@@ -94,11 +86,14 @@ func (w *waiter) wait(ctx context.Context) (locker.Grant, error) {
 		case err != nil && isFinal(err):
 			return locker.Grant{}, err
 		case err != nil: // as long as the lease lives, the place in the line is kept
+			if ctx.Err() == nil && !s.isOver() { // or else it does not go on
+				w.claim.request.ReportRetry(err)
+			}
 			poll.Reset(jittered(min(s.renewalInterval()/5, 2*time.Second)))
 			continue
 		case !l.there:
-			w.claim.dismiss()
-			return locker.Grant{}, errDeleted
+			w.claim.dismiss() // somebody has deleted it: the next Wait goes to the end of the line
+			return locker.Grant{}, locker.NotAcquired(errDeleted)
 		case l.before == "":
 			return w.claim.hold(ctx, w.revision)
 		}
@@ -108,9 +103,9 @@ func (w *waiter) wait(ctx context.Context) (locker.Grant, error) {
 	}
 }
 
-// isFinal reports whether an error of the server's will not go away by itself.
+// isFinal reports whether a waiter cannot go on after err.
 func isFinal(err error) bool {
-	return errors.Is(err, ErrPermission) || errors.Is(err, ErrAuth) || errors.Is(err, errClosed) || errors.Is(err, errClientClosed)
+	return errors.Is(err, locker.ErrDenied) || errors.Is(err, locker.ErrUnfit) || errors.Is(err, locker.ErrClosed)
 }
 
 // watchOnly watches the claim before, from now on. It then has to be looked at again: that is what watchReady calls for.

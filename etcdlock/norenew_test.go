@@ -72,7 +72,7 @@ func TestNoRenewWithoutAnswers(t *testing.T) {
 	const ttl = 3 * time.Second
 	const bound = ttl / 3 // of an attempt
 	cluster := etcdtest.New(t, etcdtest.Options{})
-	for name, opts := range map[string][]locker.Option{"renewed": nil, "not renewed": {locker.NoRenew()}} {
+	for name, opts := range map[string][]locker.CallOption{"renewed": nil, "not renewed": {locker.NoRenew()}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			proxy, key := behind(t, cluster.Member(0)), unique("key")

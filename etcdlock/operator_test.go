@@ -78,17 +78,6 @@ func TestLeaseRevoked(t *testing.T) {
 		root.revoke(leases[1])
 		// The predecessor stays. The waiter learns that its lease is gone, or, if it looks at the line before, that its key is, and
 		// then stands in line again.
-		limit := time.NewTimer(ttl/3 + ttl/5)
-		defer limit.Stop()
-		select {
-		case a := <-waiter.done:
-			checkError(t, a.err, "lock", key, etcdlock.ErrLeaseExpired)
-			waiter = waits(l, key)
-		case <-limit.C:
-			if keys, _ := root.claims(key); len(keys) != 2 {
-				t.Fatal("the waiter has no place in the line, and does not know it")
-			}
-		}
 		root.awaitLine(key, 2)
 		mustUnlock(t, lease)
 		mustUnlock(t, granted(t, waiter, ttl/3))

@@ -1,10 +1,10 @@
 package etcdlock_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -14,51 +14,63 @@ import (
 	"github.com/lockerkit/locker/internal/faultproxy"
 )
 
-// TestManyWithoutAnswer has a server stop to answer many Locks at once, more than its clients can ask for within a TTL. All of them learn
-// of it soon after their etcd lease is over.
+// TestManyWithoutAnswer has a server stop to answer many Locks at once, more than its clients can ask for within a TTL. Those that begin
+// learn of it soon after their etcd lease is over. Those that wait lose their places in the line, and go on waiting.
 func TestManyWithoutAnswer(t *testing.T) {
 	t.Parallel()
 	const ttl, n = 3 * time.Second, 1500
 	cluster := etcdtest.New(t, etcdtest.Options{})
-	for name, wait := range map[string]bool{"that begin": false, "that wait": true} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			root, proxy := administer(t, cluster.Client(t)), behind(t, cluster.Member(0))
-			rival, l, key := open(t, cluster.Endpoints(), locker.TTL(time.Minute)), open(t, []string{proxy.Addr()}, locker.TTL(ttl)), unique("key")
-			mustUnlock(t, mustLock(t, l, unique("key"))) // so that it has a lease
-			locks := make([]pending[acquired], n)
-			start := func() {
-				for i := range locks {
-					locks[i] = waits(l, fmt.Sprint(key, "/", i))
-				}
-			}
-			if wait {
-				var all sync.WaitGroup
-				for i := range locks {
-					all.Go(func() { mustLock(t, rival, fmt.Sprint(key, "/", i)) })
-				}
-				all.Wait()
-				start()
-				root.awaitLine(key, 2*n)
-			}
-			proxy.Set(faultproxy.BlackHole())
-			silent := time.Now()
-			if wait {
-				proxy.ResetAll() // so that they look for themselves
-			} else {
-				start()
-			}
-			for _, p := range locks {
-				if a := p.get(t); a.err == nil || !errors.Is(a.err, etcdlock.ErrNoAnswer) && !errors.Is(a.err, etcdlock.ErrLeaseExpired) {
-					t.Fatal(a.err)
-				}
-			}
-			if took := time.Since(silent); took > 3*ttl {
-				t.Errorf("the last Lock fails after %v", took)
-			}
-			proxy.Heal()
-		})
+	start := func(l locker.Locker, key string) []pending[acquired] {
+		locks := make([]pending[acquired], n)
+		for i := range locks {
+			locks[i] = started(func() acquired {
+				ctx, cancel := context.WithTimeout(context.Background(), 3*patience)
+				defer cancel()
+				lease, err := l.Lock(ctx, fmt.Sprint(key, "/", i))
+				return acquired{lease, err}
+			})
+		}
+		return locks
 	}
+	t.Run("that begin", func(t *testing.T) {
+		t.Parallel()
+		proxy, key := behind(t, cluster.Member(0)), unique("key")
+		l := open(t, []string{proxy.Addr()}, locker.TTL(ttl))
+		mustUnlock(t, mustLock(t, l, unique("key"))) // so that it has a lease
+		proxy.Set(faultproxy.BlackHole())
+		silent := time.Now()
+		for _, p := range start(l, key) {
+			if a := p.get(t); !errors.Is(a.err, etcdlock.ErrNoAnswer) && !errors.Is(a.err, etcdlock.ErrLeaseExpired) {
+				t.Fatal(a.err)
+			}
+		}
+		if took := time.Since(silent); took > 3*ttl {
+			t.Errorf("the last Lock fails after %v", took)
+		}
+		proxy.Heal()
+	})
+	t.Run("that wait", func(t *testing.T) {
+		t.Parallel()
+		root, proxy, key := administer(t, cluster.Client(t)), behind(t, cluster.Member(0)), unique("key")
+		rival := open(t, cluster.Endpoints(), locker.TTL(time.Minute))
+		l, joined := joining(t, proxy.Addr(), locker.TTL(ttl))
+		for _, p := range start(rival, key) {
+			granted(t, p, patience)
+		}
+		locks := start(l, key)
+		joined(key, n)
+		proxy.Set(faultproxy.BlackHole())
+		proxy.ResetAll() // so that they look for themselves
+		root.awaitLine(key, n)
+		proxy.Heal()
+		root.awaitLine(key, 2*n)
+		if err := rival.Close(); err != nil {
+			t.Error(err)
+		}
+		for _, p := range locks {
+			granted(t, p, 3*patience)
+		}
+	})
 }
 
 // TestOutage has connections refused for so long that a client takes long pauses between its attempts to connect.

@@ -3,7 +3,6 @@ package etcdlock
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"time"
 
@@ -124,7 +123,7 @@ func (b *backend) grant(r locker.Request) (*session, error) {
 		return granted{lease, sent}, err
 	})
 	if err != nil {
-		return nil, b.failure(err)
+		return nil, b.contactFailure(b.life, err)
 	}
 	s := &session{
 		b: b, asked: r.TTL, ttl: time.Duration(lease.TTL) * time.Second, lease: clientv3.LeaseID(lease.ID),
@@ -134,12 +133,13 @@ func (b *backend) grant(r locker.Request) (*session, error) {
 	s.steps = newBatcher(b, &s.fence, s.over)
 	s.pulse = pulse{
 		client: b.leases, conn: b.conn, life: b.life, lease: s.lease, ttl: s.ttl,
-		endpoints: b.endpoints, bound: attemptBound(s.ttl),
+		endpoints: b.endpoints, bound: b.bound(s.ttl),
 	}
 	return s, nil
 }
 
-// keepAlive renews the lease, and with it all keys that are attached to it. It returns ErrLost if the lease is not there any more.
+// keepAlive renews the lease, and with it all keys that are attached to it. If the lease is not there any more, the session
+// ends, and it returns ErrLeaseExpired.
 func (s *session) keepAlive(ctx context.Context) error {
 	sent, err := s.renew(ctx)
 	switch {
@@ -149,7 +149,7 @@ func (s *session) keepAlive(ctx context.Context) error {
 		return nil
 	case errors.Is(err, rpctypes.ErrLeaseNotFound):
 		s.end(ErrLeaseExpired)
-		return fmt.Errorf("%w: %w", locker.ErrLost, ErrLeaseExpired)
+		return ErrLeaseExpired
 	}
 	s.b.reconnectAfter(err)
 	return s.b.failure(err)
@@ -235,7 +235,7 @@ func (s *session) refresh(ctx context.Context) error {
 	if !s.overdue() {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, attemptBound(s.ttl))
+	ctx, cancel := context.WithTimeout(ctx, s.b.bound(s.ttl))
 	defer cancel()
 	select {
 	case s.refreshing <- struct{}{}: // one for all who ask
@@ -284,7 +284,7 @@ func (s *session) ring() {
 	}
 	b.mu.Unlock()
 
-	ctx, cancel := context.WithDeadline(b.life, earlier(end, now.Add(attemptBound(s.ttl))))
+	ctx, cancel := context.WithDeadline(b.life, earlier(end, now.Add(b.bound(s.ttl))))
 	err := s.keepAlive(ctx)
 	cancel()
 	if err == nil {

@@ -3,24 +3,27 @@ package etcdlock
 import (
 	"context"
 	"fmt"
-	"sync"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc/codes"
 )
 
-// versionCheck refuses servers whose leases cannot be relied upon. One member is asked, once.
-type versionCheck struct {
-	mu   sync.Mutex
-	done bool
+// contact asks one member for its version, before anything else is asked. That is a request which fails at once if no connection
+// can be made, so that it says why; the client lets others wait for a connection.
+func (b *backend) contact(ctx context.Context, ttl time.Duration) error {
+	if b.contacted.Load() {
+		return nil
+	}
+	ctx, cancel := b.requestOf(ctx)
+	defer cancel()
+	_, err := attempts(ctx, b, ttl, func(ctx context.Context) (struct{}, error) { return struct{}{}, b.checkVersion(ctx) })
+	return err
 }
 
+// checkVersion refuses servers whose leases cannot be relied upon. One member is asked, once.
 func (b *backend) checkVersion(ctx context.Context) error {
-	v := &b.version
-	v.mu.Lock()
-	done := v.done
-	v.mu.Unlock()
-	if done {
+	if b.contacted.Load() {
 		return nil
 	}
 	status, err := onSome(ctx, b.conn, pb.NewMaintenanceClient(b.conn.ClientConn).Status, &pb.StatusRequest{}, nil)
@@ -30,9 +33,7 @@ func (b *backend) checkVersion(ctx context.Context) error {
 	if tooOld(status.GetVersion()) {
 		return fmt.Errorf("%w: this is %s", ErrVersion, status.GetVersion())
 	}
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.done = true
+	b.contacted.Store(true)
 	return nil
 }
 

@@ -1,0 +1,183 @@
+package etcdlock_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/etcdlock"
+	"github.com/lockerkit/locker/internal/etcdtest"
+	"github.com/lockerkit/locker/internal/faultproxy"
+)
+
+// retries returns an option that has what a Lock rides out sent to a channel.
+func retries() (locker.Option, <-chan error) {
+	failures := make(chan error, 1000)
+	return locker.Observe(&locker.Observer{Retry: func(info locker.RetryInfo) {
+		select {
+		case failures <- info.Err:
+		default:
+		}
+	}}), failures
+}
+
+// awaitRetry waits until a failure was ridden out that is want.
+func awaitRetry(t *testing.T, failures <-chan error, want error) {
+	t.Helper()
+	for limit := time.After(patience); ; {
+		select {
+		case err := <-failures:
+			if errors.Is(err, want) {
+				return
+			}
+		case <-limit:
+			t.Fatalf("nothing was ridden out that is %v", want)
+		}
+	}
+}
+
+// joining returns a Locker with a client of its own, and what waits until it knows that so many claims have been made for locks that
+// begin with key. Others see them before that, when the answer may still get lost.
+func joining(t *testing.T, endpoint string, opts ...locker.Option) (l locker.Locker, joined func(key string, n int)) {
+	t.Helper()
+	var mu sync.Mutex
+	var claims []string
+	l = hooked(t, connect(t, endpoint), func(r request) (*clientv3.TxnResponse, error) {
+		resp, err := pass(r)
+		if err == nil {
+			mu.Lock()
+			defer mu.Unlock()
+			claims = append(claims, r.puts...)
+		}
+		return resp, err
+	}, opts...)
+	return l, func(key string, n int) {
+		t.Helper()
+		eventually(t, fmt.Sprintf("%d have joined the line", n), func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			known := 0
+			for _, claim := range claims {
+				if strings.HasPrefix(claim, etcdlock.DefaultPrefix+key) {
+					known++
+				}
+			}
+			return known == n
+		})
+	}
+}
+
+// TestWaitThroughRestart has the server restarted while one waits who was told that the key is held.
+func TestWaitThroughRestart(t *testing.T) {
+	t.Parallel()
+	cluster := etcdtest.New(t, etcdtest.Options{})
+	key := unique("key")
+	holder := mustLock(t, open(t, cluster.Endpoints(), locker.TTL(time.Minute)), key)
+	l, joined := joining(t, cluster.Member(0).Addr(), locker.TTL(3*time.Second))
+	waiter := waits(l, key)
+	joined(key, 1)
+	if err := cluster.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	cluster.AwaitHealthy(t)
+	select {
+	case a := <-waiter.done:
+		t.Fatalf("before Unlock, the wait is over: %v", a.err)
+	default:
+	}
+	mustUnlock(t, holder)
+	mustUnlock(t, granted(t, waiter, patience))
+}
+
+// TestWaitThroughOutage has a waiter cut off from the server for so long that it loses its place in the line.
+func TestWaitThroughOutage(t *testing.T) {
+	t.Parallel()
+	cluster := etcdtest.New(t, etcdtest.Options{})
+	root, proxy := administer(t, cluster.Client(t)), behind(t, cluster.Member(0))
+	key := unique("key")
+	holder := mustLock(t, open(t, cluster.Endpoints(), locker.TTL(time.Minute)), key)
+	observe, failures := retries()
+	l, joined := joining(t, proxy.Addr(), locker.TTL(2*time.Second), observe)
+	waiter := waits(l, key)
+	joined(key, 1)
+	proxy.Set(faultproxy.Refuse())
+	awaitRetry(t, failures, etcdlock.ErrLeaseExpired)
+	root.awaitLine(key, 1)
+	proxy.Heal()
+	root.awaitLine(key, 2)
+	mustUnlock(t, holder)
+	mustUnlock(t, granted(t, waiter, patience))
+}
+
+// TestWaitKeepsItsPlace has a waiter cut off from the server for less than its TTL.
+func TestWaitKeepsItsPlace(t *testing.T) {
+	t.Parallel()
+	cluster := etcdtest.New(t, etcdtest.Options{})
+	root, proxy := administer(t, cluster.Client(t)), behind(t, cluster.Member(0))
+	key := unique("key")
+	holder := mustLock(t, open(t, cluster.Endpoints(), locker.TTL(time.Minute)), key)
+	observe, failures := retries()
+	l, joined := joining(t, proxy.Addr(), locker.TTL(time.Minute), observe)
+	waiter := waits(l, key)
+	joined(key, 1)
+	before, _ := root.claims(key)
+	proxy.Set(faultproxy.Refuse())
+	awaitRetry(t, failures, locker.ErrUnavailable)
+	proxy.Heal()
+	mustUnlock(t, holder)
+	next := granted(t, waiter, patience)
+	if etcdlock.ClaimOf(next) != before[1] {
+		t.Errorf("the waiter had the place %q, and has got the lock with %q", before[1], etcdlock.ClaimOf(next))
+	}
+	mustUnlock(t, next)
+}
+
+// TestWaitTakenBack has the key of a waiter deleted by an operator. The waiter goes to the end of the line.
+func TestWaitTakenBack(t *testing.T) {
+	t.Parallel()
+	addr := etcdtest.Address(t)
+	root, key := administer(t, connect(t, addr)), unique("key")
+	holder := mustLock(t, open(t, []string{addr}), key)
+	observe, failures := retries()
+	waiter := waits(open(t, []string{addr}, locker.TTL(2*time.Second), observe), key)
+	keys, _ := root.awaitLine(key, 2)
+	root.delete(keys[1])
+	awaitRetry(t, failures, locker.ErrUnavailable)
+	root.awaitLine(key, 2)
+	mustUnlock(t, holder)
+	mustUnlock(t, granted(t, waiter, patience))
+}
+
+// TestQueuedBeforeLook has a Lock end that has joined the line, and has not seen yet who is before it. It knows that it has waited.
+func TestQueuedBeforeLook(t *testing.T) {
+	t.Parallel()
+	addr, key := etcdtest.Address(t), unique("key")
+	var line atomic.Value
+	line.Store(etcdlock.Key(etcdlock.DefaultPrefix + key))
+	held := heldReads{key: &line, letGo: make(chan struct{}), onHold: make(chan struct{}, 100)}
+	defer close(held.letGo)
+	queued := make(chan bool, 1)
+	l := etcdlock.NewOn(connect(t, addr), func(kv clientv3.KV) clientv3.KV { held.KV = kv; return held },
+		locker.Observe(&locker.Observer{LockDone: func(_ context.Context, info locker.LockDoneInfo) { queued <- info.Queued }}))
+	t.Cleanup(func() { _ = l.Close() })
+	holder := mustLock(t, open(t, []string{addr}), key)
+	ctx, cancel := context.WithCancel(t.Context())
+	waiter := started(func() error { _, err := l.Lock(ctx, key); return err })
+	<-held.onHold
+	cancel()
+	if err := waiter.get(t); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if !<-queued {
+		t.Error("a Lock that has joined the line says that it was not queued")
+	}
+	mustUnlock(t, holder)
+}
