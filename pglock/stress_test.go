@@ -55,7 +55,7 @@ func (c *contended) use(t *testing.T, l locker.Locker, ttls []time.Duration, inO
 	if rand.N(4) == 0 {
 		call = l.TryLock
 	}
-	opts := []locker.Option{locker.TTL(ttls[rand.N(len(ttls))])}
+	opts := []locker.CallOption{locker.TTL(ttls[rand.N(len(ttls))])}
 	if rand.N(4) == 0 {
 		opts = append(opts, locker.NoRenew())
 	}
