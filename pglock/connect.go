@@ -93,6 +93,8 @@ func (c *connector) dial(ctx context.Context, config *pgx.ConnConfig) (*pgx.Conn
 		return conn, nil
 	case errors.As(err, new(*pgconn.PgError)):
 		c.reached.Store(true)
+	case start.Err() != nil && ctx.Err() == nil:
+		return nil, context.Cause(start)
 	case !isDialError(err):
 		if other := look(); other != nil {
 			return nil, other

@@ -299,6 +299,10 @@ func TestTokensAtTheCeiling(t *testing.T) {
 			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 				t.Error(err)
 			}
+			eventually(t, "the server has noticed", func() bool { // and ends all sessions
+				_, err := admin.Exec(t.Context(), "SELECT")
+				return err != nil
+			})
 			eventually(t, "the server has recovered", func() bool {
 				l, err := pglock.Open(t.Context(), server.URL())
 				if err == nil {
