@@ -2,6 +2,7 @@ package pglock
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -13,14 +14,13 @@ import (
 // maxTimeout is the longest idle_session_timeout that Postgres accepts.
 const maxTimeout = (1<<31 - 1) * time.Millisecond
 
-// backend is a locker.Backend and locker.Queue.
+// backend is a locker.Backend, a locker.Queue and a locker.Expirer.
 //
 // Session locks stack: a session that asks again for what it has gets it. So everything that this Locker has or asks for is
 // in a table here, and a session has one request per key under way at a time. Another one is only asked while all that were
 // asked before are given up, since they do not answer.
 type backend struct {
-	connector
-	invalid   error // of the configuration
+	*connector
 	lifetimes lifetimes
 
 	life    context.Context // ends with Close
@@ -31,16 +31,15 @@ type backend struct {
 	closed   bool
 	slots    map[int64]*slot
 	sessions map[*session]struct{} // all of them
-	first    *session              // made by Open, and not used yet
 	ghosts   []ghost
 	leases   []*leaseSession // for locks taken without waiting, one for each TTL
 	waits    waitSessions
 }
 
 var (
-	_ locker.Backend      = (*backend)(nil)
-	_ locker.Queue        = (*backend)(nil)
-	_ locker.HeedsContext = (*backend)(nil)
+	_ locker.Backend = (*backend)(nil)
+	_ locker.Queue   = (*backend)(nil)
+	_ locker.Expirer = (*backend)(nil)
 )
 
 // slot is what this Locker knows of a key that it holds, tries to take, or waits for.
@@ -67,8 +66,10 @@ type holding struct {
 	token   uint64
 	slot    *slot
 	session *session
-	expires time.Time // when it is given back unless it is renewed
+	expires time.Time // from then on it is not renewed any more, and given back
 }
+
+func (h *holding) isExpired(now time.Time) bool { return !now.Before(h.expires) }
 
 // release is a lock on its way back.
 type release struct {
@@ -88,17 +89,20 @@ func (r *release) isDone() bool {
 	}
 }
 
-// HeedsContext implements locker.HeedsContext.
-func (b *backend) HeedsContext() {}
+// Features says what the backend can do.
+func (b *backend) Features() locker.Features {
+	return locker.Features{HeedsContext: true, Queue: true, Expirer: true}
+}
+
+// name is that of the store in errors.
+const name = "postgres"
 
 // String names the backend in errors.
-func (b *backend) String() string { return "postgres" }
+func (b *backend) String() string { return name }
 
 // check refuses what cannot be kept, before the server is asked.
 func (b *backend) check(r locker.Request) error {
 	switch {
-	case b.invalid != nil:
-		return b.invalid
 	case r.TTL%time.Millisecond != 0:
 		return fmt.Errorf("%w: TTL(%v) is not a whole number of milliseconds, which is what Postgres counts in", locker.ErrInvalidOption, r.TTL)
 	case r.TTL > maxTimeout:
@@ -138,6 +142,7 @@ func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 // settle returns the slot of a key when it is settled and all that came before have left, or gives up at the given time. It is
 // called with b.mu held, and returns so unless there is an error.
 func (b *backend) settle(ctx context.Context, key int64, until time.Time) (*slot, error) {
+	b.evict(key)
 	s := b.slots[key]
 	if s == nil {
 		s = &slot{key: key}
@@ -170,6 +175,15 @@ func (b *backend) settle(ctx context.Context, key int64, until time.Time) (*slot
 	s.unsettled = slices.Delete(s.unsettled, 0, 1)
 	b.goOn(s) // when b.mu is free again
 	return s, nil
+}
+
+// evict begins to give a key back whose lease is over, though nobody has said so. b.mu is held, but not all the time.
+func (b *backend) evict(key int64) {
+	if s := b.slots[key]; s != nil && s.held != nil && s.held.isExpired(time.Now()) {
+		s.held.request.ReportLost(errExpired) // before anybody else can get the lock
+		b.letGo(s.held, false)                // releases b.mu
+		b.mu.Lock()
+	}
 }
 
 // settled reports whether it is known what to do for who wants the key of a slot: somebody has it or waits for it here, or it may
@@ -340,7 +354,6 @@ func (b *backend) hold(sl *slot, s *session, r locker.Request, o outcome) (locke
 	h := &holding{request: r, token: o.token, slot: sl, session: s, expires: expiry(o.sent, r.TTL)}
 	sl.held = h
 	s.locks[sl.key] = h
-	b.sweepAt(s, h.expires)
 	return locker.Grant{Request: r, Token: o.token, Sent: o.sent}, nil
 }
 
@@ -357,70 +370,137 @@ func (b *backend) giveBack(sl *slot, s *session, then func()) {
 func (b *backend) again(ctx context.Context, h *holding) (locker.Grant, error) {
 	b.mu.Unlock()
 	g := locker.Grant{Request: h.request, Token: h.token, Sent: time.Now()}
-	if err := b.Renew(ctx, []locker.Grant{g})[0]; err != nil {
+	err := error(errNoAnswer)
+	b.Renew(ctx, []locker.Grant{g}, func(_ int, r locker.Renewal) { err = r.Err })
+	switch {
+	case errors.Is(err, locker.ErrLost): // which is not for those who want a lock
+		return locker.Grant{}, &sessionOver{errUnowned}
+	case err != nil:
 		return locker.Grant{}, err
 	}
 	return g, nil
 }
 
-// Renew implements locker.Backend. A lock is as alive as its session, so that one heartbeat renews all that are in one.
-func (b *backend) Renew(ctx context.Context, gs []locker.Grant) []error {
-	errs := make([]error, len(gs))
-	holdings := make([]*holding, len(gs))
-	sessions := make(map[*session]error)
+// heldBy returns the lock that the owner of g has, nil if he has none. b.mu is held.
+func (b *backend) heldBy(g locker.Grant) *holding {
+	if s := b.slots[Key(g.Name())]; s != nil && s.held != nil && s.held.request.Owner == g.Owner {
+		return s.held
+	}
+	return nil
+}
+
+// renewals are those of the locks that one session has.
+type renewals struct {
+	holdings []*holding
+	indices  []int // of the grants
+	answer   answer
+}
+
+// Renew implements locker.Backend. A lock is as alive as its session, so that one heartbeat renews all that are in one. What
+// the sessions answer is reported as it comes, as one of them may hang.
+func (b *backend) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
+	var lost []int
+	sessions := make(map[*session]*renewals)
+	now := time.Now()
 	b.mu.Lock()
 	for i, g := range gs {
-		s := b.slots[Key(g.Name())]
-		if s == nil || s.held == nil || s.held.request.Owner != g.Owner {
-			errs[i] = locker.ErrLost
+		h := b.heldBy(g)
+		if h == nil || h.isExpired(now) {
+			lost = append(lost, i)
 			continue
 		}
-		holdings[i] = s.held
-		sessions[s.held.session] = nil
+		rs := sessions[h.session]
+		if rs == nil {
+			rs = new(renewals)
+			sessions[h.session] = rs
+		}
+		rs.holdings, rs.indices = append(rs.holdings, h), append(rs.indices, i)
+	}
+	answered := make(chan *renewals, len(sessions)) // has room, as this may not wait for all
+	for s, rs := range sessions {
+		beat := func() { s.heartbeat(func(a answer) { rs.answer = a; answered <- rs }) }
+		if !b.begin(beat) { // on a goroutine, as to write may take a while
+			rs.answer.err = locker.ErrClosed
+			answered <- rs
+		}
 	}
 	b.mu.Unlock()
-	if len(sessions) == 0 {
-		return errs
+	for _, i := range lost {
+		done(i, locker.Renewal{Err: locker.ErrLost})
 	}
-	sent := time.Now()
-	beats := make(map[*session]chan error, len(sessions))
-	for s := range sessions {
-		beat := make(chan error, 1)
-		beats[s] = beat
-		s.heartbeat(func(a answer) { beat <- a.err })
+	missing := make(map[*renewals]bool, len(sessions))
+	for _, rs := range sessions {
+		missing[rs] = true
 	}
-	for s, beat := range beats {
+	for len(missing) > 0 {
+		var rs *renewals
 		select {
-		case sessions[s] = <-beat:
+		case rs = <-answered:
 		case <-ctx.Done():
-			sessions[s] = errNoAnswer
+			select {
+			case rs = <-answered: // in time
+			default:
+				for rs := range missing {
+					for _, i := range rs.indices {
+						done(i, locker.Renewal{Err: errNoAnswer})
+					}
+				}
+				return
+			}
+		}
+		delete(missing, rs)
+		b.renewed(rs, done)
+	}
+}
+
+// renewed reports what became of the renewals of one session.
+func (b *backend) renewed(rs *renewals, done func(int, locker.Renewal)) {
+	results := make([]locker.Renewal, len(rs.holdings))
+	now := time.Now()
+	b.mu.Lock()
+	for i, h := range rs.holdings {
+		switch {
+		case h.slot.held != h || h.isExpired(now): // given back or lost meanwhile
+			results[i].Err = locker.ErrLost
+		case rs.answer.err != nil:
+			results[i].Err = explain(rs.answer.err)
+		default:
+			h.expires = expiry(rs.answer.sent, h.request.TTL)
+			results[i].Sent = rs.answer.sent
 		}
 	}
+	b.mu.Unlock()
+	for i, r := range results {
+		done(rs.indices[i], r)
+	}
+}
+
+// Expired implements locker.Expirer.
+func (b *backend) Expired(gs []locker.Grant) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for i, h := range holdings {
-		switch {
-		case h == nil:
-		case h.slot.held != h:
-			errs[i] = locker.ErrLost // given back or lost meanwhile
-		case sessions[h.session] != nil:
-			errs[i] = explain(sessions[h.session])
-		default:
-			h.expires = expiry(sent, h.request.TTL)
+	b.begin(func() { // as to write may take a while
+		for _, g := range gs {
+			g.ReportLost(errExpired) // has no effect if its holder has been told, before anybody else can get the lock
+			b.mu.Lock()
+			if h := b.heldBy(g); h != nil {
+				b.letGo(h, false) // releases b.mu
+			} else {
+				b.mu.Unlock()
+			}
 		}
-	}
-	return errs
+	})
 }
 
 // Release implements locker.Backend.
 func (b *backend) Release(ctx context.Context, g locker.Grant) error {
 	b.mu.Lock()
-	s := b.slots[Key(g.Name())]
+	s, h := b.slots[Key(g.Name())], b.heldBy(g)
 	var rel *release
 	switch {
 	case s == nil:
-	case s.held != nil && s.held.request.Owner == g.Owner:
-		rel = b.letGo(s.held, true) // releases b.mu
+	case h != nil:
+		rel = b.letGo(h, true) // releases b.mu
 	case s.leaving != nil && s.leaving.owner == g.Owner:
 		rel = s.leaving // under way since a call that has not waited for the end
 		if rel.failed {

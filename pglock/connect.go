@@ -5,12 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/lockerkit/locker/internal/backends"
 )
 
 const (
@@ -32,6 +37,7 @@ type connector struct {
 	namespace     string
 	create        bool // the tables, if they are missing
 	sql           statements
+	reached       atomic.Bool // Postgres has answered there
 }
 
 // connect makes a connection on which nothing remains but to send requests.
@@ -47,9 +53,9 @@ func (c *connector) connect(ctx context.Context, timeout time.Duration) (server,
 	if config.RuntimeParams["application_name"] == "" {
 		config.RuntimeParams["application_name"] = "locker"
 	}
-	conn, err := pgx.ConnectConfig(ctx, config)
+	conn, err := c.dial(ctx, config)
 	if err != nil {
-		return server{}, explain(&oneLine{err})
+		return server{}, explain(err)
 	}
 	s := server{PgConn: conn.PgConn()}
 	if s.started, err = c.prepare(ctx, conn, timeout); err != nil {
@@ -59,6 +65,71 @@ func (c *connector) connect(ctx context.Context, timeout time.Duration) (server,
 	}
 	keepAlive(s.Conn())
 	return s, nil
+}
+
+// dial makes a connection. As long as Postgres has never answered, it finds out whether something else is there.
+func (c *connector) dial(ctx context.Context, config *pgx.ConnConfig) (*pgx.Conn, error) {
+	if c.reached.Load() {
+		conn, err := pgx.ConnectConfig(ctx, config)
+		if err != nil {
+			return nil, &oneLine{err}
+		}
+		return conn, nil
+	}
+	const slow = 500 * time.Millisecond
+	start, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	look := sync.OnceValue(func() error { return notPostgres(ctx, config) })
+	suspicion := time.AfterFunc(slow, func() { // many servers wait for the end of a line, which does not come
+		if err := look(); err != nil {
+			cancel(err)
+		}
+	})
+	defer suspicion.Stop()
+	conn, err := pgx.ConnectConfig(start, config)
+	switch {
+	case err == nil:
+		c.reached.Store(true)
+		return conn, nil
+	case errors.As(err, new(*pgconn.PgError)):
+		c.reached.Store(true)
+	case start.Err() != nil && ctx.Err() == nil:
+		return nil, context.Cause(start)
+	case !isDialError(err):
+		if other := look(); other != nil {
+			return nil, other
+		}
+	}
+	return nil, &oneLine{err}
+}
+
+// isDialError reports whether there was no connection.
+func isDialError(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "dial"
+}
+
+// notPostgres returns an error if there is another kind of server at the only address of config.
+func notPostgres(ctx context.Context, config *pgx.ConnConfig) error {
+	for _, other := range config.Fallbacks { // with and without TLS, there are two for one address
+		if other.Host != config.Host || other.Port != config.Port {
+			return nil
+		}
+	}
+	network, addr := pgconn.NetworkAddress(config.Host, config.Port)
+	kind := backends.Speaks(ctx, func(ctx context.Context) (net.Conn, error) { return config.DialFunc(ctx, network, addr) })
+	if kind == "" || kind == "Postgres" {
+		return nil
+	}
+	return fmt.Errorf("%w: %s is %s; check the host and the port of the connection string", errNotOurs, addr, article(kind))
+}
+
+// article returns the kind of a server with an article.
+func article(kind string) string {
+	if strings.HasPrefix(kind, "an ") {
+		return kind
+	}
+	return "a " + kind + " server"
 }
 
 // server is a process of the server, and the connection to it.
@@ -215,9 +286,10 @@ func (c *connector) createTokens(ctx context.Context, pg *pgconn.PgConn) error {
 	return nil
 }
 
-// because gives an error of a statement a meaning, if it was the server that refused it.
+// because gives an error of a statement a meaning, if it was the server that refused it, and not for a reason that passes.
 func because(meaning, err error) error {
-	if pg := (*pgconn.PgError)(nil); errors.As(err, &pg) && isOfStatement(pg) {
+	pg := (*pgconn.PgError)(nil)
+	if errors.As(err, &pg) && isOfStatement(pg) && !slices.Contains(passing, pg.Code[:min(2, len(pg.Code))]) {
 		return fmt.Errorf("%w: %w", meaning, err)
 	}
 	return err

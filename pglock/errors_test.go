@@ -32,6 +32,11 @@ func checkError(t *testing.T, err error, op, key string, want error, texts ...st
 	if err == nil {
 		return
 	}
+	for _, class := range []error{locker.ErrUnavailable, locker.ErrDenied, locker.ErrUnfit} {
+		if errors.Is(want, class) && classOf(err) != class {
+			t.Errorf("%s: %v, which is a %v; want the class %v", op, err, classOf(err), class)
+		}
+	}
 	for _, other := range []error{locker.ErrLocked, locker.ErrLost, locker.ErrClosed, context.DeadlineExceeded, context.Canceled} {
 		if errors.Is(err, other) && !errors.Is(want, other) {
 			t.Errorf("%s: %v, which is a %v", op, err, other)
@@ -51,10 +56,20 @@ func checkError(t *testing.T, err error, op, key string, want error, texts ...st
 	}
 }
 
+// classOf returns what an error of a store is treated as.
+func classOf(err error) error {
+	for _, class := range []error{locker.ErrDenied, locker.ErrUnfit, locker.ErrUnavailable} {
+		if errors.Is(err, class) {
+			return class
+		}
+	}
+	return nil
+}
+
 // checkFailure checks that Lock and TryLock fail with want.
 func checkFailure(t *testing.T, l locker.Locker, key string, want error, texts ...string) {
 	t.Helper()
-	for op, call := range map[string]func(context.Context, string, ...locker.Option) (*locker.Lease, error){
+	for op, call := range map[string]func(context.Context, string, ...locker.CallOption) (*locker.Lease, error){
 		"trylock": l.TryLock, "lock": l.Lock,
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
@@ -77,6 +92,12 @@ func checkUnusable(t *testing.T, c pglock.Config, dsn string, want error, texts 
 		_ = l.Close()
 	}
 	checkError(t, err, "open", "", want, texts...)
+	for _, class := range []error{locker.ErrDenied, locker.ErrUnfit} {
+		if errors.Is(want, class) { // which another attempt will not mend
+			never := func(context.Context, *locker.Lease) error { t.Error("Lead has led"); return nil }
+			checkError(t, locker.Lead(t.Context(), openConfig(t, c, dsn), key, never), "lock", key, want, texts...)
+		}
+	}
 }
 
 // works checks that a Locker can do what Lockers do: lock, wait, renew, and unlock.
@@ -370,14 +391,7 @@ func TestAuthentication(t *testing.T) {
 	})
 	t.Run("unknown database", func(t *testing.T) {
 		dsn := strings.Replace(dsn, "/postgres?", "/no_such_database?", 1)
-		for name, open := range map[string]func() error{
-			"trylock": func() error { _, err := open(t, dsn).TryLock(t.Context(), "k"); return err },
-			"lock":    func() error { _, err := open(t, dsn).Lock(t.Context(), "k"); return err },
-			"open":    func() error { _, err := pglock.Open(t.Context(), dsn); return err },
-		} {
-			err := open()
-			checkError(t, err, name, "k", err, `database "no_such_database" does not exist`)
-		}
+		checkUnusable(t, pglock.Config{}, dsn, pglock.ErrNoDatabase, `database "no_such_database" does not exist`)
 	})
 	t.Run("not allowed to log in", func(t *testing.T) {
 		admin.do("ALTER ROLE " + app + " NOLOGIN")
@@ -394,6 +408,7 @@ func TestUnreachable(t *testing.T) {
 	dsn := fmt.Sprintf("postgres://app:%s@%s/postgres?sslmode=disable", secret, l.Addr())
 	l.Close() // nobody else gets the port so soon
 	checkUnusable(t, pglock.Config{}, dsn, syscall.ECONNREFUSED)
+	checkUnusable(t, pglock.Config{}, dsn, locker.ErrUnavailable, "refused")
 }
 
 func TestStandby(t *testing.T) {
@@ -416,7 +431,8 @@ func TestStandby(t *testing.T) {
 	works(t, open(t, both), l, 0)
 }
 
-// TestShutdown ends the server in order: all leases are lost, and everybody is told why.
+// TestShutdown ends the server in order: all leases are lost, and everybody is told why, except who knows that the key was held:
+// he gets it when the server is there again.
 func TestShutdown(t *testing.T) {
 	t.Parallel()
 	server := pgtest.New(t, pgtest.Options{})
@@ -427,7 +443,7 @@ func TestShutdown(t *testing.T) {
 		leases = append(leases, mustLock(t, l, fmt.Sprint("key ", i)))
 	}
 	admin := connect(t, server.URL())
-	waiter := started(func() error { _, err := other.Lock(context.Background(), "key 0"); return err })
+	waiter := started(func() *locker.Lease { return mustLock(t, other, "key 0") })
 	eventually(t, "somebody waits", func() bool { return admin.inLine("key 0") == 1 })
 	start := time.Now()
 	stopped := started(server.Stop)
@@ -451,7 +467,6 @@ func TestShutdown(t *testing.T) {
 		_, err = l.Lock(t.Context(), "key 0")
 		isDown("lock", err)
 	}
-	isDown("lock", waiter.get(t))
 	for _, lease := range leases {
 		if err := lease.Err(); !errors.Is(err, locker.ErrLost) || !errors.Is(err, pglock.ErrShutdown) {
 			t.Errorf("%v; want ErrLost, because of ErrShutdown", err)
@@ -467,7 +482,7 @@ func TestShutdown(t *testing.T) {
 	if err := server.Restart(); err != nil {
 		t.Fatal(err)
 	}
-	if next := mustTry(t, l, "key 0"); next.Token() <= leases[0].Token() {
+	if next := waiter.get(t); next.Token() <= leases[0].Token() {
 		t.Errorf("token %d after %d", next.Token(), leases[0].Token())
 	} else {
 		mustUnlock(t, next)

@@ -58,6 +58,7 @@ func (w *waitSessions) drop(s *session) {
 
 // waiter is a call of Wait that is in line.
 type waiter struct {
+	slot    *slot
 	request locker.Request
 	left    bool // it does not wait any more
 	done    chan attempted
@@ -82,45 +83,50 @@ func (p *place) stand(s *session) {
 // firstCancel is the first pause between two attempts to cancel a wait.
 const firstCancel = 20 * time.Millisecond
 
-// attempts is how many times a wait is begun anew whose session ended. It is only then that nothing can be held.
+// attempts is how many times a wait is begun whose session ended before anything was known of the key. That session may
+// have been over before. Afterwards, package locker begins it anew.
 const attempts = 3
 
 // Wait implements locker.Queue.
-func (b *backend) Wait(ctx context.Context, r locker.Request) (g locker.Grant, err error) {
+func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
 	if err := b.check(r); err != nil {
 		return locker.Grant{}, err
 	}
 	for attempt := 1; ; attempt++ {
-		g, err = b.wait(ctx, r)
+		g, w, err := b.getOrQueue(ctx, r)
+		if w != nil {
+			r.ReportHolder("") // nobody knows who it is
+			return b.wait(ctx, w)
+		}
 		if over := (*sessionOver)(nil); !errors.As(err, &over) || attempt == attempts || ctx.Err() != nil {
 			return g, err
 		}
 	}
 }
 
-// wait takes the lock if it is free, or gets into line for it.
-func (b *backend) wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
+// getOrQueue takes the lock if it is free, or gets into line for it.
+func (b *backend) getOrQueue(ctx context.Context, r locker.Request) (g locker.Grant, inLine *waiter, err error) {
 	// For the answer that tells whether to wait. A TTL may be shorter than it takes to make the first connection.
 	until := time.Now().Add(max(r.TTL, silence))
 	b.mu.Lock()
 	s, err := b.settle(ctx, Key(r.Name()), until)
 	if err != nil {
-		return locker.Grant{}, err
+		return locker.Grant{}, nil, err
 	}
-	var w *waiter
 	switch {
 	case s.held != nil && s.held.request.Owner == r.Owner:
-		return b.again(ctx, s.held)
+		g, err = b.again(ctx, s.held)
+		return g, nil, err
 	case s.held != nil || len(s.line) > 0:
-		w = b.getInLine(s, r, len(s.line))
-		b.mu.Unlock()
-	default:
-		d := b.try(ctx, s, &attempt{request: r, until: until, queues: true})
-		if d.inLine == nil {
-			return d.grant, d.err
-		}
-		w = d.inLine
+		defer b.mu.Unlock()
+		return locker.Grant{}, b.getInLine(s, r, len(s.line)), nil
 	}
+	d := b.try(ctx, s, &attempt{request: r, until: until, queues: true})
+	return d.grant, d.inLine, d.err
+}
+
+// wait waits for the turn of somebody who is in line.
+func (b *backend) wait(ctx context.Context, w *waiter) (locker.Grant, error) {
 	select {
 	case d := <-w.done:
 		return d.grant, d.err
@@ -134,6 +140,7 @@ func (b *backend) wait(ctx context.Context, r locker.Request) (locker.Grant, err
 	default:
 	}
 	w.left = true
+	s := w.slot
 	if i := slices.Index(s.line, w); i >= 0 {
 		s.line = slices.Delete(s.line, i, i+1)
 		b.deserted(s)
@@ -144,7 +151,7 @@ func (b *backend) wait(ctx context.Context, r locker.Request) (locker.Grant, err
 
 // getInLine puts a waiter into the line of a slot, at index i. b.mu is held.
 func (b *backend) getInLine(sl *slot, r locker.Request, i int) *waiter {
-	w := &waiter{request: r, done: make(chan attempted, 1)}
+	w := &waiter{slot: sl, request: r, done: make(chan attempted, 1)}
 	sl.line = slices.Insert(sl.line, i, w)
 	b.checkPlace(sl)
 	b.arrange(sl)
@@ -271,7 +278,7 @@ func (b *backend) reached(p *place, err error) {
 	sl.place, p.session.place = nil, nil
 	sl.busy++
 	if err != nil {
-		if !isCode(err, "57014") { // query_canceled, by somebody who cannot have meant all that wait here
+		if !isCode(err, queryCanceled) {
 			b.failLine(sl, explain(err))
 		}
 		b.mu.Unlock()

@@ -176,7 +176,7 @@ func (s *session) isFree(name string) bool {
 	return s.is(`SELECT CASE WHEN pg_try_advisory_lock($1) THEN pg_advisory_unlock($1) ELSE false END`, pglock.Key(name))
 }
 
-func mustLock(t testing.TB, l locker.Locker, key string, opts ...locker.Option) *locker.Lease {
+func mustLock(t testing.TB, l locker.Locker, key string, opts ...locker.CallOption) *locker.Lease {
 	t.Helper()
 	lease, err := lock(l, key, opts...)
 	if err != nil {
@@ -186,13 +186,13 @@ func mustLock(t testing.TB, l locker.Locker, key string, opts ...locker.Option) 
 }
 
 // lock is Lock with the patience of a test.
-func lock(l locker.Locker, key string, opts ...locker.Option) (*locker.Lease, error) {
+func lock(l locker.Locker, key string, opts ...locker.CallOption) (*locker.Lease, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	return l.Lock(ctx, key, opts...)
 }
 
-func mustTry(t testing.TB, l locker.Locker, key string, opts ...locker.Option) *locker.Lease {
+func mustTry(t testing.TB, l locker.Locker, key string, opts ...locker.CallOption) *locker.Lease {
 	t.Helper()
 	lease, err := l.TryLock(context.Background(), key, opts...)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/backends"
 )
 
 // DefaultWaitSessions is how many sessions a Locker waits on at most, unless Config.WaitSessions says otherwise.
@@ -29,48 +30,53 @@ type Config struct {
 	WaitSessions int
 }
 
-// New returns a Locker that keeps its locks in the database that pool is configured for. The options are the defaults for its
+// New returns a Client that keeps its locks in the database that pool is configured for. The options are the defaults for its
 // leases, see locker.New.
 //
 // It makes connections of its own with the configuration of the pool, its BeforeConnect and AfterConnect included: one
 // for locks that are taken without waiting, and up to Config.WaitSessions for others. It never uses a connection
-// of the pool, so that locks and queries cannot starve one another. It connects when the first lock is asked for.
-func New(pool *pgxpool.Pool, opts ...locker.Option) locker.Locker { return Config{}.New(pool, opts...) }
+// of the pool, so that locks and queries cannot starve one another; the pool may be closed before the Client is. It
+// connects when the first lock is asked for. Without a pool, that returns ErrInvalidOption.
+func New(pool *pgxpool.Pool, opts ...locker.Option) *locker.Client {
+	return Config{}.New(pool, opts...)
+}
 
 // Open is New for a connection string, as a URL (postgres://user:password@host:5432/db) or in the form of libpq, with the
-// parameters that pgx understands. It connects, bounded by ctx, and so reports at once what would keep the locks
-// from working; an unusable string is ErrInvalidOption.
-func Open(ctx context.Context, dsn string, opts ...locker.Option) (locker.Locker, error) {
+// parameters that pgx understands. It connects, bounded by ctx, and ends with a Ping, which reports what would keep the locks
+// from working. An unusable string is ErrInvalidOption.
+func Open(ctx context.Context, dsn string, opts ...locker.Option) (*locker.Client, error) {
 	return Config{}.Open(ctx, dsn, opts...)
 }
 
-// New is like the function New. An unusable Config is reported by the first Lock or TryLock, as ErrInvalidOption.
-func (c Config) New(pool *pgxpool.Pool, opts ...locker.Option) locker.Locker {
+// New is like the function New. An unusable Config is reported by the first Lock, TryLock or Ping, as ErrInvalidOption.
+func (c Config) New(pool *pgxpool.Pool, opts ...locker.Option) *locker.Client {
 	return locker.New(c.forPool(pool), opts...)
 }
 
 // Open is like the function Open.
-func (c Config) Open(ctx context.Context, dsn string, opts ...locker.Option) (locker.Locker, error) {
+func (c Config) Open(ctx context.Context, dsn string, opts ...locker.Option) (*locker.Client, error) {
 	config, err := pgxpool.ParseConfig(dsn) // which also knows the parameters of pools, and takes them out
 	if err != nil {
 		return nil, fmt.Errorf("pglock: %w: %s", locker.ErrInvalidOption, withoutSecrets(err))
 	}
-	b := c.backend(connector{config: config.ConnConfig})
-	if b.invalid != nil {
-		return nil, fmt.Errorf("pglock: %w", b.invalid)
-	}
-	s, err := b.openNow(ctx, locker.DefaultTTL)
+	b, err := c.backend(&connector{config: config.ConnConfig})
 	if err != nil {
-		_ = b.Close()
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
 		return nil, fmt.Errorf("pglock: %w", err)
 	}
-	b.mu.Lock()
-	b.first = s
-	b.mu.Unlock()
-	return locker.New(b, opts...), nil
+	client := locker.New(b, opts...)
+	err = client.Ping(ctx)
+	if l := b.connecting(); l != nil && err != nil { // the TTL, which bounds a Ping, is shorter than it takes to connect
+		if failure := l.await(ctx); failure == nil || ctx.Err() != nil {
+			err = client.Ping(ctx)
+		} else {
+			err = fmt.Errorf("pglock: %w", classified(failure))
+		}
+	}
+	if err != nil {
+		_ = client.Close()
+		return nil, err
+	}
+	return client, nil
 }
 
 // withoutSecrets returns what is wrong with a connection string. The error of pgx quotes the string, from which it cannot
@@ -83,12 +89,23 @@ func withoutSecrets(err error) string {
 	return "connection string: " + text
 }
 
-func (c Config) forPool(pool *pgxpool.Pool) *backend {
+// forPool returns the Backend of New.
+func (c Config) forPool(pool *pgxpool.Pool) locker.Backend {
+	if pool == nil {
+		return unusable(fmt.Errorf("%w: New(nil): there is no pool", locker.ErrInvalidOption))
+	}
 	p := pool.Config()
-	return c.backend(connector{config: p.ConnConfig, beforeConnect: p.BeforeConnect, afterConnect: p.AfterConnect})
+	b, err := c.backend(&connector{config: p.ConnConfig, beforeConnect: p.BeforeConnect, afterConnect: p.AfterConnect})
+	if err != nil {
+		return unusable(err)
+	}
+	return b
 }
 
-func (c Config) backend(conn connector) *backend {
+func unusable(err error) locker.Backend { return backends.Unusable{Name: name, Err: err} }
+
+// backend returns the backend of a Config, or an ErrInvalidOption.
+func (c Config) backend(conn *connector) (*backend, error) {
 	if c.Namespace == "" {
 		c.Namespace = DefaultNamespace
 	}
@@ -96,13 +113,13 @@ func (c Config) backend(conn connector) *backend {
 		c.WaitSessions = DefaultWaitSessions
 	}
 	const longest = 63 // NAMEDATALEN - 1: Postgres would cut off the rest
-	var invalid error
 	switch {
 	case len(c.Namespace) > longest || strings.ContainsRune(c.Namespace, 0):
-		invalid = fmt.Errorf("%w: Namespace %q is longer than %d bytes or has a NUL in it", locker.ErrInvalidOption, c.Namespace, longest)
+		return nil, fmt.Errorf("%w: Namespace %q is longer than %d bytes or has a NUL in it",
+			locker.ErrInvalidOption, c.Namespace, longest)
 	case c.WaitSessions < 0:
-		invalid = fmt.Errorf("%w: WaitSessions is %d, must not be negative", locker.ErrInvalidOption, c.WaitSessions)
+		return nil, fmt.Errorf("%w: WaitSessions is %d, must not be negative", locker.ErrInvalidOption, c.WaitSessions)
 	}
 	conn.namespace, conn.create, conn.sql = c.Namespace, !c.NoCreate, statementsFor(c.Namespace)
-	return newBackend(conn, c.WaitSessions, invalid)
+	return newBackend(conn, c.WaitSessions), nil
 }

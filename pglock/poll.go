@@ -121,6 +121,8 @@ func (b *backend) polled(sl *slot, l *leaseSession, o outcome) {
 	ask := false
 	b.mu.Lock()
 	switch {
+	case isCode(o.err, queryCanceled):
+		b.pollLater(sl)
 	case o.err != nil:
 		b.failLine(sl, explain(o.err))
 	case !o.done:

@@ -7,8 +7,6 @@ import (
 	"strconv"
 	"sync"
 	"time"
-
-	"github.com/lockerkit/locker"
 )
 
 const (
@@ -48,20 +46,18 @@ type session struct {
 	heard   time.Time  // when the last answer came, or, if later, when something was sent while none was due
 	spoke   time.Time  // when something was last sent
 	want    time.Duration
-	timeout time.Duration // the idle_session_timeout that the server has confirmed; less than want if it is to be changed
+	timeout time.Duration // the idle_session_timeout that the server has confirmed last
 	cause   error         // why the session is over
 	told    chan struct{} // closed when it is, and all holders of its locks know
 	buf     []byte
 	reader
 
 	// For the backend, and guarded by its mutex.
-	locks    map[int64]*holding
-	dead     bool
-	used     time.Time // when it was last needed
-	place    *place    // that it stands in
-	ticker   *time.Timer
-	sweeper  *time.Timer
-	sweepsAt time.Time
+	locks  map[int64]*holding
+	dead   bool
+	used   time.Time // when it was last needed
+	place  *place    // that it stands in
+	ticker *time.Timer
 }
 
 // request asks for the lock of one key, or gives it back.
@@ -201,7 +197,7 @@ func (s *session) sendLocked(m *message, sql func(sql []byte, seq int64) []byte)
 	s.seq++
 	m.seq = s.seq
 	buf := append(s.buf[:0], 'Q', 0, 0, 0, 0)
-	if s.want != s.timeout && !m.patient {
+	if s.needsTimeoutLocked() && !m.patient {
 		m.timeout = s.want
 		buf = append(buf, timeoutSQL(s.want)...)
 	}
@@ -251,14 +247,16 @@ func (s *session) setTimeout(d time.Duration) {
 func (s *session) idleTimeout() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return min(s.timeout, s.want)
+	least, _ := s.timeoutsLocked()
+	return least
 }
 
 // longest returns for how long the server may wait for a message, at most.
 func (s *session) longest() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return max(s.timeout, s.want)
+	_, most := s.timeoutsLocked()
+	return most
 }
 
 // dealOut tells the requests of a batch what became of them.
@@ -406,9 +404,9 @@ func (s *session) failIf(err error) {
 }
 
 // close ends a session that has no locks, and lets the server know.
-func (s *session) close() {
+func (s *session) close(reason error) {
 	_ = s.write([]byte{'X', 0, 0, 0, 4})
-	s.fail(locker.ErrClosed)
+	s.fail(reason)
 }
 
 // cancel ends the statement that the session executes, if it still does. When it has returned without an error, the server
@@ -426,7 +424,25 @@ func (s *session) wanted() time.Duration {
 func (s *session) needsTimeout() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.want != s.timeout
+	return s.needsTimeoutLocked()
+}
+
+// needsTimeoutLocked compares what is wanted with what the server has confirmed, and with what is on its way to it. A message
+// on its way with the same may fail, and then changes nothing.
+func (s *session) needsTimeoutLocked() bool {
+	least, most := s.timeoutsLocked()
+	return least != most
+}
+
+// timeoutsLocked returns the least and the greatest idle_session_timeout that the server may have now, or is to have.
+func (s *session) timeoutsLocked() (least, most time.Duration) {
+	least, most = min(s.timeout, s.want), max(s.timeout, s.want)
+	for _, m := range s.out {
+		if m.timeout != 0 {
+			least, most = min(least, m.timeout), max(most, m.timeout)
+		}
+	}
+	return least, most
 }
 
 // silentFor returns for how long a question has been waiting for its answer.

@@ -139,25 +139,21 @@ func (b *backend) begin(f func()) bool {
 	return !b.closed
 }
 
-// open makes a session, or takes the one that was made before it was needed.
-func (b *backend) open(timeout time.Duration) (*session, error) {
+// connecting returns a session for leases that is in the making, nil if there is none.
+func (b *backend) connecting() *leaseSession {
 	b.mu.Lock()
-	s := b.first
-	if s != nil {
-		b.first = nil
-		s.used = time.Now()
-		s.setTimeout(timeout)
+	defer b.mu.Unlock()
+	for _, l := range b.leases {
+		if l.session == nil {
+			return l
+		}
 	}
-	b.mu.Unlock()
-	if s != nil {
-		return s, nil
-	}
-	return b.openNow(b.life, timeout)
+	return nil
 }
 
-// openNow makes a session.
-func (b *backend) openNow(ctx context.Context, timeout time.Duration) (*session, error) {
-	server, err := b.connect(ctx, timeout)
+// open makes a session.
+func (b *backend) open(timeout time.Duration) (*session, error) {
+	server, err := b.connect(b.life, timeout)
 	if err != nil {
 		return nil, err
 	}
@@ -195,8 +191,9 @@ func (s *session) interval() time.Duration { return min(s.beat(), silence/2) }
 
 // attend is called regularly: it keeps the session alive, and ends it when it is broken or not needed.
 //
-// The session is kept alive whether the locks it has are renewed or not, as they end one by one: a sweep gives those back
-// that have expired. That the server ends the session is for when this process cannot.
+// The session is kept alive whether the locks it has are renewed or not, as they end one by one, see Expired. That the server
+// ends the session is for when this process cannot. Locks of which nobody has said that they are over are given back here:
+// package locker forgets what it cannot release in time, and takes it to end by itself.
 func (s *session) attend() {
 	now := time.Now()
 	b := s.b
@@ -207,6 +204,12 @@ func (s *session) attend() {
 	}
 	interval := s.interval()
 	s.ticker.Reset(interval)
+	var forgotten []locker.Grant
+	for _, h := range s.locks {
+		if h.isExpired(now.Add(-interval)) { // long enough ago: their holders know
+			forgotten = append(forgotten, locker.Grant{Request: h.request})
+		}
+	}
 	held, idle := len(s.locks), now.Sub(s.used)
 	patience := silence
 	if held > 0 {
@@ -219,11 +222,14 @@ func (s *session) attend() {
 		b.leavePlace(p)
 	}
 	b.mu.Unlock()
+	if len(forgotten) > 0 {
+		b.Expired(forgotten)
+	}
 	switch {
 	case silent > patience:
 		s.fail(errSilent)
 	case unneeded:
-		s.close()
+		s.close(errUnneeded)
 	case quiet >= s.beat()-interval/2:
 		s.heartbeat(func(answer) {})
 	}
@@ -239,58 +245,11 @@ func (b *backend) unneeded(s *session, idle time.Duration) bool {
 		b.leases = slices.Delete(b.leases, lease, lease+1)
 	case parked >= 0 && idle >= b.lifetimes.parked:
 		b.waits.idle = slices.Delete(b.waits.idle, parked, parked+1)
-	case s == b.first && idle >= b.lifetimes.lease:
-		b.first = nil
 	default:
 		// In use; or just made, and not yet put to use; or replaced, because it did not answer.
-		return lease < 0 && parked < 0 && s != b.first && !b.waits.has(s) && idle >= silence
+		return lease < 0 && parked < 0 && !b.waits.has(s) && idle >= silence
 	}
 	return true
-}
-
-// sweepAt makes sure that the locks of a session are looked at when one of them expires. b.mu is held.
-func (b *backend) sweepAt(s *session, at time.Time) {
-	switch {
-	case s.sweeper == nil:
-		s.sweeper = time.AfterFunc(time.Until(at), s.sweep)
-	case s.sweepsAt.IsZero() || at.Before(s.sweepsAt):
-		s.sweeper.Reset(time.Until(at))
-	default:
-		return
-	}
-	s.sweepsAt = at
-}
-
-// sweep gives back the locks that have expired. Normally, package locker ends a lease before that; its holder is told here
-// all the same, before anybody else can get in.
-func (s *session) sweep() {
-	b := s.b
-	var expired []*holding
-	var next time.Time
-	b.mu.Lock()
-	now := time.Now()
-	for _, h := range s.locks {
-		switch {
-		case !now.Before(h.expires):
-			expired = append(expired, h)
-		case next.IsZero() || h.expires.Before(next):
-			next = h.expires
-		}
-	}
-	s.sweepsAt = time.Time{}
-	if !next.IsZero() {
-		b.sweepAt(s, next)
-	}
-	b.mu.Unlock()
-	for _, h := range expired {
-		h.request.ReportLost(errExpired)
-		b.mu.Lock()
-		if h.slot.held == h {
-			b.letGo(h, false) // releases b.mu
-		} else {
-			b.mu.Unlock()
-		}
-	}
 }
 
 // lost takes note of the end of a session. The holders of its locks are told before it returns.
@@ -298,9 +257,6 @@ func (b *backend) lost(s *session, cause error) {
 	b.mu.Lock()
 	s.dead = true
 	s.ticker.Stop()
-	if s.sweeper != nil {
-		s.sweeper.Stop()
-	}
 	gone := s.locks
 	s.locks = nil
 	for _, h := range gone {
@@ -308,9 +264,6 @@ func (b *backend) lost(s *session, cause error) {
 		b.tidy(h.slot)
 	}
 	delete(b.sessions, s)
-	if s == b.first {
-		b.first = nil
-	}
 	b.leases = slices.DeleteFunc(b.leases, func(l *leaseSession) bool { return l.session == s })
 	b.waits.drop(s)
 	b.mu.Unlock()
@@ -318,7 +271,7 @@ func (b *backend) lost(s *session, cause error) {
 		h.request.ReportLost(cause)
 	}
 	close(s.told)
-	if !errors.Is(cause, locker.ErrClosed) {
+	if !errors.Is(cause, locker.ErrClosed) && !errors.Is(cause, errUnneeded) {
 		b.mu.Lock() // not before all holders have been told: others get the locks when it is buried
 		b.ghosts = append(b.ghosts, ghost{s.conn, time.Now().Add(s.longest())})
 		b.mu.Unlock()
@@ -395,14 +348,14 @@ func (b *backend) closeSessions() {
 	}
 	b.mu.Unlock()
 	for _, s := range all {
-		s.close()
+		s.close(locker.ErrClosed)
 	}
 }
 
 // newBackend returns a backend that makes its sessions with c.
-func newBackend(c connector, waits int, invalid error) *backend {
+func newBackend(c *connector, waits int) *backend {
 	b := &backend{
-		connector: c, invalid: invalid,
+		connector: c,
 		slots:     make(map[int64]*slot),
 		sessions:  make(map[*session]struct{}),
 		waits:     waitSessions{most: waits},

@@ -35,7 +35,7 @@ func watchAt(t *testing.T, url string, c Config, p lifetimes, ttl time.Duration)
 		t.Fatal(err)
 	}
 	t.Cleanup(pool.Close)
-	b := c.forPool(pool)
+	b := c.forPool(pool).(*backend)
 	b.lifetimes = p
 	w.Locker = locker.New(b, locker.TTL(ttl))
 	t.Cleanup(func() { _ = w.Close() })

@@ -55,7 +55,7 @@ func (c *contended) use(t *testing.T, l locker.Locker, ttls []time.Duration, inO
 	if rand.N(4) == 0 {
 		call = l.TryLock
 	}
-	opts := []locker.Option{locker.TTL(ttls[rand.N(len(ttls))])}
+	opts := []locker.CallOption{locker.TTL(ttls[rand.N(len(ttls))])}
 	if rand.N(4) == 0 {
 		opts = append(opts, locker.NoRenew())
 	}
@@ -299,6 +299,10 @@ func TestTokensAtTheCeiling(t *testing.T) {
 			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 				t.Error(err)
 			}
+			eventually(t, "the server has noticed", func() bool { // and ends all sessions
+				_, err := admin.Exec(t.Context(), "SELECT")
+				return err != nil
+			})
 			eventually(t, "the server has recovered", func() bool {
 				l, err := pglock.Open(t.Context(), server.URL())
 				if err == nil {

@@ -70,7 +70,7 @@ func churn(t *testing.T, seen *tokens, lockers []locker.Locker, keys []string) (
 				defer granted()
 				lock := lock
 				if (i+j)%2 == 0 {
-					lock = func(l locker.Locker, key string, opts ...locker.Option) (*locker.Lease, error) {
+					lock = func(l locker.Locker, key string, opts ...locker.CallOption) (*locker.Lease, error) {
 						return l.TryLock(context.Background(), key, opts...)
 					}
 				}

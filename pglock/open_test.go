@@ -1,0 +1,230 @@
+package pglock_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/faultproxy"
+	"github.com/lockerkit/locker/internal/pgtest"
+	"github.com/lockerkit/locker/pglock"
+)
+
+// redisLike is a server that answers as Redis does, and to lines only.
+func redisLike(t *testing.T) (addr string) {
+	t.Helper()
+	return serve(t, func(conn net.Conn) {
+		for lines := bufio.NewScanner(conn); lines.Scan(); {
+			answer := "-ERR unknown command\r\n"
+			if lines.Text() == "PING" {
+				answer = "+PONG\r\n"
+			}
+			if _, err := conn.Write([]byte(answer)); err != nil {
+				return
+			}
+		}
+	})
+}
+
+// grpcLike is a server that begins as those of gRPC do, such as etcd.
+func grpcLike(t *testing.T) (addr string) {
+	t.Helper()
+	return serve(t, func(conn net.Conn) {
+		_, _ = conn.Write([]byte{0, 0, 0, 4, 0, 0, 0, 0, 0}) // SETTINGS
+		_, _ = io.Copy(io.Discard, conn)
+	})
+}
+
+// serve has the connections to a new address served.
+func serve(t *testing.T, with func(net.Conn)) (addr string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				with(conn)
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
+// TestOtherServers: who has mixed up the ports is told so, and soon.
+func TestOtherServers(t *testing.T) {
+	t.Parallel()
+	plain := httptest.NewServer(http.NotFoundHandler())
+	t.Cleanup(plain.Close)
+	for addr, kind := range map[string]string{
+		redisLike(t): "a Redis server", grpcLike(t): "an HTTP server", plain.Listener.Addr().String(): "is an HTTP server",
+	} {
+		for _, params := range []string{"", "?sslmode=disable"} {
+			t.Run(kind+params, func(t *testing.T) {
+				t.Parallel()
+				dsn := fmt.Sprintf("postgres://app:%s@%s/db%s", secret, addr, params)
+				start := time.Now()
+				checkUnusable(t, pglock.Config{}, dsn, locker.ErrUnfit, kind, addr, "connection string")
+				t.Logf("known by Lock, TryLock, Open and Lead in %v altogether", time.Since(start))
+			})
+		}
+	}
+}
+
+// TestOpenFailsSoon: each mistake in the configuration is known when the program starts, and long before the end of the TTL.
+func TestOpenFailsSoon(t *testing.T) {
+	t.Parallel()
+	server := pgtest.New(t, pgtest.Options{})
+	admin := connect(t, server.URL())
+	app, dsn := role(t, admin, server.URL())
+	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = closed.Close()
+	admin.do(pglock.SchemaSQL(pglock.DefaultNamespace))
+	for name, tc := range map[string]struct {
+		dsn   string
+		class error
+	}{
+		"wrong password":     {as(t, dsn, app, "wrong"), locker.ErrDenied},
+		"wrong role":         {as(t, dsn, "stranger", secret), locker.ErrDenied},
+		"missing permission": {dsn, locker.ErrDenied},
+		"wrong port":         {strings.Replace(dsn, server.Addr(), closed.Addr().String(), 1), locker.ErrUnavailable},
+		"wrong database":     {strings.Replace(dsn, "/postgres?", "/no_such_database?", 1), locker.ErrUnfit},
+		"wrong server":       {fmt.Sprintf("postgres://app@%s/db", redisLike(t)), locker.ErrUnfit},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, opts := range [][]locker.Option{nil, {locker.TTL(locker.MinTTL)}} { // whatever the TTL
+				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+				defer cancel()
+				start := time.Now()
+				l, err := pglock.Open(ctx, tc.dsn, opts...)
+				if err == nil {
+					_ = l.Close()
+				}
+				if classOf(err) != tc.class {
+					t.Errorf("Open: %v; want %v", err, tc.class)
+				}
+				if took := time.Since(start); took > 8*time.Second { // before any bound ends it; one second is usual
+					t.Errorf("Open took %v", took)
+				}
+			}
+		})
+	}
+}
+
+// TestOpenWithShortTTL: that it takes longer to connect than a lease lasts is no mistake.
+func TestOpenWithShortTTL(t *testing.T) {
+	t.Parallel()
+	proxy, dsn := behind(t, pgtest.URL(t))
+	proxy.Set(faultproxy.Delay(20 * time.Millisecond)) // in each direction, and it takes several round trips
+	l, err := pglock.Open(t.Context(), dsn, locker.TTL(100*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = l.Close()
+}
+
+// TestWithoutAPool: no panic.
+func TestWithoutAPool(t *testing.T) {
+	t.Parallel()
+	l := pglock.New(nil)
+	checkFailure(t, l, "k", locker.ErrInvalidOption, "nil")
+	if err := l.Ping(t.Context()); !errors.Is(err, locker.ErrInvalidOption) {
+		t.Errorf("Ping: %v; want ErrInvalidOption", err)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestClosedPool: it is only asked for its configuration.
+func TestClosedPool(t *testing.T) {
+	t.Parallel()
+	p, err := pgxpool.New(t.Context(), pgtest.URL(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Close()
+	l := pglock.New(p)
+	defer l.Close()
+	if err := l.Ping(t.Context()); err != nil {
+		t.Error(err)
+	}
+	works(t, l, l, 0)
+}
+
+// TestWaitOverARestart: who knows that the key is held waits on while the server is away, and gets it afterwards.
+func TestWaitOverARestart(t *testing.T) {
+	t.Parallel()
+	for _, line := range []struct {
+		name   string
+		config pglock.Config
+		own    bool // the holder is of the same Locker
+	}{
+		{"in Postgres's line", pglock.Config{}, false},
+		{"behind the same Locker", pglock.Config{}, true},
+	} {
+		t.Run(line.name, func(t *testing.T) {
+			t.Parallel()
+			server := pgtest.New(t, pgtest.Options{})
+			l := openWatched(t, line.config, server.URL())
+			holder := locker.Locker(l)
+			if !line.own {
+				holder = open(t, server.URL())
+			}
+			key := unique("key")
+			held := mustLock(t, holder, key)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			const waiters = 3
+			next := make(chan uint64, waiters)
+			for i := range waiters {
+				go func() {
+					lease, err := l.Lock(ctx, key)
+					if err != nil {
+						t.Error(err)
+						next <- 0
+						return
+					}
+					next <- lease.Token()
+					mustUnlock(t, lease)
+				}()
+				eventually(t, "it waits", func() bool { return pglock.InLine(l.backend, key) == i+1 })
+			}
+			server.Crash()
+			<-held.Done()
+			eventually(t, "the waiters know", func() bool { return pglock.InLine(l.backend, key) == 0 })
+			if len(next) > 0 {
+				t.Errorf("%d waits have ended while the server was away", len(next))
+			}
+			if err := server.Restart(); err != nil {
+				t.Fatal(err)
+			}
+			for range waiters {
+				if token := <-next; token <= held.Token() {
+					t.Errorf("token %d after %d", token, held.Token())
+				}
+			}
+		})
+	}
+}
