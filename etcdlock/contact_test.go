@@ -10,6 +10,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/etcdlock"
@@ -99,6 +100,7 @@ func TestContactFails(t *testing.T) {
 
 			client, err := clientv3.New(clientv3.Config{
 				Endpoints: []string{c.addr}, Username: c.user, Password: c.password, DialTimeout: time.Second,
+				Logger: zap.NewNop(),
 			})
 			if err != nil {
 				return // it has tried to log in
