@@ -61,7 +61,8 @@ func redis(t *testing.T) string {
 	return listener.Addr().String()
 }
 
-// TestContactFails has servers with which no lock can be had. Open, Lock and TryLock say why, and Lead gives up where that will not pass.
+// TestContactFails has servers with which no lock can be had. Open, Lock and TryLock say why, and Lead gives up where
+// that will not pass.
 func TestContactFails(t *testing.T) {
 	t.Parallel()
 	cluster, root := withPasswords(t)
