@@ -10,6 +10,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/etcdlock"
@@ -60,7 +61,8 @@ func redis(t *testing.T) string {
 	return listener.Addr().String()
 }
 
-// TestContactFails has servers with which no lock can be had. Open, Lock and TryLock say why, and Lead gives up where that will not pass.
+// TestContactFails has servers with which no lock can be had. Open, Lock and TryLock say why, and Lead gives up where
+// that will not pass.
 func TestContactFails(t *testing.T) {
 	t.Parallel()
 	cluster, root := withPasswords(t)
@@ -99,6 +101,7 @@ func TestContactFails(t *testing.T) {
 
 			client, err := clientv3.New(clientv3.Config{
 				Endpoints: []string{c.addr}, Username: c.user, Password: c.password, DialTimeout: time.Second,
+				Logger: zap.NewNop(),
 			})
 			if err != nil {
 				return // it has tried to log in

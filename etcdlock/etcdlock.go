@@ -20,20 +20,20 @@ const storeName = "etcd"
 // DefaultPrefix is the prefix of keys unless the option locker.Prefix says otherwise.
 const DefaultPrefix = "locker/"
 
-// Config is what can be chosen beside the options of package locker, which are the same for all backends. The zero Config is
-// what the functions New and Open use.
+// Config is what can be chosen beside the options of package locker, which are the same for all backends. The zero
+// Config is what the functions New and Open use.
 type Config struct {
-	// RequestTimeout bounds one request to the servers. Zero means a third of the TTL, but at least 100 ms and at most 3 s.
-	// Raise it for members that need longer to answer, because of slow disks, say.
+	// RequestTimeout bounds one request to the servers. Zero means a third of the TTL, but at least 100 ms and at most
+	// 3 s. Raise it for members that need longer to answer, because of slow disks, say.
 	RequestTimeout time.Duration
 }
 
-// New returns a Client that keeps its locks in the etcd that client is connected to. The options are the defaults for its
-// leases, see locker.New.
+// New returns a Client that keeps its locks in the etcd that client is connected to. The options are the defaults for
+// its leases, see locker.New.
 //
-// It uses the connection of client and never closes it: Close the Locker first, then the client. A client that was closed before
-// is ErrClosed. The server is not asked anything before the first lock is asked for. The first Lock or TryLock returns
-// ErrInvalidOption if client is nil, or has no connection, as that of an embedded etcd.
+// It uses the connection of client and never closes it: Close the Locker first, then the client. A client that was
+// closed before is ErrClosed. The server is not asked anything before the first lock is asked for. The first Lock or
+// TryLock returns ErrInvalidOption if client is nil, or has no connection, as that of an embedded etcd.
 func New(client *clientv3.Client, opts ...locker.Option) *locker.Client {
 	return Config{}.New(client, opts...)
 }
@@ -44,12 +44,13 @@ func New(client *clientv3.Client, opts ...locker.Option) *locker.Client {
 //	etcd://user:password@host1:2379,host2,host3        the members of a cluster; the port is 2379 unless given
 //	etcds://host?cacert=ca.pem&cert=me.pem&key=me.key  TLS; names of files as of the options of etcdctl
 //
-// The parameters are cacert (of the authority that the server's certificate must come from; the system's if absent), cert and
-// key (of the client, in files), and timeout (of the login of a user, such as 2s; 5s if absent). A user needs a password. An
-// unusable URL is ErrInvalidOption.
+// The parameters are cacert (of the authority that the server's certificate must come from; the system's if absent),
+// cert and key (of the client, in files), and timeout (of the login of a user, such as 2s; 5s if absent). A user needs
+// a password. An unusable URL is ErrInvalidOption.
 //
-// Open connects, and locks a key for a moment (see locker.Client.Ping), bounded by ctx. So it reports what would keep the locks
-// from working: a server that is out of reach, a wrong password, a missing permission. Close closes the client.
+// Open connects, and locks a key for a moment (see locker.Client.Ping), bounded by ctx. So it reports what would keep
+// the locks from working: a server that is out of reach, a wrong password, a missing permission. Close closes the
+// client.
 func Open(ctx context.Context, rawURL string, opts ...locker.Option) (*locker.Client, error) {
 	return Config{}.Open(ctx, rawURL, opts...)
 }

@@ -160,7 +160,8 @@ func (x *heldTxn) Commit() (*clientv3.TxnResponse, error) {
 	return x.Txn.Commit()
 }
 
-// TestRenewLookHangs has the look at a claim that is not watched yet get no answer. The lock that is watched does not wait for it.
+// TestRenewLookHangs has the look at a claim that is not watched yet get no answer. The lock that is watched does not
+// wait for it.
 func TestRenewLookHangs(t *testing.T) {
 	t.Parallel()
 	const ttl = 30 * time.Second // for an attempt to outlast the test's own steps

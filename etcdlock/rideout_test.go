@@ -44,8 +44,8 @@ func awaitRetry(t *testing.T, failures <-chan error, want error) {
 	}
 }
 
-// joining returns a Locker with a client of its own, and what waits until it knows that so many claims have been made for locks that
-// begin with key. Others see them before that, when the answer may still get lost.
+// joining returns a Locker with a client of its own, and what waits until it knows that so many claims have been made
+// for locks that begin with key. Others see them before that, when the answer may still get lost.
 func joining(t *testing.T, endpoint string, opts ...locker.Option) (l locker.Locker, joined func(key string, n int)) {
 	t.Helper()
 	var mu sync.Mutex
@@ -156,7 +156,8 @@ func TestWaitTakenBack(t *testing.T) {
 	mustUnlock(t, granted(t, waiter, patience))
 }
 
-// TestQueuedBeforeLook has a Lock end that has joined the line, and has not seen yet who is before it. It knows that it has waited.
+// TestQueuedBeforeLook has a Lock end that has joined the line, and has not seen yet who is before it. It knows that it
+// has waited.
 func TestQueuedBeforeLook(t *testing.T) {
 	t.Parallel()
 	addr, key := etcdtest.Address(t), unique("key")

@@ -19,8 +19,8 @@ func (b *backend) contactFailure(ctx context.Context, err error) error {
 	return strange(ctx, b.client.Endpoints(), err)
 }
 
-// strange explains why a request failed that no etcd has answered. If a connection was made, but what is at its other end does
-// not speak HTTP/2, it finds out what that is.
+// strange explains why a request failed that no etcd has answered. If a connection was made, but what is at its other
+// end does not speak HTTP/2, it finds out what that is.
 func strange(ctx context.Context, endpoints []string, err error) error {
 	err, _ = explain(err)
 	if !strings.Contains(err.Error(), "error reading server preface") {
@@ -41,7 +41,8 @@ func strange(ctx context.Context, endpoints []string, err error) error {
 		fmt.Sprintf("etcd: %s answers at %s, and not an etcd: check the address", kinds[0], endpoints[0]))
 }
 
-// kindAt returns what a server is that is certainly no etcd. An HTTP server may be a gateway before one that is not there just now.
+// kindAt returns what a server is that is certainly no etcd. An HTTP server may be a gateway before one that is not
+// there just now.
 func kindAt(ctx context.Context, endpoint string) string {
 	addr := strings.TrimPrefix(endpoint, "http://")
 	kind := backends.Speaks(ctx, func(ctx context.Context) (net.Conn, error) {

@@ -9,8 +9,8 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// contact asks one member for its version, before anything else is asked. That is a request which fails at once if no connection
-// can be made, so that it says why; the client lets others wait for a connection.
+// contact asks one member for its version, before anything else is asked. That is a request which fails at once if no
+// connection can be made, so that it says why; the client lets others wait for a connection.
 func (b *backend) contact(ctx context.Context, ttl time.Duration) error {
 	if b.contacted.Load() {
 		return nil
