@@ -78,7 +78,7 @@ func (n *node) call(ctx context.Context, bound time.Duration, request func(ctx c
 	before := n.answers.Load()
 	err := request(hurried{ctx, time.Now().Add(bound)})
 	switch {
-	case err == nil || isReply(err) || isLost(err) || errors.Is(err, errGivenUp):
+	case err == nil || isReply(err) || isLost(err) || errors.Is(err, errGivenUp) || errors.Is(err, errWrongServer):
 		n.answers.Add(1)
 		n.progress.Store(int64(time.Since(begun)))
 		n.silent.Store(false)
