@@ -285,8 +285,12 @@ func TestUnusableClients(t *testing.T) {
 	}
 	for name, open := range map[string]func() (*locker.Client, error){
 		"redlock with replicas": func() (*locker.Client, error) { return replicas.Open(t.Context(), "redlock://127.0.0.1:1") },
-		"bad config":            func() (*locker.Client, error) { return redislock.Config{Replicas: -1}.Open(t.Context(), "redis://127.0.0.1:1") },
-		"bad option":            func() (*locker.Client, error) { return redislock.Open(t.Context(), "redis://127.0.0.1:1", locker.TTL(1)) },
+		"bad config": func() (*locker.Client, error) {
+			return redislock.Config{Replicas: -1}.Open(t.Context(), "redis://127.0.0.1:1")
+		},
+		"bad option": func() (*locker.Client, error) {
+			return redislock.Open(t.Context(), "redis://127.0.0.1:1", locker.TTL(1))
+		},
 	} {
 		if _, err := open(); !errors.Is(err, locker.ErrInvalidOption) {
 			t.Errorf("%s: %v; want ErrInvalidOption", name, err)

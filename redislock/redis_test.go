@@ -255,7 +255,7 @@ func TestOpenOwnsItsClient(t *testing.T) {
 	admin := dial(t, server.Addr())
 	connections := func() int { return strings.Count(admin.ClientList(context.Background()).Val(), "\n") }
 	eventually(t, 5*time.Second, "only this client is connected", func() bool { return connections() == 1 })
-	l, err := redislock.Open(t.Context(), server.URL() + "?client_name=opened")
+	l, err := redislock.Open(t.Context(), server.URL()+"?client_name=opened")
 	if err != nil {
 		t.Fatal(err)
 	}
