@@ -64,7 +64,7 @@ func TestPermissionsAreUsed(t *testing.T) {
 		return rdb
 	}
 	useAll(t, open(t, client()), open(t, client()), 3)
-	replicating := redislock.NewReplicated(client(), 1, 10*time.Millisecond)
+	replicating := redislock.Config{Replicas: 1, ReplicasWithin: 10 * time.Millisecond}.New(client())
 	if _, err := replicating.TryLock(t.Context(), "k"); !errors.Is(err, redislock.ErrReplicas) {
 		t.Errorf("without replicas: %v", err)
 	}

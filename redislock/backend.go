@@ -2,9 +2,11 @@ package redislock
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/lockerkit/locker"
@@ -28,11 +30,9 @@ func ms(d time.Duration) string { return strconv.FormatInt(d.Milliseconds(), 10)
 
 // check refuses, before Redis is asked, what it could not keep.
 func (b *backend) check(r locker.Request) error {
-	if b.unfit != nil {
-		return b.unfit
-	}
 	if b.replicas > 0 && b.within >= r.TTL {
-		return fmt.Errorf("%w: TTL(%v) is not longer than the %v that replicas have", locker.ErrInvalidOption, r.TTL, b.within)
+		return fmt.Errorf("%w: TTL(%v) is not longer than the %v that replicas have",
+			locker.ErrInvalidOption, r.TTL, b.within)
 	}
 	if r.TTL%time.Millisecond != 0 {
 		return fmt.Errorf("%w: TTL(%v): Redis counts in whole milliseconds", locker.ErrInvalidOption, r.TTL)
@@ -112,7 +112,7 @@ func (b *backend) acquire(ctx context.Context, a *attempt) (uint64, *refusal, er
 			break
 		}
 	}
-	err, refused := meaningOf(b.client.diagnose(ctx, failure))
+	err, refused := b.client.meaningOf(b.client.diagnose(ctx, failure))
 	if !a.sent || refused && !a.doubt {
 		err = locker.NotAcquired(err)
 	}
@@ -151,45 +151,68 @@ func (a *attempt) answer(reply any) (uint64, *refusal, error) {
 func remainingOf(pttl int64) time.Duration { return time.Duration(max(pttl+1, 0)) * time.Millisecond }
 
 // Renew implements locker.Backend.
-func (b *backend) Renew(ctx context.Context, gs []locker.Grant) []error {
-	return b.renew(ctx, gs, func(i int) string { return valueOf(gs[i].Owner.String(), gs[i].Holder) })
+func (b *backend) Renew(ctx context.Context, gs []locker.Grant, done func(i int, r locker.Renewal)) {
+	value := func(i int) string { return valueOf(gs[i].Owner.String(), gs[i].Holder) }
+	b.renew(ctx, gs, value, func(i int, err error) { done(i, locker.Renewal{Err: err}) })
 }
 
-// renew renews the locks that have the given values.
-func (b *backend) renew(ctx context.Context, gs []locker.Grant, value func(i int) string) []error {
+// renew renews the locks that have the given values. It calls done for each when its script has been answered: each script
+// goes out by itself, and on a cluster those for each node do.
+func (b *backend) renew(ctx context.Context, gs []locker.Grant, value func(i int) string, done func(i int, err error)) {
 	together := renewTogether
 	if b.client.cluster {
 		together = 1
 	}
-	work := &batch{script: renewScript}
+	var batches []*batch
 	for i := 0; i < len(gs); i += together {
 		part := gs[i:min(i+together, len(gs))]
 		words := make([]string, 3*len(part))
 		for j, g := range part {
 			words[j], words[len(part)+2*j], words[len(part)+2*j+1] = g.Name(), value(i+j), ms(g.TTL)
 		}
-		work.add(ctx, len(part), words)
-	}
-	_ = b.client.runBatch(ctx, work)
-	errs := make([]error, 0, len(gs))
-	for i, cmd := range work.cmds {
-		results, err := cmd.Slice()
-		for j := range min(together, len(gs)-i*together) {
-			switch {
-			case err != nil:
-				errs = append(errs, explain(err))
-			case j >= len(results):
-				errs = append(errs, fmt.Errorf("redis: unexpected reply %v", results))
-			default:
-				errs = append(errs, renewed(results[j]))
-			}
+		if i == 0 || !b.client.cluster {
+			work := &batch{script: b.scripts.renew}
+			work.done = func(k int) { b.renewed(work.cmds[k], i+k*together, min(i+k*together+len(part), len(gs)), done) }
+			batches = append(batches, work)
 		}
+		batches[len(batches)-1].add(ctx, len(part), words)
 	}
-	return errs
+	parallel(batches, func(work *batch) { _ = b.client.runBatch(ctx, work) })
 }
 
-// renewed turns the result for one lease into its error.
-func renewed(result any) error {
+// parallel calls f for each item at the same time, and for a single one on this goroutine.
+func parallel[T any](items []T, f func(item T)) {
+	var all sync.WaitGroup
+	for i, item := range items {
+		if i == len(items)-1 {
+			f(item)
+		} else {
+			all.Go(func() { f(item) })
+		}
+	}
+	all.Wait()
+}
+
+// renewed reports what a script has said about the leases from i to end.
+func (b *backend) renewed(cmd once, i, end int, done func(i int, err error)) {
+	results, err := cmd.Slice()
+	if err != nil {
+		err = b.client.explain(err)
+	}
+	for j := range end - i {
+		switch {
+		case err != nil:
+			done(i+j, err)
+		case j >= len(results):
+			done(i+j, fmt.Errorf("redis: unexpected reply %v", results))
+		default:
+			done(i+j, b.renewedOne(results[j]))
+		}
+	}
+}
+
+// renewedOne turns the result for one lease into its error.
+func (b *backend) renewedOne(result any) error {
 	switch result := result.(type) {
 	case int64:
 		if result == 1 {
@@ -197,7 +220,7 @@ func renewed(result any) error {
 		}
 		return locker.ErrLost
 	case string:
-		return explain(scriptError(result))
+		return b.client.explain(scriptError(result))
 	}
 	return fmt.Errorf("redis: unexpected result %v", result)
 }
@@ -214,9 +237,17 @@ func (e scriptError) RedisError() {}
 func (b *backend) Release(ctx context.Context, g locker.Grant) error {
 	n := namesOf(g.Request, b.line.process)
 	if g.Token == 0 { // unknown outcome: it may be in line, or still on its way
-		return b.leave(ctx, n, true)
+		return final(b.leave(ctx, n, true))
 	}
-	return b.free(ctx, n)
+	return final(b.free(ctx, n))
+}
+
+// final marks the error of a release that is the same for ever.
+func final(err error) error {
+	if errors.Is(err, locker.ErrClosed) {
+		return locker.Final(err)
+	}
+	return err
 }
 
 // free gives back a lock of an owner who is not in line.
@@ -242,10 +273,10 @@ func releaseWords(n names, doubt bool) []string {
 // releaseKeys frees the lock; for the words, of which so many are keys, see release.lua.
 func (b *backend) releaseKeys(ctx context.Context, keys int, words []string) error {
 	// Not run again on errors: the second answer would say that the lock was not ours any more. Who called knows that.
-	reply, err := b.client.run(ctx, releaseScript, keys, words)
+	reply, err := b.client.run(ctx, b.scripts.release, keys, words)
 	switch {
 	case err != nil:
-		return explain(err)
+		return b.client.explain(err)
 	case reply == int64(1):
 		return nil
 	case reply == int64(0):

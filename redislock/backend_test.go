@@ -3,6 +3,7 @@ package redislock
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"time"
 
@@ -15,9 +16,31 @@ import (
 // testBackend returns a backend on the server that the tests share.
 func testBackend(t *testing.T) *backend {
 	rdb := redis.NewClient(&redis.Options{Addr: redistest.Address(t), DisableIdentity: true})
-	b := newBackend(rdb, newProcess(), rdb.Close)
+	b, err := Config{}.newBackend(rdb, newProcess(), rdb.Close)
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() { _ = b.Close() })
 	return b
+}
+
+// renewAll returns the errors of one Renew.
+func renewAll(t *testing.T, b locker.Backend, grants ...locker.Grant) []error {
+	t.Helper()
+	var mu sync.Mutex
+	errs, calls := make([]error, len(grants)), make([]int, len(grants))
+	b.Renew(t.Context(), grants, func(i int, r locker.Renewal) {
+		mu.Lock()
+		defer mu.Unlock()
+		errs[i] = r.Err
+		calls[i]++
+	})
+	for i, n := range calls {
+		if n != 1 {
+			t.Errorf("%d results for grant %d", n, i)
+		}
+	}
+	return errs
 }
 
 func request(t *testing.T, owner byte) locker.Request {
@@ -80,7 +103,7 @@ func TestReleaseComparesOwnersWhole(t *testing.T) {
 		if err := b.Release(ctx, stranger); !errors.Is(err, locker.ErrLost) {
 			t.Errorf("Release by %v %q: %v; want ErrLost", stranger.Owner, stranger.Holder, err)
 		}
-		if err := b.Renew(ctx, []locker.Grant{stranger})[0]; !errors.Is(err, locker.ErrLost) {
+		if err := renewAll(t, b, stranger)[0]; !errors.Is(err, locker.ErrLost) {
 			t.Errorf("Renew by %v %q: %v; want ErrLost", stranger.Owner, stranger.Holder, err)
 		}
 	}
@@ -109,7 +132,7 @@ func TestRenewManyAtOnce(t *testing.T) {
 	}
 	name := grants[1].Name()
 	b.client.PExpire(ctx, name, time.Second)
-	for i, err := range b.Renew(ctx, grants) {
+	for i, err := range renewAll(t, b, grants...) {
 		if errors.Is(err, locker.ErrLost) != lost[i] || err != nil && !lost[i] {
 			t.Errorf("renewal of %d: %v", i, err)
 		}

@@ -46,6 +46,7 @@ type client struct {
 
 	inFlight  atomic.Int32
 	near      atomic.Bool // the last answer by the pipeline came fast, and none has failed to come since
+	inquiry   inquiry     // what kind of server does not answer as Redis does
 	startPipe sync.Once
 	pipe      *redis.AutoPipeliner // nil if the client has none
 }
@@ -56,9 +57,10 @@ func newClient(uc redis.UniversalClient) *client {
 	case *redis.Client:
 		return newServerClient(uc)
 	case *redis.ClusterClient:
-		return &client{UniversalClient: uc, cluster: true, nodes: newCluster(uc)}
+		return &client{UniversalClient: uc, cluster: true, nodes: newCluster(uc), inquiry: newInquiry()}
 	}
-	return &client{UniversalClient: uc, cluster: true} // somebody's wrapper: what is in it is not known
+	// Somebody's wrapper: what is in it is not known.
+	return &client{UniversalClient: uc, cluster: true, inquiry: newInquiry()}
 }
 
 // newServerClient returns a client of one server, or of the one that Sentinel calls the master.
@@ -73,8 +75,11 @@ func newServerClient(plain *redis.Client) *client {
 		clone.Options().ContextTimeoutEnabled = true // else go-redis ignores a ctx while it waits for an answer
 		clone.Options().MaxRetries = 0               // backend.acquire repeats what may be repeated
 	}
-	return &client{UniversalClient: clone, clone: true}
+	return &client{UniversalClient: clone, clone: true, inquiry: newInquiry()}
 }
+
+// single reports whether the client is known to be of one server.
+func (c *client) single() bool { return c.clone }
 
 // close stops what the client has started. The connections are the caller's.
 func (c *client) close() error {
@@ -127,26 +132,6 @@ func (c *client) run(ctx context.Context, s *script, keys int, words []string) (
 		return nil, err
 	}
 	return cmd.Val(), nil
-}
-
-// diagnose returns a better error for a command that failed, if there is one: a server that wants a password just hangs
-// up on long commands, and says so to a short one. (The nodes of a cluster are asked for their slots before.)
-func (c *client) diagnose(ctx context.Context, failure error) error {
-	if c.nodes != nil || isReply(failure) || isDial(failure) || isShortfall(failure) || ctx.Err() != nil || past(ctx) {
-		return failure
-	}
-	ctx, cancel := timed(ctx)
-	defer cancel()
-	answer := make(chan error, 1) // a PING does not end with ctx
-	go func() { answer <- c.Ping(ctx).Err() }()
-	select {
-	case err := <-answer:
-		if isReply(err) {
-			failure = err
-		}
-	case <-ctx.Done():
-	}
-	return failure
 }
 
 // attempts is how many times a command is tried when connections fail.
@@ -278,18 +263,34 @@ func (b *brief) Err() error {
 type batch struct {
 	script *script
 	cmds   []once
+	done   func(i int) // may be nil; called when a command has its own result, or error, by any goroutine
 }
 
 func (b *batch) add(ctx context.Context, keys int, words []string) {
 	b.cmds = append(b.cmds, command(ctx, b.script, keys, words))
 }
 
-// runBatch executes a batch; each of its commands then has its own result, or error. It returns that of a connection, if
-// one failed.
+func (b *batch) tell(i int) {
+	if b.done != nil {
+		b.done(i)
+	}
+}
+
+// runBatch executes a batch. It calls done for each of its commands, as soon as possible, and before it returns. It returns
+// the error of a connection, if one failed.
 func (c *client) runBatch(ctx context.Context, b *batch) error {
 	if c.nodes != nil {
 		return c.nodes.runBatch(ctx, b)
 	}
+	err := c.sendBatch(ctx, b)
+	for i := range b.cmds {
+		b.tell(i)
+	}
+	return err
+}
+
+// sendBatch sends a batch to one server, and sends again those commands whose script the server did not know.
+func (c *client) sendBatch(ctx context.Context, b *batch) error {
 	err := c.send(ctx, b.cmds)
 	var unknown []int
 	for i, cmd := range b.cmds {
@@ -308,7 +309,7 @@ func (c *client) runBatch(ctx context.Context, b *batch) error {
 	return cmp.Or(c.send(ctx, again), err)
 }
 
-// send sends commands in one round trip. Errors that are answers are left in the commands.
+// send sends commands in one round trip. Errors that are answers to them are left in the commands.
 func (c *client) send(ctx context.Context, cmds []once) error {
 	_, err := c.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for _, cmd := range cmds {
@@ -316,13 +317,18 @@ func (c *client) send(ctx context.Context, cmds []once) error {
 		}
 		return nil
 	})
-	if err == nil || isReply(err) {
+	if err == nil {
 		return nil
 	}
+	unanswered := false
 	for _, cmd := range cmds {
-		if cmd.Err() == nil && cmd.Val() == nil {
+		if cmd.Err() == nil && cmd.Val() == nil { // also when the server has refused the connection with an answer
 			cmd.SetErr(err)
+			unanswered = true
 		}
+	}
+	if isReply(err) && !unanswered {
+		return nil
 	}
 	return err
 }

@@ -218,7 +218,8 @@ func (c *cluster) follow(ctx context.Context, s *script, cmd once) (any, error) 
 // followers is how many commands of a batch are redirected at the same time.
 const followers = 16
 
-// runBatch is client.runBatch: one batch for each node, and those all at the same time.
+// runBatch is client.runBatch: one batch for each node, and those all at the same time. A node that hangs delays nothing of
+// the others.
 func (c *cluster) runBatch(ctx context.Context, b *batch) error {
 	parts := make(map[*client][]int)
 	var failure error
@@ -226,6 +227,7 @@ func (c *cluster) runBatch(ctx context.Context, b *batch) error {
 		node, err := c.node(ctx, *cmd.Args()[3].(*string))
 		if err != nil {
 			cmd.SetErr(err)
+			b.tell(i)
 			failure = err
 			continue
 		}
@@ -235,16 +237,7 @@ func (c *cluster) runBatch(ctx context.Context, b *batch) error {
 	var all sync.WaitGroup
 	for node, part := range parts {
 		all.Go(func() {
-			work := &batch{script: b.script}
-			for _, i := range part {
-				work.cmds = append(work.cmds, b.cmds[i])
-			}
-			err := node.runBatch(ctx, work)
-			for j, i := range part {
-				b.cmds[i] = work.cmds[j]
-			}
-			if err != nil {
-				err = c.failed(ctx, node, err)
+			if err := c.runPart(ctx, b, node, part); err != nil {
 				mu.Lock()
 				defer mu.Unlock()
 				failure = err
@@ -252,27 +245,50 @@ func (c *cluster) runBatch(ctx context.Context, b *batch) error {
 		})
 	}
 	all.Wait()
-	c.followBatch(ctx, b)
 	return failure
 }
 
-// followBatch sends those commands of a batch again that were redirected.
-func (c *cluster) followBatch(ctx context.Context, b *batch) {
+// runPart sends that part of a batch to a node which is for its keys.
+func (c *cluster) runPart(ctx context.Context, b *batch, node *client, part []int) error {
+	work := &batch{script: b.script}
+	for _, i := range part {
+		work.cmds = append(work.cmds, b.cmds[i])
+	}
+	err := node.sendBatch(ctx, work)
+	if err != nil {
+		err = c.failed(ctx, node, err)
+	}
+	var moved []int
+	for j, i := range part {
+		b.cmds[i] = work.cmds[j]
+		switch failure := b.cmds[i].Err(); {
+		case isUnsettled(failure):
+			moved = append(moved, i)
+			continue
+		case errors.Is(failure, redis.ErrClosed) && err != nil:
+			b.cmds[i].SetErr(err)
+		}
+		b.tell(i)
+	}
+	c.followPart(ctx, b, moved)
+	return err
+}
+
+// followPart sends those commands of a batch again that were redirected.
+func (c *cluster) followPart(ctx context.Context, b *batch, moved []int) {
 	room := make(chan struct{}, followers)
 	var all sync.WaitGroup
-	for i, cmd := range b.cmds {
-		if !isUnsettled(cmd.Err()) {
-			continue
-		}
+	for _, i := range moved {
 		room <- struct{}{}
 		all.Go(func() {
 			defer func() { <-room }()
-			again := once{redis.NewCmd(ctx, cmd.Args()...)}
+			again := once{redis.NewCmd(ctx, b.cmds[i].Args()...)}
 			val, err := c.follow(ctx, b.script, again)
-			result := once{redis.NewCmd(ctx, cmd.Args()...)} // again may still be written to, if ctx has ended
+			result := once{redis.NewCmd(ctx, b.cmds[i].Args()...)} // again may still be written to, if ctx has ended
 			result.SetVal(val)
 			result.SetErr(err)
 			b.cmds[i] = result
+			b.tell(i)
 		})
 	}
 	all.Wait()

@@ -19,7 +19,7 @@ import (
 // checkFailure checks that TryLock and Lock fail with want, and with nothing else that means something.
 func checkFailure(t *testing.T, l locker.Locker, key string, want error) {
 	t.Helper()
-	for op, lock := range map[string]func(context.Context, string, ...locker.Option) (*locker.Lease, error){
+	for op, lock := range map[string]func(context.Context, string, ...locker.CallOption) (*locker.Lease, error){
 		"TryLock": l.TryLock, "Lock": l.Lock,
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -105,7 +105,7 @@ func TestAuthentication(t *testing.T) {
 }
 
 // documentedACL returns the rules that the package documentation lists: for one server, those a cluster needs in addition, and
-// those NewReplicated does; and for sentinels.
+// those Config.Replicas does; and for sentinels.
 func documentedACL(t *testing.T) (server, cluster, replicated, sentinel string) {
 	t.Helper()
 	source, err := os.ReadFile("redislock.go")
@@ -229,7 +229,7 @@ func TestUnreachable(t *testing.T) {
 	lease := mustLock(t, l, "held")
 	server.Kill()
 	start := time.Now()
-	for _, lock := range []func(context.Context, string, ...locker.Option) (*locker.Lease, error){l.TryLock, l.Lock} {
+	for _, lock := range []func(context.Context, string, ...locker.CallOption) (*locker.Lease, error){l.TryLock, l.Lock} {
 		_, err := lock(t.Context(), "k")
 		if err == nil || errors.Is(err, locker.ErrLocked) || errors.Is(err, locker.ErrLost) || errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("with a dead server: %v", err)

@@ -30,12 +30,13 @@ func ExampleNew() {
 }
 
 func ExampleOpen() {
-	l, err := redislock.Open("redis://localhost:6379/0")
+	ctx := context.Background()
+	l, err := redislock.Open(ctx, "redis://localhost:6379/0")
 	if err != nil {
 		log.Fatal(err)
 	}
 	defer l.Close()
-	err = locker.Do(context.Background(), l, "migration", func(ctx context.Context) error {
+	err = locker.Do(ctx, l, "migration", func(ctx context.Context) error {
 		return ctx.Err() // the work
 	})
 	if err != nil {
@@ -81,13 +82,13 @@ func ExampleParseURL() {
 }
 
 // A lock that two of three replicas have to confirm within a quarter of a second.
-func ExampleNewReplicated() {
+func ExampleConfig_New() {
 	rdb := redis.NewFailoverClient(&redis.FailoverOptions{
 		MasterName:    "mymaster",
 		SentinelAddrs: []string{"one:26379", "two:26379", "three:26379"},
 	})
 	defer rdb.Close()
-	l := redislock.NewReplicated(rdb, 2, 250*time.Millisecond)
+	l := redislock.Config{Replicas: 2, ReplicasWithin: 250 * time.Millisecond}.New(rdb)
 	defer l.Close()
 
 	lease, err := l.TryLock(context.Background(), "orders/42")

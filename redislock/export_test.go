@@ -7,11 +7,21 @@ import (
 )
 
 // NewBackend returns the Backend behind New, for the conformance suite.
-func NewBackend(rdb redis.UniversalClient) locker.Backend { return newBackend(rdb, newProcess(), nil) }
+func NewBackend(rdb redis.UniversalClient) locker.Backend {
+	b, err := Config{}.newBackend(rdb, newProcess(), nil)
+	if err != nil {
+		panic(err)
+	}
+	return b
+}
 
 // NewRedlockBackend returns the Backend behind NewRedlock.
 func NewRedlockBackend(clients []redis.UniversalClient) locker.Backend {
-	return newRedlock(clients, false)
+	b, err := newRedlock(Config{}, clients, false)
+	if err != nil {
+		panic(err)
+	}
+	return b
 }
 
 // NamesOf returns the names of a lock and of its companions.
@@ -21,4 +31,4 @@ func NamesOf(prefix, key string) []string {
 }
 
 // LineupSHA, ConfirmSHA and ReleaseSHA are how a proxy recognises requests.
-var LineupSHA, ConfirmSHA, ReleaseSHA = lineupScript.sha, confirmScript.sha, releaseScript.sha
+var LineupSHA, ConfirmSHA, ReleaseSHA = defaultScripts.lineup.sha, defaultScripts.confirm.sha, defaultScripts.release.sha

@@ -128,7 +128,7 @@ func TestReplicated(t *testing.T) {
 	t.Parallel()
 	s := redistest.NewSentinels(t, redistest.SentinelOptions{})
 	replicated := func(replicas int, within time.Duration, opts ...locker.Option) locker.Locker {
-		l := redislock.NewReplicated(s.Client(t), replicas, within, opts...)
+		l := redislock.Config{Replicas: replicas, ReplicasWithin: within}.New(s.Client(t), opts...)
 		t.Cleanup(func() { _ = l.Close() })
 		return l
 	}
@@ -150,7 +150,7 @@ func TestReplicated(t *testing.T) {
 	if _, err := replicated(1, 5*time.Second, locker.TTL(time.Second)).TryLock(ctx, "k"); !errors.Is(err, locker.ErrInvalidOption) {
 		t.Errorf("a TTL shorter than replicas have time: %v; want ErrInvalidOption", err)
 	}
-	for _, bad := range []locker.Locker{replicated(0, time.Second), replicated(1, 0)} {
+	for _, bad := range []locker.Locker{replicated(0, time.Second), replicated(1, 0), replicated(-1, time.Second)} {
 		if _, err := bad.TryLock(ctx, "k"); !errors.Is(err, locker.ErrInvalidOption) {
 			t.Errorf("%v; want ErrInvalidOption", err)
 		}
@@ -190,7 +190,8 @@ func checkShortfall(t *testing.T, l, other locker.Locker, key string) {
 func TestReplicatedOnACluster(t *testing.T) {
 	t.Parallel()
 	c := redistest.NewCluster(t, redistest.ClusterOptions{})
-	one, two := redislock.NewReplicated(c.Client(t), 1, 5*time.Second), redislock.NewReplicated(c.Client(t), 2, 200*time.Millisecond)
+	one := redislock.Config{Replicas: 1, ReplicasWithin: 5 * time.Second}.New(c.Client(t))
+	two := redislock.Config{Replicas: 2, ReplicasWithin: 200 * time.Millisecond}.New(c.Client(t))
 	defer one.Close()
 	defer two.Close()
 	for _, key := range []string{"a", "b", "c", "d"} {

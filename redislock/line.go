@@ -35,30 +35,43 @@ const (
 	pollTogether = 500
 )
 
-// Wait implements locker.Queue.
+// Wait implements locker.Queue. Once in line, it rides out what may pass: the server keeps the place for as long as it takes the
+// waiter for alive, and who has lost it joins the line again with the arrival that he had.
 func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
 	if err := b.check(r); err != nil {
 		return locker.Grant{}, err
 	}
 	a := attempt{names: namesOf(r, b.line.process), ttl: r.TTL, join: true}
-	events := &waitEvents{called: make(chan struct{}, 1), failed: make(chan error, 1)}
+	events := &waitEvents{called: make(chan struct{}, 1), failed: make(chan error, 1), request: r}
 	w := b.line.join(a.names, events)
 	defer b.line.leave(w)
+	failures := 0
 	for {
 		sent := time.Now()
 		token, refused, err := b.acquire(hurried{ctx, sent.Add(r.TTL)}, &a) // a later answer would be of no use
 		switch {
-		case err != nil:
-			if a.arrival != "" { // in line, whatever became of this attempt
-				b.line.withdraw(func(ctx context.Context) error { return b.leave(ctx, a.names, true) })
-			}
-			return locker.Grant{}, err
-		case refused == nil:
+		case err == nil && refused == nil:
 			return locker.Grant{Request: r, Token: token, Sent: sent}, nil
+		case err == nil:
+			failures = 0
+			a.arrival = refused.arrival
+			r.ReportHolder(holderIn(refused.value))
+			b.line.expect(w, refused.remaining)
+		case a.arrival == "": // not in line, as far as we know
+			return locker.Grant{}, err
+		case passes(err) && ctx.Err() == nil:
+			// The lock may be ours by now: the next attempt, of the same owner, will tell.
+			failures++
+			r.ReportRetry(err)
+			if sleep(ctx, outagePause(failures)) {
+				continue
+			}
+			err = context.Cause(ctx)
+			fallthrough
+		default:
+			b.line.withdraw(func(ctx context.Context) error { return b.leave(ctx, a.names, true) })
+			return locker.Grant{}, err
 		}
-		a.arrival = refused.arrival
-		r.ReportHolder(holderIn(refused.value))
-		b.line.expect(w, refused.remaining)
 		select {
 		case <-events.called:
 			continue
@@ -71,11 +84,21 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 	}
 }
 
+// outagePause is how long to wait after so many failures in a row: a random time of a range that doubles each time, up to one
+// that is shorter than the liveness of a waiter.
+func outagePause(failures int) time.Duration {
+	const first, longest = 50 * time.Millisecond, 2 * time.Second
+	most := min(first<<min(failures-1, 10), longest)
+	return most/2 + rand.N(most/2)
+}
+
 // line is the waiting side of a Locker: who waits here, and the one subscription by which they are called. Calls are
 // only hints; the poll behind them finds what they miss.
 type line struct {
 	client  *client
-	process string // 32 hexadecimal digits: the channel is "locker:" and this
+	scripts *scripts
+	prefix  string // of the channel
+	process string // 32 hexadecimal digits: the rest of it
 
 	mu      sync.Mutex
 	closed  bool
@@ -93,6 +116,8 @@ type lineKey struct {
 	names   names // as one of the waiters calls them; value and member are not used
 	waiters map[*waiter]struct{}
 	ask     time.Time // when to ask about it
+	asking  bool      // that is under way
+	failed  int       // so many times in a row
 }
 
 // waiter is who waits in the line of a key.
@@ -104,24 +129,29 @@ type waiter struct {
 
 // listener is told what the server says to a waiter. None of its methods may block.
 type listener interface {
-	call()          // it may be its turn: it has to try again
-	fail(err error) // the server could not be asked
-	heard()         // the server has answered, and whatever it said, it is there
+	call()           // it may be its turn: it has to try again
+	fail(err error)  // it cannot be its turn any more, ever
+	retry(err error) // the server could not be asked, and will be again
+	heard()          // the server has answered, and whatever it said, it is there
 }
 
 // waitEvents is the listener of a waiter with one server.
 type waitEvents struct {
 	called chan struct{} // has room for one
 	failed chan error    // has room for one
+
+	request locker.Request
 }
 
 // newProcess returns a name for the channel of a Locker.
 func newProcess() string { return fmt.Sprintf("%016x%016x", rand.Uint64(), rand.Uint64()) }
 
-func newLine(c *client, process string) *line {
+func newLine(c *client, scripts *scripts, prefix, process string) *line {
 	life, end := context.WithCancel(context.Background())
 	return &line{
 		client:  c,
+		scripts: scripts,
+		prefix:  prefix,
 		life:    life,
 		end:     end,
 		process: process,
@@ -229,6 +259,9 @@ func (w *waitEvents) fail(err error) {
 	}
 }
 
+// retry implements listener.
+func (w *waitEvents) retry(err error) { w.request.ReportRetry(err) }
+
 // heard implements listener.
 func (w *waitEvents) heard() {}
 
@@ -257,10 +290,10 @@ func (l *line) watch(ctx context.Context) {
 	defer cancel()
 	listening.Go(func() {
 		for ctx.Err() == nil {
-			err := explain(l.listen(ctx))
+			err := l.client.explain(l.listen(ctx))
 			if errors.Is(err, ErrPermission) {
 				// Waiting would work without, slowly; but then nobody would find out why.
-				l.failAll(fmt.Errorf("cannot subscribe to the channel locker:*: %w", err))
+				l.failAll(fmt.Errorf("cannot subscribe to a channel %s*: %w", l.prefix, err))
 			}
 			l.client.reload()
 			select {
@@ -275,7 +308,7 @@ func (l *line) watch(ctx context.Context) {
 // listen subscribes to the channel of this process and passes calls on, until that fails. A connection that is silent
 // is pinged, so that one which is dead without knowing it does not stay.
 func (l *line) listen(ctx context.Context) error {
-	sub := l.client.Subscribe(ctx, "locker:"+l.process)
+	sub := l.client.Subscribe(ctx, l.prefix+l.process)
 	closeSub := func() { _ = sub.Close() }
 	defer closeSub()
 	defer context.AfterFunc(ctx, closeSub)() // Receive does not heed ctx
@@ -296,6 +329,22 @@ func (l *line) listen(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// mayListen subscribes to the channel for a moment, and returns why that is not possible, if so.
+func (l *line) mayListen(ctx context.Context) error {
+	sub := l.client.Subscribe(ctx, l.prefix+l.process)
+	closeSub := func() { _ = sub.Close() }
+	defer closeSub()
+	defer context.AfterFunc(ctx, closeSub)()
+	var err error
+	for range attempts { // go-redis replaces a connection that has failed, and says so once
+		if _, err = sub.ReceiveTimeout(ctx, maxTimeout); err == nil || isReply(err) || ctx.Err() != nil {
+			break
+		}
+	}
+	err, _ = l.client.meaningOf(err)
+	return err
 }
 
 // heard passes on what came by the subscription.
@@ -336,6 +385,8 @@ func (l *line) askNow() {
 func (l *line) poll(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var asking sync.WaitGroup
+	defer asking.Wait()
 	busy := time.Now()
 	for {
 		select {
@@ -345,7 +396,15 @@ func (l *line) poll(ctx context.Context) {
 		case <-l.kick:
 		}
 		if due := l.due(time.Now()); len(due) > 0 {
-			l.ask(ctx, due)
+			asked := make(chan struct{})
+			asking.Go(func() {
+				defer close(asked)
+				l.ask(ctx, due)
+			})
+			select { // a node of a cluster that hangs must not delay those who wait at others
+			case <-asked:
+			case <-time.After(askPatience):
+			}
 		}
 		next, waiting := l.nextAsk()
 		if waiting {
@@ -356,6 +415,9 @@ func (l *line) poll(ctx context.Context) {
 		timer.Reset(time.Until(next))
 	}
 }
+
+// askPatience is how long to wait for the answers about some keys before others are asked about.
+const askPatience = pollEvery / 10
 
 // retire reports whether nobody is waiting, and if so makes room for another watch.
 func (l *line) retire() bool {
@@ -370,6 +432,7 @@ func (l *line) retire() bool {
 
 // question is what is asked about one key.
 type question struct {
+	key    *lineKey
 	names  names
 	owners []string
 }
@@ -382,11 +445,11 @@ func (l *line) due(now time.Time) (due []question) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, k := range l.keys {
-		if len(due) == pollTogether || k.ask.After(now.Add(pollEvery/4)) {
+		if len(due) == pollTogether || k.asking || k.ask.After(now.Add(pollEvery/4)) {
 			continue
 		}
-		k.ask = now.Add(nextPoll(0))
-		q := question{names: k.names}
+		k.asking, k.ask = true, now.Add(nextPoll(0))
+		q := question{key: k, names: k.names}
 		for w := range k.waiters {
 			q.owners = append(q.owners, w.owner)
 		}
@@ -401,7 +464,7 @@ func (l *line) nextAsk() (next time.Time, waiting bool) {
 	defer l.mu.Unlock()
 	next = time.Now().Add(pollEvery)
 	for _, k := range l.keys {
-		if k.ask.Before(next) {
+		if !k.asking && k.ask.Before(next) {
 			next = k.ask
 		}
 	}
@@ -410,46 +473,44 @@ func (l *line) nextAsk() (next time.Time, waiting bool) {
 
 // ask asks about keys and calls those whose turn it is.
 func (l *line) ask(ctx context.Context, due []question) {
-	ctx, cancel := context.WithTimeout(ctx, liveness)
+	bounded, cancel := context.WithTimeout(ctx, liveness)
 	defer cancel()
-	var work *batch
-	for attempt := 1; ; attempt++ {
-		work = &batch{script: pollScript}
-		for _, q := range due {
-			words := make([]string, 0, 3+len(q.owners))
-			words = append(words, q.names.lock, q.names.queue, q.names.alive)
-			for _, owner := range q.owners {
-				words = append(words, l.process+":"+owner)
-			}
-			work.add(ctx, 3, words)
+	work := &batch{script: l.scripts.poll}
+	for _, q := range due {
+		words := make([]string, 0, 3+len(q.owners))
+		words = append(words, q.names.lock, q.names.queue, q.names.alive)
+		for _, owner := range q.owners {
+			words = append(words, l.process+":"+owner)
 		}
-		err := l.client.runBatch(ctx, work)
-		if attempt == attempts || !pause(ctx, err, attempt) {
-			break
+		work.add(bounded, 3, words)
+	}
+	begun := time.Now()
+	work.done = func(i int) {
+		reply, err := work.cmds[i].Slice()
+		if err != nil && ctx.Err() != nil {
+			return // nobody waits any more
+		}
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.answer(due[i], reply, err)
+		if time.Since(begun) > askPatience {
+			l.hurry() // poll does not wait for this answer any more
 		}
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for i, q := range due {
-		reply, failure := work.cmds[i].Slice()
-		l.answer(q, reply, failure)
-	}
+	_ = l.client.runBatch(bounded, work)
 }
 
 // answer applies the answer about one key.
 func (l *line) answer(q question, reply []any, err error) {
-	if isUnsettled(err) {
+	q.key.asking = false
+	if isUnsettled(err) && !l.client.single() {
 		return // the key is on its way to another node: nobody can take it meanwhile
 	}
 	if err != nil {
-		// Not an answer: it ends the waits, whose callers decide what to do about it.
-		for _, owner := range q.owners {
-			if w := l.waiters[owner]; w != nil {
-				w.fail(fmt.Errorf("waiting: %w", explain(err)))
-			}
-		}
+		l.unanswered(q, l.client.explain(err))
 		return
 	}
+	q.key.failed = 0
 	for _, owner := range q.owners {
 		if w := l.waiters[owner]; w != nil {
 			w.heard()
@@ -459,11 +520,7 @@ func (l *line) answer(q question, reply []any, err error) {
 		return
 	}
 	if left, ok := reply[0].(int64); ok && left >= 0 {
-		if k := l.keys[q.names.lock]; k != nil {
-			if ask := time.Now().Add(nextPoll(remainingOf(left))); ask.Before(k.ask) {
-				k.ask = ask
-			}
-		}
+		l.askAgain(q.key, nextPoll(remainingOf(left)))
 	}
 	for _, member := range reply[1:] {
 		if member, ok := member.(string); ok && len(member) > len(l.process) {
@@ -471,5 +528,29 @@ func (l *line) answer(q question, reply []any, err error) {
 				w.call()
 			}
 		}
+	}
+}
+
+// unanswered applies an error of the request about one key. What may pass does not end the waits. That a connection fails once
+// is not worth telling: one from the pool may have been broken long ago.
+func (l *line) unanswered(q question, err error) {
+	q.key.failed++
+	q.key.ask = time.Now().Add(outagePause(q.key.failed))
+	err = fmt.Errorf("waiting: %w", err)
+	for _, owner := range q.owners {
+		switch w := l.waiters[owner]; {
+		case w == nil:
+		case !passes(err):
+			w.fail(err)
+		case q.key.failed > 1:
+			w.retry(err)
+		}
+	}
+}
+
+// askAgain makes poll ask about a key when so much time has passed, if not before.
+func (l *line) askAgain(k *lineKey, after time.Duration) {
+	if ask := time.Now().Add(after); ask.Before(k.ask) {
+		k.ask = ask
 	}
 }

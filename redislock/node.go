@@ -9,6 +9,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/backends"
 )
 
 // node is one of the independent servers of a Redlock.
@@ -22,6 +25,7 @@ type node struct {
 	silent   atomic.Bool // a request was not answered in time, and nothing else has been since it was sent
 	late     atomic.Bool // it was not waited for when others had answered, and has not answered since
 	answers  atomic.Int64
+	progress atomic.Int64 // since begun, when it last answered, or was asked with nothing else under way
 	ahead    atomic.Int64 // by how much the server's clock was ahead of ours in its last answer, in microseconds; 0 if unknown
 
 	mu     sync.Mutex
@@ -42,7 +46,7 @@ func (n *node) blame(err error) error {
 const maxToSilent = 256
 
 // errSilent is the error of a request that was not sent.
-var errSilent = errors.New("redis: the server has not answered lately")
+var errSilent = backends.Sentinel(locker.ErrUnavailable, "redis: the server has not answered lately")
 
 // errGivenUp is what a node says to a request that it takes for a late one of an owner who has given up.
 var errGivenUp = errors.New("redis: the request came after its owner had given up")
@@ -54,18 +58,29 @@ func nodeBound(ttl time.Duration) time.Duration { return min(ttl/2, maxTimeout) 
 // lags reports whether others should not be kept waiting for this node.
 func (n *node) lags() bool { return n.late.Load() || n.silent.Load() }
 
-// full reports whether no more should be asked of the node for now.
-func (n *node) full() bool { return n.silent.Load() && n.inFlight.Load() >= maxToSilent }
+// stalled is for how long a node must not have answered anything to be taken for silent, before the bound of a request has
+// passed.
+const stalled = 500 * time.Millisecond
+
+// full reports whether no more should be asked of the node for now. However many locks are asked for, a node that hangs
+// costs no more goroutines than come in the time of stalled.
+func (n *node) full() bool {
+	return n.inFlight.Load() >= maxToSilent &&
+		(n.silent.Load() || time.Since(begun)-time.Duration(n.progress.Load()) > stalled)
+}
 
 // call makes a request of the node, with a bound that does not depend on the client.
 func (n *node) call(ctx context.Context, bound time.Duration, request func(ctx context.Context) error) error {
-	n.inFlight.Add(1)
+	if n.inFlight.Add(1) == 1 {
+		n.progress.Store(int64(time.Since(begun)))
+	}
 	defer n.inFlight.Add(-1)
 	before := n.answers.Load()
 	err := request(hurried{ctx, time.Now().Add(bound)})
 	switch {
-	case err == nil || isReply(err) || isLost(err) || errors.Is(err, errGivenUp):
+	case err == nil || isReply(err) || isLost(err) || errors.Is(err, errGivenUp) || errors.Is(err, errWrongServer):
 		n.answers.Add(1)
+		n.progress.Store(int64(time.Since(begun)))
 		n.silent.Store(false)
 		n.late.Store(false)
 	case n.answers.Load() == before: // else it is only slow: machines are, at times
@@ -160,7 +175,7 @@ func (n *node) due() []debt {
 func (n *node) payOff(owed []debt) bool {
 	ctx, cancel := context.WithTimeout(n.life, maxTimeout)
 	defer cancel()
-	work := &batch{script: releaseScript}
+	work := &batch{script: n.scripts.release}
 	for _, d := range owed {
 		work.add(ctx, 5, leaveWords(d.names, d.left))
 	}
@@ -187,7 +202,7 @@ func (n *node) confirm(ctx context.Context, names names, token uint64, ttl time.
 	if ttl > 0 {
 		words = append(words, ms(ttl))
 	}
-	return n.yes(ctx, confirmScript, 3, words)
+	return n.yes(ctx, n.scripts.confirm, 3, words)
 }
 
 // lineUp takes the owner back to its place in line, and reports whether it is its turn; late means that a first request, given
@@ -197,7 +212,7 @@ func (n *node) lineUp(ctx context.Context, names names, left, arrival string, do
 	if doubt {
 		words[len(words)-1] = "1"
 	}
-	return n.yes(ctx, lineupScript, 5, words)
+	return n.yes(ctx, n.scripts.lineup, 5, words)
 }
 
 // giveBack frees the lock and leaves the line, for good: left is the key by which the line knows that, if there is doubt.
@@ -229,7 +244,7 @@ func (n *node) yes(ctx context.Context, s *script, keys int, words []string) (ye
 		}
 		late = late || !isReply(err) && !isDial(err)
 		if i == attempts || !pause(ctx, err, i) {
-			return false, late, explain(err)
+			return false, late, n.client.explain(err)
 		}
 	}
 }

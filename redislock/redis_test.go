@@ -31,7 +31,7 @@ func open(t testing.TB, rdb redis.UniversalClient, opts ...locker.Option) locker
 	return l
 }
 
-func mustLock(t testing.TB, l locker.Locker, key string, opts ...locker.Option) *locker.Lease {
+func mustLock(t testing.TB, l locker.Locker, key string, opts ...locker.CallOption) *locker.Lease {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
@@ -255,7 +255,7 @@ func TestOpenOwnsItsClient(t *testing.T) {
 	admin := dial(t, server.Addr())
 	connections := func() int { return strings.Count(admin.ClientList(context.Background()).Val(), "\n") }
 	eventually(t, 5*time.Second, "only this client is connected", func() bool { return connections() == 1 })
-	l, err := redislock.Open(server.URL() + "?client_name=opened")
+	l, err := redislock.Open(t.Context(), server.URL()+"?client_name=opened")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -273,7 +273,7 @@ func TestOpenOwnsItsClient(t *testing.T) {
 	if lease.Err() == nil {
 		t.Error("Close did not unlock")
 	}
-	if _, err := redislock.Open("http://localhost"); !errors.Is(err, locker.ErrInvalidOption) {
+	if _, err := redislock.Open(t.Context(), "http://localhost"); !errors.Is(err, locker.ErrInvalidOption) {
 		t.Errorf("Open with a URL of another kind: %v", err)
 	}
 }

@@ -158,8 +158,8 @@
 package redislock
 
 import (
+	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -170,65 +170,54 @@ import (
 // DefaultPrefix is the prefix of keys unless the option locker.Prefix says otherwise.
 const DefaultPrefix = "locker:"
 
-// New returns a Locker that keeps its locks in the Redis that rdb is connected to. The options are the defaults for its
-// leases, see locker.New.
+// defaultChannelPrefix is Config.ChannelPrefix unless that says otherwise.
+const defaultChannelPrefix = "locker:"
+
+// New returns a Client that keeps its locks in the Redis that rdb is connected to. The options are the defaults for its
+// leases, see locker.New. It does not connect: a server that cannot be used is reported by the first Lock, or by Ping.
 //
-// rdb is what redis.NewClient, redis.NewFailoverClient, redis.NewClusterClient or redis.NewUniversalClient returns. A
-// *redis.Ring is refused, by the first Lock, with ErrInvalidOption.
+// rdb is what redis.NewClient, redis.NewFailoverClient, redis.NewClusterClient or redis.NewUniversalClient returns. With a
+// nil client or a *redis.Ring, every Lock returns ErrInvalidOption.
 //
-// The Locker uses the client's connections and never closes them: Close the Locker first, then the client. Its commands
-// heed their ctx, and wait for an answer at most two seconds, whatever the client's options say.
-func New(rdb redis.UniversalClient, opts ...locker.Option) locker.Locker {
-	return newLocker(newBackend(rdb, newProcess(), nil), opts)
+// The Client uses the connections of rdb and never closes them: Close the Client first, then rdb. Its commands heed their
+// ctx, and wait for an answer at most two seconds, whatever the options of rdb say.
+func New(rdb redis.UniversalClient, opts ...locker.Option) *locker.Client {
+	return Config{}.New(rdb, opts...)
 }
 
-// Open is New with a client of its own for the given URL, see ParseURL, or NewRedlock with a client of its own for each server, see
-// ParseRedlockURL. It does not connect yet: a server that cannot be reached is reported by the first Lock. Close closes the
-// clients. An unusable URL is ErrInvalidOption.
-func Open(url string, opts ...locker.Option) (locker.Locker, error) {
-	if isRedlock(url) {
-		return openRedlock(url, opts)
-	}
-	o, err := ParseURL(url)
-	if err != nil {
-		return nil, err
-	}
-	rdb := redis.NewUniversalClient(o)
-	return newLocker(newBackend(rdb, newProcess(), rdb.Close), opts), nil
+// Open is New with a client of its own for the given URL, see ParseURL, or NewRedlock with a client of its own for each
+// server, see ParseRedlockURL. Close closes them.
+//
+// Open connects, and fails now if locks cannot be had: it locks a key of its own for a moment, and subscribes to the channel
+// by which waiters are called. The error is of the class locker.ErrUnavailable, ErrDenied or ErrUnfit, or an ErrInvalidOption
+// for a URL or options that cannot be used. Of the servers of a Redlock, a majority has to do. ctx bounds Open and nothing
+// else.
+func Open(ctx context.Context, url string, opts ...locker.Option) (*locker.Client, error) {
+	return Config{}.Open(ctx, url, opts...)
 }
 
-func newLocker(b locker.Backend, opts []locker.Option) locker.Locker {
+func newClientOf(b locker.Backend, opts []locker.Option) *locker.Client {
 	return locker.New(b, append([]locker.Option{locker.Prefix(DefaultPrefix)}, opts...)...)
-}
-
-func newBackend(rdb redis.UniversalClient, process string, closeClient func() error) *backend {
-	b := &backend{client: newClient(rdb), closeClient: closeClient}
-	if _, ok := rdb.(*redis.Ring); ok {
-		b.unfit = errRing
-	}
-	b.line = newLine(b.client, process)
-	return b
 }
 
 // backend is a locker.Backend and locker.Queue.
 type backend struct {
 	client      *client
+	scripts     *scripts
 	line        *line
 	closeClient func() error // nil if the client is the caller's
-	unfit       error        // why this client cannot keep locks, if so
 
 	replicas int           // how many of them are to confirm a lock
 	within   time.Duration // so much time after it was granted
 }
 
 var (
-	_ locker.Backend      = (*backend)(nil)
-	_ locker.Queue        = (*backend)(nil)
-	_ locker.HeedsContext = (*backend)(nil)
+	_ locker.Backend = (*backend)(nil)
+	_ locker.Queue   = (*backend)(nil)
 )
 
-// HeedsContext implements locker.HeedsContext.
-func (b *backend) HeedsContext() {}
+// Features implements the optional method of locker.Backend.
+func (b *backend) Features() locker.Features { return locker.Features{HeedsContext: true, Queue: true} }
 
 // String names the backend in errors.
 func (b *backend) String() string { return "redis" }
@@ -253,7 +242,3 @@ func (b *backend) Close() error {
 		return nil
 	}
 }
-
-// errRing is why a Ring cannot keep locks.
-var errRing = fmt.Errorf("%w: a redis.Ring cannot keep locks: when a server does not answer for a moment, it moves that server's keys to "+
-	"others, which then grant them to a second holder", locker.ErrInvalidOption)

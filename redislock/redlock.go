@@ -14,64 +14,81 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/backends"
 )
 
-// NewRedlock returns a Locker that keeps each lock on a majority of independent servers: Redlock, with fencing tokens. See
-// the package documentation for what it promises, and what it takes. Each client is for one server that shares nothing with
-// the others: no replication, and better no machine. Three and five are usual numbers; an even one is no safer than the odd
-// one below it. Every process must be given the same servers.
+// NewRedlock returns a Client that keeps each lock on a majority of independent servers: Redlock, with fencing tokens. See
+// the package documentation for what it promises, and what it takes. Each client is for one server that shares nothing
+// with the others: no replication, and better no machine. Three and five are usual numbers; an even one is no safer than
+// the odd one below it. Every process must be given the same servers.
 //
-// The Locker uses the clients' connections and never closes them, as that of New. Without clients, with the same client twice, or
-// with two *redis.Client for the same address, every Lock returns ErrInvalidOption. That two are for the same server cannot be
-// noticed otherwise.
-func NewRedlock(clients []redis.UniversalClient, opts ...locker.Option) locker.Locker {
-	return newLocker(newRedlock(clients, false), opts)
+// The Client uses the connections of the clients and never closes them, as New does. Without clients, with one that is nil,
+// with the same one twice, or with two *redis.Client for the same address, every Lock returns ErrInvalidOption. That two are
+// for the same server cannot be noticed otherwise.
+func NewRedlock(clients []redis.UniversalClient, opts ...locker.Option) *locker.Client {
+	b, err := newRedlock(Config{}, clients, false)
+	if err != nil {
+		return newClientOf(backends.Unusable{Name: "redlock", Err: err}, opts)
+	}
+	return newClientOf(b, opts)
 }
 
 // openRedlock is Open for the URL of a Redlock.
-func openRedlock(url string, opts []locker.Option) (locker.Locker, error) {
+func (c Config) openRedlock(ctx context.Context, url string, opts []locker.Option) (*locker.Client, error) {
 	servers, err := ParseRedlockURL(url)
 	if err != nil {
 		return nil, err
+	}
+	if c.Replicas != 0 || c.ReplicasWithin != 0 {
+		return nil, fmt.Errorf("redislock: %w: the servers of a Redlock have no replicas", locker.ErrInvalidOption)
 	}
 	var clients []redis.UniversalClient
 	for _, server := range servers {
 		clients = append(clients, redis.NewClient(server))
 	}
-	return newLocker(newRedlock(clients, true), opts), nil
+	b, err := newRedlock(c, clients, true)
+	if err != nil {
+		for _, client := range clients {
+			_ = client.Close()
+		}
+		return nil, fmt.Errorf("redislock: %w", err)
+	}
+	return begin(ctx, b, b.mayListen, opts)
 }
 
 // newRedlock returns the backend, which closes the clients with itself if they are its own.
-func newRedlock(clients []redis.UniversalClient, own bool) *redlock {
+func newRedlock(config Config, clients []redis.UniversalClient, own bool) (*redlock, error) {
+	if len(clients) == 0 {
+		return nil, fmt.Errorf("%w: a Redlock without servers", locker.ErrInvalidOption)
+	}
 	b := &redlock{process: newProcess(), quorum: len(clients)/2 + 1}
 	b.life, b.end = context.WithCancel(context.Background())
 	for i, client := range clients {
-		if client == nil {
-			b.invalid = fmt.Errorf("%w: a client of a Redlock is nil", locker.ErrInvalidOption)
-			continue
+		if err := config.check(client); err != nil {
+			return nil, fmt.Errorf("client %d of the Redlock: %w", i+1, err)
 		}
 		name := "server " + strconv.Itoa(i+1)
 		if c, ok := client.(*redis.Client); ok {
 			name = c.Options().Addr
 		}
 		// What go-redis calls "FailoverClient" may be anything.
-		sameAddress := strings.ContainsAny(name, ":/") && slices.ContainsFunc(b.nodes, func(n *node) bool { return n.name == name })
+		sameAddress := strings.ContainsAny(name, ":/") &&
+			slices.ContainsFunc(b.nodes, func(n *node) bool { return n.name == name })
 		if sameAddress || reflect.ValueOf(client).Comparable() && slices.Contains(clients[:i], client) {
-			b.invalid = fmt.Errorf("%w: %s is there twice: a majority has to be one of different servers", locker.ErrInvalidOption, name)
+			return nil, fmt.Errorf("%w: %s is there twice: a majority has to be one of different servers",
+				locker.ErrInvalidOption, name)
 		}
-		n := &node{backend: newBackend(client, b.process, nil), name: name, life: b.life}
+		var closeClient func() error
 		if own {
-			n.closeClient = client.Close
+			closeClient = client.Close
 		}
-		if n.unfit != nil {
-			b.invalid = n.unfit
+		one, err := config.newBackend(client, b.process, closeClient)
+		if err != nil {
+			return nil, err
 		}
-		b.nodes = append(b.nodes, n)
+		b.nodes = append(b.nodes, &node{backend: one, name: name, life: b.life})
 	}
-	if len(clients) == 0 {
-		b.invalid = fmt.Errorf("%w: a Redlock without servers", locker.ErrInvalidOption)
-	}
-	return b
+	return b, nil
 }
 
 // redlock is a locker.Backend and locker.Queue over several independent servers, its nodes.
@@ -94,30 +111,48 @@ type redlock struct {
 	nodes   []*node
 	quorum  int
 	process string
-	invalid error // what New was called with
 
 	life context.Context // ends while Close is under way
 	end  context.CancelFunc
 }
 
 var (
-	_ locker.Backend      = (*redlock)(nil)
-	_ locker.Queue        = (*redlock)(nil)
-	_ locker.HeedsContext = (*redlock)(nil)
+	_ locker.Backend = (*redlock)(nil)
+	_ locker.Queue   = (*redlock)(nil)
 )
 
-// HeedsContext implements locker.HeedsContext.
-func (b *redlock) HeedsContext() {}
+// Features implements the optional method of locker.Backend.
+func (b *redlock) Features() locker.Features { return locker.Features{HeedsContext: true, Queue: true} }
 
 // String names the backend in errors.
 func (b *redlock) String() string { return "redlock" }
 
 // check refuses what cannot be kept.
-func (b *redlock) check(r locker.Request) error {
-	if b.invalid != nil {
-		return b.invalid
+func (b *redlock) check(r locker.Request) error { return b.nodes[0].check(r) }
+
+// mayListen returns an error if waiters could not be called by a quorum.
+func (b *redlock) mayListen(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // nobody waits for a server that the others can do without
+	answers := make(chan error, len(b.nodes))
+	for _, n := range b.nodes {
+		go func() {
+			err := n.line.mayListen(ctx)
+			if err != nil {
+				err = n.blame(err)
+			}
+			answers <- err
+		}()
 	}
-	return b.nodes[0].check(r)
+	var reasons []error
+	for well := 0; well < b.quorum; {
+		if err := <-answers; err == nil {
+			well++
+		} else if reasons = append(reasons, err); len(reasons) > len(b.nodes)-b.quorum {
+			return &noQuorumError{len(b.nodes), b.quorum, reasons}
+		}
+	}
+	return nil
 }
 
 // leastAhead is how much the least token is ahead of the greatest clock: as long as a request takes to arrive on a good
@@ -198,7 +233,9 @@ func (b *redlock) claimOf(g locker.Grant) *claim {
 }
 
 // Release implements locker.Backend.
-func (b *redlock) Release(ctx context.Context, g locker.Grant) error {
+func (b *redlock) Release(ctx context.Context, g locker.Grant) error { return final(b.release(ctx, g)) }
+
+func (b *redlock) release(ctx context.Context, g locker.Grant) error {
 	c := b.claimOf(g)
 	if !c.giveBack(ctx) {
 		return locker.ErrLost // by an earlier call
@@ -333,12 +370,12 @@ func (b *redlock) lively() (count int) {
 }
 
 // Renew implements locker.Backend: a lease is renewed when a quorum has renewed it. It does not wait for the others, but
-// brings the lease back to those that say they have lost it. A request to one that is slow may be sent later, when the lease has been
-// unlocked, perhaps; it then renews nothing, unless it was about to be sent at that moment.
-func (b *redlock) Renew(ctx context.Context, gs []locker.Grant) []error {
+// brings the lease back to those that say they have lost it. A request to one that is slow may be sent later, when the lease
+// has been unlocked, perhaps; it then renews nothing, unless it was about to be sent at that moment.
+func (b *redlock) Renew(ctx context.Context, gs []locker.Grant, done func(i int, r locker.Renewal)) {
 	r := &renewal{
-		b: b, gs: slices.Clone(gs), open: len(gs), done: make(chan struct{}),
-		errs: make([]error, len(gs)), votes: make([]ballot, len(gs)),
+		b: b, gs: slices.Clone(gs), report: done, open: len(gs), decided: make(chan struct{}),
+		votes: make([]ballot, len(gs)),
 	}
 	for i := range gs {
 		r.claims = append(r.claims, b.claimOf(gs[i]))
@@ -352,8 +389,8 @@ func (b *redlock) Renew(ctx context.Context, gs []locker.Grant) []error {
 		b.nodes[i].running.Go(func() { r.ask(detached, i, bound) })
 	}
 	select {
-	case <-r.done:
+	case <-r.decided:
 	case <-ctx.Done():
 	}
-	return r.results()
+	r.end()
 }

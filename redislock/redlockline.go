@@ -9,7 +9,7 @@ import (
 	"github.com/lockerkit/locker"
 )
 
-// Wait implements locker.Queue.
+// Wait implements locker.Queue. Once it has been refused, it rides out a quorum that is missing for a while.
 func (b *redlock) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
 	if err := b.check(r); err != nil {
 		return locker.Grant{}, err
@@ -19,6 +19,7 @@ func (b *redlock) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 		c.waiters = append(c.waiters, n.line.join(c.names, &ear{c, i}))
 	}
 	defer c.forget()
+	inLine, failures := false, 0
 	for try := 1; ; try++ {
 		sent := time.Now()
 		token, err := c.acquire(ctx)
@@ -26,9 +27,19 @@ func (b *redlock) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 			return locker.Grant{Request: r, Token: token, Sent: sent, Private: c}, nil
 		}
 		var vote *refusedVote
-		if errors.As(err, &vote) {
+		switch {
+		case errors.As(err, &vote):
+			inLine, failures = true, 0
 			r.ReportHolder(vote.held.Holder)
 			err = c.waitForTurn(ctx, try)
+		case inLine && ctx.Err() == nil && passes(err):
+			failures++
+			r.ReportRetry(err)
+			if sleep(ctx, outagePause(failures)) {
+				err = c.waitForTurn(ctx, 1)
+			} else {
+				err = context.Cause(ctx)
+			}
 		}
 		if err != nil {
 			c.enter(ctx, over)
@@ -50,14 +61,17 @@ func (c *claim) waitForTurn(ctx context.Context, try int) error {
 	for {
 		called, err := c.turn()
 		switch {
-		case err != nil:
-			return err
 		case called >= c.b.quorum:
 			return nil
+		case err != nil && !passes(err):
+			return err
 		}
 		select {
 		case <-c.events:
 		case <-again.C:
+			if err != nil {
+				c.request.ReportRetry(err)
+			}
 			// Called by some, but not by a quorum: the lines may not have the same order, if a node was not told our place.
 			if called > 0 {
 				c.lineUpAgain(ctx)
@@ -126,8 +140,8 @@ func (c *claim) turn() (called int, err error) {
 	for i := range c.places {
 		p := &c.places[i]
 		if p.failing != nil {
-			if errors.Is(p.failing, locker.ErrClosed) {
-				return 0, p.failing
+			if errors.Is(p.failing, locker.ErrClosed) && !errors.Is(p.failing, errClientClosed) {
+				return 0, p.failing // by Close
 			}
 			reasons = append(reasons, c.b.nodes[i].blame(p.failing))
 		}
@@ -136,7 +150,7 @@ func (c *claim) turn() (called int, err error) {
 		}
 	}
 	if len(reasons) > len(c.places)-c.b.quorum {
-		return 0, &noQuorumError{len(c.places), reasons}
+		return 0, &noQuorumError{len(c.places), c.b.quorum, reasons}
 	}
 	return called, nil
 }
@@ -159,6 +173,9 @@ func (e *ear) call() { e.note(func(p *place) { p.called, p.failing = true, nil }
 
 // fail implements listener.
 func (e *ear) fail(err error) { e.note(func(p *place) { p.failing = err }) }
+
+// retry implements listener.
+func (e *ear) retry(err error) { e.fail(err) }
 
 // heard implements listener.
 func (e *ear) heard() {

@@ -14,107 +14,131 @@ type renewal struct {
 	b      *redlock
 	gs     []locker.Grant
 	claims []*claim
+	report func(i int, r locker.Renewal)
 
-	mu    sync.Mutex
-	votes []ballot
-	errs  []error
-	open  int           // leases whose outcome is not certain yet
-	done  chan struct{} // closed when there is none
-	in    int           // nodes that have answered
+	mu        sync.Mutex
+	votes     []ballot
+	open      int            // leases whose outcome is not certain yet
+	decided   chan struct{}  // closed when there is none
+	reporting sync.WaitGroup // calls of report
 }
 
 // ballot is what the nodes have said about one lease.
 type ballot struct {
+	answers int
 	renewed int
 	lost    []int // nodes
 	reasons []error
 	decided bool
 }
 
-// ask renews the leases at one node and counts its answers. The last one looks after the nodes that have lost a lease.
+// ask renews the leases at one node and counts its answers.
 func (r *renewal) ask(ctx context.Context, i int, bound time.Duration) {
 	n := r.b.nodes[i]
-	var errs []error
-	err := n.call(ctx, bound, func(ctx context.Context) error {
-		ctx, cancel := timed(ctx)
-		defer cancel()
-		errs = n.renew(ctx, r.gs, func(j int) string { return r.claims[j].value() })
-		for _, err := range errs {
-			if err != nil && !isReply(err) && !isLost(err) {
-				return err
-			}
+	if n.full() {
+		for j := range r.gs {
+			r.count(ctx, i, j, errSilent)
 		}
-		return nil
-	})
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.in++
-	for j := range r.gs {
-		v := &r.votes[j]
-		failure := err
-		if errs != nil {
-			failure = errs[j]
-		}
-		switch {
-		case failure == nil:
-			v.renewed++
-		case isLost(failure):
-			v.lost = append(v.lost, i)
-		default:
-			v.reasons = append(v.reasons, n.blame(failure))
-		}
-		r.decide(j)
-	}
-	if r.in == len(r.b.nodes) {
-		r.repair(ctx)
-	}
-}
-
-// decide sets the outcome for one lease, if it is certain.
-func (r *renewal) decide(j int) {
-	v, nodes, quorum := &r.votes[j], len(r.b.nodes), r.b.quorum
-	if v.decided {
 		return
 	}
+	_ = n.call(ctx, bound, func(ctx context.Context) error {
+		ctx, cancel := timed(ctx)
+		defer cancel()
+		var mu sync.Mutex
+		var failure error
+		n.renew(ctx, r.gs, func(j int) string { return r.claims[j].value() }, func(j int, err error) {
+			r.count(ctx, i, j, err)
+			if err != nil && !isReply(err) && !isLost(err) {
+				mu.Lock()
+				defer mu.Unlock()
+				failure = err
+			}
+		})
+		return failure
+	})
+}
+
+// count counts what a node has said about one lease, and reports the outcome as soon as it is certain. The last answer has those
+// nodes looked after that have lost the lease.
+func (r *renewal) count(ctx context.Context, i, j int, err error) {
+	r.mu.Lock()
+	v := &r.votes[j]
+	v.answers++
+	switch {
+	case err == nil:
+		v.renewed++
+	case isLost(err):
+		v.lost = append(v.lost, i)
+	default:
+		v.reasons = append(v.reasons, r.b.nodes[i].blame(err))
+	}
+	outcome, certain := r.outcome(v)
+	tell := certain && !v.decided
+	if tell {
+		v.decided = true
+		r.reporting.Add(1)
+	}
+	complete := v.answers == len(r.b.nodes)
+	r.mu.Unlock()
+
+	if tell {
+		r.report(j, locker.Renewal{Err: outcome})
+		r.reporting.Done()
+		r.mu.Lock()
+		if r.open--; r.open == 0 {
+			close(r.decided)
+		}
+		r.mu.Unlock()
+	}
+	if complete {
+		r.repair(ctx, j)
+	}
+}
+
+// outcome returns the outcome for one lease, if it is certain.
+func (r *renewal) outcome(v *ballot) (err error, certain bool) {
+	nodes, quorum := len(r.b.nodes), r.b.quorum
+	pending := nodes - v.answers
 	switch {
 	case v.renewed >= quorum:
-		v.decided = true
+		return nil, true
 	case len(v.lost) > nodes-quorum:
-		v.decided, r.errs[j] = true, locker.ErrLost
-	case r.in == nodes:
-		v.decided, r.errs[j] = true, &noQuorumError{nodes, v.reasons}
+		return locker.ErrLost, true
+	case v.renewed+pending < quorum && len(v.lost)+pending <= nodes-quorum:
+		return &noQuorumError{nodes, quorum, v.reasons}, true
 	}
-	if v.decided {
-		if r.open--; r.open == 0 {
-			close(r.done)
-		}
-	}
+	return nil, false
 }
 
-// results returns the outcome for each lease; for those that are not certain, an error that says so.
-func (r *renewal) results() []error {
+// end reports the leases whose outcome is not certain: their time is up. Nothing is reported afterwards.
+func (r *renewal) end() {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	errs := make([]error, len(r.errs))
-	for j, v := range r.votes {
-		errs[j] = r.errs[j]
-		if !v.decided {
-			errs[j] = errNoAnswer
+	var uncertain []int
+	for j := range r.votes {
+		if v := &r.votes[j]; !v.decided {
+			v.decided = true
+			uncertain = append(uncertain, j)
 		}
 	}
-	return errs
+	r.mu.Unlock()
+	for _, j := range uncertain {
+		r.report(j, locker.Renewal{Err: errNoAnswer})
+	}
+	r.reporting.Wait()
 }
 
-// repair brings leases back to nodes that have lost them, as one does that restarts without its data: only those that a quorum
-// has just renewed, so that never more than a minority is repaired, and no other owner can have a quorum meanwhile.
-func (r *renewal) repair(ctx context.Context) {
-	for j, v := range r.votes {
-		if v.renewed < r.b.quorum {
-			continue
-		}
-		for _, i := range v.lost {
-			r.b.nodes[i].running.Go(func() { r.claims[j].repair(ctx, i) })
-		}
+// repair brings a lease back to nodes that have lost it, as one does that restarts without its data: only if a quorum has just
+// renewed it, so that never more than a minority is repaired, and no other owner can have a quorum meanwhile.
+func (r *renewal) repair(ctx context.Context, j int) {
+	r.mu.Lock()
+	v := r.votes[j]
+	r.mu.Unlock()
+	if v.renewed < r.b.quorum {
+		return
+	}
+	ctx = context.WithoutCancel(ctx)
+	for _, i := range v.lost {
+		r.b.nodes[i].running.Go(func() { r.claims[j].repair(ctx, i) })
 	}
 }
 

@@ -7,47 +7,14 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
-
-	"github.com/lockerkit/locker"
 )
-
-// NewReplicated is New for a server with replicas, where a lock counts as granted only when so many of them have confirmed
-// that they have it too. They have the given time for that, which counts against the TTL. If they do not, the lock is given
-// back, and the error is ErrReplicas. It costs one more round trip, to the replicas and back, for each lock that is granted;
-// renewals and Unlock do not wait.
-//
-// It narrows the gap that asynchronous replication leaves, and does not close it: a failover may promote a replica that is
-// not among those, or one that has lost the lock since, and a renewal may not have reached the one that is promoted. See
-// the package documentation.
-//
-// rdb must be a *redis.Client or a *redis.ClusterClient, replicas at least one, and within at least a millisecond and shorter than
-// the TTL: else every Lock returns ErrInvalidOption. The user needs the permission +wait.
-func NewReplicated(rdb redis.UniversalClient, replicas int, within time.Duration, opts ...locker.Option) locker.Locker {
-	return newLocker(newReplicated(rdb, replicas, within), opts)
-}
-
-func newReplicated(rdb redis.UniversalClient, replicas int, within time.Duration) *backend {
-	b := newBackend(rdb, newProcess(), nil)
-	b.replicas, b.within = replicas, within
-	switch rdb.(type) {
-	case *redis.Client, *redis.ClusterClient:
-	default:
-		if b.unfit == nil {
-			b.unfit = fmt.Errorf("%w: NewReplicated needs a *redis.Client or a *redis.ClusterClient, not a %T", locker.ErrInvalidOption, rdb)
-		}
-	}
-	if b.unfit == nil && (replicas < 1 || within < time.Millisecond) {
-		b.unfit = fmt.Errorf("%w: NewReplicated: %d replicas within %v; want at least one, and one millisecond", locker.ErrInvalidOption, replicas, within)
-	}
-	return b
-}
 
 // ask makes one request to acquire n.
 func (b *backend) ask(ctx context.Context, n names, words []string) (any, error) {
 	if b.replicas == 0 {
-		return b.client.run(ctx, acquireScript, 5, words)
+		return b.client.run(ctx, b.scripts.acquire, 5, words)
 	}
-	reply, confirmed, err := b.client.runReplicated(ctx, acquireScript, 5, words, b.replicas, b.within)
+	reply, confirmed, err := b.client.runReplicated(ctx, b.scripts.acquire, 5, words, b.replicas, b.within)
 	if _, granted := reply.(string); err != nil || !granted || confirmed >= int64(b.replicas) {
 		return reply, err
 	}

@@ -4,6 +4,7 @@ import (
 	"crypto/sha1" //nolint:gosec // Redis names scripts by it
 	_ "embed"
 	"encoding/hex"
+	"fmt"
 	"strings"
 )
 
@@ -24,23 +25,55 @@ var (
 	confirmLua string
 	//go:embed lua/lineup.lua
 	lineupLua string
-
-	acquireScript = newScript(acquireLua)
-	releaseScript = newScript(releaseLua)
-	renewScript   = newScript(renewLua)
-	pollScript    = newScript(pollLua)
-	confirmScript = newScript(confirmLua)
-	lineupScript  = newScript(lineupLua)
 )
+
+// scripts are the scripts of a backend: the prefix of the channels is in their source.
+type scripts struct{ acquire, release, renew, poll, confirm, lineup *script }
+
+// defaultScripts are those for the prefix that nearly everybody has.
+var defaultScripts = newScripts(defaultChannelPrefix)
+
+func scriptsFor(channelPrefix string) *scripts {
+	if channelPrefix == defaultChannelPrefix {
+		return defaultScripts
+	}
+	return newScripts(channelPrefix)
+}
+
+func newScripts(channelPrefix string) *scripts {
+	channel := quoteLua(channelPrefix)
+	return &scripts{
+		acquire: newScript(acquireLua, channel), release: newScript(releaseLua, channel),
+		renew: newScript(renewLua, channel), poll: newScript(pollLua, channel),
+		confirm: newScript(confirmLua, channel), lineup: newScript(lineupLua, channel),
+	}
+}
+
+// quoteLua returns a string as Lua writes it, without anything that means something to newScript.
+func quoteLua(s string) string {
+	var b strings.Builder
+	b.WriteByte('\'')
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c >= '0' && c <= '9', c >= 'A' && c <= 'Z', c >= 'a' && c <= 'z', c == ':', c == '_', c == '.':
+			b.WriteByte(c)
+		default:
+			fmt.Fprintf(&b, "\\%03d", c)
+		}
+	}
+	b.WriteByte('\'')
+	return b.String()
+}
 
 // script is a Lua script and the name by which a server that has seen it knows it.
 type script struct{ source, sha string }
 
-// newScript fills in what stands for constants and for the functions of line.lua, and removes comments and indentation,
-// which the server would have to keep.
-func newScript(lua string) *script {
+// newScript fills in what stands for constants, for the prefix of the channels and for the functions of line.lua. It removes
+// comments and indentation, which the server would have to keep.
+func newScript(lua, channel string) *script {
 	lua = strings.ReplaceAll(lua, "$line", lineLua)
-	lua = strings.NewReplacer("$fence", ms(fenceTTL), "$liveness", ms(liveness), "$reservation", ms(reservation), "$refuse", ms(refuseLate)).Replace(lua)
+	lua = strings.NewReplacer("$fence", ms(fenceTTL), "$liveness", ms(liveness), "$reservation", ms(reservation),
+		"$refuse", ms(refuseLate), "$channel", channel).Replace(lua)
 	var b strings.Builder
 	for line := range strings.Lines(lua) {
 		line, _, _ = strings.Cut(line, "--")

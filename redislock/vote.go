@@ -11,13 +11,14 @@ import (
 )
 
 // ErrNoQuorum is what a Redlock returns when so many servers do not answer that no majority can grant anything. The error
-// wraps what each of them said.
+// wraps what each of them said. It is a locker.ErrUnavailable; or a locker.ErrDenied, ErrUnfit or ErrClosed if so many servers
+// say that, as only somebody can mend it, that the others are no majority.
 var ErrNoQuorum = errors.New("redlock: no quorum")
 
-// noQuorumError is an ErrNoQuorum with its reasons.
+// noQuorumError is an ErrNoQuorum with its reasons. It has no method Unwrap: what is wrong with a minority is not its class.
 type noQuorumError struct {
-	nodes   int
-	reasons []error
+	nodes, quorum int
+	reasons       []error
 }
 
 // Error describes the reasons, each once.
@@ -31,8 +32,36 @@ func (e *noQuorumError) Error() string {
 	return fmt.Sprintf("%v: %d of %d servers failed: %s", ErrNoQuorum, len(e.reasons), e.nodes, strings.Join(texts, "; "))
 }
 
-// Unwrap returns ErrNoQuorum and the reasons.
-func (e *noQuorumError) Unwrap() []error { return append([]error{ErrNoQuorum}, e.reasons...) }
+// Is makes it an ErrNoQuorum of one class, and an error of its reasons.
+func (e *noQuorumError) Is(target error) bool {
+	switch target { //nolint:errorlint // the sentinels themselves
+	case ErrNoQuorum:
+		return true
+	case locker.ErrUnavailable:
+		return e.passes()
+	case locker.ErrDenied, locker.ErrUnfit, locker.ErrClosed:
+		if e.passes() {
+			return false
+		}
+	}
+	return slices.ContainsFunc(e.reasons, func(reason error) bool { return errors.Is(reason, target) })
+}
+
+// As finds the reasons.
+func (e *noQuorumError) As(target any) bool {
+	return slices.ContainsFunc(e.reasons, func(reason error) bool { return errors.As(reason, target) })
+}
+
+// passes reports whether enough servers may be well again by themselves.
+func (e *noQuorumError) passes() bool {
+	lasting := 0
+	for _, reason := range e.reasons {
+		if !passes(reason) && !errors.Is(reason, errGivenUp) {
+			lasting++
+		}
+	}
+	return e.nodes-lasting >= e.quorum
+}
 
 // tooFull returns an ErrNoQuorum if too many nodes are full: then the others need not be asked either.
 func (b *redlock) tooFull() error {
@@ -43,7 +72,7 @@ func (b *redlock) tooFull() error {
 		}
 	}
 	if len(reasons) > len(b.nodes)-b.quorum {
-		return &noQuorumError{len(b.nodes), reasons}
+		return &noQuorumError{len(b.nodes), b.quorum, reasons}
 	}
 	return nil
 }
@@ -122,5 +151,5 @@ func (c *claim) noQuorum() error {
 			reasons = append(reasons, c.b.nodes[i].blame(p.err))
 		}
 	}
-	return &noQuorumError{len(c.places), reasons}
+	return &noQuorumError{len(c.places), c.b.quorum, reasons}
 }

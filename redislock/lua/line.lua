@@ -28,5 +28,5 @@ local function call_first(queue, alive)
     heard = tonumber(redis.call('ZSCORE', alive, head) or 0)
   end
   if heard > ms + $reservation then redis.call('ZADD', alive, ms + $reservation, head) end
-  redis.pcall('PUBLISH', 'locker:' .. string.sub(head, 1, 32), string.sub(head, 34))
+  redis.pcall('PUBLISH', $channel .. string.sub(head, 1, 32), string.sub(head, 34))
 end

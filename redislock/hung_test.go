@@ -1,0 +1,275 @@
+package redislock_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/redistest"
+	"github.com/lockerkit/locker/internal/wires"
+	"github.com/lockerkit/locker/redislock"
+)
+
+// useWhileHung holds leases, which do not depend on what hangs, for several TTLs, while others are taken and given back. It returns
+// how long each Unlock took, and how many leases were lost.
+func useWhileHung(t *testing.T, l locker.Locker, held []*locker.Lease, keys []string, ttl time.Duration,
+) (took []time.Duration, lost int) {
+	t.Helper()
+	stalls := watchStalls(t)
+	during := 3 * ttl
+	for start := time.Now(); time.Since(start) < during; {
+		for _, key := range keys {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			lease, err := l.Lock(ctx, key)
+			cancel()
+			if err != nil {
+				t.Errorf("Lock of a key that has nothing to do with what hangs: %v", err)
+				return took, lost
+			}
+			time.Sleep(10 * time.Millisecond)
+			begun := time.Now()
+			mustUnlock(t, lease)
+			took = append(took, time.Since(begun))
+		}
+	}
+	for _, lease := range held {
+		if err := lease.Err(); err != nil {
+			lost++
+			if worst := stalls(); worst < ttl/6 {
+				t.Errorf("a lease that has nothing to do with what hangs: %v (this process stood still for %v)", err, worst)
+			}
+			continue
+		}
+		begun := time.Now()
+		mustUnlock(t, lease)
+		took = append(took, time.Since(begun))
+	}
+	return took, lost
+}
+
+// watchStalls returns a function that returns for how long this process, or the machine, has stood still at the most.
+func watchStalls(t *testing.T) func() time.Duration {
+	var worst atomic.Int64
+	go func() {
+		const nap = 10 * time.Millisecond
+		for t.Context().Err() == nil {
+			start := time.Now()
+			time.Sleep(nap)
+			worst.Store(max(worst.Load(), int64(time.Since(start)-nap)))
+		}
+	}()
+	return func() time.Duration { return time.Duration(worst.Load()) }
+}
+
+func logUnlocks(t *testing.T, took []time.Duration, lost, of int) {
+	slices.Sort(took)
+	t.Logf("%d of %d leases lost; %d unlocks: p50 %v, p99 %v, max %v",
+		lost, of, len(took), took[len(took)/2], took[len(took)*99/100], took[len(took)-1])
+}
+
+// TestShardHangs stops one master of a cluster whose nodes do not notice for a while. Leases on the others go on.
+func TestShardHangs(t *testing.T) {
+	t.Parallel()
+	c := redistest.NewCluster(t, redistest.ClusterOptions{})
+	for _, node := range c.Nodes() { // no failover: the shard hangs for the whole test
+		if err := c.Admin(node).ConfigSet(t.Context(), "cluster-node-timeout", "600000").Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const ttl = 1500 * time.Millisecond
+	sick, _ := c.MasterOf(t, redislock.DefaultPrefix+"sick")
+	var well, ill []string
+	for i := 0; len(well) < 30 || len(ill) < 10; i++ {
+		key := "k" + strconv.Itoa(i)
+		if master, _ := c.MasterOf(t, redislock.DefaultPrefix+key); master == sick {
+			ill = append(ill, key)
+		} else {
+			well = append(well, key)
+		}
+	}
+	var all []time.Duration
+	lost, of := 0, 0
+	for range wires.Trials(t, 2) {
+		l := redislock.New(c.Client(t), locker.TTL(ttl))
+		var held, hung []*locker.Lease
+		for _, key := range well[:20] {
+			held = append(held, mustLock(t, l, key))
+		}
+		for _, key := range ill {
+			hung = append(hung, mustLock(t, l, key))
+		}
+		if err := sick.Pause(); err != nil {
+			t.Fatal(err)
+		}
+		took, gone := useWhileHung(t, l, held, well[20:30], ttl)
+		all, lost, of = append(all, took...), lost+gone, of+len(held)
+		if err := sick.Resume(); err != nil {
+			t.Fatal(err)
+		}
+		for _, lease := range hung {
+			_ = lease.Unlock()
+		}
+		_ = l.Close()
+		if t.Failed() {
+			break
+		}
+	}
+	logUnlocks(t, all, lost, of)
+}
+
+// TestRedlockServerHangs stops one server of three.
+func TestRedlockServerHangs(t *testing.T) {
+	t.Parallel()
+	servers := newIndependent(t, 3)
+	const ttl = 1500 * time.Millisecond
+	var all []time.Duration
+	lost, of := 0, 0
+	for trial := range wires.Trials(t, 2) {
+		clients, closeAll := dialAll(servers.addresses())
+		l := redislock.NewRedlock(clients, locker.TTL(ttl))
+		var held []*locker.Lease
+		var keys []string
+		for i := range 20 {
+			held = append(held, mustLock(t, l, "k"+strconv.Itoa(i)))
+			keys = append(keys, "other"+strconv.Itoa(i))
+		}
+		sick := servers[trial%3]
+		if err := sick.Pause(); err != nil {
+			t.Fatal(err)
+		}
+		took, gone := useWhileHung(t, l, held, keys, ttl)
+		all, lost, of = append(all, took...), lost+gone, of+len(held)
+		if err := sick.Resume(); err != nil {
+			t.Fatal(err)
+		}
+		_ = l.Close()
+		closeAll()
+		if t.Failed() {
+			break
+		}
+	}
+	logUnlocks(t, all, lost, of)
+}
+
+// TestWaiterOnAHealthyShard hands a lock over at one node of a cluster while the same process has waiters at another that hangs, and
+// all messages get lost: the poll must not wait for that one.
+func TestWaiterOnAHealthyShard(t *testing.T) {
+	t.Parallel()
+	c := redistest.NewCluster(t, redistest.ClusterOptions{})
+	for _, node := range c.Nodes() {
+		if err := c.Admin(node).ConfigSet(t.Context(), "cluster-node-timeout", "600000").Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sick, _ := c.MasterOf(t, redislock.DefaultPrefix+"sick")
+	key := ""
+	for i := 0; key == ""; i++ {
+		if master, _ := c.MasterOf(t, redislock.DefaultPrefix+"k"+strconv.Itoa(i)); master != sick {
+			key = "k" + strconv.Itoa(i)
+		}
+	}
+	// Nobody can publish: only polls find out that a key is free.
+	for _, node := range c.Nodes() {
+		if err := c.Admin(node).Do(t.Context(), "acl", "setuser", "default", "-publish").Err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	holder, waiter := open(t, c.Client(t), locker.TTL(time.Minute)), open(t, c.Client(t), locker.TTL(time.Minute))
+	first, hung := mustLock(t, holder, key), mustLock(t, holder, "sick")
+	_ = hung
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var waits sync.WaitGroup
+	defer waits.Wait()
+	defer cancel()
+	queue := func(key string) string { return "{" + redislock.DefaultPrefix + key + "}:locker:queue:" }
+	inLineAt := func(key string) bool {
+		master, _ := c.MasterOf(t, redislock.DefaultPrefix+key)
+		return c.Admin(master).ZCard(t.Context(), queue(key)).Val() == 1
+	}
+	waits.Go(func() { _, _ = waiter.Lock(ctx, "sick") })
+	eventually(t, 10*time.Second, "one waits at the node that will hang", func() bool { return inLineAt("sick") })
+	if err := sick.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = sick.Resume() }()
+	var longest time.Duration
+	for range 3 {
+		next := make(chan *locker.Lease, 1)
+		go func() { next <- mustLock(t, waiter, key) }()
+		eventually(t, 10*time.Second, "one waits at the other", func() bool { return inLineAt(key) })
+		released := time.Now()
+		mustUnlock(t, first)
+		first = <-next
+		longest = max(longest, time.Since(released))
+	}
+	t.Logf("handed over within %v", longest)
+	if longest > 2500*time.Millisecond && overslept(t) < 100*time.Millisecond {
+		t.Errorf("a handover took %v; want a second, which is how often is asked", longest)
+	}
+	mustUnlock(t, first)
+}
+
+// TestRedlockHungServerCostsNoMore makes thousands of calls while one server of three hangs: the number of goroutines does not grow
+// with that of the calls.
+func TestRedlockHungServerCostsNoMore(t *testing.T) {
+	servers := newIndependent(t, 3)
+	clients, closeAll := dialAll(servers.addresses())
+	l := redislock.NewRedlock(clients, locker.TTL(time.Minute))
+	defer closeAll()
+	defer func() { _ = l.Close() }()
+	for range 3 {
+		mustUnlock(t, mustLock(t, l, "warm"))
+	}
+	if err := servers[0].Pause(); err != nil {
+		t.Fatal(err)
+	}
+	var calls atomic.Int64
+	stop := make(chan struct{})
+	var callers sync.WaitGroup
+	for i := range 32 {
+		callers.Go(func() {
+			for n := 0; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				lease, err := l.TryLock(t.Context(), fmt.Sprint("k", i, "/", n))
+				calls.Add(1)
+				switch {
+				case err == nil:
+					_ = lease.Unlock()
+				case !errors.Is(err, redislock.ErrNoQuorum): // a machine that is busy
+					t.Error(err)
+				}
+			}
+		})
+	}
+	most := func(during time.Duration) (goroutines int, n int64) {
+		n = calls.Load()
+		for start := time.Now(); time.Since(start) < during; time.Sleep(5 * time.Millisecond) {
+			goroutines = max(goroutines, runtime.NumGoroutine())
+		}
+		return goroutines, calls.Load() - n
+	}
+	early, calledEarly := most(4 * time.Second) // longer than any request is waited for
+	late, calledLate := most(8 * time.Second)
+	close(stop)
+	callers.Wait()
+	if err := servers[0].Resume(); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d goroutines at most during %d calls, then %d during %d", early, calledEarly, late, calledLate)
+	if late > 2*early+500 {
+		t.Errorf("goroutines grow with the number of calls: %d, then %d", early, late)
+	}
+}

@@ -1,0 +1,376 @@
+package redislock_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/redistest"
+	"github.com/lockerkit/locker/redislock"
+)
+
+// checkClass checks that err is of one class of package locker, and of no other.
+func checkClass(t *testing.T, what string, err, want error) {
+	t.Helper()
+	if !errors.Is(err, want) {
+		t.Errorf("%s: %v; want %v", what, err, want)
+	}
+	for _, other := range []error{locker.ErrUnavailable, locker.ErrDenied, locker.ErrUnfit} {
+		if other != want && errors.Is(err, other) {
+			t.Errorf("%s: %v, which is also %v", what, err, other)
+		}
+	}
+}
+
+// fakeServer answers each connection with what answer returns for the first bytes that come, and hangs up.
+func fakeServer(t *testing.T, answer func(asked []byte) []byte) (addr string) {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer func() { _ = conn.Close() }()
+				buf := make([]byte, 4096)
+				n, _ := conn.Read(buf)
+				_, _ = conn.Write(answer(buf[:n]))
+				if tcp, ok := conn.(*net.TCPConn); ok { // lest what is unread resets the connection
+					_ = tcp.CloseWrite()
+					_ = tcp.SetReadDeadline(time.Now().Add(5 * time.Second))
+					_, _ = io.Copy(io.Discard, tcp)
+				}
+			}()
+		}
+	}()
+	return listener.Addr().String()
+}
+
+// ofPostgres answers as Postgres does.
+func ofPostgres(asked []byte) []byte {
+	if bytes.Equal(asked, []byte{0, 0, 0, 8, 4, 210, 22, 47}) { // SSLRequest
+		return []byte("N")
+	}
+	return nil // it logs that the length of the packet is invalid
+}
+
+// ofHTTP2 answers as a server of gRPC does, such as etcd.
+func ofHTTP2([]byte) []byte { return []byte{0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 5, 0, 0, 64, 0} }
+
+func ofHTTP([]byte) []byte { return []byte("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n") }
+
+// TestOpenFailsNow opens what cannot work: that takes three seconds at most, and says what is wrong. New and Lock say the same,
+// and so does Lead, which does not go on.
+func TestOpenFailsNow(t *testing.T) {
+	t.Parallel()
+	rules, more, _, _ := documentedACL(t)
+	secret := redistest.New(t, redistest.Options{Args: []string{"--requirepass", "secret"}}).Addr()
+	acl := redistest.New(t, redistest.Options{})
+	setUser(t, dial(t, acl.Addr()), rules)
+	mute := redistest.New(t, redistest.Options{})
+	setUser(t, dial(t, mute.Addr()), strings.Replace(rules, "&locker:*", "", 1))
+	weak := redistest.New(t, redistest.Options{})
+	setUser(t, dial(t, weak.Addr()), strings.Replace(rules, "+evalsha", "", 1))
+	cluster := redistest.NewCluster(t, redistest.ClusterOptions{})
+	for _, node := range cluster.Nodes() {
+		setUser(t, cluster.Admin(node), strings.Replace(rules+more, "+evalsha", "", 1))
+	}
+	clusterAddrs := strings.Join(cluster.Addrs(), ",")
+	dead := redistest.New(t, redistest.Options{})
+	dead.Kill()
+	nobody := dead.Addr()
+	postgres, http2, http := fakeServer(t, ofPostgres), fakeServer(t, ofHTTP2), fakeServer(t, ofHTTP)
+	good := acl.Addr()
+
+	for name, test := range map[string]struct {
+		url         string
+		class, more error
+		says        string
+		waitsOnly   bool // only waiting is impossible
+	}{
+		"no password":            {url: "redis://" + secret, class: locker.ErrDenied, more: redislock.ErrAuth},
+		"wrong password":         {url: "redis://:wrong@" + secret, class: locker.ErrDenied, more: redislock.ErrAuth},
+		"wrong user":             {url: "redis://you:pw@" + good, class: locker.ErrDenied, more: redislock.ErrAuth},
+		"connection refused":     {url: "redis://" + nobody, class: locker.ErrUnavailable, says: "refused"},
+		"Postgres":               {url: "redis://" + postgres, class: locker.ErrUnfit, says: "Postgres"},
+		"HTTP/2":                 {url: "redis://" + http2, class: locker.ErrUnfit, says: "HTTP"},
+		"HTTP":                   {url: "redis://" + http, class: locker.ErrUnfit, says: "HTTP"},
+		"lacks a command":        {url: "redis://app:pw@" + weak.Addr(), class: locker.ErrDenied, more: redislock.ErrPermission},
+		"lacks the channel":      {url: "redis://app:pw@" + mute.Addr(), class: locker.ErrDenied, more: redislock.ErrPermission, says: "channel", waitsOnly: true},
+		"node of a cluster":      {url: "redis://" + foreignNode(t, cluster), class: locker.ErrUnfit, more: redislock.ErrSlot, says: "NewClusterClient"},
+		"no cluster":             {url: "redis+cluster://" + good, class: locker.ErrUnfit, says: "NewClient"},
+		"cluster, user":          {url: "redis+cluster://you:pw@" + clusterAddrs, class: locker.ErrDenied, more: redislock.ErrAuth},
+		"cluster, command":       {url: "redis+cluster://app:pw@" + clusterAddrs, class: locker.ErrDenied, more: redislock.ErrPermission},
+		"cluster, refused":       {url: "redis+cluster://" + nobody, class: locker.ErrUnavailable},
+		"cluster, Postgres":      {url: "redis+cluster://" + postgres, class: locker.ErrUnfit, says: "Postgres"},
+		"sentinel, refused":      {url: "redis+sentinel://" + nobody + "/main", class: locker.ErrUnavailable},
+		"redlock, one denies":    {url: "redlock://app:pw@" + good + "," + weak.Addr() + "," + nobody, class: locker.ErrUnavailable, more: redislock.ErrNoQuorum},
+		"redlock, two deny":      {url: "redlock://you:pw@" + good + "," + weak.Addr() + "," + nobody, class: locker.ErrDenied, more: redislock.ErrNoQuorum},
+		"redlock, two are unfit": {url: "redlock://app:pw@" + good + "," + postgres + "," + http2, class: locker.ErrUnfit, more: redislock.ErrNoQuorum},
+		"redlock, channel":       {url: "redlock://app:pw@" + mute.Addr(), class: locker.ErrDenied, more: redislock.ErrPermission, waitsOnly: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			start := time.Now()
+			_, err := redislock.Open(ctx, test.url)
+			took := time.Since(start)
+			t.Logf("after %v: %v", took.Round(time.Millisecond), err)
+			checkClass(t, "Open", err, test.class)
+			if test.more != nil && !errors.Is(err, test.more) || err != nil && !strings.Contains(err.Error(), test.says) {
+				t.Errorf("Open: %v; want %v, %q", err, test.more, test.says)
+			}
+			if took > 3*time.Second && overslept(t) < 100*time.Millisecond {
+				t.Errorf("Open took %v", took)
+			}
+			if test.waitsOnly {
+				return
+			}
+			l := newByURL(t, test.url)
+			_, err = l.TryLock(ctx, "k0")
+			checkClass(t, "TryLock", err, test.class)
+			_, err = l.Lock(ctx, "k0")
+			checkClass(t, "Lock", err, test.class)
+			if test.class != locker.ErrUnavailable {
+				err = locker.Lead(ctx, l, "k0", func(context.Context, *locker.Lease) error { return errors.New("led") })
+				checkClass(t, "Lead", err, test.class)
+			}
+		})
+	}
+}
+
+// overslept returns by how much a sleep is late now: whether the machine is busy.
+func overslept(t *testing.T) (most time.Duration) {
+	for range 10 {
+		start := time.Now()
+		time.Sleep(time.Millisecond)
+		most = max(most, time.Since(start))
+	}
+	t.Logf("a sleep of 1ms takes %v", most)
+	return most
+}
+
+// foreignNode returns the address of a node of a cluster that has the slots of neither the key of Ping nor of k0.
+func foreignNode(t *testing.T, c *redistest.Cluster) string {
+	ping, _ := c.MasterOf(t, redislock.DefaultPrefix+locker.PingKey)
+	k0, _ := c.MasterOf(t, redislock.DefaultPrefix+"k0")
+	for _, node := range c.Nodes()[:3] {
+		if node != ping && node != k0 {
+			return node.Addr()
+		}
+	}
+	t.Fatal("no node")
+	return ""
+}
+
+// newByURL returns a Locker of New, or NewRedlock, for a URL.
+func newByURL(t *testing.T, url string) locker.Locker {
+	t.Helper()
+	var clients []redis.UniversalClient
+	var l locker.Locker
+	if servers, err := redislock.ParseRedlockURL(url); err == nil {
+		for _, o := range servers {
+			clients = append(clients, redis.NewClient(o))
+		}
+		l = redislock.NewRedlock(clients)
+	} else {
+		o, err := redislock.ParseURL(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		clients = append(clients, redis.NewUniversalClient(o))
+		l = redislock.New(clients[0])
+	}
+	t.Cleanup(func() {
+		_ = l.Close()
+		for _, client := range clients {
+			_ = client.Close()
+		}
+	})
+	return l
+}
+
+// TestOpen opens what works, in each topology, and a Redlock one server of which hangs.
+func TestOpen(t *testing.T) {
+	t.Parallel()
+	one, cluster := redistest.New(t, redistest.Options{}), redistest.NewCluster(t, redistest.ClusterOptions{})
+	sentinels := redistest.NewSentinels(t, redistest.SentinelOptions{})
+	servers := newIndependent(t, 3)
+	if err := servers[1].Pause(); err != nil {
+		t.Fatal(err)
+	}
+	for _, url := range []string{one.URL(), cluster.URL(), sentinels.URL(), "redlock://" + strings.Join(servers.addresses(), ",")} {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		l, err := redislock.Open(ctx, url)
+		cancel()
+		if err != nil {
+			t.Errorf("%s: %v", url, err)
+			continue
+		}
+		mustUnlock(t, mustLock(t, l, "k")) // ctx was for Open only
+		if err := l.Close(); err != nil {
+			t.Errorf("%s: Close: %v", url, err)
+		}
+	}
+}
+
+// TestOpenIsBounded opens a server that hangs.
+func TestOpenIsBounded(t *testing.T) {
+	t.Parallel()
+	servers := newIndependent(t, 3)
+	for _, server := range servers {
+		if err := server.Pause(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, url := range []string{servers[0].URL(), "redlock://" + strings.Join(servers.addresses(), ",")} {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		_, err := redislock.Open(ctx, url)
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s: %v; want DeadlineExceeded", url, err)
+		}
+	}
+}
+
+// TestUnusableClients has clients that cannot work: no constructor panics.
+func TestUnusableClients(t *testing.T) {
+	t.Parallel()
+	ring := redis.NewRing(&redis.RingOptions{Addrs: map[string]string{"a": "127.0.0.1:1"}})
+	defer ring.Close()
+	plain := dial(t, "127.0.0.1:1")
+	type wrapped struct{ redis.UniversalClient }
+	replicas := redislock.Config{Replicas: 1, ReplicasWithin: time.Second}
+	for name, l := range map[string]*locker.Client{
+		"nil":              redislock.New(nil),
+		"nil client":       redislock.New((*redis.Client)(nil)),
+		"nil cluster":      redislock.New((*redis.ClusterClient)(nil)),
+		"nil wrapper":      redislock.New((*wrapped)(nil)),
+		"ring":             redislock.New(ring),
+		"redlock":          redislock.NewRedlock([]redis.UniversalClient{plain, nil, (*redis.Client)(nil)}),
+		"ring in redlock":  redislock.NewRedlock([]redis.UniversalClient{plain, ring}),
+		"replicas, nil":    replicas.New(nil),
+		"replicas, type":   replicas.New(wrapped{plain}),
+		"replicas, within": redislock.Config{Replicas: 1}.New(plain),
+		"within":           redislock.Config{ReplicasWithin: time.Second}.New(plain),
+		"channel":          redislock.Config{ChannelPrefix: strings.Repeat("x", 1025)}.New(plain),
+	} {
+		if _, err := l.TryLock(t.Context(), "k"); !errors.Is(err, locker.ErrInvalidOption) {
+			t.Errorf("%s: TryLock: %v; want ErrInvalidOption", name, err)
+		}
+		if _, err := l.Lock(t.Context(), "k"); !errors.Is(err, locker.ErrInvalidOption) {
+			t.Errorf("%s: Lock: %v; want ErrInvalidOption", name, err)
+		}
+		if err := l.Ping(t.Context()); !errors.Is(err, locker.ErrInvalidOption) {
+			t.Errorf("%s: Ping: %v; want ErrInvalidOption", name, err)
+		}
+		if err := l.Close(); err != nil {
+			t.Errorf("%s: Close: %v", name, err)
+		}
+	}
+	for name, open := range map[string]func() (*locker.Client, error){
+		"redlock with replicas": func() (*locker.Client, error) { return replicas.Open(t.Context(), "redlock://127.0.0.1:1") },
+		"bad config": func() (*locker.Client, error) {
+			return redislock.Config{Replicas: -1}.Open(t.Context(), "redis://127.0.0.1:1")
+		},
+		"bad option": func() (*locker.Client, error) {
+			return redislock.Open(t.Context(), "redis://127.0.0.1:1", locker.TTL(1))
+		},
+	} {
+		if _, err := open(); !errors.Is(err, locker.ErrInvalidOption) {
+			t.Errorf("%s: %v; want ErrInvalidOption", name, err)
+		}
+	}
+}
+
+// TestClientClosedByItsOwner closes the clients under a lease and a waiter: nothing is tried again and again.
+func TestClientClosedByItsOwner(t *testing.T) {
+	t.Parallel()
+	server, cluster, servers := redistest.New(t, redistest.Options{}), redistest.NewCluster(t, redistest.ClusterOptions{}), newIndependent(t, 3)
+	one, group := redis.NewClient(&redis.Options{Addr: server.Addr()}), cluster.Client(t)
+	several, closeSeveral := dialAll(servers.addresses())
+	const ttl = time.Minute
+	for name, test := range map[string]struct {
+		l           *locker.Client
+		closeClient func()
+	}{
+		"one server": {redislock.New(one, locker.TTL(ttl)), func() { _ = one.Close() }},
+		"cluster":    {redislock.New(group, locker.TTL(ttl)), func() { _ = group.Close() }},
+		"redlock":    {redislock.NewRedlock(several, locker.TTL(ttl)), closeSeveral},
+	} {
+		t.Run(name, func(t *testing.T) {
+			lease := mustLock(t, test.l, "k")
+			waits := make(chan error, 1)
+			waiting := make(chan struct{})
+			go func() {
+				ctx, cancel := context.WithTimeout(t.Context(), ttl)
+				defer cancel()
+				close(waiting)
+				_, err := test.l.Lock(ctx, "k")
+				waits <- err
+			}()
+			<-waiting
+			test.closeClient()
+			start := time.Now()
+			if err := lease.Unlock(); !errors.Is(err, locker.ErrClosed) {
+				t.Errorf("Unlock: %v; want ErrClosed", err)
+			}
+			if took := time.Since(start); took > ttl/6 { // it has a minute
+				t.Errorf("Unlock took %v", took)
+			} else {
+				t.Logf("Unlock took %v", took)
+			}
+			if err := <-waits; !errors.Is(err, locker.ErrClosed) {
+				t.Errorf("the waiter: %v; want ErrClosed", err)
+			}
+			if _, err := test.l.TryLock(t.Context(), "other"); !errors.Is(err, locker.ErrClosed) {
+				t.Errorf("TryLock: %v; want ErrClosed", err)
+			}
+			_ = test.l.Close()
+		})
+	}
+}
+
+// TestChannelPrefix has two Clients call one another by channels of their own.
+func TestChannelPrefix(t *testing.T) {
+	t.Parallel()
+	server := redistest.New(t, redistest.Options{})
+	admin := dial(t, server.Addr())
+	config := redislock.Config{ChannelPrefix: "it's $line -- \\ \"mine\"\n:"}
+	a, b := config.New(dial(t, server.Addr())), config.New(dial(t, server.Addr()))
+	defer a.Close()
+	defer b.Close()
+	watch := admin.PSubscribe(t.Context(), "*")
+	defer watch.Close()
+	if _, err := watch.Receive(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	lease := mustLock(t, a, "k")
+	next := make(chan *locker.Lease, 1)
+	go func() { next <- mustLock(t, b, "k") }()
+	eventually(t, 10*time.Second, "the waiter has subscribed", func() bool {
+		return inLine(t, admin, "k") == 1 && len(admin.PubSubChannels(t.Context(), "*").Val()) == 1
+	})
+	mustUnlock(t, lease)
+	mustUnlock(t, <-next)
+	message, err := watch.ReceiveTimeout(t.Context(), 10*time.Second)
+	m, ok := message.(*redis.Message)
+	if err != nil || !ok || !strings.HasPrefix(m.Channel, config.ChannelPrefix) || len(m.Channel) != len(config.ChannelPrefix)+32 {
+		t.Errorf("%v, %v; want a message on a channel with the prefix", message, err)
+	}
+}
