@@ -396,8 +396,8 @@ type renewals struct {
 	answer   answer
 }
 
-// Renew implements locker.Backend. A lock is as alive as its session, so that one heartbeat renews all that are in one. What
-// the sessions answer is reported as it comes, as one of them may hang.
+// Renew implements locker.Backend. A lock is as alive as its session, so that one heartbeat renews all that are in one.
+// What the sessions answer is reported as it comes, as one of them may hang.
 func (b *backend) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
 	var lost []int
 	sessions := make(map[*session]*renewals)

@@ -117,11 +117,14 @@ func notPostgres(ctx context.Context, config *pgx.ConnConfig) error {
 		}
 	}
 	network, addr := pgconn.NetworkAddress(config.Host, config.Port)
-	kind := backends.Speaks(ctx, func(ctx context.Context) (net.Conn, error) { return config.DialFunc(ctx, network, addr) })
+	kind := backends.Speaks(ctx, func(ctx context.Context) (net.Conn, error) {
+		return config.DialFunc(ctx, network, addr)
+	})
 	if kind == "" || kind == "Postgres" {
 		return nil
 	}
-	return fmt.Errorf("%w: %s is %s; check the host and the port of the connection string", errNotOurs, addr, article(kind))
+	return fmt.Errorf("%w: %s is %s; check the host and the port of the connection string",
+		errNotOurs, addr, article(kind))
 }
 
 // article returns the kind of a server with an article.
@@ -286,7 +289,8 @@ func (c *connector) createTokens(ctx context.Context, pg *pgconn.PgConn) error {
 	return nil
 }
 
-// because gives an error of a statement a meaning, if it was the server that refused it, and not for a reason that passes.
+// because gives an error of a statement a meaning, if it was the server that refused it, and not for a reason that
+// passes.
 func because(meaning, err error) error {
 	pg := (*pgconn.PgError)(nil)
 	if errors.As(err, &pg) && isOfStatement(pg) && !slices.Contains(passing, pg.Code[:min(2, len(pg.Code))]) {

@@ -58,8 +58,10 @@
 // connection, which counts among them. Lines beyond the bound poll every 50 to 100 ms, with notifications on the
 // channel "locker" to make that sooner; they get a connection in order of arrival.
 //
-// Lock gives up when nothing has told it within the TTL, or within two seconds if that is longer, whether the key is locked. Whoever
-// stands in line notices only after half a minute or more that the server does not answer.
+// Lock gives up when nothing has told it within the TTL, or within two seconds if that is longer, whether the key is
+// locked. Once it knows that the key is held, it waits on while the server is away or restarts, as long as its context
+// lasts. Its place in line ends with its session, so it then joins the line at the end. Whoever stands in line notices
+// only after half a minute or more that the server does not answer.
 //
 // A statement that runs keeps VACUUM, everywhere in the database, from removing what has been deleted since it began, and
 // CREATE INDEX CONCURRENTLY waiting. A wait therefore takes its place anew, at the end of the line, when it has lasted
@@ -67,10 +69,12 @@
 //
 // # What it needs
 //
-// A direct connection: poolers such as PgBouncer are refused, since they give each transaction another session. The primary: a
-// standby is refused. A role with the permissions listed at SchemaSQL, whose objects are created on first use unless
-// Config.NoCreate is set. No server setting is changed; those of the role that would harm are overridden in the sessions.
-// Nothing is ever done on a connection of the pool given to New.
+// A direct connection: poolers such as PgBouncer are refused, since they give each transaction another session. The
+// primary: a standby is refused. A role with the permissions listed at SchemaSQL, whose objects are created on first
+// use unless Config.NoCreate is set. No server setting is changed; those of the role that would harm are overridden in
+// the sessions. Nothing is ever done on a connection of the pool given to New. What is missing is told by Open, Ping
+// and each Lock, as an error of this package that is a locker.ErrUnfit or a locker.ErrDenied. If another kind of server
+// is at the address, the error says so, after about a second.
 //
 // With a synchronous standby that is down, raising the ceiling, which happens on the first lock after each start of the
 // server and then once in a million tokens, waits like every commit, and leases on that connection may be lost.

@@ -18,31 +18,37 @@ var (
 	// ErrPooler: the connection goes through a pooler, such as PgBouncer, which hands each transaction to another session of
 	// the server. Locks belong to sessions. Connect to the server itself. A pooler in session mode is refused too, as it
 	// cannot be told apart with certainty. It is a locker.ErrUnfit.
-	ErrPooler = backends.Sentinel(locker.ErrUnfit, "postgres: connected through a pooler; locks need a direct connection")
+	ErrPooler = backends.Sentinel(locker.ErrUnfit,
+		"postgres: connected through a pooler; locks need a direct connection")
 
-	// ErrVersion: the server is older than Postgres 14, and cannot end idle sessions by itself. It is a locker.ErrUnfit.
+	// ErrVersion: the server is older than Postgres 14, and cannot end idle sessions by itself. It is a
+	// locker.ErrUnfit.
 	ErrVersion = backends.Sentinel(locker.ErrUnfit, "postgres: the server is too old; locks need Postgres 14 or later")
 
-	// ErrSettings: a setting that a lease depends on, such as idle_session_timeout, was refused or has no effect. It is a
-	// locker.ErrUnfit.
+	// ErrSettings: a setting that a lease depends on, such as idle_session_timeout, was refused or has no effect. It is
+	// a locker.ErrUnfit.
 	ErrSettings = backends.Sentinel(locker.ErrUnfit, "postgres: a setting that leases depend on was refused")
 
 	// ErrNoTables: the tables for fencing tokens are missing, and could not be created or were not to be: apply
 	// SchemaSQL with a role that may. It is a locker.ErrUnfit.
-	ErrNoTables = backends.Sentinel(locker.ErrUnfit, "postgres: the tables for fencing tokens are missing; apply pglock.SchemaSQL")
+	ErrNoTables = backends.Sentinel(locker.ErrUnfit,
+		"postgres: the tables for fencing tokens are missing; apply pglock.SchemaSQL")
 
 	// ErrNoDatabase: the database does not exist. It is a locker.ErrUnfit.
-	ErrNoDatabase = backends.Sentinel(locker.ErrUnfit, "postgres: no such database; create it, or correct the connection string")
+	ErrNoDatabase = backends.Sentinel(locker.ErrUnfit,
+		"postgres: no such database; create it, or correct the connection string")
 
 	// ErrPermission: the role lacks a permission. SchemaSQL lists what is needed. It is a locker.ErrDenied.
-	ErrPermission = backends.Sentinel(locker.ErrDenied, "postgres: the role lacks a permission; pglock.SchemaSQL lists those needed")
+	ErrPermission = backends.Sentinel(locker.ErrDenied,
+		"postgres: the role lacks a permission; pglock.SchemaSQL lists those needed")
 
 	// ErrAuth: the server refused the role or its password. It is a locker.ErrDenied.
-	ErrAuth = backends.Sentinel(locker.ErrDenied, "postgres: authentication failed; check the role, its password and pg_hba.conf")
+	ErrAuth = backends.Sentinel(locker.ErrDenied,
+		"postgres: authentication failed; check the role, its password and pg_hba.conf")
 
-	// ErrStandby: the server is a standby, whose locks exclude nobody on the primary. The connection string has the wrong
-	// host, or lacks target_session_attrs=read-write; or a failover is under way. It is a locker.ErrUnavailable, as it passes
-	// when the standby is promoted.
+	// ErrStandby: the server is a standby, whose locks exclude nobody on the primary. The connection string has the
+	// wrong host, or lacks target_session_attrs=read-write; or a failover is under way. It is a locker.ErrUnavailable,
+	// as it passes when the standby is promoted.
 	ErrStandby = backends.Sentinel(locker.ErrUnavailable,
 		"postgres: the server is a standby; connect to the primary, or set target_session_attrs=read-write")
 
@@ -52,7 +58,8 @@ var (
 		"postgres: too many connections; close some, or raise max_connections or the limit of the role or database")
 
 	// ErrLockTableFull: the server's lock table is full, which everybody on the server suffers from. It has room for
-	// max_locks_per_transaction times max_connections locks: hold fewer, or raise the former. It is a locker.ErrUnavailable.
+	// max_locks_per_transaction times max_connections locks: hold fewer, or raise the former. It is a
+	// locker.ErrUnavailable.
 	ErrLockTableFull = backends.Sentinel(locker.ErrUnavailable,
 		"postgres: the lock table is full; hold fewer locks, or raise max_locks_per_transaction")
 
@@ -77,11 +84,12 @@ var meanings = map[string]error{
 	"57P03": ErrShutdown, // cannot_connect_now
 }
 
-// queryCanceled is the code of a statement that somebody has cancelled. Who did so cannot have meant all that wait for it here.
+// queryCanceled is the code of a statement that somebody has cancelled. Who did so cannot have meant all that wait for
+// it here.
 const queryCanceled = "57014"
 
-// passing are the classes of codes of errors that another attempt may not meet: of the connection, of a transaction rolled back,
-// of resources, of a lock that was not free, of an operator's intervention, and of the server's system.
+// passing are the classes of codes of errors that another attempt may not meet: of the connection, of a transaction
+// rolled back, of resources, of a lock that was not free, of an operator's intervention, and of the server's system.
 var passing = []string{"08", "40", "53", "55", "57", "58"}
 
 var (

@@ -431,8 +431,8 @@ func TestStandby(t *testing.T) {
 	works(t, open(t, both), l, 0)
 }
 
-// TestShutdown ends the server in order: all leases are lost, and everybody is told why, except who knows that the key was held:
-// he gets it when the server is there again.
+// TestShutdown ends the server in order: all leases are lost, and everybody is told why, except who knows that the key
+// was held: he gets it when the server is there again.
 func TestShutdown(t *testing.T) {
 	t.Parallel()
 	server := pgtest.New(t, pgtest.Options{})

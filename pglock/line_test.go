@@ -328,3 +328,36 @@ func TestCancelledWaitsLeaveNothing(t *testing.T) {
 	}
 	t.Logf("%d granted, %d cancelled", granted, cancelled)
 }
+
+// TestPollThatIsCancelled: an administrator cancels a statement by which a line polls. That does not end the waits.
+func TestPollThatIsCancelled(t *testing.T) {
+	t.Parallel()
+	url := pgtest.URL(t)
+	admin, blocker := connect(t, url), connect(t, url)
+	config := pglock.Config{Namespace: namespace(t, admin), WaitSessions: 1}
+	l, other := openWatched(t, config, url, locker.TTL(time.Minute)), openConfig(t, config, url)
+	key, polled := unique("key"), unique("key")
+	held, next := mustTry(t, other, key), mustTry(t, other, polled)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	waits := started(func() error { _, err := l.Lock(ctx, key); return err })
+	eventually(t, "one waits", func() bool { return admin.inLine(key) == 1 })
+	r := locker.Request{Key: polled, Owner: locker.Owner{1}, TTL: time.Minute}
+	polls := started(func() error { _, err := l.backend.(locker.Queue).Wait(ctx, r); return err })
+	eventually(t, "the other polls", func() bool { return pglock.InLine(l.backend, polled) == 1 })
+	blocker.do("BEGIN")
+	blocker.do(fmt.Sprintf("LOCK TABLE %s.token_limit", config.Namespace)) // which the statement reads
+	const blocked = `FROM pg_stat_activity WHERE application_name = $1 AND wait_event = 'relation'`
+	eventually(t, "a poll is blocked", func() bool { return admin.count("SELECT count(*) "+blocked, l.app) == 1 })
+	admin.do("SELECT pg_cancel_backend(pid) "+blocked, l.app)
+	blocker.do("ROLLBACK")
+	mustUnlock(t, next)
+	if err := polls.get(t); err != nil {
+		t.Errorf("the wait that polls: %v", err)
+	}
+	cancel()
+	if err := waits.get(t); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	mustUnlock(t, held)
+}

@@ -75,7 +75,8 @@ func TestOtherServers(t *testing.T) {
 	plain := httptest.NewServer(http.NotFoundHandler())
 	t.Cleanup(plain.Close)
 	for addr, kind := range map[string]string{
-		redisLike(t): "a Redis server", grpcLike(t): "an HTTP server", plain.Listener.Addr().String(): "is an HTTP server",
+		redisLike(t): "a Redis server", grpcLike(t): "an HTTP server",
+		plain.Listener.Addr().String(): "is an HTTP server",
 	} {
 		for _, params := range []string{"", "?sslmode=disable"} {
 			t.Run(kind+params, func(t *testing.T) {
@@ -89,7 +90,8 @@ func TestOtherServers(t *testing.T) {
 	}
 }
 
-// TestOpenFailsSoon: each mistake in the configuration is known when the program starts, and long before the end of the TTL.
+// TestOpenFailsSoon: each mistake in the configuration is known when the program starts, and long before the end of the
+// TTL.
 func TestOpenFailsSoon(t *testing.T) {
 	t.Parallel()
 	server := pgtest.New(t, pgtest.Options{})

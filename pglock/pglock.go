@@ -30,8 +30,8 @@ type Config struct {
 	WaitSessions int
 }
 
-// New returns a Client that keeps its locks in the database that pool is configured for. The options are the defaults for its
-// leases, see locker.New.
+// New returns a Client that keeps its locks in the database that pool is configured for. The options are the defaults
+// for its leases, see locker.New.
 //
 // It makes connections of its own with the configuration of the pool, its BeforeConnect and AfterConnect included: one
 // for locks that are taken without waiting, and up to Config.WaitSessions for others. It never uses a connection
@@ -41,9 +41,9 @@ func New(pool *pgxpool.Pool, opts ...locker.Option) *locker.Client {
 	return Config{}.New(pool, opts...)
 }
 
-// Open is New for a connection string, as a URL (postgres://user:password@host:5432/db) or in the form of libpq, with the
-// parameters that pgx understands. It connects, bounded by ctx, and ends with a Ping, which reports what would keep the locks
-// from working. An unusable string is ErrInvalidOption.
+// Open is New for a connection string, as a URL (postgres://user:password@host:5432/db) or in the form of libpq, with
+// the parameters that pgx understands. It connects, bounded by ctx, and ends with a Ping, which reports what would keep
+// the locks from working. An unusable string is ErrInvalidOption.
 func Open(ctx context.Context, dsn string, opts ...locker.Option) (*locker.Client, error) {
 	return Config{}.Open(ctx, dsn, opts...)
 }
@@ -65,7 +65,7 @@ func (c Config) Open(ctx context.Context, dsn string, opts ...locker.Option) (*l
 	}
 	client := locker.New(b, opts...)
 	err = client.Ping(ctx)
-	if l := b.connecting(); l != nil && err != nil { // the TTL, which bounds a Ping, is shorter than it takes to connect
+	if l := b.connecting(); l != nil && err != nil { // the TTL bounds a Ping, and is shorter than it takes to connect
 		if failure := l.await(ctx); failure == nil || ctx.Err() != nil {
 			err = client.Ping(ctx)
 		} else {

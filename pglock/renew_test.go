@@ -15,8 +15,8 @@ import (
 	"github.com/lockerkit/locker/pglock"
 )
 
-// TestHungSessionAndOthers: of a Locker with leases on two sessions, one hangs. That costs its own lease, and not that of the
-// other.
+// TestHungSessionAndOthers: of a Locker with leases on two sessions, one hangs. That costs its own lease, and not that
+// of the other.
 func TestHungSessionAndOthers(t *testing.T) {
 	t.Parallel()
 	const ttl = 6 * time.Second // there are three renewals in it, and the failure of the first is not to be enough
@@ -45,14 +45,14 @@ func TestHungSessionAndOthers(t *testing.T) {
 	t.Logf("%d of %d leases lost; an Unlock took p50 %v, p99 %v", lost, n, unlocks[n/2], unlocks[n*99/100])
 }
 
-// besideAHungSession returns what became in three TTLs of a lease on a session that is fine, while another session of the same
-// Locker hangs, and how long it took to unlock it.
+// besideAHungSession returns what became in three TTLs of a lease on a session that is fine, while another session of
+// the same Locker hangs, and how long it took to unlock it.
 func besideAHungSession(t *testing.T, url string, ttl time.Duration) (lost error, unlock time.Duration) {
 	proxy, dsn := behind(t, url)
 	l := open(t, dsn, locker.TTL(ttl))
 	hung := mustTry(t, l, unique("key"))
 	conns := proxy.Conns()
-	healthy := mustTry(t, l, unique("key"), locker.TTL(ttl+time.Millisecond)) // on a session of its own, renewed together
+	healthy := mustTry(t, l, unique("key"), locker.TTL(ttl+time.Millisecond)) // on a session of its own
 	for _, c := range conns {
 		c.Set(faultproxy.BlackHole())
 	}

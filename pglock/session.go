@@ -427,8 +427,8 @@ func (s *session) needsTimeout() bool {
 	return s.needsTimeoutLocked()
 }
 
-// needsTimeoutLocked compares what is wanted with what the server has confirmed, and with what is on its way to it. A message
-// on its way with the same may fail, and then changes nothing.
+// needsTimeoutLocked compares what is wanted with what the server has confirmed, and with what is on its way to it. A
+// message on its way with the same may fail, and then changes nothing.
 func (s *session) needsTimeoutLocked() bool {
 	least, most := s.timeoutsLocked()
 	return least != most

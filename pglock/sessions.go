@@ -191,9 +191,9 @@ func (s *session) interval() time.Duration { return min(s.beat(), silence/2) }
 
 // attend is called regularly: it keeps the session alive, and ends it when it is broken or not needed.
 //
-// The session is kept alive whether the locks it has are renewed or not, as they end one by one, see Expired. That the server
-// ends the session is for when this process cannot. Locks of which nobody has said that they are over are given back here:
-// package locker forgets what it cannot release in time, and takes it to end by itself.
+// The session is kept alive whether the locks it has are renewed or not, as they end one by one, see Expired. That the
+// server ends the session is for when this process cannot. Locks of which nobody has said that they are over are given
+// back here: package locker forgets what it cannot release in time, and takes it to end by itself.
 func (s *session) attend() {
 	now := time.Now()
 	b := s.b

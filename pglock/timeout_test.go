@@ -10,7 +10,8 @@ import (
 	"github.com/lockerkit/locker/internal/pgtest"
 )
 
-// TestTimeoutOnItsWay: what idle_session_timeout the server has depends on what was sent last, not on what it has confirmed.
+// TestTimeoutOnItsWay: what idle_session_timeout the server has depends on what was sent last, not on what it has
+// confirmed.
 func TestTimeoutOnItsWay(t *testing.T) {
 	t.Parallel()
 	const first, second = 10 * time.Second, 5 * time.Second

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -57,26 +56,24 @@ func (s *tokens) next(t *testing.T) {
 	}
 }
 
-// churn has several Lockers take the locks of several keys, until an error says that the server is gone. It returns when it
-// began, and what ends it.
+// churn has several Lockers take the locks of several keys, until an error says that the server is gone. Those who know that
+// a key is held wait on until it is ended. It returns when it began, and what ends it.
 func churn(t *testing.T, seen *tokens, lockers []locker.Locker, keys []string) (end func()) {
 	var begun, running sync.WaitGroup
-	var ended atomic.Bool
+	ctx, cancel := context.WithCancel(t.Context())
 	for i, l := range lockers {
 		for j, key := range keys {
 			begun.Add(1)
 			running.Go(func() {
 				granted := sync.OnceFunc(begun.Done)
 				defer granted()
-				lock := lock
+				lock := l.Lock
 				if (i+j)%2 == 0 {
-					lock = func(l locker.Locker, key string, opts ...locker.CallOption) (*locker.Lease, error) {
-						return l.TryLock(context.Background(), key, opts...)
-					}
+					lock = l.TryLock
 				}
 				var last uint64
-				for !ended.Load() {
-					lease, err := lock(l, key)
+				for ctx.Err() == nil {
+					lease, err := lock(ctx, key)
 					switch {
 					case errors.Is(err, locker.ErrLocked):
 						time.Sleep(time.Millisecond)
@@ -97,7 +94,7 @@ func churn(t *testing.T, seen *tokens, lockers []locker.Locker, keys []string) (
 	}
 	begun.Wait()
 	return func() {
-		ended.Store(true)
+		cancel()
 		running.Wait()
 	}
 }
