@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -112,11 +113,12 @@ func (b ownerPerProcess) Acquire(ctx context.Context, r locker.Request) (locker.
 	return b.client.Acquire(ctx, r)
 }
 
-func (b ownerPerProcess) Renew(ctx context.Context, gs []locker.Grant) []error {
+func (b ownerPerProcess) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
+	gs = slices.Clone(gs)
 	for i := range gs {
 		gs[i].Owner = b.owner
 	}
-	return b.client.Renew(ctx, gs)
+	b.client.Renew(ctx, gs, done)
 }
 
 func (b ownerPerProcess) Release(ctx context.Context, g locker.Grant) error {
@@ -145,7 +147,7 @@ func (b prefixRange) Acquire(ctx context.Context, r locker.Request) (locker.Gran
 // tryWaits is a Locker whose TryLock waits for a while.
 type tryWaits struct{ locker.Locker }
 
-func (l tryWaits) TryLock(ctx context.Context, key string, opts ...locker.Option) (*locker.Lease, error) {
+func (l tryWaits) TryLock(ctx context.Context, key string, opts ...locker.CallOption) (*locker.Lease, error) {
 	soon, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	lease, err := l.Lock(soon, key, opts...)
@@ -222,6 +224,8 @@ var waitingDefects = []defect{
 // asksSeldom never hears of releases, and asks again only now and then.
 type asksSeldom struct{ *client }
 
+func (asksSeldom) Features() locker.Features { return locker.Features{Queue: true} }
+
 func (b asksSeldom) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
 	for {
 		g, err := b.Acquire(ctx, r)
@@ -239,7 +243,7 @@ func (b asksSeldom) Wait(ctx context.Context, r locker.Request) (locker.Grant, e
 // waitsForever is a Locker that heeds ctx until it starts to wait.
 type waitsForever struct{ locker.Locker }
 
-func (l waitsForever) Lock(ctx context.Context, key string, opts ...locker.Option) (*locker.Lease, error) {
+func (l waitsForever) Lock(ctx context.Context, key string, opts ...locker.CallOption) (*locker.Lease, error) {
 	if ctx.Err() == nil {
 		ctx = context.WithoutCancel(ctx)
 	}
@@ -249,14 +253,14 @@ func (l waitsForever) Lock(ctx context.Context, key string, opts ...locker.Optio
 // looksTooLate is a Locker that takes the lock if it is free, whatever ctx says.
 type looksTooLate struct{ locker.Locker }
 
-func (l looksTooLate) Lock(ctx context.Context, key string, opts ...locker.Option) (*locker.Lease, error) {
+func (l looksTooLate) Lock(ctx context.Context, key string, opts ...locker.CallOption) (*locker.Lease, error) {
 	if lease, err := l.TryLock(ctx, key, opts...); err == nil {
 		return lease, nil
 	}
 	return l.Locker.Lock(ctx, key, opts...)
 }
 
-func (l looksTooLate) TryLock(ctx context.Context, key string, opts ...locker.Option) (*locker.Lease, error) {
+func (l looksTooLate) TryLock(ctx context.Context, key string, opts ...locker.CallOption) (*locker.Lease, error) {
 	if ctx.Err() != nil {
 		ctx = context.WithoutCancel(ctx)
 	}
@@ -266,7 +270,7 @@ func (l looksTooLate) TryLock(ctx context.Context, key string, opts ...locker.Op
 // bindsHold is a Locker whose leases end with the ctx that was given to Lock.
 type bindsHold struct{ locker.Locker }
 
-func (l bindsHold) Lock(ctx context.Context, key string, opts ...locker.Option) (*locker.Lease, error) {
+func (l bindsHold) Lock(ctx context.Context, key string, opts ...locker.CallOption) (*locker.Lease, error) {
 	lease, err := l.Locker.Lock(ctx, key, opts...)
 	if err == nil {
 		context.AfterFunc(ctx, func() { _ = lease.Unlock() })

@@ -3,6 +3,7 @@ package conformance
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -86,7 +87,8 @@ type renewsLater struct {
 	renewing sync.WaitGroup
 }
 
-func (b *renewsLater) Renew(_ context.Context, gs []locker.Grant) []error {
+func (b *renewsLater) Renew(_ context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
+	gs = slices.Clone(gs)
 	b.renewing.Go(func() {
 		time.Sleep(50 * time.Millisecond)
 		_ = b.ask(context.Background(), func(s *store) {
@@ -97,7 +99,9 @@ func (b *renewsLater) Renew(_ context.Context, gs []locker.Grant) []error {
 			}
 		})
 	})
-	return make([]error, len(gs))
+	for i := range gs {
+		done(i, locker.Renewal{})
+	}
 }
 
 func (b *renewsLater) Close() error {
@@ -274,21 +278,22 @@ func (b expiryLater) Acquire(ctx context.Context, r locker.Request) (locker.Gran
 // renewsNothing says that it renews.
 type renewsNothing struct{ queued }
 
-func (b renewsNothing) Renew(_ context.Context, gs []locker.Grant) []error {
-	return make([]error, len(gs))
+func (b renewsNothing) Renew(_ context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
+	for i := range gs {
+		done(i, locker.Renewal{})
+	}
 }
 
 // resurrects sets a lock anew that it finds gone.
 type resurrects struct{ queued }
 
-func (b resurrects) Renew(ctx context.Context, gs []locker.Grant) []error {
-	errs := b.queued.Renew(ctx, gs)
-	for i, g := range gs {
-		if errors.Is(errs[i], locker.ErrLost) {
-			_, errs[i] = b.Acquire(ctx, g.Request)
+func (b resurrects) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
+	b.queued.Renew(ctx, gs, func(i int, r locker.Renewal) {
+		if errors.Is(r.Err, locker.ErrLost) {
+			_, r.Err = b.Acquire(ctx, gs[i].Request)
 		}
-	}
-	return errs
+		done(i, r)
+	})
 }
 
 // renewsWith reports what became of a renewal that failed in a way of its own.
@@ -297,14 +302,13 @@ type renewsWith struct {
 	report func(error) error
 }
 
-func (b renewsWith) Renew(ctx context.Context, gs []locker.Grant) []error {
-	errs := b.queued.Renew(ctx, gs)
-	for i, err := range errs {
-		if err != nil {
-			errs[i] = b.report(err)
+func (b renewsWith) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
+	b.queued.Renew(ctx, gs, func(i int, r locker.Renewal) {
+		if r.Err != nil {
+			r.Err = b.report(r.Err)
 		}
-	}
-	return errs
+		done(i, r)
+	})
 }
 
 // grantsWith changes its grants after the store has given them.
@@ -366,12 +370,12 @@ var tokenDefects = []defect{
 // the lease itself is out of the power of a backend.)
 type rewindsTokens struct{ queued }
 
-func (b rewindsTokens) Renew(ctx context.Context, gs []locker.Grant) []error {
-	errs := b.queued.Renew(ctx, gs)
-	for _, g := range gs {
-		_ = b.ask(ctx, func(s *store) { s.token = g.Token - 1 })
-	}
-	return errs
+func (b rewindsTokens) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
+	b.queued.Renew(ctx, gs, func(i int, r locker.Renewal) {
+		token := gs[i].Token - 1
+		_ = b.ask(ctx, func(s *store) { s.token = token })
+		done(i, r)
+	})
 }
 
 // ownTokens returns a backend that mints tokens without asking the store.

@@ -248,17 +248,21 @@ func (c *client) Acquire(ctx context.Context, r locker.Request) (locker.Grant, e
 }
 
 // Renew implements locker.Backend.
-func (c *client) Renew(ctx context.Context, gs []locker.Grant) []error {
+func (c *client) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
+	requested := slices.Clone(gs) // the request may be carried out when Renew has returned
 	answers := make([]error, len(gs))
 	err := c.ask(ctx, func(s *store) {
-		for i, g := range gs {
+		for i, g := range requested {
 			answers[i] = s.renew(g)
 		}
 	})
-	if err != nil {
-		return slices.Repeat([]error{err}, len(gs)) // not answers: it may still be written to
+	for i := range gs {
+		if err != nil { // not answers: they may still be written to
+			done(i, locker.Renewal{Err: err})
+		} else {
+			done(i, locker.Renewal{Err: answers[i]})
+		}
 	}
-	return answers
 }
 
 // Release implements locker.Backend.
@@ -272,6 +276,8 @@ func (c *client) Release(ctx context.Context, g locker.Grant) error {
 
 // queued is a backend with the store's own waiting line.
 type queued struct{ *client }
+
+func (queued) Features() locker.Features { return locker.Features{Queue: true} }
 
 // Wait implements locker.Queue. After an error locker.New calls Release, which leaves the line.
 func (q queued) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
