@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -219,6 +220,46 @@ var waitingDefects = []defect{
 		caught:  []string{"errors/Typed"},
 		fine:    []string{"exclusion/TryLockHeld", "waiting/Cancelled", "lease/DoneBeforeRival"},
 	},
+	{
+		name: "a refused connection taken for a denial",
+		backend: func(_ *testing.T, c *client) locker.Backend {
+			return classifies{client: c, acquire: locker.ErrDenied}
+		},
+		caught: []string{"errors/Typed"},
+		fine:   []string{"exclusion/TryLockHeld", "waiting/Cancelled", "waiting/HungStore", "lease/DoneBeforeRival"},
+	},
+	{
+		name:   "the cause of ctx in place of its end",
+		locker: func(_ *testing.T, l locker.Locker) locker.Locker { return justCause{l} },
+		caught: []string{"waiting/Cancelled", "waiting/AlreadyCancelled", "errors/Typed"},
+		fine:   []string{"waiting/DeadlineExceeded", "waiting/WakesOnRelease", "exclusion/OneHolder"},
+	},
+	{
+		name: "a broken connection ends the wait for good",
+		backend: func(_ *testing.T, c *client) locker.Backend {
+			return classifies{client: c, wait: locker.ErrUnfit}
+		},
+		caught: []string{"waiting/RidesOut"},
+		fine:   []string{"waiting/Cancelled", "waiting/WakesOnRelease", "waiting/FIFO", "waiting/LostReply", "waiting/OwnKey"},
+	},
+	{
+		name:    "a wait that does not tell that it was answered",
+		backend: func(_ *testing.T, c *client) locker.Backend { return waitsSilently{queued{c}} },
+		caught:  []string{"waiting/RidesOut", "waiting/OwnKey"},
+		fine:    []string{"waiting/Cancelled", "waiting/WakesOnRelease", "waiting/FIFO", "waiting/LostReply", "errors/Typed"},
+	},
+	{
+		name:    "a wait that believes in a place in line that is lost",
+		backend: func(_ *testing.T, c *client) locker.Backend { return waitsInVain{queued{c}} },
+		caught:  []string{"waiting/RidesOut"},
+		fine:    []string{"waiting/Cancelled", "waiting/WakesOnRelease", "waiting/FIFO", "waiting/LostReply", "waiting/OwnKey"},
+	},
+	{
+		name:   "whoever waits is named as the holder",
+		store:  func(s *store) { s.tells = func(_, caller locker.Request) string { return caller.Holder } },
+		caught: []string{"waiting/OwnKey"},
+		fine:   []string{"waiting/Cancelled", "waiting/RidesOut", "errors/Typed"},
+	},
 }
 
 // asksSeldom never hears of releases, and asks again only now and then.
@@ -306,6 +347,76 @@ func (b deadIsLocked) Acquire(ctx context.Context, r locker.Request) (locker.Gra
 	g, err := b.client.Acquire(ctx, r)
 	if err != nil {
 		err = locker.ErrLocked
+	}
+	return g, err
+}
+
+// classifies gives what goes wrong with a connection a class of its own: in Acquire, and when it breaks in Wait.
+type classifies struct {
+	*client
+	acquire, wait error
+}
+
+func (classifies) Features() locker.Features { return locker.Features{Queue: true} }
+
+func (b classifies) as(class, err error) error {
+	if class != nil && (errors.Is(err, errRefused) || errors.Is(err, errReset)) {
+		return fmt.Errorf("%w: %w", class, err)
+	}
+	return err
+}
+
+func (b classifies) Acquire(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	g, err := b.client.Acquire(ctx, r)
+	return g, b.as(b.acquire, err)
+}
+
+func (b classifies) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	g, err := queued{b.client}.Wait(ctx, r)
+	if errors.Is(err, errReset) {
+		err = b.as(b.wait, err)
+	}
+	return g, err
+}
+
+// justCause is a Locker that says why a ctx has ended, and not that it has.
+type justCause struct{ locker.Locker }
+
+func (l justCause) Lock(ctx context.Context, key string, opts ...locker.CallOption) (*locker.Lease, error) {
+	lease, err := l.Locker.Lock(ctx, key, opts...)
+	return lease, l.because(ctx, err)
+}
+
+func (l justCause) TryLock(ctx context.Context, key string, opts ...locker.CallOption) (*locker.Lease, error) {
+	lease, err := l.Locker.TryLock(ctx, key, opts...)
+	return lease, l.because(ctx, err)
+}
+
+func (justCause) because(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// waitsSilently does not call ReportHolder: what it makes of a request reaches no lease.
+type waitsSilently struct{ queued }
+
+func (b waitsSilently) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	return b.queued.Wait(ctx, locker.Request{
+		Prefix: r.Prefix, Key: r.Key, Mode: r.Mode, Slots: r.Slots, Owner: r.Owner, Holder: r.Holder, TTL: r.TTL, NoRenew: r.NoRenew,
+	})
+}
+
+// waitsInVain waits on, after its connection has broken, for an answer that can only come over that.
+type waitsInVain struct{ queued }
+
+func (b waitsInVain) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	g, err := b.queued.Wait(ctx, r)
+	if errors.Is(err, errReset) {
+		r.ReportRetry(err)
+		<-ctx.Done()
+		return locker.Grant{}, context.Cause(ctx)
 	}
 	return g, err
 }

@@ -27,9 +27,10 @@ type store struct {
 	mayRelease func(holder, caller locker.Request) bool
 	mayRenew   func(holder, caller locker.Request) bool
 	keptFor    func(ttl time.Duration) time.Duration
-	knows      func(holder, caller locker.Request) bool // that the caller is the holder, who asks again
-	mint       func(last uint64) uint64                 // returns the next token
-	turn       func(waiting int) int                    // returns whose turn in the line it is
+	knows      func(holder, caller locker.Request) bool   // that the caller is the holder, who asks again
+	mint       func(last uint64) uint64                   // returns the next token
+	tells      func(holder, caller locker.Request) string // the holder's name
+	turn       func(waiting int) int                      // returns whose turn in the line it is
 }
 
 // record is a lock that is held. It expires by its timer: if the store has a record, it is valid.
@@ -56,6 +57,7 @@ func newStore() *store {
 		knows:      sameOwner,
 		keptFor:    func(ttl time.Duration) time.Duration { return ttl },
 		mint:       func(last uint64) uint64 { return last + 1 },
+		tells:      func(holder, _ locker.Request) string { return holder.Holder },
 		turn:       func(int) int { return 0 },
 	}
 }
@@ -70,7 +72,7 @@ func (s *store) acquire(r locker.Request) (locker.Grant, error) {
 		s.expireAfter(held, r.TTL)
 		return held.grant, nil
 	}
-	return locker.Grant{}, &locker.Held{Holder: held.grant.Holder, Remaining: time.Until(held.expires)}
+	return locker.Grant{}, &locker.Held{Holder: s.tells(held.grant.Request, r), Remaining: time.Until(held.expires)}
 }
 
 // grant gives the key to r, whoever had it.
@@ -123,7 +125,7 @@ func (s *store) join(w *waiter) {
 	}
 	name := s.nameOf(w.request)
 	s.lines[name] = append(s.lines[name], w)
-	w.request.ReportHolder(s.held[name].grant.Holder)
+	w.request.ReportHolder(s.tells(s.held[name].grant.Request, w.request))
 }
 
 func (s *store) renew(g locker.Grant) error {
