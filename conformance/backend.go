@@ -26,9 +26,11 @@ var backendRules = []rule{
 	},
 	{
 		name: "ExpiredIsGone", body: expiredIsGone, needs: needsBackend,
-		did:  "Renew is called for a lease that has expired; then another owner acquires the key, and the first one calls Release.",
+		did: "Renew is called for a lease that has expired (of which a locker.Expirer has been told); then another owner acquires the " +
+			"key, and the first one calls Release. An Expirer is also told late, when another owner may have the key.",
 		text: "Renew of a lease that has expired returns ErrLost and does not bring it back, though nobody has taken the key since.",
-		hint: "An expired record is no record, for Renew and Release as for Acquire: compare with the store's clock in the same atomic step.",
+		hint: "An expired record is no record, for Renew and Release as for Acquire: compare with the store's clock in the same atomic " +
+			"step. Expired frees what Grant.Owner has, and nothing else.",
 	},
 	{
 		name: "UnknownOutcome", body: unknownOutcome, needs: needsBackend,
@@ -40,15 +42,29 @@ var backendRules = []rule{
 
 // backend returns the backend under test and a request for a new key; the owner is distinct for each call.
 func (c *check) backend() (locker.Backend, func() locker.Request) {
-	b := c.h.Backend(c.t)
+	return c.h.Backend(c.t), c.request()
+}
+
+// request returns a function that makes requests for a new key; the owner is distinct for each call.
+func (c *check) request() func() locker.Request {
 	key := c.key()
-	return b, func() locker.Request {
+	return func() locker.Request {
 		r := locker.Request{Key: key, TTL: c.ttl}
 		for i := range r.Owner {
 			r.Owner[i] = byte(rand.Uint32())
 		}
 		return r
 	}
+}
+
+// expirer returns b if New would call its Expired, and nil otherwise.
+func expirer(b locker.Backend) locker.Expirer {
+	f, ok := b.(interface{ Features() locker.Features })
+	if !ok || !f.Features().Expirer {
+		return nil
+	}
+	e, _ := b.(locker.Expirer)
+	return e
 }
 
 // acquires checks that b grants r.
@@ -143,10 +159,14 @@ func expiredIsGone(c *check) {
 	b, request := c.backend()
 	g := c.acquires(b, request(), "of a free key")
 	time.Sleep(c.ttl + c.ttl/10)
+	e := expirer(b)
+	if e != nil {
+		e.Expired([]locker.Grant{g})
+	}
 	if err := c.renew(c.within(c.ttl), b, g); !errors.Is(err, locker.ErrLost) {
 		c.errorf("Renew of a lease that has expired: %v; want ErrLost", err)
 	}
-	next := c.acquires(b, request(), "of a key whose lease has expired")
+	next := c.acquiresSoon(b, e, request(), "of a key whose lease has expired")
 	if next.Token <= g.Token {
 		c.errorf("the grant after an expiry has token %d, the one before had %d", next.Token, g.Token)
 	}
@@ -154,6 +174,43 @@ func expiredIsGone(c *check) {
 		c.errorf("Release by the owner whose lease has expired, while another has the key: %v; want ErrLost", err)
 	}
 	c.refuses(b, request(), "after the former holder tried to release the key")
+	if e != nil {
+		c.expiresLate(b, e)
+	}
+}
+
+// expiresLate checks that Expired, when it comes late, takes nothing from the next holder. If the store keeps the lock
+// until then, there is none.
+func (c *check) expiresLate(b locker.Backend, e locker.Expirer) {
+	request := c.request()
+	g := c.acquires(b, request(), "of a free key")
+	time.Sleep(c.ttl + c.ttl/10)
+	r := request()
+	_, err := b.Acquire(c.within(c.ttl), r)
+	e.Expired([]locker.Grant{g})
+	switch {
+	case errors.Is(err, locker.ErrLocked):
+		c.acquiresSoon(b, e, r, "of a key of whose expiry the backend has just been told")
+	case err != nil:
+		c.errorf("Acquire of a key whose lease has expired: %v; want a grant, or ErrLocked", err)
+	}
+	c.settle() // Expired does not wait for the store
+	c.refuses(b, request(), "after Expired for the owner before")
+}
+
+// acquiresSoon is acquires for a key that an Expirer, which must not wait for the store, may still be about to free.
+func (c *check) acquiresSoon(b locker.Backend, e locker.Expirer, r locker.Request, when string) locker.Grant {
+	for start := time.Now(); e != nil && time.Since(start) < c.ttl; time.Sleep(c.ttl / 50) {
+		g, err := b.Acquire(c.within(c.ttl), r)
+		if err == nil {
+			g.Request = r
+			return g
+		}
+		if !errors.Is(err, locker.ErrLocked) {
+			break
+		}
+	}
+	return c.acquires(b, r, when)
 }
 
 func unknownOutcome(c *check) {

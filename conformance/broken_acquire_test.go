@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -112,11 +114,12 @@ func (b ownerPerProcess) Acquire(ctx context.Context, r locker.Request) (locker.
 	return b.client.Acquire(ctx, r)
 }
 
-func (b ownerPerProcess) Renew(ctx context.Context, gs []locker.Grant) []error {
+func (b ownerPerProcess) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
+	gs = slices.Clone(gs)
 	for i := range gs {
 		gs[i].Owner = b.owner
 	}
-	return b.client.Renew(ctx, gs)
+	b.client.Renew(ctx, gs, done)
 }
 
 func (b ownerPerProcess) Release(ctx context.Context, g locker.Grant) error {
@@ -145,7 +148,7 @@ func (b prefixRange) Acquire(ctx context.Context, r locker.Request) (locker.Gran
 // tryWaits is a Locker whose TryLock waits for a while.
 type tryWaits struct{ locker.Locker }
 
-func (l tryWaits) TryLock(ctx context.Context, key string, opts ...locker.Option) (*locker.Lease, error) {
+func (l tryWaits) TryLock(ctx context.Context, key string, opts ...locker.CallOption) (*locker.Lease, error) {
 	soon, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	lease, err := l.Lock(soon, key, opts...)
@@ -217,10 +220,52 @@ var waitingDefects = []defect{
 		caught:  []string{"errors/Typed"},
 		fine:    []string{"exclusion/TryLockHeld", "waiting/Cancelled", "lease/DoneBeforeRival"},
 	},
+	{
+		name: "a refused connection taken for a denial",
+		backend: func(_ *testing.T, c *client) locker.Backend {
+			return classifies{client: c, acquire: locker.ErrDenied}
+		},
+		caught: []string{"errors/Typed"},
+		fine:   []string{"exclusion/TryLockHeld", "waiting/Cancelled", "waiting/HungStore", "lease/DoneBeforeRival"},
+	},
+	{
+		name:   "the cause of ctx in place of its end",
+		locker: func(_ *testing.T, l locker.Locker) locker.Locker { return justCause{l} },
+		caught: []string{"waiting/Cancelled", "waiting/AlreadyCancelled", "errors/Typed"},
+		fine:   []string{"waiting/DeadlineExceeded", "waiting/WakesOnRelease", "exclusion/OneHolder"},
+	},
+	{
+		name: "a broken connection ends the wait for good",
+		backend: func(_ *testing.T, c *client) locker.Backend {
+			return classifies{client: c, wait: locker.ErrUnfit}
+		},
+		caught: []string{"waiting/RidesOut"},
+		fine:   []string{"waiting/Cancelled", "waiting/WakesOnRelease", "waiting/FIFO", "waiting/LostReply", "waiting/OwnKey"},
+	},
+	{
+		name:    "a wait that does not tell that it was answered",
+		backend: func(_ *testing.T, c *client) locker.Backend { return waitsSilently{queued{c}} },
+		caught:  []string{"waiting/RidesOut", "waiting/OwnKey"},
+		fine:    []string{"waiting/Cancelled", "waiting/WakesOnRelease", "waiting/FIFO", "waiting/LostReply", "errors/Typed"},
+	},
+	{
+		name:    "a wait that believes in a place in line that is lost",
+		backend: func(_ *testing.T, c *client) locker.Backend { return waitsInVain{queued{c}} },
+		caught:  []string{"waiting/RidesOut"},
+		fine:    []string{"waiting/Cancelled", "waiting/WakesOnRelease", "waiting/FIFO", "waiting/LostReply", "waiting/OwnKey"},
+	},
+	{
+		name:   "whoever waits is named as the holder",
+		store:  func(s *store) { s.tells = func(_, caller locker.Request) string { return caller.Holder } },
+		caught: []string{"waiting/OwnKey"},
+		fine:   []string{"waiting/Cancelled", "waiting/RidesOut", "errors/Typed"},
+	},
 }
 
 // asksSeldom never hears of releases, and asks again only now and then.
 type asksSeldom struct{ *client }
+
+func (asksSeldom) Features() locker.Features { return locker.Features{Queue: true} }
 
 func (b asksSeldom) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
 	for {
@@ -239,7 +284,7 @@ func (b asksSeldom) Wait(ctx context.Context, r locker.Request) (locker.Grant, e
 // waitsForever is a Locker that heeds ctx until it starts to wait.
 type waitsForever struct{ locker.Locker }
 
-func (l waitsForever) Lock(ctx context.Context, key string, opts ...locker.Option) (*locker.Lease, error) {
+func (l waitsForever) Lock(ctx context.Context, key string, opts ...locker.CallOption) (*locker.Lease, error) {
 	if ctx.Err() == nil {
 		ctx = context.WithoutCancel(ctx)
 	}
@@ -249,14 +294,14 @@ func (l waitsForever) Lock(ctx context.Context, key string, opts ...locker.Optio
 // looksTooLate is a Locker that takes the lock if it is free, whatever ctx says.
 type looksTooLate struct{ locker.Locker }
 
-func (l looksTooLate) Lock(ctx context.Context, key string, opts ...locker.Option) (*locker.Lease, error) {
+func (l looksTooLate) Lock(ctx context.Context, key string, opts ...locker.CallOption) (*locker.Lease, error) {
 	if lease, err := l.TryLock(ctx, key, opts...); err == nil {
 		return lease, nil
 	}
 	return l.Locker.Lock(ctx, key, opts...)
 }
 
-func (l looksTooLate) TryLock(ctx context.Context, key string, opts ...locker.Option) (*locker.Lease, error) {
+func (l looksTooLate) TryLock(ctx context.Context, key string, opts ...locker.CallOption) (*locker.Lease, error) {
 	if ctx.Err() != nil {
 		ctx = context.WithoutCancel(ctx)
 	}
@@ -266,7 +311,7 @@ func (l looksTooLate) TryLock(ctx context.Context, key string, opts ...locker.Op
 // bindsHold is a Locker whose leases end with the ctx that was given to Lock.
 type bindsHold struct{ locker.Locker }
 
-func (l bindsHold) Lock(ctx context.Context, key string, opts ...locker.Option) (*locker.Lease, error) {
+func (l bindsHold) Lock(ctx context.Context, key string, opts ...locker.CallOption) (*locker.Lease, error) {
 	lease, err := l.Locker.Lock(ctx, key, opts...)
 	if err == nil {
 		context.AfterFunc(ctx, func() { _ = lease.Unlock() })
@@ -302,6 +347,76 @@ func (b deadIsLocked) Acquire(ctx context.Context, r locker.Request) (locker.Gra
 	g, err := b.client.Acquire(ctx, r)
 	if err != nil {
 		err = locker.ErrLocked
+	}
+	return g, err
+}
+
+// classifies gives what goes wrong with a connection a class of its own: in Acquire, and when it breaks in Wait.
+type classifies struct {
+	*client
+	acquire, wait error
+}
+
+func (classifies) Features() locker.Features { return locker.Features{Queue: true} }
+
+func (b classifies) as(class, err error) error {
+	if class != nil && (errors.Is(err, errRefused) || errors.Is(err, errReset)) {
+		return fmt.Errorf("%w: %w", class, err)
+	}
+	return err
+}
+
+func (b classifies) Acquire(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	g, err := b.client.Acquire(ctx, r)
+	return g, b.as(b.acquire, err)
+}
+
+func (b classifies) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	g, err := queued{b.client}.Wait(ctx, r)
+	if errors.Is(err, errReset) {
+		err = b.as(b.wait, err)
+	}
+	return g, err
+}
+
+// justCause is a Locker that says why a ctx has ended, and not that it has.
+type justCause struct{ locker.Locker }
+
+func (l justCause) Lock(ctx context.Context, key string, opts ...locker.CallOption) (*locker.Lease, error) {
+	lease, err := l.Locker.Lock(ctx, key, opts...)
+	return lease, l.because(ctx, err)
+}
+
+func (l justCause) TryLock(ctx context.Context, key string, opts ...locker.CallOption) (*locker.Lease, error) {
+	lease, err := l.Locker.TryLock(ctx, key, opts...)
+	return lease, l.because(ctx, err)
+}
+
+func (justCause) because(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// waitsSilently does not call ReportHolder: what it makes of a request reaches no lease.
+type waitsSilently struct{ queued }
+
+func (b waitsSilently) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	return b.queued.Wait(ctx, locker.Request{
+		Prefix: r.Prefix, Key: r.Key, Mode: r.Mode, Slots: r.Slots, Owner: r.Owner, Holder: r.Holder, TTL: r.TTL, NoRenew: r.NoRenew,
+	})
+}
+
+// waitsInVain waits on, after its connection has broken, for an answer that can only come over that.
+type waitsInVain struct{ queued }
+
+func (b waitsInVain) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	g, err := b.queued.Wait(ctx, r)
+	if errors.Is(err, errReset) {
+		r.ReportRetry(err)
+		<-ctx.Done()
+		return locker.Grant{}, context.Cause(ctx)
 	}
 	return g, err
 }

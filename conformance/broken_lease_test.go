@@ -1,8 +1,10 @@
 package conformance
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -86,7 +88,8 @@ type renewsLater struct {
 	renewing sync.WaitGroup
 }
 
-func (b *renewsLater) Renew(_ context.Context, gs []locker.Grant) []error {
+func (b *renewsLater) Renew(_ context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
+	gs = slices.Clone(gs)
 	b.renewing.Go(func() {
 		time.Sleep(50 * time.Millisecond)
 		_ = b.ask(context.Background(), func(s *store) {
@@ -97,7 +100,9 @@ func (b *renewsLater) Renew(_ context.Context, gs []locker.Grant) []error {
 			}
 		})
 	})
-	return make([]error, len(gs))
+	for i := range gs {
+		done(i, locker.Renewal{})
+	}
 }
 
 func (b *renewsLater) Close() error {
@@ -188,6 +193,63 @@ var leaseDefects = []defect{
 		fine:    []string{"exclusion/OneHolder", "unlock/FreesAtOnce", "lease/NoRenew"},
 	},
 	{
+		name:    "renewals told when all are known",
+		backend: func(_ *testing.T, c *client) locker.Backend { return newOneHangs(c, false) },
+		caught:  []string{"lease/RenewedSeparately"},
+		fine:    []string{"lease/OutlivesTTL", "lease/NeverResurrects", "lease/RidesOutOneFailedRenewal", "backend/OwnerDecides"},
+	},
+	{
+		name:    "renewals one after the other",
+		backend: func(_ *testing.T, c *client) locker.Backend { return renewsInTurn{queued{c}, make(chan struct{}, 1)} },
+		caught:  []string{"lease/RenewedSeparately"},
+		fine:    []string{"lease/OutlivesTTL", "lease/NeverResurrects", "backend/OwnerDecides", "backend/ExpiredIsGone"},
+	},
+	{
+		name: "renewals told of another grant",
+		backend: func(_ *testing.T, c *client) locker.Backend {
+			return tellsRenewals{queued{c}, func(i, n int, r locker.Renewal, done func(int, locker.Renewal)) { done(n-1-i, r) }}
+		},
+		caught: []string{"lease/RenewedSeparately"},
+		fine:   []string{"lease/OutlivesTTL", "lease/NeverResurrects", "backend/OwnerDecides", "backend/ExpiredIsGone"},
+	},
+	{
+		name: "renewals told of some grants only",
+		backend: func(_ *testing.T, c *client) locker.Backend {
+			return tellsRenewals{queued{c}, func(i, n int, r locker.Renewal, done func(int, locker.Renewal)) {
+				if r.Err == nil || n == 1 {
+					done(i, r)
+				}
+			}}
+		},
+		caught: []string{"lease/RenewedSeparately"},
+		fine:   []string{"lease/OutlivesTTL", "lease/NeverResurrects", "backend/OwnerDecides", "backend/ExpiredIsGone"},
+	},
+	{
+		name: "renewals told twice",
+		backend: func(_ *testing.T, c *client) locker.Backend {
+			return tellsRenewals{queued{c}, func(i, n int, r locker.Renewal, done func(int, locker.Renewal)) {
+				done(i, r)
+				if n > 1 {
+					done(i, r)
+				}
+			}}
+		},
+		caught: []string{"lease/RenewedSeparately"},
+		fine:   []string{"lease/OutlivesTTL", "lease/NeverResurrects", "backend/OwnerDecides", "backend/ExpiredIsGone"},
+	},
+	{
+		name:    "renewals change what they were given",
+		backend: func(_ *testing.T, c *client) locker.Backend { return sortsGrants{queued{c}} },
+		caught:  []string{"lease/RenewedSeparately"},
+		fine:    []string{"lease/OutlivesTTL", "lease/NeverResurrects", "backend/OwnerDecides", "backend/ExpiredIsGone"},
+	},
+	{
+		name:    "an expiry told frees the key of the next holder",
+		backend: func(_ *testing.T, c *client) locker.Backend { return freesExpired{queued{c}} },
+		caught:  []string{"backend/ExpiredIsGone"},
+		fine:    []string{"backend/OwnerDecides", "backend/UnknownOutcome", "lease/NoRenew", "unlock/StaleCannotFreeSuccessor"},
+	},
+	{
 		name:    "renewals resurrect",
 		backend: func(_ *testing.T, c *client) locker.Backend { return resurrects{queued{c}} },
 		caught:  []string{"lease/NeverResurrects", "backend/ExpiredIsGone"},
@@ -274,21 +336,140 @@ func (b expiryLater) Acquire(ctx context.Context, r locker.Request) (locker.Gran
 // renewsNothing says that it renews.
 type renewsNothing struct{ queued }
 
-func (b renewsNothing) Renew(_ context.Context, gs []locker.Grant) []error {
-	return make([]error, len(gs))
+func (b renewsNothing) Renew(_ context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
+	for i := range gs {
+		done(i, locker.Renewal{})
+	}
+}
+
+// oneHangs asks for each renewal by a request of its own. For a while, one request of each call is not answered for almost a TTL,
+// whatever ctx says, another lease's each time.
+type oneHangs struct {
+	queued
+	separately bool // report each result as soon as it is known
+	until      time.Time
+	mu         sync.Mutex
+	hung       map[locker.Owner]bool
+}
+
+func newOneHangs(c *client, separately bool) *oneHangs {
+	return &oneHangs{
+		queued: queued{c}, separately: separately, until: time.Now().Add(1200 * time.Millisecond), hung: make(map[locker.Owner]bool),
+	}
+}
+
+// hangs returns the index of the grant whose request hangs, -1 if none does.
+func (b *oneHangs) hangs(gs []locker.Grant) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(gs) <= 4 || time.Now().After(b.until) { // so few are those that the suite itself has renewed
+		return -1
+	}
+	i := slices.IndexFunc(gs, func(g locker.Grant) bool { return !b.hung[g.Owner] })
+	if i >= 0 {
+		b.hung[gs[i].Owner] = true
+	}
+	return i
+}
+
+func (b *oneHangs) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
+	gs = slices.Clone(gs)
+	hung := b.hangs(gs)
+	results := make([]locker.Renewal, len(gs))
+	var requests sync.WaitGroup
+	for i := range gs {
+		requests.Go(func() {
+			if i == hung {
+				time.Sleep(900 * time.Millisecond)
+				results[i].Err = errReset
+			} else {
+				b.queued.Renew(ctx, gs[i:i+1], func(_ int, r locker.Renewal) { results[i] = r })
+			}
+			if b.separately {
+				done(i, results[i])
+			}
+		})
+	}
+	requests.Wait()
+	if !b.separately {
+		for i, r := range results {
+			done(i, r)
+		}
+	}
+}
+
+// TestRenewedSeparately is about the same store with a backend that does it right: that a request hangs is no defect of it.
+func TestRenewedSeparately(t *testing.T) {
+	t.Parallel()
+	d := defect{backend: func(_ *testing.T, c *client) locker.Backend { return newOneHangs(c, true) }}
+	for _, p := range d.problems(t, "lease/RenewedSeparately") {
+		t.Error(p)
+	}
+}
+
+// renewsInTurn has one connection for renewals, and asks for the next when it has the answer to the one before.
+type renewsInTurn struct {
+	queued
+	turn chan struct{} // has room for one: unlike a mutex, one can wait for it in fake time
+}
+
+func (b renewsInTurn) Renew(_ context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
+	b.turn <- struct{}{}
+	defer func() { <-b.turn }()
+	for i := range gs {
+		if len(gs) > 1 {
+			time.Sleep(15 * time.Millisecond)
+		}
+		b.queued.Renew(context.Background(), gs[i:i+1], func(_ int, r locker.Renewal) { done(i, r) })
+	}
+}
+
+// tellsRenewals reports the results of n grants in a way of its own.
+type tellsRenewals struct {
+	queued
+	tell func(i, n int, r locker.Renewal, done func(int, locker.Renewal))
+}
+
+func (b tellsRenewals) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
+	b.queued.Renew(ctx, gs, func(i int, r locker.Renewal) { b.tell(i, len(gs), r, done) })
+}
+
+// sortsGrants renews in an order of its own.
+type sortsGrants struct{ queued }
+
+func (b sortsGrants) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
+	at := make(map[locker.Owner]int)
+	for i, g := range gs {
+		at[g.Owner] = i
+	}
+	slices.SortFunc(gs, func(a, b locker.Grant) int { return cmp.Compare(b.Token, a.Token) })
+	sorted := slices.Clone(gs)
+	b.queued.Renew(ctx, sorted, func(i int, r locker.Renewal) { done(at[sorted[i].Owner], r) })
+}
+
+// freesExpired is told of leases that have ended, and does not look who has the key by then.
+type freesExpired struct{ queued }
+
+func (freesExpired) Features() locker.Features { return locker.Features{Queue: true, Expirer: true} }
+
+func (b freesExpired) Expired(gs []locker.Grant) {
+	b.store.mu.Lock()
+	defer b.store.mu.Unlock()
+	for _, g := range gs {
+		b.store.free(g.Name())
+	}
 }
 
 // resurrects sets a lock anew that it finds gone.
 type resurrects struct{ queued }
 
-func (b resurrects) Renew(ctx context.Context, gs []locker.Grant) []error {
-	errs := b.queued.Renew(ctx, gs)
-	for i, g := range gs {
-		if errors.Is(errs[i], locker.ErrLost) {
-			_, errs[i] = b.Acquire(ctx, g.Request)
+func (b resurrects) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
+	b.queued.Renew(ctx, gs, func(i int, r locker.Renewal) {
+		if errors.Is(r.Err, locker.ErrLost) {
+			_, r.Err = b.Acquire(ctx, gs[i].Request)
 		}
-	}
-	return errs
+		done(i, r)
+	})
 }
 
 // renewsWith reports what became of a renewal that failed in a way of its own.
@@ -297,14 +478,13 @@ type renewsWith struct {
 	report func(error) error
 }
 
-func (b renewsWith) Renew(ctx context.Context, gs []locker.Grant) []error {
-	errs := b.queued.Renew(ctx, gs)
-	for i, err := range errs {
-		if err != nil {
-			errs[i] = b.report(err)
+func (b renewsWith) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
+	b.queued.Renew(ctx, gs, func(i int, r locker.Renewal) {
+		if r.Err != nil {
+			r.Err = b.report(r.Err)
 		}
-	}
-	return errs
+		done(i, r)
+	})
 }
 
 // grantsWith changes its grants after the store has given them.
@@ -366,12 +546,12 @@ var tokenDefects = []defect{
 // the lease itself is out of the power of a backend.)
 type rewindsTokens struct{ queued }
 
-func (b rewindsTokens) Renew(ctx context.Context, gs []locker.Grant) []error {
-	errs := b.queued.Renew(ctx, gs)
-	for _, g := range gs {
-		_ = b.ask(ctx, func(s *store) { s.token = g.Token - 1 })
-	}
-	return errs
+func (b rewindsTokens) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
+	b.queued.Renew(ctx, gs, func(i int, r locker.Renewal) {
+		token := gs[i].Token - 1
+		_ = b.ask(ctx, func(s *store) { s.token = token })
+		done(i, r)
+	})
 }
 
 // ownTokens returns a backend that mints tokens without asking the store.

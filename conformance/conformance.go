@@ -15,8 +15,8 @@
 //
 // # The report
 //
-// At its end, Run logs which rules were proven, which were relaxed and for what reason, and which could not be proven for
-// lack of a hook; go test shows that with -v, or when a rule has failed. With the environment variable
+// At its end, Run logs which rules were proven, which were relaxed and for what reason, which could not be proven for
+// lack of a hook, and which are newer than Harness.Since; go test shows that with -v, or when a rule has failed. With the environment variable
 // LOCKER_CONFORMANCE_REPORT, each Run also writes it as a Markdown table, to a file of its own in that directory:
 //
 //	LOCKER_CONFORMANCE_REPORT=$PWD/reports go test -count=1 ./...
@@ -48,13 +48,18 @@ type Harness struct {
 	// machine that is busy with something else.
 	TTL time.Duration
 
+	// Since is the version of this module whose rules the harness was written for, such as "v0.1". Rules that came with a
+	// later version are skipped, and the report lists them. So an update of this module breaks nobody's CI: raise Since when
+	// you have seen what the new rules say. "" means all rules.
+	Since string
+
 	// Features relaxes rules that the store cannot keep. The zero value is the strictest.
 	Features Features
 
 	// Cut severs the Locker that Open returned last in this same test from its store, at once and in the way
-	// that f names, until heal is called; requests that were lost stay lost. It comes after Open, not before, because what has to be shown is what a
-	// Locker does that already holds something. Other Lockers go on undisturbed. A second Cut before heal replaces
-	// the fault by another.
+	// that f names, until heal is called; requests that were lost stay lost. It comes after Open, not before, because
+	// what has to be shown is what a Locker does that already holds something. Other Lockers go on undisturbed. A
+	// second Cut before heal replaces the fault by another.
 	Cut func(t *testing.T, f Fault) (heal func())
 
 	// Restart restarts the store, with the loss of data that the deployment under test has to expect. It returns
@@ -110,6 +115,9 @@ type Features struct {
 func Run(t *testing.T, h Harness) {
 	if h.Open == nil {
 		t.Fatal("conformance: Harness.Open is nil")
+	}
+	if _, ok := parseVersion(h.Since); h.Since != "" && !ok {
+		t.Fatalf("conformance: Harness.Since is %q; want the version of a release, such as v0.1 or v0.1.2", h.Since)
 	}
 	h = h.withDefaults()
 	rep := newReport(t.Name())

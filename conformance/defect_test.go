@@ -158,7 +158,7 @@ func (d *defect) harness() Harness {
 		Open: func(t *testing.T, opts ...locker.Option) locker.Locker {
 			l := locker.New(backend(t), opts...)
 			if d.locker != nil {
-				l = d.locker(t, l)
+				return d.locker(t, l)
 			}
 			return l
 		},

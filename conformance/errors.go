@@ -11,25 +11,28 @@ import (
 var errorRules = []rule{
 	{
 		name: "Typed", body: typed,
-		did:  "A key is held, waited for, unlocked and lost, and with Harness.Cut the store dies; the errors are looked at.",
-		text: "A caller can tell apart: somebody holds it; my wait ended; the store is unreachable; I had it and lost it. A dead store is never ErrLocked.",
-		hint: "Acquire returns a *locker.Held, or ErrLocked, and Renew and Release ErrLost, only where the store has said so; in all other cases what the client says, wrapped or not. If " + firstOfExpiry + " fails too, mend that first.",
+		did: "A key is held, waited for, unlocked and lost, and with Harness.Cut the store dies; the errors are looked at.",
+		text: "A caller can tell apart: somebody holds it; my wait ended; the store is unreachable; I had it and lost it. A dead store is " +
+			"ErrUnavailable, never ErrLocked, ErrDenied or ErrUnfit.",
+		hint: "Acquire returns a *locker.Held, or ErrLocked, and Renew and Release ErrLost, only where the store has said so; in all " +
+			"other cases what the client says, wrapped or not. ErrDenied and ErrUnfit are for what does not pass by itself. If " +
+			firstOfExpiry + " fails too, mend that first.",
 	},
 }
 
 // kinds are the errors of which at most one may be true of an error.
 var kinds = []error{
 	locker.ErrLocked, locker.ErrLost, locker.ErrUnlocked, locker.ErrClosed, locker.ErrInvalidKey, locker.ErrInvalidOption,
-	context.Canceled, context.DeadlineExceeded,
+	context.Canceled, context.DeadlineExceeded, locker.ErrUnavailable, locker.ErrDenied, locker.ErrUnfit,
 }
 
-// isJust checks that err is want and none of the other kinds; a nil want is for an error of the store.
+// isJust checks that err is want and none of the other kinds.
 func (c *check) isJust(err, want error, when string) {
 	if err == nil {
 		c.record(1, "no error %s", when)
 		return
 	}
-	if want != nil && !errors.Is(err, want) {
+	if !errors.Is(err, want) {
 		c.record(1, "%s: %v; want %v", when, err, want)
 	}
 	for _, kind := range kinds {
@@ -62,6 +65,15 @@ func typed(c *check) {
 	_, err = b.Lock(c.within(c.ttl/10), key)
 	c.isJust(err, context.DeadlineExceeded, "Lock whose wait ended")
 
+	cause := errors.New("conformance: the cause of the deadline")
+	ctx, cancel := context.WithTimeoutCause(c.ctx, c.ttl/10, cause)
+	defer cancel()
+	_, err = b.Lock(ctx, key)
+	c.isJust(err, context.DeadlineExceeded, "Lock whose wait ended with a cause")
+	if !errors.Is(err, cause) {
+		c.errorf("Lock whose wait ended with a cause: %v; want an error that matches the cause as well", err)
+	}
+
 	c.unlock(lease)
 	c.isJust(lease.Err(), locker.ErrUnlocked, "Err after Unlock")
 
@@ -70,15 +82,15 @@ func typed(c *check) {
 	c.isJust(lost.Err(), locker.ErrLost, "Err after a loss")
 	c.isJust(lost.Unlock(), locker.ErrLost, "Unlock after a loss")
 
-	if !c.has(needsCut, "that a dead store is never ErrLocked") {
+	if !c.has(needsCut, "that a dead store is ErrUnavailable") {
 		return
 	}
 	defer c.cut(Refuse)()
 	start := time.Now()
 	_, err = a.TryLock(c.within(10*c.ttl), key)
-	c.isJust(err, nil, "TryLock while the store refuses connections")
+	c.isJust(err, locker.ErrUnavailable, "TryLock while the store refuses connections")
 	_, err = a.Lock(c.within(10*c.ttl), key)
-	c.isJust(err, nil, "Lock while the store refuses connections")
+	c.isJust(err, locker.ErrUnavailable, "Lock while the store refuses connections")
 	if took := time.Since(start); took > 4*c.ttl {
 		c.errorf("it took %v to report twice that the store cannot be reached; want no longer than a TTL each", took)
 	}

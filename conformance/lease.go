@@ -17,7 +17,7 @@ var leaseRules = []rule{
 		name: "OutlivesTTL", body: outlivesTTL,
 		did:  "A lease is held for three TTLs, while another Locker tries the key.",
 		text: "A lease is renewed for as long as its holder lives, beyond its TTL.",
-		hint: "Renew sets the expiry of each grant to Grant.TTL from now, and returns one error for each, in the same order: nil where it did.",
+		hint: "Renew sets the expiry of each grant to Grant.TTL from now, and calls done with the index of each: Renewal.Err is nil where it did.",
 	},
 	{
 		name: "ExpiresWhenAbandoned", body: expiresWhenAbandoned,
@@ -54,6 +54,14 @@ var leaseRules = []rule{
 		did:  "A holder is cut off for a quarter of its TTL, while a renewal is due, in each of the four ways of Fault.",
 		text: "A lease survives a renewal that fails, if the store can be reached again before its validity is over.",
 		hint: "Renew returns ErrLost only if the store said that the owner does not hold the key; with any other error New tries again, so connections have to be made anew. If locks end with their connection: Features{ConnectionBound: \"the reason\"}.",
+	},
+	{
+		name: "RenewedSeparately", body: renewedSeparately, since: "v0.1.0",
+		did: "A Locker holds 20 leases of the TTL and 100 of four times the TTL, for three TTLs. With Harness.Backend: of four " +
+			"grants the second is released; then Renew is called for all of them.",
+		text: "Renew reports each grant once, at its own index, as soon as its result is known. No lease is lost for the sake of others.",
+		hint: "Renew asks for all grants in one round trip, or for several at a time, and calls done(i, ...) for gs[i] as its answer " +
+			"comes, and for each one before it returns. It does not wait for another call of Renew, and does not write into gs.",
 	},
 	{
 		name: "NeverResurrects", body: neverResurrects, needs: needsBreak,
@@ -339,6 +347,88 @@ func (c *check) lostBeforeRival(lease *locker.Lease, rival locker.Locker, f Faul
 		c.errorf("%v: Err of the holder whose connection broke: %v; want ErrLost", f, lease.Err())
 	}
 	c.unlock(next)
+}
+
+func renewedSeparately(c *check) {
+	const short, long = 20, 100
+	l := c.open()
+	leases := make([]*locker.Lease, long+short)
+	acquire := func(from, to int, ttl time.Duration) {
+		c.all(to-from, func(i int) { leases[from+i] = c.tryLock(l, c.key(), locker.TTL(ttl)) })
+	}
+	acquire(0, long, 4*c.ttl)
+	acquire(long, long+short, c.ttl)
+	time.Sleep(3 * c.ttl)
+	for i, lease := range leases {
+		switch {
+		case lease == nil: // tryLock has said why
+		case lease.Err() != nil && i >= long:
+			c.errorf("a lease of the TTL %v was lost, beside many of another: %v", c.ttl, lease.Err())
+		case lease.Err() != nil:
+			c.errorf("one of many leases of the TTL %v was lost: %v", 4*c.ttl, lease.Err())
+		}
+	}
+	c.all(len(leases), func(i int) {
+		if leases[i] != nil && leases[i].Err() == nil {
+			c.unlock(leases[i])
+		}
+	})
+
+	if !c.has(needsBackend, "that Renew reports each grant at its own index") {
+		return
+	}
+	b := c.h.Backend(c.t)
+	const grants, released = 4, 1 // not in the middle: a list the wrong way round is to be noticed
+	gs := make([]locker.Grant, grants)
+	requests := make([]func() locker.Request, grants)
+	for i := range gs {
+		requests[i] = c.request()
+		gs[i] = c.acquires(b, requests[i](), "of a free key")
+	}
+	if err := b.Release(c.within(c.ttl), gs[released]); err != nil {
+		c.errorf("Release by the owner: %v", err)
+	}
+	passed := slices.Clone(gs)
+	results := c.renewAll(b, passed)
+	for i, of := range results {
+		var want error
+		if i == released {
+			want = locker.ErrLost
+		}
+		switch {
+		case len(of) != 1:
+			c.errorf("Renew of %d grants reported %d results of the grant with index %d before it returned; want one", grants, len(of), i)
+		case !errors.Is(of[0].Err, want):
+			c.errorf("Renew of %d grants, of which that with index %d was released, reported %v for index %d; want %v",
+				grants, released, of[0].Err, i, want)
+		}
+		if g := passed[i]; g.Request != gs[i].Request || g.Token != gs[i].Token || !g.Sent.Equal(gs[i].Sent) {
+			c.errorf("Renew has changed the slice of grants that it was given, which is New's")
+		}
+		if i == released {
+			c.acquires(b, requests[i](), "of a key that was released, and renewed by its former owner")
+		} else {
+			c.refuses(b, requests[i](), "after the owner renewed")
+		}
+	}
+}
+
+// renewAll returns what Renew has reported of each grant by the time that it returned.
+func (c *check) renewAll(b locker.Backend, gs []locker.Grant) [][]locker.Renewal {
+	var mu sync.Mutex
+	results := make([][]locker.Renewal, len(gs))
+	b.Renew(c.within(c.ttl), gs, func(i int, r locker.Renewal) {
+		mu.Lock()
+		defer mu.Unlock()
+		if i < 0 || i >= len(results) {
+			c.errorf("Renew of %d grants reported a result for index %d", len(results), i)
+			return
+		}
+		results[i] = append(results[i], r)
+	})
+	mu.Lock()
+	defer mu.Unlock()
+	return slices.Clone(results)
 }
 
 func neverResurrects(c *check) {

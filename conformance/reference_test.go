@@ -27,9 +27,10 @@ type store struct {
 	mayRelease func(holder, caller locker.Request) bool
 	mayRenew   func(holder, caller locker.Request) bool
 	keptFor    func(ttl time.Duration) time.Duration
-	knows      func(holder, caller locker.Request) bool // that the caller is the holder, who asks again
-	mint       func(last uint64) uint64                 // returns the next token
-	turn       func(waiting int) int                    // returns whose turn in the line it is
+	knows      func(holder, caller locker.Request) bool   // that the caller is the holder, who asks again
+	mint       func(last uint64) uint64                   // returns the next token
+	tells      func(holder, caller locker.Request) string // the holder's name
+	turn       func(waiting int) int                      // returns whose turn in the line it is
 }
 
 // record is a lock that is held. It expires by its timer: if the store has a record, it is valid.
@@ -56,6 +57,7 @@ func newStore() *store {
 		knows:      sameOwner,
 		keptFor:    func(ttl time.Duration) time.Duration { return ttl },
 		mint:       func(last uint64) uint64 { return last + 1 },
+		tells:      func(holder, _ locker.Request) string { return holder.Holder },
 		turn:       func(int) int { return 0 },
 	}
 }
@@ -70,7 +72,7 @@ func (s *store) acquire(r locker.Request) (locker.Grant, error) {
 		s.expireAfter(held, r.TTL)
 		return held.grant, nil
 	}
-	return locker.Grant{}, &locker.Held{Holder: held.grant.Holder, Remaining: time.Until(held.expires)}
+	return locker.Grant{}, &locker.Held{Holder: s.tells(held.grant.Request, r), Remaining: time.Until(held.expires)}
 }
 
 // grant gives the key to r, whoever had it.
@@ -123,7 +125,7 @@ func (s *store) join(w *waiter) {
 	}
 	name := s.nameOf(w.request)
 	s.lines[name] = append(s.lines[name], w)
-	w.request.ReportHolder(s.held[name].grant.Holder)
+	w.request.ReportHolder(s.tells(s.held[name].grant.Request, w.request))
 }
 
 func (s *store) renew(g locker.Grant) error {
@@ -248,17 +250,21 @@ func (c *client) Acquire(ctx context.Context, r locker.Request) (locker.Grant, e
 }
 
 // Renew implements locker.Backend.
-func (c *client) Renew(ctx context.Context, gs []locker.Grant) []error {
+func (c *client) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
+	requested := slices.Clone(gs) // the request may be carried out when Renew has returned
 	answers := make([]error, len(gs))
 	err := c.ask(ctx, func(s *store) {
-		for i, g := range gs {
+		for i, g := range requested {
 			answers[i] = s.renew(g)
 		}
 	})
-	if err != nil {
-		return slices.Repeat([]error{err}, len(gs)) // not answers: it may still be written to
+	for i := range gs {
+		if err != nil { // not answers: they may still be written to
+			done(i, locker.Renewal{Err: err})
+		} else {
+			done(i, locker.Renewal{Err: answers[i]})
+		}
 	}
-	return answers
 }
 
 // Release implements locker.Backend.
@@ -272,6 +278,8 @@ func (c *client) Release(ctx context.Context, g locker.Grant) error {
 
 // queued is a backend with the store's own waiting line.
 type queued struct{ *client }
+
+func (queued) Features() locker.Features { return locker.Features{Queue: true} }
 
 // Wait implements locker.Queue. After an error locker.New calls Release, which leaves the line.
 func (q queued) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {

@@ -23,15 +23,18 @@ const (
 	proven                     // it holds, as far as a test can tell
 	inPart                     // it holds, and something of it has not been looked at
 	relaxed                    // Features does without it, for a reason
+	tooNew                     // it came with a later version than Harness.Since
 	notProvable                // a hook is missing
 	skipped                    // a hook has skipped it
 	failed
 )
 
-var outcomes = []outcome{proven, inPart, relaxed, notProvable, skipped, failed, notRun} // as they are shown
+var outcomes = []outcome{proven, inPart, relaxed, tooNew, notProvable, skipped, failed, notRun} // as they are shown
 
 func (o outcome) String() string {
-	return [...]string{"not run", "proven", "proven in part", "relaxed", "not provable", "skipped by the harness", "failed"}[o]
+	return [...]string{
+		"not run", "proven", "proven in part", "relaxed", "newer than the harness", "not provable", "skipped by the harness", "failed",
+	}[o]
 }
 
 // result is what is reported of a rule. One test at a time writes to it.

@@ -23,6 +23,7 @@ func TestReportedRuns(t *testing.T) {
 	h := broken.harness()
 	h.Features = Features{Unordered: "no | line", WakeWithin: 2 * wakeWithin}
 	h.Restart, h.Break = nil, nil
+	h.Since = "v0.0.9"
 	Run(t, h)
 	t.Run("hooks: fail", func(t *testing.T) {
 		h := broken.harness()
@@ -63,20 +64,21 @@ func TestReport(t *testing.T) {
 		summary string
 		rows    []string // their name, and what comes after what they say
 	}{
-		{prefix + ".md", "50 rules: 30 proven, 1 not provable, 1 failed, 18 not run", []string{
+		{prefix + ".md", "53 rules: 33 proven, 1 not provable, 1 failed, 18 not run", []string{
 			"exclusion/OneHolder proven",
 			"waiting/FIFO failed | TryLock got in with",
 			"lease/WallClockIndependent not provable | Harness.Wrap",
 			"unlock/Twice not run",
 		}},
-		{prefix + "-2.md", "50 rules: 26 proven, 2 proven in part, 1 relaxed, 3 not provable, 18 not run", []string{
+		{prefix + "-2.md", "53 rules: 26 proven, 2 proven in part, 1 relaxed, 3 newer than the harness, 3 not provable, 18 not run", []string{
 			`waiting/FIFO relaxed | no \| line (Features.Unordered)`,
 			"waiting/WakesOnRelease proven in part | relaxed: within 100ms, not 50ms (Features.WakeWithin)",
 			"fencing/StrictlyIncreasing proven in part | not proven without Harness.Break: ",
 			"fencing/SurvivesRestart not provable | needs Harness.Restart, which restarts the store",
 			"lease/NeverResurrects not provable | needs Harness.Break",
+			"waiting/RidesOut newer than the harness | came with v0.1.0, after v0.0.9 (Harness.Since)",
 		}},
-		{prefix + ".hooks._fail.md", "50 rules: 44 proven, 1 not provable, 1 skipped by the harness, 3 failed, 1 not run", []string{
+		{prefix + ".hooks._fail.md", "53 rules: 47 proven, 1 not provable, 1 skipped by the harness, 3 failed, 1 not run", []string{
 			"exclusion/OneHolder failed | a hook of the harness has failed the test",
 			"exclusion/Counter skipped by the harness",
 			"exclusion/Relock failed | a hook of the harness has failed the test",
@@ -99,7 +101,7 @@ func TestReport(t *testing.T) {
 				rows[strings.TrimPrefix(cells[0], "| ")+" "+cells[2]] = true
 			}
 		}
-		if len(rows) != 1+50 {
+		if len(rows) != 1+53 {
 			t.Errorf("%s has %d rows", want.file, len(rows))
 		}
 		for _, row := range want.rows {
@@ -146,5 +148,32 @@ hint: Look there. Look there. Look there. Look there. Look there. Look there. Lo
 func TestReportWantsAnAbsolutePath(t *testing.T) {
 	if err := newReport(t.Name()).write("reports"); err == nil {
 		t.Error("a relative path is not refused")
+	}
+}
+
+// TestSince: a rule is skipped if its version is later than that of the harness, by number and not by text.
+func TestSince(t *testing.T) {
+	for _, test := range []struct {
+		rule, harness string
+		newer         bool
+	}{
+		{"", "v0.1", false}, {"v0.1.0", "", false}, {"v0.1.0", "v0.1", false}, {"v0.1.0", "v0.1.3", false}, {"v0.1.1", "v0.1", true},
+		{"v0.10", "v0.9", true}, {"v0.9.0", "v0.10.0", false}, {"v1", "v0.99.99", true}, {"v2.0.0", "v10", false},
+	} {
+		if got := newer(test.rule, test.harness); got != test.newer {
+			t.Errorf("a rule of %q is newer than a harness of %q: %v", test.rule, test.harness, got)
+		}
+	}
+	for _, v := range []string{"", "v", "0.1", "v0.1.", "v0.1.0.0", "v0.1-rc.1", "v-1", "v+1", "v0. 1", "v1e3", "latest"} {
+		if _, ok := parseVersion(v); ok {
+			t.Errorf("%q is taken for a version", v)
+		}
+	}
+	for _, g := range groups() {
+		for _, r := range g.rules {
+			if _, ok := parseVersion(r.since); r.since != "" && !ok {
+				t.Errorf("%s/%s came with %q, which is no version", g.name, r.name, r.since)
+			}
+		}
 	}
 }

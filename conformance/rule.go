@@ -2,6 +2,8 @@ package conformance
 
 import (
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -23,6 +25,7 @@ type rule struct {
 	text string // the rule in one sentence
 	hint string // where the author of a backend looks first
 
+	since   string   // the version that it came with; "" for those that were there from the beginning
 	relaxes *feature // the feature that does without the rule, if there is one
 	needs   *hook    // the hook without which the rule cannot be proven, if there is one
 	serial  bool     // run it while nothing else runs: it restarts the store, or is load enough for a machine
@@ -51,8 +54,8 @@ const (
 		"(If nothing excludes anything: do the Lockers of Harness.Open reach the same store?)"
 	hintExpiry = "Acquire stores when the lease ends, Request.TTL from the grant by the store's own clock, and takes a key whose " +
 		"lease has ended for free. A *locker.Held with Remaining tells New when to ask again; a Wait has to notice the end by itself."
-	hintCtx = "locker.New enforces ctx, unless the backend has HeedsContext: leave that out, or return from every call as soon as " +
-		"its ctx ends, with context.Cause(ctx)."
+	hintCtx = "locker.New enforces ctx, unless the backend states Features.HeedsContext: leave that out, or return from every " +
+		"call as soon as its ctx ends, with context.Cause(ctx)."
 	hintOrphan = "After an error of Acquire or Wait, New calls Release with Token 0: free what Grant.Owner has, take it out of the " +
 		"line, also if it was granted at the last moment, and let the next one have its turn. NotAcquired is for errors after " +
 		"which nothing can be left."
@@ -94,6 +97,11 @@ var (
 func (r rule) test(t *testing.T, h Harness, res *result) {
 	// The first to be registered runs last: also what fails when a hook cleans up counts.
 	t.Cleanup(func() { res.conclude(t.Failed(), t.Skipped()) })
+	if newer(r.since, h.Since) {
+		res.outcome = tooNew
+		res.note("came with %s, after %s (Harness.Since)", r.since, h.Since)
+		t.Skipf("newer than the harness: this rule came with %s, and Harness.Since is %s\nrule: %s", r.since, h.Since, r.text)
+	}
 	if r.relaxes != nil {
 		if reason := r.relaxes.reason(h.Features); reason != "" {
 			res.outcome = relaxed
@@ -124,6 +132,33 @@ func (r rule) test(t *testing.T, h Harness, res *result) {
 			res.outcome = max(res.outcome, g.leaves)
 		}
 	})
+}
+
+// newer reports whether a rule came with a later version than that which a harness was written for.
+func newer(rule, harness string) bool {
+	if rule == "" || harness == "" {
+		return false
+	}
+	r, _ := parseVersion(rule)
+	h, _ := parseVersion(harness)
+	return slices.Compare(r[:], h[:]) > 0
+}
+
+// parseVersion returns the numbers of a release: v1, v1.2 and v1.2.0 alike are versions, v1.2.0-rc.1 is not.
+func parseVersion(version string) (v [3]int, ok bool) {
+	numbers, ok := strings.CutPrefix(version, "v")
+	parts := strings.Split(numbers, ".")
+	if !ok || len(parts) > len(v) {
+		return v, false
+	}
+	for i, part := range parts {
+		n, err := strconv.ParseUint(part, 10, 31)
+		if err != nil {
+			return v, false
+		}
+		v[i] = int(n)
+	}
+	return v, true
 }
 
 // gap is what has not been proven although the rule's test has run.

@@ -18,7 +18,8 @@ var waitingRules = []rule{
 		name: "WakesOnRelease", body: wakesOnRelease,
 		did:  "A Locker waits in Lock for a key that another one holds, and that one unlocks; seven times.",
 		text: "A waiter has the lock within 50 ms of the holder's Unlock (or what Features.WakeWithin says).",
-		hint: "Without locker.Queue, Lock calls Acquire every 40 ms at most: a store that takes longer to answer needs Features.WakeWithin. With it, Wait must be told of the release.",
+		hint: "Without locker.Queue, Lock calls Acquire every 40 ms at most: a store that takes longer to answer needs Features.WakeWithin. " +
+			"With it, Wait must be told of the release.",
 	},
 	{
 		name: "WakesOnExpiry", body: wakesOnExpiry,
@@ -29,7 +30,7 @@ var waitingRules = []rule{
 	{
 		name: "Cancelled", body: cancelled,
 		did:  "The ctx of a Lock that waits is cancelled with a cause, five times; then the holder unlocks.",
-		text: "A Lock whose ctx is cancelled returns within 100 ms with the cause of the ctx.",
+		text: "A Lock whose ctx is cancelled returns within 100 ms; its error matches ctx.Err and the cause of the ctx.",
 		hint: hintCtx,
 	},
 	{
@@ -41,7 +42,7 @@ var waitingRules = []rule{
 	{
 		name: "AlreadyCancelled", body: alreadyCancelled,
 		did:  "Lock and TryLock of a free key are called with a ctx that has ended; with Harness.Cut, of a Locker whose store hangs.",
-		text: "Lock and TryLock with a ctx that has ended return its cause and ask the store nothing.",
+		text: "Lock and TryLock with a ctx that has ended return an error that matches ctx.Err and its cause, and ask the store nothing.",
 		hint: hintNew,
 	},
 	{
@@ -66,7 +67,9 @@ var waitingRules = []rule{
 		name: "FIFO", body: fifo, relaxes: unordered,
 		did:  "Nine Locks over three Lockers come one after the other for a key that is held; its holder unlocks, and each of them soon after; meanwhile a tenth caller uses TryLock all the time.",
 		text: "Waiters are served in order of arrival, across Lockers, and TryLock never overtakes them.",
-		hint: "Implement locker.Queue if your store has a line, or can keep one. If not: Features{Unordered: \"the reason\"}.",
+		hint: "Implement locker.Queue, and state Features.Queue, if your store has a line or can keep one. (A Wait that the method " +
+			"Features does not state is never called; what is stated without a Wait, locker.New refuses.) If it has none: " +
+			"conformance.Features{Unordered: \"the reason\"}.",
 	},
 	{
 		name: "HungStore", body: hungStore, needs: needsCut,
@@ -79,6 +82,23 @@ var waitingRules = []rule{
 		did:  "TryLock and Lock are called while requests reach the store and answers are lost; then the connection heals.",
 		text: "An acquire whose answer got lost leaves no orphan behind and does not lock its caller out.",
 		hint: hintOrphan,
+	},
+	{
+		name: "RidesOut", body: ridesOut, needs: needsCut, since: "v0.1.0",
+		did: "A Locker that waits in Lock is cut off for longer than a TTL: connections are refused. Then the holder unlocks. " +
+			"Another Locker is cut off before Lock is called.",
+		text: "A Lock that the store has told to wait goes on waiting through a failure, and gets the lock. One that has had no " +
+			"answer fails with ErrUnavailable within a few TTLs.",
+		hint: "Wait calls Request.ReportHolder as soon as the store has said that the key is held. When the connection breaks, it " +
+			"returns what its client says, without ErrDenied or ErrUnfit: New then calls it again. Or it keeps its place in line: " +
+			"it connects again by itself, and calls Request.ReportRetry.",
+	},
+	{
+		name: "OwnKey", body: ownKey, since: "v0.1.0",
+		did:  "A Locker calls Lock of a key that it holds itself, with and without a name for the holder, until the ctx ends.",
+		text: "A Lock that has waited for its own Locker says so: Error.Holder is the holder's name, or locker.ThisLocker.",
+		hint: "Wait calls Request.ReportHolder with the name that the holder gave, not with that of the one who waits, or with \"\" " +
+			"if the store does not know it. So does locker.Held, without locker.Queue.",
 	},
 }
 
@@ -154,6 +174,8 @@ func cancelled(c *check) {
 		switch {
 		case !errors.Is(err, cause):
 			c.errorf("Lock returned %v; want the cause that its ctx was cancelled with", err)
+		case !errors.Is(err, context.Canceled):
+			c.errorf("the error of a wait that was cancelled with a cause is not context.Canceled as well: %v", err)
 		case errors.Is(err, locker.ErrLocked):
 			c.errorf("the error of a wait that was cancelled is ErrLocked: %v", err)
 		}
@@ -210,6 +232,8 @@ func alreadyCancelled(c *check) {
 			_ = lease.Unlock()
 		} else if !errors.Is(err, cause) {
 			c.errorf("with a ctx that has ended: %v; want the cause it ended with", err)
+		} else if !errors.Is(err, context.Canceled) {
+			c.errorf("with a ctx that has ended with a cause: %v, which is not context.Canceled as well", err)
 		}
 		if took := time.Since(start); took > c.soon() {
 			c.errorf("it took %v to see that ctx has ended", took)
@@ -453,6 +477,90 @@ func lostReply(c *check) {
 	}
 	c.refused(observer, lasting, "although its holder, whom an acquire without an answer had met, lives")
 	c.unlock(lasting)
+}
+
+func ridesOut(c *check) {
+	// That the store has answered cannot be seen from outside. On a machine that is busy it may take longer than one waits
+	// for it here, so that Lock fails, and rightly: the next attempt gives it more time.
+	var err error
+	for _, answered := range []time.Duration{c.ttl / 5, c.ttl, 4 * c.ttl} {
+		if err = c.rideOut(answered); err == nil {
+			break
+		}
+	}
+	if err != nil {
+		c.errorf("Lock, which had waited for a while when its Locker was cut off, returned %v; want it to go on waiting", err)
+	}
+
+	l := c.open()
+	c.unlock(c.lock(l, c.key())) // there are connections
+	defer c.cut(Refuse)()
+	start := time.Now()
+	lease, err := l.Lock(c.within(10*c.ttl), c.key())
+	if err == nil {
+		c.errorf("locked a key although the store refuses connections")
+		_ = lease.Unlock()
+	} else if !errors.Is(err, locker.ErrUnavailable) {
+		c.errorf("Lock of a Locker that was cut off before: %v; want ErrUnavailable", err)
+	}
+	if took := time.Since(start); took > 6*c.ttl {
+		c.errorf("a Lock that had never had an answer took %v to fail; want a few TTLs at most", took)
+	}
+}
+
+// rideOut cuts off a Locker that has waited for a while. It returns the error with which Lock gave up meanwhile.
+func (c *check) rideOut(answered time.Duration) error {
+	key := c.key()
+	holder, waiter := c.open(), c.open()
+	lease := c.tryLock(holder, key)
+	c.unlock(c.lock(waiter, c.key())) // there are connections
+	ctx := c.within(10*time.Second + 20*c.ttl)
+	w := c.start(ctx, waiter, key)
+	time.Sleep(answered)
+	heal := c.cut(Refuse)
+	select {
+	case <-w.done:
+	case <-time.After(c.ttl + c.ttl/2):
+	}
+	heal()
+	c.settle()
+	gaveUp := isClosed(w.done)
+	released := time.Now()
+	c.unlock(lease)
+	<-w.done // New pauses for up to two seconds before it asks again
+	switch {
+	case gaveUp && w.err == nil:
+		c.errorf("a Lock whose Locker had been cut off got the key while another held it")
+		_ = w.lease.Unlock()
+	case gaveUp:
+		return w.err
+	case w.err != nil:
+		c.errorf("Lock, which was cut off for %v while it waited: nothing %v after its holder unlocked: %v",
+			c.ttl+c.ttl/2, w.at.Sub(released), w.err)
+	default:
+		c.unlock(w.lease)
+	}
+	return nil
+}
+
+func ownKey(c *check) {
+	for _, holder := range []string{"conformance-holder", ""} {
+		c.do(func() {
+			key := c.key()
+			l := c.open()
+			lease := c.tryLock(l, key, locker.Holder(holder))
+			_, err := l.Lock(c.within(2*c.ttl), key, locker.Holder("conformance-waiter"))
+			var e *locker.Error
+			switch {
+			case !errors.Is(err, context.DeadlineExceeded):
+				c.errorf("Lock of a key that the same Locker holds: %v; want context.DeadlineExceeded", err)
+			case !errors.As(err, &e) || e.Holder != locker.ThisLocker && (e.Holder != holder || holder == ""):
+				c.errorf("Lock of a key that the same Locker holds, as %q: %v; Error.Holder should be that, or %q",
+					holder, err, locker.ThisLocker)
+			}
+			c.unlock(lease)
+		})
+	}
 }
 
 // cut severs the Locker that was opened last, and returns what heals it, once.

@@ -36,13 +36,13 @@ func TestWatchdog(t *testing.T) {
 	}
 }
 
-// hangs is for backends that hang until the test is over. It pretends to be Prompt: of others locker.New expects it.
+// hangs is for backends that hang until the test is over. It pretends to heed contexts: others are not waited for.
 type hangs struct {
 	queued
 	end chan struct{}
 }
 
-func (hangs) HeedsContext() {}
+func (hangs) Features() locker.Features { return locker.Features{HeedsContext: true, Queue: true} }
 
 type hangsInWait struct{ hangs }
 

@@ -2,7 +2,8 @@
 
 // Package filelock shows how to write a backend for package locker: it keeps locks as files in a directory, for the
 // processes of one machine. Read it beside the documentation of [locker.Backend]; the comments say which rule of that
-// contract each part keeps. (docs/write-a-backend.md of the repository gets there step by step, with a map.) What a backend is about fits in three questions, answered here as follows.
+// contract each part keeps. (docs/write-a-backend.md of the repository gets there step by step, with a map.) What a
+// backend is about fits in three questions, answered here as follows.
 //
 // What makes a step atomic? flock(2) on the directory: whoever has it reads a record, decides, and writes the record.
 // It is held for microseconds, not for as long as a lease, and the kernel drops it when its holder is killed.
@@ -39,12 +40,12 @@ import (
 	"github.com/lockerkit/locker"
 )
 
-// New returns a Locker that keeps its locks in dir, which it creates if need be. All Lockers of a machine over the same
+// New returns a Client that keeps its locks in dir, which it creates if need be. All Clients of a machine over the same
 // directory exclude one another, in whatever process they are.
 //
-// A constructor returns a Locker, not the Backend: users never see that. opts go to locker.New as they are, which
+// A constructor returns a Client, not the Backend: users never see that. opts go to locker.New as they are, which
 // checks them.
-func New(dir string, opts ...locker.Option) (locker.Locker, error) {
+func New(dir string, opts ...locker.Option) (*locker.Client, error) {
 	b, err := open(dir)
 	if err != nil {
 		return nil, err
@@ -98,14 +99,12 @@ func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 	return g, err
 }
 
-// Renew is one step for each grant, as a step costs microseconds here. With a store across a network, do all of gs in
-// one round trip.
-func (b *backend) Renew(ctx context.Context, gs []locker.Grant) []error {
-	errs := make([]error, len(gs))
+// Renew is one step for each grant, as a step costs microseconds here: no grant waits for long for the one before. With
+// a store across a network, ask for all of gs in one round trip, and report each answer when it comes.
+func (b *backend) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
 	for i, g := range gs {
-		errs[i] = b.ifHeld(ctx, g, b.save)
+		done(i, locker.Renewal{Err: b.ifHeld(ctx, g, b.save)})
 	}
-	return errs
 }
 
 // Release is decided by the owner alone, so it does not matter whether g.Token is known or 0: see enter for why nothing
@@ -151,8 +150,11 @@ func (b *backend) enter(ctx context.Context) (now time.Duration, leave func(), e
 		return 0, nil, context.Cause(ctx)
 	}
 	d, err := os.Open(b.dir)
-	if err == nil {
+	switch {
+	case err == nil:
 		err = flock(ctx, d)
+	case errors.Is(err, os.ErrPermission): // does not pass by itself; all other errors count as locker.ErrUnavailable
+		err = fmt.Errorf("%w: %w", locker.ErrDenied, err)
 	}
 	leave = func() { _ = d.Close(); <-b.turn } // the kernel drops the flock with the last descriptor
 	if err != nil {

@@ -153,16 +153,21 @@ func (c *cable) Acquire(ctx context.Context, r locker.Request) (locker.Grant, er
 	return a.g, a.err
 }
 
-func (c *cable) Renew(ctx context.Context, gs []locker.Grant) []error {
-	got := make(chan []error, 1)
-	if err := c.send(ctx, func(ctx context.Context) { got <- c.backend.Renew(ctx, gs) }); err != nil {
-		errs := make([]error, len(gs))
-		for i := range errs {
-			errs[i] = err
-		}
-		return errs
+func (c *cable) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
+	var requests sync.WaitGroup
+	for i, g := range gs { // all at once: what is slow for one must not delay the others
+		requests.Go(func() {
+			got := make(chan locker.Renewal, 1)
+			if err := c.send(ctx, func(ctx context.Context) {
+				c.backend.Renew(ctx, []locker.Grant{g}, func(_ int, r locker.Renewal) { got <- r })
+			}); err != nil {
+				done(i, locker.Renewal{Err: err})
+				return
+			}
+			done(i, <-got)
+		})
 	}
-	return <-got
+	requests.Wait()
 }
 
 func (c *cable) Release(ctx context.Context, g locker.Grant) error {
@@ -171,6 +176,39 @@ func (c *cable) Release(ctx context.Context, g locker.Grant) error {
 		return err
 	}
 	return <-got
+}
+
+// The example has to stay as small as it says.
+func TestSize(t *testing.T) {
+	source, err := os.ReadFile("backend.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const most = 150
+	code := 0
+	for line := range strings.Lines(string(source)) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "//") {
+			code++
+		}
+	}
+	if code > most {
+		t.Errorf("backend.go has %d lines of code; want %d at most", code, most)
+	}
+}
+
+// A directory that this user may not use is a matter of permissions, which does not pass by itself.
+func TestDenied(t *testing.T) {
+	if os.Getuid() == 0 {
+		t.Skip("NOT PROVEN: root may use any directory")
+	}
+	dir := t.TempDir()
+	l := newLocker(t, dir)
+	if err := os.Chmod(dir, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Lock(t.Context(), "k"); !errors.Is(err, locker.ErrDenied) {
+		t.Errorf("Lock returned %v, want ErrDenied", err)
+	}
 }
 
 // A token is greater than the last one also when the clock has been set back since.
@@ -282,7 +320,7 @@ func TestSpoiltRecord(t *testing.T) {
 	}
 }
 
-func newLocker(t *testing.T, dir string, opts ...locker.Option) locker.Locker {
+func newLocker(t *testing.T, dir string, opts ...locker.Option) *locker.Client {
 	l, err := New(dir, opts...)
 	if err != nil {
 		t.Fatal(err)
