@@ -11,12 +11,13 @@ import (
 type (
 	Request = locker.Request
 	Grant   = locker.Grant
+	Renewal = locker.Renewal
 )
 
 type Backend interface {
-	Acquire(ctx context.Context, r Request) (Grant, error) // one attempt; a *Held, or ErrLocked
-	Renew(ctx context.Context, gs []Grant) []error         // ErrLost if not ours; never resurrects
-	Release(ctx context.Context, g Grant) error            // only if ours; ErrLost otherwise
+	Acquire(ctx context.Context, r Request) (Grant, error)              // one attempt; a *Held, or ErrLocked
+	Renew(ctx context.Context, gs []Grant, done func(i int, r Renewal)) // each result as it comes; ErrLost if not ours
+	Release(ctx context.Context, g Grant) error                         // only if ours; ErrLost otherwise
 	Close() error
 }
 
