@@ -18,8 +18,8 @@ import (
 	"github.com/lockerkit/locker/redislock"
 )
 
-// useWhileHung holds leases, which do not depend on what hangs, for several TTLs, while others are taken and given back. It returns
-// how long each Unlock took, and how many leases were lost.
+// useWhileHung holds leases, which do not depend on what hangs, for several TTLs, while others are taken and given
+// back. It returns how long each Unlock took, and how many leases were lost.
 func useWhileHung(t *testing.T, l locker.Locker, held []*locker.Lease, keys []string, ttl time.Duration,
 ) (took []time.Duration, lost int) {
 	t.Helper()
@@ -159,8 +159,8 @@ func TestRedlockServerHangs(t *testing.T) {
 	logUnlocks(t, all, lost, of)
 }
 
-// TestWaiterOnAHealthyShard hands a lock over at one node of a cluster while the same process has waiters at another that hangs, and
-// all messages get lost: the poll must not wait for that one.
+// TestWaiterOnAHealthyShard hands a lock over at one node of a cluster while the same process has waiters at another
+// that hangs, and all messages get lost: the poll must not wait for that one.
 func TestWaiterOnAHealthyShard(t *testing.T) {
 	t.Parallel()
 	c := redistest.NewCluster(t, redistest.ClusterOptions{})
@@ -218,8 +218,8 @@ func TestWaiterOnAHealthyShard(t *testing.T) {
 	mustUnlock(t, first)
 }
 
-// TestRedlockHungServerCostsNoMore makes thousands of calls while one server of three hangs: the number of goroutines does not grow
-// with that of the calls.
+// TestRedlockHungServerCostsNoMore makes thousands of calls while one server of three hangs: the number of goroutines
+// does not grow with that of the calls.
 func TestRedlockHungServerCostsNoMore(t *testing.T) {
 	servers := newIndependent(t, 3)
 	clients, closeAll := dialAll(servers.addresses())
