@@ -273,3 +273,79 @@ func TestRedlockHungServerCostsNoMore(t *testing.T) {
 		t.Errorf("goroutines grow with the number of calls: %d, then %d", early, late)
 	}
 }
+
+// TestUnlockBesideARenewalThatHangs unlocks leases while they are renewed together with others whose server hangs:
+// Unlock waits for the renewal of its own lease, and must not wait for theirs.
+func TestUnlockBesideARenewalThatHangs(t *testing.T) {
+	t.Parallel()
+	const ttl = 6 * time.Second // a renewal that hangs does so for two seconds
+	test := func(t *testing.T, l locker.Locker, well, ill []string, sick *redistest.Server) {
+		var held []*locker.Lease
+		for i := range max(len(well), len(ill)) { // by turns, so that they are renewed together
+			if i < len(ill) {
+				mustLock(t, l, ill[i])
+			}
+			if i < len(well) {
+				held = append(held, mustLock(t, l, well[i]))
+			}
+		}
+		if err := sick.Pause(); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = sick.Resume() }()
+		stalls := watchStalls(t)
+		var mu sync.Mutex
+		var took []time.Duration
+		var unlocks sync.WaitGroup
+		for _, lease := range held {
+			time.Sleep(ttl * 2 / 3 / time.Duration(len(held)))
+			unlocks.Go(func() {
+				begun := time.Now()
+				mustUnlock(t, lease)
+				mu.Lock()
+				defer mu.Unlock()
+				took = append(took, time.Since(begun))
+			})
+		}
+		unlocks.Wait()
+		slow := 0
+		for _, d := range took {
+			if d > 500*time.Millisecond {
+				slow++
+			}
+		}
+		logUnlocks(t, took, 0, len(took))
+		if worst := stalls(); slow > 0 && worst < 100*time.Millisecond {
+			t.Errorf("%d of %d took more than half a second (this process stood still for %v)", slow, len(took), worst)
+		}
+	}
+	t.Run("cluster", func(t *testing.T) {
+		t.Parallel()
+		c := redistest.NewCluster(t, redistest.ClusterOptions{})
+		for _, node := range c.Nodes() {
+			if err := c.Admin(node).ConfigSet(t.Context(), "cluster-node-timeout", "600000").Err(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		sick, _ := c.MasterOf(t, redislock.DefaultPrefix+"sick")
+		var well, ill []string
+		for i := 0; len(well) < 60 || len(ill) < 30; i++ {
+			key := "k" + strconv.Itoa(i)
+			if master, _ := c.MasterOf(t, redislock.DefaultPrefix+key); master == sick {
+				ill = append(ill, key)
+			} else {
+				well = append(well, key)
+			}
+		}
+		test(t, open(t, c.Client(t), locker.TTL(ttl)), well[:60], ill, sick)
+	})
+	t.Run("redlock", func(t *testing.T) {
+		t.Parallel()
+		servers := newIndependent(t, 3)
+		var keys []string
+		for i := range 60 {
+			keys = append(keys, "k"+strconv.Itoa(i))
+		}
+		test(t, openRedlock(t, servers.addresses(), locker.TTL(ttl)), keys, nil, servers[1])
+	})
+}
