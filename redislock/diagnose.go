@@ -19,6 +19,9 @@ func (c *client) diagnose(ctx context.Context, failure error) error {
 	if isReply(failure) || isShortfall(failure) || isUnconnected(failure) || isOver(ctx, failure) {
 		return failure
 	}
+	if c.nodes != nil && c.nodes.known.Load() {
+		return failure // a server that has a map of the slots is Redis
+	}
 	ctx, cancel := timed(ctx)
 	defer cancel()
 	if c.nodes == nil {

@@ -309,23 +309,27 @@ func TestClientClosedByItsOwner(t *testing.T) {
 	one, group := redis.NewClient(&redis.Options{Addr: server.Addr()}), cluster.Client(t)
 	several, closeSeveral := dialAll(servers.addresses())
 	const ttl = time.Minute
+	newOf := func(rdb redis.UniversalClient) func() *locker.Client {
+		return func() *locker.Client { return redislock.New(rdb, locker.TTL(ttl)) }
+	}
 	for name, test := range map[string]struct {
-		l           *locker.Client
+		open        func() *locker.Client
 		closeClient func()
 	}{
-		"one server": {redislock.New(one, locker.TTL(ttl)), func() { _ = one.Close() }},
-		"cluster":    {redislock.New(group, locker.TTL(ttl)), func() { _ = group.Close() }},
-		"redlock":    {redislock.NewRedlock(several, locker.TTL(ttl)), closeSeveral},
+		"one server": {newOf(one), func() { _ = one.Close() }},
+		"cluster":    {newOf(group), func() { _ = group.Close() }},
+		"redlock":    {func() *locker.Client { return redislock.NewRedlock(several, locker.TTL(ttl)) }, closeSeveral},
 	} {
 		t.Run(name, func(t *testing.T) {
-			lease := mustLock(t, test.l, "k")
+			l := test.open()
+			lease := mustLock(t, l, "k")
 			waits := make(chan error, 1)
 			waiting := make(chan struct{})
 			go func() {
 				ctx, cancel := context.WithTimeout(t.Context(), ttl)
 				defer cancel()
 				close(waiting)
-				_, err := test.l.Lock(ctx, "k")
+				_, err := l.Lock(ctx, "k")
 				waits <- err
 			}()
 			<-waiting
@@ -342,10 +346,13 @@ func TestClientClosedByItsOwner(t *testing.T) {
 			if err := <-waits; !errors.Is(err, locker.ErrClosed) {
 				t.Errorf("the waiter: %v; want ErrClosed", err)
 			}
-			if _, err := test.l.TryLock(t.Context(), "other"); !errors.Is(err, locker.ErrClosed) {
-				t.Errorf("TryLock: %v; want ErrClosed", err)
+			late := test.open()
+			for _, l := range []*locker.Client{l, late} {
+				if _, err := l.TryLock(t.Context(), "other"); !errors.Is(err, locker.ErrClosed) {
+					t.Errorf("TryLock: %v; want ErrClosed", err)
+				}
+				_ = l.Close()
 			}
-			_ = test.l.Close()
 		})
 	}
 }
