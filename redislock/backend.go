@@ -156,8 +156,8 @@ func (b *backend) Renew(ctx context.Context, gs []locker.Grant, done func(i int,
 	b.renew(ctx, gs, value, func(i int, err error) { done(i, locker.Renewal{Err: err}) })
 }
 
-// renew renews the locks that have the given values. It calls done for each when its script has been answered: each script
-// goes out by itself, and on a cluster those for each node do.
+// renew renews the locks that have the given values. It calls done for each when its script has been answered: each
+// script goes out by itself, and on a cluster those for each node do.
 func (b *backend) renew(ctx context.Context, gs []locker.Grant, value func(i int) string, done func(i int, err error)) {
 	together := renewTogether
 	if b.client.cluster {

@@ -276,8 +276,8 @@ func (b *batch) tell(i int) {
 	}
 }
 
-// runBatch executes a batch. It calls done for each of its commands, as soon as possible, and before it returns. It returns
-// the error of a connection, if one failed.
+// runBatch executes a batch. It calls done for each of its commands, as soon as possible, and before it returns. It
+// returns the error of a connection, if one failed.
 func (c *client) runBatch(ctx context.Context, b *batch) error {
 	if c.nodes != nil {
 		return c.nodes.runBatch(ctx, b)

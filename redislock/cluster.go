@@ -218,8 +218,8 @@ func (c *cluster) follow(ctx context.Context, s *script, cmd once) (any, error) 
 // followers is how many commands of a batch are redirected at the same time.
 const followers = 16
 
-// runBatch is client.runBatch: one batch for each node, and those all at the same time. A node that hangs delays nothing of
-// the others.
+// runBatch is client.runBatch: one batch for each node, and those all at the same time. A node that hangs delays
+// nothing of the others.
 func (c *cluster) runBatch(ctx context.Context, b *batch) error {
 	parts := make(map[*client][]int)
 	var failure error

@@ -13,12 +13,12 @@ import (
 	"github.com/lockerkit/locker/internal/backends"
 )
 
-// Config is for what New and Open do not ask. Its zero value is what they use. A Config that cannot be honoured makes every
-// Lock return ErrInvalidOption, and Open, too.
+// Config is for what New and Open do not ask. Its zero value is what they use. A Config that cannot be honoured makes
+// every Lock return ErrInvalidOption, and Open, too.
 type Config struct {
-	// Replicas is how many replicas of the server have to confirm a lock before it is granted, by way of WAIT. If fewer do
-	// so within ReplicasWithin, which counts against the TTL, the lock is given back, and the error is ErrReplicas. It
-	// costs one more round trip for each lock, to the replicas and back. Renewals and Unlock do not wait.
+	// Replicas is how many replicas of the server have to confirm a lock before it is granted, by way of WAIT. If fewer
+	// do so within ReplicasWithin, which counts against the TTL, the lock is given back, and the error is ErrReplicas.
+	// It costs one more round trip for each lock, to the replicas and back. Renewals and Unlock do not wait.
 	//
 	// It narrows the gap that asynchronous replication leaves, and does not close it: see the package documentation.
 	//
@@ -143,5 +143,5 @@ func (c Config) check(rdb redis.UniversalClient) error {
 }
 
 // errRing is why a Ring cannot keep locks.
-var errRing = fmt.Errorf("%w: a redis.Ring cannot keep locks: when a server does not answer for a moment, it moves that "+
-	"server's keys to others, which then grant them to a second holder", locker.ErrInvalidOption)
+var errRing = fmt.Errorf("%w: a redis.Ring cannot keep locks: when a server does not answer for a moment, "+
+	"it moves that server's keys to others, which then grant them to a second holder", locker.ErrInvalidOption)

@@ -12,11 +12,15 @@ import (
 	"github.com/lockerkit/locker/internal/backends"
 )
 
-// diagnose returns a better error for a command that failed, if there is one. A server that wants a password just hangs up on
-// long commands, and says so to a short one. A server of another kind hangs up, or says what go-redis cannot read.
+// diagnose returns a better error for a command that failed, if there is one. A server that wants a password just hangs
+// up on long commands, and says so to a short one. A server of another kind hangs up, or says what go-redis cannot
+// read.
 func (c *client) diagnose(ctx context.Context, failure error) error {
 	if isReply(failure) || isShortfall(failure) || isUnconnected(failure) || isOver(ctx, failure) {
 		return failure
+	}
+	if c.nodes != nil && c.nodes.known.Load() {
+		return failure // a server that has a map of the slots is Redis
 	}
 	ctx, cancel := timed(ctx)
 	defer cancel()
@@ -35,8 +39,8 @@ func (c *client) diagnose(ctx context.Context, failure error) error {
 	return failure
 }
 
-// isOver reports whether nothing more can be said about a failure: the server does not answer, the client was closed, or there is
-// no time left.
+// isOver reports whether nothing more can be said about a failure: the server does not answer, the client was closed,
+// or there is no time left.
 func isOver(ctx context.Context, failure error) bool {
 	var netErr net.Error
 	return isContext(failure) || errors.As(failure, &netErr) && netErr.Timeout() || errors.Is(failure, redis.ErrClosed) ||

@@ -38,8 +38,8 @@ var (
 	// let it evict, because then it evicts locks. A locker.ErrUnavailable.
 	ErrOutOfMemory = backends.Sentinel(locker.ErrUnavailable, "redis: the server is out of memory")
 
-	// ErrReplicas: fewer replicas have the lock than Config.Replicas, and it was given back; or fewer are connected than
-	// the server's min-replicas-to-write. A locker.ErrUnavailable.
+	// ErrReplicas: fewer replicas have the lock than Config.Replicas, and it was given back; or fewer are connected
+	// than the server's min-replicas-to-write. A locker.ErrUnavailable.
 	ErrReplicas = backends.Sentinel(locker.ErrUnavailable, "redis: too few replicas have received the lock")
 
 	// ErrClusterDown: the cluster, or the part of it that the key belongs to, has no master that works. That is so for a
@@ -47,8 +47,8 @@ var (
 	ErrClusterDown = backends.Sentinel(locker.ErrUnavailable, "redis: the cluster is down, or a failover is under way")
 
 	// ErrSlot: the key is on another node of a Redis Cluster, or on its way there for longer than a TTL. A
-	// locker.ErrUnavailable if it is on its way. A client made with redis.NewClient gets a locker.ErrUnfit from a cluster,
-	// for each key of another node: it needs redis.NewClusterClient.
+	// locker.ErrUnavailable if it is on its way. A client made with redis.NewClient gets a locker.ErrUnfit from a
+	// cluster, for each key of another node: it needs redis.NewClusterClient.
 	ErrSlot = errors.New("redis: the hash slot of the key is on another node of the cluster, or being moved there")
 
 	// ErrNotPersisting: the server cannot save its data, and refuses to write until it can. A locker.ErrUnavailable.

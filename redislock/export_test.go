@@ -31,4 +31,8 @@ func NamesOf(prefix, key string) []string {
 }
 
 // LineupSHA, ConfirmSHA and ReleaseSHA are how a proxy recognises requests.
-var LineupSHA, ConfirmSHA, ReleaseSHA = defaultScripts.lineup.sha, defaultScripts.confirm.sha, defaultScripts.release.sha
+var (
+	LineupSHA  = defaultScripts.lineup.sha
+	ConfirmSHA = defaultScripts.confirm.sha
+	ReleaseSHA = defaultScripts.release.sha
+)

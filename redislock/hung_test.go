@@ -18,8 +18,8 @@ import (
 	"github.com/lockerkit/locker/redislock"
 )
 
-// useWhileHung holds leases, which do not depend on what hangs, for several TTLs, while others are taken and given back. It returns
-// how long each Unlock took, and how many leases were lost.
+// useWhileHung holds leases, which do not depend on what hangs, for several TTLs, while others are taken and given
+// back. It returns how long each Unlock took, and how many leases were lost.
 func useWhileHung(t *testing.T, l locker.Locker, held []*locker.Lease, keys []string, ttl time.Duration,
 ) (took []time.Duration, lost int) {
 	t.Helper()
@@ -159,8 +159,8 @@ func TestRedlockServerHangs(t *testing.T) {
 	logUnlocks(t, all, lost, of)
 }
 
-// TestWaiterOnAHealthyShard hands a lock over at one node of a cluster while the same process has waiters at another that hangs, and
-// all messages get lost: the poll must not wait for that one.
+// TestWaiterOnAHealthyShard hands a lock over at one node of a cluster while the same process has waiters at another
+// that hangs, and all messages get lost: the poll must not wait for that one.
 func TestWaiterOnAHealthyShard(t *testing.T) {
 	t.Parallel()
 	c := redistest.NewCluster(t, redistest.ClusterOptions{})
@@ -218,8 +218,8 @@ func TestWaiterOnAHealthyShard(t *testing.T) {
 	mustUnlock(t, first)
 }
 
-// TestRedlockHungServerCostsNoMore makes thousands of calls while one server of three hangs: the number of goroutines does not grow
-// with that of the calls.
+// TestRedlockHungServerCostsNoMore makes thousands of calls while one server of three hangs: the number of goroutines
+// does not grow with that of the calls.
 func TestRedlockHungServerCostsNoMore(t *testing.T) {
 	servers := newIndependent(t, 3)
 	clients, closeAll := dialAll(servers.addresses())
@@ -272,4 +272,80 @@ func TestRedlockHungServerCostsNoMore(t *testing.T) {
 	if late > 2*early+500 {
 		t.Errorf("goroutines grow with the number of calls: %d, then %d", early, late)
 	}
+}
+
+// TestUnlockBesideARenewalThatHangs unlocks leases while they are renewed together with others whose server hangs:
+// Unlock waits for the renewal of its own lease, and must not wait for theirs.
+func TestUnlockBesideARenewalThatHangs(t *testing.T) {
+	t.Parallel()
+	const ttl = 6 * time.Second // a renewal that hangs does so for two seconds
+	test := func(t *testing.T, l locker.Locker, well, ill []string, sick *redistest.Server) {
+		var held []*locker.Lease
+		for i := range max(len(well), len(ill)) { // by turns, so that they are renewed together
+			if i < len(ill) {
+				mustLock(t, l, ill[i])
+			}
+			if i < len(well) {
+				held = append(held, mustLock(t, l, well[i]))
+			}
+		}
+		if err := sick.Pause(); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = sick.Resume() }()
+		stalls := watchStalls(t)
+		var mu sync.Mutex
+		var took []time.Duration
+		var unlocks sync.WaitGroup
+		for _, lease := range held {
+			time.Sleep(ttl * 2 / 3 / time.Duration(len(held)))
+			unlocks.Go(func() {
+				begun := time.Now()
+				mustUnlock(t, lease)
+				mu.Lock()
+				defer mu.Unlock()
+				took = append(took, time.Since(begun))
+			})
+		}
+		unlocks.Wait()
+		slow := 0
+		for _, d := range took {
+			if d > 500*time.Millisecond {
+				slow++
+			}
+		}
+		logUnlocks(t, took, 0, len(took))
+		if worst := stalls(); slow > 0 && worst < 100*time.Millisecond {
+			t.Errorf("%d of %d took more than half a second (this process stood still for %v)", slow, len(took), worst)
+		}
+	}
+	t.Run("cluster", func(t *testing.T) {
+		t.Parallel()
+		c := redistest.NewCluster(t, redistest.ClusterOptions{})
+		for _, node := range c.Nodes() {
+			if err := c.Admin(node).ConfigSet(t.Context(), "cluster-node-timeout", "600000").Err(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		sick, _ := c.MasterOf(t, redislock.DefaultPrefix+"sick")
+		var well, ill []string
+		for i := 0; len(well) < 60 || len(ill) < 30; i++ {
+			key := "k" + strconv.Itoa(i)
+			if master, _ := c.MasterOf(t, redislock.DefaultPrefix+key); master == sick {
+				ill = append(ill, key)
+			} else {
+				well = append(well, key)
+			}
+		}
+		test(t, open(t, c.Client(t), locker.TTL(ttl)), well[:60], ill, sick)
+	})
+	t.Run("redlock", func(t *testing.T) {
+		t.Parallel()
+		servers := newIndependent(t, 3)
+		var keys []string
+		for i := range 60 {
+			keys = append(keys, "k"+strconv.Itoa(i))
+		}
+		test(t, openRedlock(t, servers.addresses(), locker.TTL(ttl)), keys, nil, servers[1])
+	})
 }

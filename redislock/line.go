@@ -35,8 +35,8 @@ const (
 	pollTogether = 500
 )
 
-// Wait implements locker.Queue. Once in line, it rides out what may pass: the server keeps the place for as long as it takes the
-// waiter for alive, and who has lost it joins the line again with the arrival that he had.
+// Wait implements locker.Queue. Once in line, it rides out what may pass: the server keeps the place for as long as it
+// takes the waiter for alive, and who has lost it joins the line again with the arrival that he had.
 func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
 	if err := b.check(r); err != nil {
 		return locker.Grant{}, err
@@ -84,8 +84,8 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 	}
 }
 
-// outagePause is how long to wait after so many failures in a row: a random time of a range that doubles each time, up to one
-// that is shorter than the liveness of a waiter.
+// outagePause is how long to wait after so many failures in a row: a random time of a range that doubles each time, up
+// to one that is shorter than the liveness of a waiter.
 func outagePause(failures int) time.Duration {
 	const first, longest = 50 * time.Millisecond, 2 * time.Second
 	most := min(first<<min(failures-1, 10), longest)
@@ -531,8 +531,8 @@ func (l *line) answer(q question, reply []any, err error) {
 	}
 }
 
-// unanswered applies an error of the request about one key. What may pass does not end the waits. That a connection fails once
-// is not worth telling: one from the pool may have been broken long ago.
+// unanswered applies an error of the request about one key. What may pass does not end the waits. That a connection
+// fails once is not worth telling: one from the pool may have been broken long ago.
 func (l *line) unanswered(q question, err error) {
 	q.key.failed++
 	q.key.ask = time.Now().Add(outagePause(q.key.failed))

@@ -58,8 +58,8 @@ func nodeBound(ttl time.Duration) time.Duration { return min(ttl/2, maxTimeout) 
 // lags reports whether others should not be kept waiting for this node.
 func (n *node) lags() bool { return n.late.Load() || n.silent.Load() }
 
-// stalled is for how long a node must not have answered anything to be taken for silent, before the bound of a request has
-// passed.
+// stalled is for how long a node must not have answered anything to be taken for silent, before the bound of a request
+// has passed.
 const stalled = 500 * time.Millisecond
 
 // full reports whether no more should be asked of the node for now. However many locks are asked for, a node that hangs

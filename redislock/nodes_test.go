@@ -265,7 +265,8 @@ func TestRingIsRefused(t *testing.T) {
 	t.Parallel()
 	ring := redis.NewRing(&redis.RingOptions{Addrs: map[string]string{"a": "127.0.0.1:1"}})
 	defer ring.Close()
-	for _, l := range []locker.Locker{redislock.New(ring), redislock.Config{Replicas: 1, ReplicasWithin: time.Second}.New(ring)} {
+	replicated := redislock.Config{Replicas: 1, ReplicasWithin: time.Second}
+	for _, l := range []locker.Locker{redislock.New(ring), replicated.New(ring)} {
 		if _, err := l.TryLock(t.Context(), "k"); !errors.Is(err, locker.ErrInvalidOption) {
 			t.Errorf("TryLock: %v; want ErrInvalidOption", err)
 		}

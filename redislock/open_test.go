@@ -73,8 +73,8 @@ func ofHTTP2([]byte) []byte { return []byte{0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 5, 0, 
 
 func ofHTTP([]byte) []byte { return []byte("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n") }
 
-// TestOpenFailsNow opens what cannot work: that takes three seconds at most, and says what is wrong. New and Lock say the same,
-// and so does Lead, which does not go on.
+// TestOpenFailsNow opens what cannot work: that takes three seconds at most, and says what is wrong. New and Lock say
+// the same, and so does Lead, which does not go on.
 func TestOpenFailsNow(t *testing.T) {
 	t.Parallel()
 	rules, more, _, _ := documentedACL(t)
@@ -94,34 +94,34 @@ func TestOpenFailsNow(t *testing.T) {
 	dead.Kill()
 	nobody := dead.Addr()
 	postgres, http2, http := fakeServer(t, ofPostgres), fakeServer(t, ofHTTP2), fakeServer(t, ofHTTP)
-	good := acl.Addr()
+	good, several, foreign := acl.Addr(), ","+weak.Addr()+","+nobody, ","+postgres+","+http2
 
+	unavailable, denied, unfit := locker.ErrUnavailable, locker.ErrDenied, locker.ErrUnfit
 	for name, test := range map[string]struct {
 		url         string
 		class, more error
 		says        string
-		waitsOnly   bool // only waiting is impossible
 	}{
-		"no password":            {url: "redis://" + secret, class: locker.ErrDenied, more: redislock.ErrAuth},
-		"wrong password":         {url: "redis://:wrong@" + secret, class: locker.ErrDenied, more: redislock.ErrAuth},
-		"wrong user":             {url: "redis://you:pw@" + good, class: locker.ErrDenied, more: redislock.ErrAuth},
-		"connection refused":     {url: "redis://" + nobody, class: locker.ErrUnavailable, says: "refused"},
-		"Postgres":               {url: "redis://" + postgres, class: locker.ErrUnfit, says: "Postgres"},
-		"HTTP/2":                 {url: "redis://" + http2, class: locker.ErrUnfit, says: "HTTP"},
-		"HTTP":                   {url: "redis://" + http, class: locker.ErrUnfit, says: "HTTP"},
-		"lacks a command":        {url: "redis://app:pw@" + weak.Addr(), class: locker.ErrDenied, more: redislock.ErrPermission},
-		"lacks the channel":      {url: "redis://app:pw@" + mute.Addr(), class: locker.ErrDenied, more: redislock.ErrPermission, says: "channel", waitsOnly: true},
-		"node of a cluster":      {url: "redis://" + foreignNode(t, cluster), class: locker.ErrUnfit, more: redislock.ErrSlot, says: "NewClusterClient"},
-		"no cluster":             {url: "redis+cluster://" + good, class: locker.ErrUnfit, says: "NewClient"},
-		"cluster, user":          {url: "redis+cluster://you:pw@" + clusterAddrs, class: locker.ErrDenied, more: redislock.ErrAuth},
-		"cluster, command":       {url: "redis+cluster://app:pw@" + clusterAddrs, class: locker.ErrDenied, more: redislock.ErrPermission},
-		"cluster, refused":       {url: "redis+cluster://" + nobody, class: locker.ErrUnavailable},
-		"cluster, Postgres":      {url: "redis+cluster://" + postgres, class: locker.ErrUnfit, says: "Postgres"},
-		"sentinel, refused":      {url: "redis+sentinel://" + nobody + "/main", class: locker.ErrUnavailable},
-		"redlock, one denies":    {url: "redlock://app:pw@" + good + "," + weak.Addr() + "," + nobody, class: locker.ErrUnavailable, more: redislock.ErrNoQuorum},
-		"redlock, two deny":      {url: "redlock://you:pw@" + good + "," + weak.Addr() + "," + nobody, class: locker.ErrDenied, more: redislock.ErrNoQuorum},
-		"redlock, two are unfit": {url: "redlock://app:pw@" + good + "," + postgres + "," + http2, class: locker.ErrUnfit, more: redislock.ErrNoQuorum},
-		"redlock, channel":       {url: "redlock://app:pw@" + mute.Addr(), class: locker.ErrDenied, more: redislock.ErrPermission, waitsOnly: true},
+		"no password":            {"redis://" + secret, denied, redislock.ErrAuth, ""},
+		"wrong password":         {"redis://:wrong@" + secret, denied, redislock.ErrAuth, ""},
+		"wrong user":             {"redis://you:pw@" + good, denied, redislock.ErrAuth, ""},
+		"connection refused":     {"redis://" + nobody, unavailable, nil, "refused"},
+		"Postgres":               {"redis://" + postgres, unfit, nil, "Postgres"},
+		"HTTP/2":                 {"redis://" + http2, unfit, nil, "HTTP"},
+		"HTTP":                   {"redis://" + http, unfit, nil, "HTTP"},
+		"lacks a command":        {"redis://app:pw@" + weak.Addr(), denied, redislock.ErrPermission, ""},
+		"lacks the channel":      {"redis://app:pw@" + mute.Addr(), denied, redislock.ErrPermission, "channel"},
+		"node of a cluster":      {"redis://" + foreignNode(t, cluster), unfit, redislock.ErrSlot, "NewClusterClient"},
+		"no cluster":             {"redis+cluster://" + good, unfit, nil, "NewClient"},
+		"cluster, user":          {"redis+cluster://you:pw@" + clusterAddrs, denied, redislock.ErrAuth, ""},
+		"cluster, command":       {"redis+cluster://app:pw@" + clusterAddrs, denied, redislock.ErrPermission, ""},
+		"cluster, refused":       {"redis+cluster://" + nobody, unavailable, nil, ""},
+		"cluster, Postgres":      {"redis+cluster://" + postgres, unfit, nil, "Postgres"},
+		"sentinel, refused":      {"redis+sentinel://" + nobody + "/main", unavailable, nil, ""},
+		"redlock, one denies":    {"redlock://app:pw@" + good + several, unavailable, redislock.ErrNoQuorum, ""},
+		"redlock, two deny":      {"redlock://you:pw@" + good + several, denied, redislock.ErrNoQuorum, ""},
+		"redlock, two are unfit": {"redlock://app:pw@" + good + foreign, unfit, redislock.ErrNoQuorum, ""},
+		"redlock, channel":       {"redlock://app:pw@" + mute.Addr(), denied, redislock.ErrPermission, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -138,8 +138,8 @@ func TestOpenFailsNow(t *testing.T) {
 			if took > 3*time.Second && overslept(t) < 100*time.Millisecond {
 				t.Errorf("Open took %v", took)
 			}
-			if test.waitsOnly {
-				return
+			if strings.Contains(name, "channel") {
+				return // a lock that is free can be had
 			}
 			l := newByURL(t, test.url)
 			_, err = l.TryLock(ctx, "k0")
@@ -214,7 +214,8 @@ func TestOpen(t *testing.T) {
 	if err := servers[1].Pause(); err != nil {
 		t.Fatal(err)
 	}
-	for _, url := range []string{one.URL(), cluster.URL(), sentinels.URL(), "redlock://" + strings.Join(servers.addresses(), ",")} {
+	redlock := "redlock://" + strings.Join(servers.addresses(), ",")
+	for _, url := range []string{one.URL(), cluster.URL(), sentinels.URL(), redlock} {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		l, err := redislock.Open(ctx, url)
 		cancel()
@@ -284,7 +285,9 @@ func TestUnusableClients(t *testing.T) {
 		}
 	}
 	for name, open := range map[string]func() (*locker.Client, error){
-		"redlock with replicas": func() (*locker.Client, error) { return replicas.Open(t.Context(), "redlock://127.0.0.1:1") },
+		"redlock with replicas": func() (*locker.Client, error) {
+			return replicas.Open(t.Context(), "redlock://127.0.0.1:1")
+		},
 		"bad config": func() (*locker.Client, error) {
 			return redislock.Config{Replicas: -1}.Open(t.Context(), "redis://127.0.0.1:1")
 		},
@@ -301,27 +304,32 @@ func TestUnusableClients(t *testing.T) {
 // TestClientClosedByItsOwner closes the clients under a lease and a waiter: nothing is tried again and again.
 func TestClientClosedByItsOwner(t *testing.T) {
 	t.Parallel()
-	server, cluster, servers := redistest.New(t, redistest.Options{}), redistest.NewCluster(t, redistest.ClusterOptions{}), newIndependent(t, 3)
+	server, servers := redistest.New(t, redistest.Options{}), newIndependent(t, 3)
+	cluster := redistest.NewCluster(t, redistest.ClusterOptions{})
 	one, group := redis.NewClient(&redis.Options{Addr: server.Addr()}), cluster.Client(t)
 	several, closeSeveral := dialAll(servers.addresses())
 	const ttl = time.Minute
+	newOf := func(rdb redis.UniversalClient) func() *locker.Client {
+		return func() *locker.Client { return redislock.New(rdb, locker.TTL(ttl)) }
+	}
 	for name, test := range map[string]struct {
-		l           *locker.Client
+		open        func() *locker.Client
 		closeClient func()
 	}{
-		"one server": {redislock.New(one, locker.TTL(ttl)), func() { _ = one.Close() }},
-		"cluster":    {redislock.New(group, locker.TTL(ttl)), func() { _ = group.Close() }},
-		"redlock":    {redislock.NewRedlock(several, locker.TTL(ttl)), closeSeveral},
+		"one server": {newOf(one), func() { _ = one.Close() }},
+		"cluster":    {newOf(group), func() { _ = group.Close() }},
+		"redlock":    {func() *locker.Client { return redislock.NewRedlock(several, locker.TTL(ttl)) }, closeSeveral},
 	} {
 		t.Run(name, func(t *testing.T) {
-			lease := mustLock(t, test.l, "k")
+			l := test.open()
+			lease := mustLock(t, l, "k")
 			waits := make(chan error, 1)
 			waiting := make(chan struct{})
 			go func() {
 				ctx, cancel := context.WithTimeout(t.Context(), ttl)
 				defer cancel()
 				close(waiting)
-				_, err := test.l.Lock(ctx, "k")
+				_, err := l.Lock(ctx, "k")
 				waits <- err
 			}()
 			<-waiting
@@ -338,10 +346,13 @@ func TestClientClosedByItsOwner(t *testing.T) {
 			if err := <-waits; !errors.Is(err, locker.ErrClosed) {
 				t.Errorf("the waiter: %v; want ErrClosed", err)
 			}
-			if _, err := test.l.TryLock(t.Context(), "other"); !errors.Is(err, locker.ErrClosed) {
-				t.Errorf("TryLock: %v; want ErrClosed", err)
+			late := test.open()
+			for _, l := range []*locker.Client{l, late} {
+				if _, err := l.TryLock(t.Context(), "other"); !errors.Is(err, locker.ErrClosed) {
+					t.Errorf("TryLock: %v; want ErrClosed", err)
+				}
+				_ = l.Close()
 			}
-			_ = test.l.Close()
 		})
 	}
 }
@@ -370,7 +381,10 @@ func TestChannelPrefix(t *testing.T) {
 	mustUnlock(t, <-next)
 	message, err := watch.ReceiveTimeout(t.Context(), 10*time.Second)
 	m, ok := message.(*redis.Message)
-	if err != nil || !ok || !strings.HasPrefix(m.Channel, config.ChannelPrefix) || len(m.Channel) != len(config.ChannelPrefix)+32 {
-		t.Errorf("%v, %v; want a message on a channel with the prefix", message, err)
+	if err != nil || !ok {
+		t.Fatalf("%v, %v; want a message", message, err)
+	}
+	if process, found := strings.CutPrefix(m.Channel, config.ChannelPrefix); !found || len(process) != 32 {
+		t.Errorf("the channel of the message is %q", m.Channel)
 	}
 }

@@ -1,12 +1,15 @@
-// Package redislock keeps locks in Redis 6.2 or later, or Valkey, by way of go-redis v9: on one server, on a majority of
-// independent servers (Redlock), on a master that Sentinel watches over, or on a Redis Cluster. It makes Lockers of package
-// [github.com/lockerkit/locker], which tells what all of them promise.
+// Package redislock keeps locks in Redis 6.2 or later, or Valkey, by way of go-redis v9: on one server, on a majority
+// of independent servers (Redlock), on a master that Sentinel watches over, or on a Redis Cluster. It makes Clients of
+// package [github.com/lockerkit/locker], which tells what all of them promise.
 //
-//	l := redislock.New(rdb)                                            // beside the client of your program
-//	l, err := redislock.Open("redis://localhost:6379/0")               // or with one of its own
-//	l, err := redislock.Open("redis+sentinel://one,two,three/mymaster")
-//	l, err := redislock.Open("redis+cluster://one,two,three")
-//	l, err := redislock.Open("redlock://one,two,three")                // independent servers
+//	l := redislock.New(rdb)                                                  // beside the client of your program
+//	l, err := redislock.Open(ctx, "redis://localhost:6379/0")                // or with one of its own
+//	l, err := redislock.Open(ctx, "redis+sentinel://one,two,three/mymaster")
+//	l, err := redislock.Open(ctx, "redis+cluster://one,two,three")
+//	l, err := redislock.Open(ctx, "redlock://one,two,three")                 // independent servers
+//
+// Open connects, and fails if locks cannot be had. New does not connect; Ping of the Client that it returns checks the
+// same.
 //
 // What it takes to run it, and what it costs: https://github.com/lockerkit/locker/blob/main/docs/operating.md. To come from
 // redsync, bsm/redislock, node-redlock or SET NX PX: https://github.com/lockerkit/locker/blob/main/docs/migrating-to-redislock.md.
@@ -38,6 +41,12 @@
 // dropped. A process that dies while it waits can therefore delay those behind it by as much. Clients of other libraries
 // do not know of the line, and overtake it.
 //
+// Lock goes on waiting when the server fails: it asks again, less and less often, down to every two seconds, and tells
+// the Observers. Who was dropped from the line meanwhile comes back to his old place. Others may have been served until
+// then. Wrong credentials, a permission that is missing and a server of the wrong kind end the wait. So does the rare
+// failure in which the server has taken a request for one that its owner had given up: the Client then joins the line
+// anew, at its end.
+//
 // # What it does not guarantee
 //
 // A lock is as durable as the server's data. A server that restarts without its data, or a replica that takes
@@ -55,12 +64,13 @@
 //
 // # Several independent servers: Redlock
 //
-// NewRedlock, or Open with a URL that begins with redlock://, keeps each lock on a majority of servers that know nothing of
-// one another. It goes on, at the same speed, with any minority of them dead, hung or cut off; without a majority nothing is
-// locked (ErrNoQuorum), and leases end. A lease that a server of the minority has lost, or had not granted, is brought there with
-// the next renewal; until then it is on fewer servers, and ends if so many fail that no majority is left of those. It is what
-// https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/ describes, and excludes other implementations of it, on the
-// same servers and keys: redsync and node-redlock, for instance. What it does better:
+// NewRedlock, or Open with a URL that begins with redlock://, keeps each lock on a majority of servers that know
+// nothing of one another. It goes on, at the same speed, with any minority of them dead, hung or cut off; without a
+// majority nothing is locked (ErrNoQuorum), leases end, and those who are in line wait until there is one again. A
+// lease that a server of the minority has lost, or had not granted, is brought there with the next renewal; until then
+// it is on fewer servers, and ends if so many fail that no majority is left of those. It is what
+// https://redis.io/docs/latest/develop/clients/patterns/distributed-locks/ describes, and excludes other
+// implementations of it, on the same servers and keys: redsync and node-redlock, for instance. What it does better:
 //
 //   - Fencing tokens. A token is the greatest that a quorum has minted, and is known to a quorum before the lock is granted:
 //     so every later quorum mints a greater one.
@@ -85,8 +95,8 @@
 // # Sentinel
 //
 // Give New what redis.NewFailoverClient returns, or Open a URL that begins with redis+sentinel://. A failover is ridden
-// out by leases whose TTL is longer than it takes, if the replica that takes over has received them; who waits in line,
-// or asks, meanwhile gets an error, and Lead goes on.
+// out by leases whose TTL is longer than it takes, if the replica that takes over has received them. Who waits in line
+// goes on waiting; who asks meanwhile gets an error.
 //
 // Redis replicates asynchronously, so that there can be a second holder in two cases. A replica may take over that had
 // not received the lock: that is the last moment before the master died, or longer if the link was down. The former
@@ -100,10 +110,10 @@
 //
 // # Replicas that confirm
 //
-// NewReplicated has each lock confirmed by replicas before it is granted, by way of WAIT. A failover to one of these then
-// keeps the lock, if its clock is right. It does not make replication consistent: Sentinel need not choose one of these, unless all have to
-// confirm; a renewal is not waited for, so that a replica that was cut off since may have let the lock expire; and a
-// master that is cut off with its replicas still grants.
+// Config.Replicas has each lock confirmed by replicas before it is granted, by way of WAIT. A failover to one of these
+// then keeps the lock, if its clock is right. It does not make replication consistent: Sentinel need not choose one of
+// these, unless all have to confirm; a renewal is not waited for, so that a replica that was cut off since may have let
+// the lock expire; and a master that is cut off with its replicas still grants.
 //
 // # Redis Cluster
 //
@@ -114,8 +124,10 @@
 //
 // Slots may move while locks are held, renewed and waited for. While a slot is on its way, Redis refuses scripts with
 // several keys (TRYAGAIN), so that Lock, TryLock and Unlock of its keys wait until it has arrived: for a TTL at most, and
-// then the error is ErrSlot. Leases are renewed all the while. If it takes more than three seconds, those in line may
+// the error is ErrSlot. Leases are renewed all the while. If it takes more than three seconds, those in line may
 // lose their order.
+//
+// A shard that hangs holds up nothing on the others: leases are renewed, unlocked and handed over there as ever.
 //
 // Messages to waiters are published, and a cluster passes those on: each Unlock for which somebody waits costs a message to
 // every node. Sharded channels, which do not cost that, are not used: they came with Redis 7.
@@ -132,8 +144,8 @@
 // # Permissions
 //
 // A user needs the commands below, the keys that begin with the prefix and with "{" and the prefix, and the channels
-// locker:*. Keys that contain a hash tag of their own, as "a{b}c" does, have companions that begin with that tag in
-// braces: allow ~{b}:locker:* for them.
+// locker:*, or those with the prefix of Config.ChannelPrefix. Keys that contain a hash tag of their own, as "a{b}c"
+// does, have companions that begin with that tag in braces: allow ~{b}:locker:* for them.
 //
 //	ACL SETUSER app on >secret ~locker:* ~{locker:* &locker:* -@all +hello +auth +select +client +ping
 //	+eval +evalsha +subscribe +unsubscribe +set +get +del +exists +pexpire +pttl +time
@@ -143,7 +155,7 @@
 //
 //	ACL SETUSER app +cluster|slots +command +asking
 //
-// And for NewReplicated:
+// And for Config.Replicas:
 //
 //	ACL SETUSER app +wait
 //
@@ -151,7 +163,12 @@
 //
 //	ACL SETUSER app +hello +auth +client +ping +sentinel +subscribe &+switch-master &+replica-reconf-done
 //
-// # A server that cannot be reached
+// # A server that cannot be used
+//
+// Each error is of one of the classes of package locker. ErrDenied is a matter of credentials or permissions (ErrAuth,
+// ErrPermission). ErrUnfit is a server that will never do: another kind of server, such as Postgres or an HTTP server;
+// one that is too old (ErrUnsupported); a cluster with a client for one server, or the other way round. Everything else
+// is ErrUnavailable. A Redlock is denied or unfit only if so many of its servers are that the others are no majority.
 //
 // Lock and TryLock return an error after three attempts, or when a TTL has passed. How long an attempt takes to fail is
 // up to the client: by default go-redis dials five times, a tenth of a second apart (DialerRetries); Open sets that to one.
@@ -176,11 +193,11 @@ const defaultChannelPrefix = "locker:"
 // New returns a Client that keeps its locks in the Redis that rdb is connected to. The options are the defaults for its
 // leases, see locker.New. It does not connect: a server that cannot be used is reported by the first Lock, or by Ping.
 //
-// rdb is what redis.NewClient, redis.NewFailoverClient, redis.NewClusterClient or redis.NewUniversalClient returns. With a
-// nil client or a *redis.Ring, every Lock returns ErrInvalidOption.
+// rdb is what redis.NewClient, redis.NewFailoverClient, redis.NewClusterClient or redis.NewUniversalClient returns.
+// With a nil client or a *redis.Ring, every Lock returns ErrInvalidOption.
 //
-// The Client uses the connections of rdb and never closes them: Close the Client first, then rdb. Its commands heed their
-// ctx, and wait for an answer at most two seconds, whatever the options of rdb say.
+// The Client uses the connections of rdb and never closes them: Close the Client first, then rdb. Its commands heed
+// their ctx, and wait for an answer at most two seconds, whatever the options of rdb say.
 func New(rdb redis.UniversalClient, opts ...locker.Option) *locker.Client {
 	return Config{}.New(rdb, opts...)
 }
@@ -188,10 +205,10 @@ func New(rdb redis.UniversalClient, opts ...locker.Option) *locker.Client {
 // Open is New with a client of its own for the given URL, see ParseURL, or NewRedlock with a client of its own for each
 // server, see ParseRedlockURL. Close closes them.
 //
-// Open connects, and fails now if locks cannot be had: it locks a key of its own for a moment, and subscribes to the channel
-// by which waiters are called. The error is of the class locker.ErrUnavailable, ErrDenied or ErrUnfit, or an ErrInvalidOption
-// for a URL or options that cannot be used. Of the servers of a Redlock, a majority has to do. ctx bounds Open and nothing
-// else.
+// Open connects, and fails now if locks cannot be had: it locks a key of its own for a moment, and subscribes to the
+// channel by which waiters are called. The error is of the class locker.ErrUnavailable, ErrDenied or ErrUnfit, or an
+// ErrInvalidOption for a URL or options that cannot be used. Of the servers of a Redlock, a majority has to do. ctx
+// bounds Open and nothing else.
 func Open(ctx context.Context, url string, opts ...locker.Option) (*locker.Client, error) {
 	return Config{}.Open(ctx, url, opts...)
 }

@@ -17,14 +17,14 @@ import (
 	"github.com/lockerkit/locker/internal/backends"
 )
 
-// NewRedlock returns a Client that keeps each lock on a majority of independent servers: Redlock, with fencing tokens. See
-// the package documentation for what it promises, and what it takes. Each client is for one server that shares nothing
-// with the others: no replication, and better no machine. Three and five are usual numbers; an even one is no safer than
-// the odd one below it. Every process must be given the same servers.
+// NewRedlock returns a Client that keeps each lock on a majority of independent servers: Redlock, with fencing tokens.
+// See the package documentation for what it promises, and what it takes. Each client is for one server that shares
+// nothing with the others: no replication, and better no machine. Three and five are usual numbers; an even one is no
+// safer than the odd one below it. Every process must be given the same servers.
 //
-// The Client uses the connections of the clients and never closes them, as New does. Without clients, with one that is nil,
-// with the same one twice, or with two *redis.Client for the same address, every Lock returns ErrInvalidOption. That two are
-// for the same server cannot be noticed otherwise.
+// The Client uses the connections of the clients and never closes them, as New does. Without clients, with one that is
+// nil, with the same one twice, or with two *redis.Client for the same address, every Lock returns ErrInvalidOption.
+// That two are for the same server cannot be noticed otherwise.
 func NewRedlock(clients []redis.UniversalClient, opts ...locker.Option) *locker.Client {
 	b, err := newRedlock(Config{}, clients, false)
 	if err != nil {
@@ -369,9 +369,9 @@ func (b *redlock) lively() (count int) {
 	return count
 }
 
-// Renew implements locker.Backend: a lease is renewed when a quorum has renewed it. It does not wait for the others, but
-// brings the lease back to those that say they have lost it. A request to one that is slow may be sent later, when the lease
-// has been unlocked, perhaps; it then renews nothing, unless it was about to be sent at that moment.
+// Renew implements locker.Backend: a lease is renewed when a quorum has renewed it. It does not wait for the others,
+// but brings the lease back to those that say they have lost it. A request to one that is slow may be sent later, when
+// the lease has been unlocked, perhaps; it then renews nothing, unless it was about to be sent at that moment.
 func (b *redlock) Renew(ctx context.Context, gs []locker.Grant, done func(i int, r locker.Renewal)) {
 	r := &renewal{
 		b: b, gs: slices.Clone(gs), report: done, open: len(gs), decided: make(chan struct{}),

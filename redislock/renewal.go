@@ -58,8 +58,8 @@ func (r *renewal) ask(ctx context.Context, i int, bound time.Duration) {
 	})
 }
 
-// count counts what a node has said about one lease, and reports the outcome as soon as it is certain. The last answer has those
-// nodes looked after that have lost the lease.
+// count counts what a node has said about one lease, and reports the outcome as soon as it is certain. The last answer
+// has those nodes looked after that have lost the lease.
 func (r *renewal) count(ctx context.Context, i, j int, err error) {
 	r.mu.Lock()
 	v := &r.votes[j]
@@ -127,8 +127,8 @@ func (r *renewal) end() {
 	r.reporting.Wait()
 }
 
-// repair brings a lease back to nodes that have lost it, as one does that restarts without its data: only if a quorum has just
-// renewed it, so that never more than a minority is repaired, and no other owner can have a quorum meanwhile.
+// repair brings a lease back to nodes that have lost it, as one does that restarts without its data: only if a quorum
+// has just renewed it, so that never more than a minority is repaired, and no other owner can have a quorum meanwhile.
 func (r *renewal) repair(ctx context.Context, j int) {
 	r.mu.Lock()
 	v := r.votes[j]

@@ -21,9 +21,11 @@ import (
 // persistent is for servers that keep their data, whatever happens to them.
 var persistent = redistest.Options{Args: []string{"--appendonly", "yes", "--appendfsync", "always"}}
 
-// waitersInOrder has several Lockers wait for the key k, one after the other, while it is held, and do something to the servers
-// meanwhile. They must be served in their order.
-func waitersInOrder(t *testing.T, open func(opts ...locker.Option) locker.Locker, arrived func(n int) bool, outage func(ridden func() bool)) {
+// waitersInOrder has several Lockers wait for the key k, one after the other, while it is held, and do something to the
+// servers meanwhile. They must be served in their order.
+func waitersInOrder(t *testing.T, open func(opts ...locker.Option) locker.Locker, arrived func(n int) bool,
+	outage func(ridden func() bool),
+) {
 	t.Helper()
 	const waiters = 4
 	var retries [waiters]atomic.Int32
@@ -149,7 +151,8 @@ func TestWaitBeginsWithAFailure(t *testing.T) {
 	checkClass(t, "Lock", err, locker.ErrUnavailable)
 }
 
-// TestPasswordRotated changes the password and breaks all connections: waiters are told, and a lease that is lost says why.
+// TestPasswordRotated changes the password and breaks all connections: waiters are told, and a lease that is lost says
+// why.
 func TestPasswordRotated(t *testing.T) {
 	t.Parallel()
 	server := redistest.New(t, redistest.Options{})

@@ -68,8 +68,8 @@ func quoteLua(s string) string {
 // script is a Lua script and the name by which a server that has seen it knows it.
 type script struct{ source, sha string }
 
-// newScript fills in what stands for constants, for the prefix of the channels and for the functions of line.lua. It removes
-// comments and indentation, which the server would have to keep.
+// newScript fills in what stands for constants, for the prefix of the channels and for the functions of line.lua. It
+// removes comments and indentation, which the server would have to keep.
 func newScript(lua, channel string) *script {
 	lua = strings.ReplaceAll(lua, "$line", lineLua)
 	lua = strings.NewReplacer("$fence", ms(fenceTTL), "$liveness", ms(liveness), "$reservation", ms(reservation),

@@ -10,12 +10,13 @@ import (
 	"github.com/lockerkit/locker"
 )
 
-// ErrNoQuorum is what a Redlock returns when so many servers do not answer that no majority can grant anything. The error
-// wraps what each of them said. It is a locker.ErrUnavailable; or a locker.ErrDenied, ErrUnfit or ErrClosed if so many servers
-// say that, as only somebody can mend it, that the others are no majority.
+// ErrNoQuorum is what a Redlock returns when so many servers do not answer that no majority can grant anything. The
+// error wraps what each of them said. It is a locker.ErrUnavailable; or a locker.ErrDenied, ErrUnfit or ErrClosed if so
+// many servers say that, as only somebody can mend it, that the others are no majority.
 var ErrNoQuorum = errors.New("redlock: no quorum")
 
-// noQuorumError is an ErrNoQuorum with its reasons. It has no method Unwrap: what is wrong with a minority is not its class.
+// noQuorumError is an ErrNoQuorum with its reasons. It has no method Unwrap: what is wrong with a minority is not its
+// class.
 type noQuorumError struct {
 	nodes, quorum int
 	reasons       []error

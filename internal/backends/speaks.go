@@ -12,7 +12,7 @@ type Dial func(ctx context.Context) (net.Conn, error)
 
 // Speaks finds out what kind of server is at the other end of a connection, for a better error when it does not answer
 // as its client expects: "Redis", "Postgres", "an HTTP server", or "" if it says nothing that is known. It takes a second at
-// most, and two connections.
+// most, and three connections.
 func Speaks(ctx context.Context, dial Dial) string {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
@@ -23,6 +23,7 @@ func Speaks(ctx context.Context, dial Dial) string {
 	}{
 		{[]byte{0, 0, 0, 8, 4, 210, 22, 47}, ofPostgres}, // SSLRequest
 		{[]byte("PING\r\n\r\n"), ofText},                 // a command to Redis, and a bad request to HTTP
+		{[]byte("GET / HTTP/1.0\r\n\r\n"), ofText},       // etcd, for one, hangs up on what is no request of HTTP
 	} {
 		if kind := q.answer(ask(ctx, dial, q.ask)); kind != "" {
 			return kind
