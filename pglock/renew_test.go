@@ -105,8 +105,12 @@ func TestRenewReportsAsItComes(t *testing.T) {
 	})
 	got := map[int]locker.Renewal{}
 	for range 2 { // before ctx ends
-		r := <-results
-		got[r.i] = r.r
+		select {
+		case r := <-results:
+			got[r.i] = r.r
+		case <-time.After(20 * time.Second):
+			t.Fatalf("only %v have been reported", got)
+		}
 	}
 	if r, ok := got[1]; !ok || !errors.Is(r.Err, locker.ErrLost) {
 		t.Errorf("of the grant of nobody: %v; want ErrLost", got)
