@@ -76,9 +76,11 @@ func TestRenewReportsAsItComes(t *testing.T) {
 	proxy, dsn := behind(t, pgtest.URL(t))
 	b := pglock.NewBackend(pool(t, dsn))
 	t.Cleanup(func() { _ = b.Close() })
+	owners := byte(0)
 	grant := func(ttl time.Duration) locker.Grant {
 		t.Helper()
-		r := locker.Request{Key: unique("key"), Owner: locker.Owner([]byte(unique("owner"))[6:22]), TTL: ttl}
+		owners++
+		r := locker.Request{Key: unique("key"), Owner: locker.Owner{owners}, TTL: ttl}
 		g, err := b.Acquire(t.Context(), r)
 		if err != nil {
 			t.Fatal(err)
