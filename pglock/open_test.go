@@ -137,13 +137,25 @@ func TestOpenFailsSoon(t *testing.T) {
 // TestOpenWithShortTTL: that it takes longer to connect than a lease lasts is no mistake.
 func TestOpenWithShortTTL(t *testing.T) {
 	t.Parallel()
+	const ttl = 2 * time.Second
 	proxy, dsn := behind(t, pgtest.URL(t))
-	proxy.Set(faultproxy.Delay(20 * time.Millisecond)) // in each direction, and it takes several round trips
-	l, err := pglock.Open(t.Context(), dsn, locker.TTL(100*time.Millisecond))
-	if err != nil {
-		t.Fatal(err)
+	proxy.Set(faultproxy.Hang())
+	opened := started(func() error {
+		l, err := pglock.Open(t.Context(), dsn, locker.TTL(ttl))
+		if err == nil {
+			_ = l.Close()
+		}
+		return err
+	})
+	select {
+	case err := <-opened.done:
+		t.Fatalf("Open: %v, before the server has answered", err)
+	case <-time.After(ttl + ttl/4):
 	}
-	_ = l.Close()
+	proxy.Heal()
+	if err := opened.get(t); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestWithoutAPool: no panic.

@@ -76,9 +76,11 @@ func TestRenewReportsAsItComes(t *testing.T) {
 	proxy, dsn := behind(t, pgtest.URL(t))
 	b := pglock.NewBackend(pool(t, dsn))
 	t.Cleanup(func() { _ = b.Close() })
+	owners := byte(0)
 	grant := func(ttl time.Duration) locker.Grant {
 		t.Helper()
-		r := locker.Request{Key: unique("key"), Owner: locker.Owner([]byte(unique("owner"))[6:22]), TTL: ttl}
+		owners++
+		r := locker.Request{Key: unique("key"), Owner: locker.Owner{owners}, TTL: ttl}
 		g, err := b.Acquire(t.Context(), r)
 		if err != nil {
 			t.Fatal(err)
@@ -105,8 +107,12 @@ func TestRenewReportsAsItComes(t *testing.T) {
 	})
 	got := map[int]locker.Renewal{}
 	for range 2 { // before ctx ends
-		r := <-results
-		got[r.i] = r.r
+		select {
+		case r := <-results:
+			got[r.i] = r.r
+		case <-time.After(20 * time.Second):
+			t.Fatalf("only %v have been reported", got)
+		}
 	}
 	if r, ok := got[1]; !ok || !errors.Is(r.Err, locker.ErrLost) {
 		t.Errorf("of the grant of nobody: %v; want ErrLost", got)
