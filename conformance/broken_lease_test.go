@@ -418,7 +418,7 @@ func (b renewsInTurn) Renew(_ context.Context, gs []locker.Grant, done func(int,
 	defer func() { <-b.turn }()
 	for i := range gs {
 		if len(gs) > 1 {
-			time.Sleep(15 * time.Millisecond)
+			time.Sleep(30 * time.Millisecond)
 		}
 		b.queued.Renew(context.Background(), gs[i:i+1], func(_ int, r locker.Renewal) { done(i, r) })
 	}

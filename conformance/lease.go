@@ -57,7 +57,7 @@ var leaseRules = []rule{
 	},
 	{
 		name: "RenewedSeparately", body: renewedSeparately, since: "v0.1.0",
-		did: "A Locker holds 20 leases of the TTL and 100 of four times the TTL, for three TTLs. With Harness.Backend: of four " +
+		did: "A Locker holds 10 leases of the TTL and 50 of four times the TTL, for three TTLs. With Harness.Backend: of four " +
 			"grants the second is released; then Renew is called for all of them.",
 		text: "Renew reports each grant once, at its own index, as soon as its result is known. No lease is lost for the sake of others.",
 		hint: "Renew asks for all grants in one round trip, or for several at a time, and calls done(i, ...) for gs[i] as its answer " +
@@ -350,7 +350,7 @@ func (c *check) lostBeforeRival(lease *locker.Lease, rival locker.Locker, f Faul
 }
 
 func renewedSeparately(c *check) {
-	const short, long = 20, 100
+	const short, long = 10, 50
 	l := c.open()
 	leases := make([]*locker.Lease, long+short)
 	acquire := func(from, to int, ttl time.Duration) {

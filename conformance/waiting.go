@@ -512,7 +512,7 @@ func ridesOut(c *check) {
 func (c *check) rideOut(answered time.Duration) error {
 	key := c.key()
 	holder, waiter := c.open(), c.open()
-	lease := c.tryLock(holder, key)
+	lease := c.tryLock(holder, key, locker.TTL(20*c.ttl)) // that it lives is not what this is about
 	c.unlock(c.lock(waiter, c.key())) // there are connections
 	ctx := c.within(10*time.Second + 20*c.ttl)
 	w := c.start(ctx, waiter, key)
@@ -548,7 +548,7 @@ func ownKey(c *check) {
 		c.do(func() {
 			key := c.key()
 			l := c.open()
-			lease := c.tryLock(l, key, locker.Holder(holder))
+			lease := c.tryLock(l, key, locker.Holder(holder), locker.TTL(20*c.ttl))
 			_, err := l.Lock(c.within(2*c.ttl), key, locker.Holder("conformance-waiter"))
 			var e *locker.Error
 			switch {
