@@ -14,27 +14,33 @@ import (
 var backendRules = []rule{
 	{
 		name: "OwnerDecides", body: ownerDecides, needs: needsBackend,
-		did:  "Release and Renew are called with owners that differ from the holder's in one byte or in all, and then with the holder's own, twice.",
+		did: "Release and Renew are called with owners that differ from the holder's in one byte or in all, and then with " +
+			"the holder's own, twice.",
 		text: "Release and Renew by anybody but the owner, compared whole, return ErrLost and change nothing.",
 		hint: hintOwner,
 	},
 	{
 		name: "AcquireAgain", body: acquireAgain, needs: needsBackend,
-		did:  "Acquire is called a second time for the owner who holds the key, and by another owner when more than a TTL has passed since the first time.",
+		did: "Acquire is called a second time for the owner who holds the key, and by another owner when more than a TTL " +
+			"has passed since the first time.",
 		text: "Acquire by the owner who holds the key already returns the same token, and sets the expiry anew.",
-		hint: "Store the token beside the owner, and return it when Request.Owner is the one who holds the key: answers get lost, and clients ask again.",
+		hint: "Store the token beside the owner, and return it when Request.Owner is the one who holds the key: answers " +
+			"get lost, and clients ask again.",
 	},
 	{
 		name: "ExpiredIsGone", body: expiredIsGone, needs: needsBackend,
-		did: "Renew is called for a lease that has expired (of which a locker.Expirer has been told); then another owner acquires the " +
-			"key, and the first one calls Release. An Expirer is also told late, when another owner may have the key.",
-		text: "Renew of a lease that has expired returns ErrLost and does not bring it back, though nobody has taken the key since.",
-		hint: "An expired record is no record, for Renew and Release as for Acquire: compare with the store's clock in the same atomic " +
-			"step. Expired frees what Grant.Owner has, and nothing else.",
+		did: "Renew is called for a lease that has expired (of which a locker.Expirer has been told); then another owner " +
+			"acquires the key, and the first one calls Release. An Expirer is also told late, when another owner may have " +
+			"the key.",
+		text: "Renew of a lease that has expired returns ErrLost and does not bring it back, though nobody has taken the " +
+			"key since.",
+		hint: "An expired record is no record, for Renew and Release as for Acquire: compare with the store's clock in " +
+			"the same atomic step. Expired frees what Grant.Owner has, and nothing else.",
 	},
 	{
 		name: "UnknownOutcome", body: unknownOutcome, needs: needsBackend,
-		did:  "Release is called with Token 0, as after an Acquire whose answer got lost: by an owner that has nothing, and by the one that has the key.",
+		did: "Release is called with Token 0, as after an Acquire whose answer got lost: by an owner that has nothing, " +
+			"and by the one that has the key.",
 		text: "Release with token 0 frees what its owner has, if anything, and nothing else.",
 		hint: "Release decides by Grant.Owner alone: the token plays no part in it.",
 	},

@@ -173,6 +173,12 @@ var waitingDefects = []defect{
 		fine:    []string{"exclusion/OneHolder", "waiting/WakesOnRelease", "waiting/Cancelled"},
 	},
 	{
+		name:    "a line that is not stated",
+		backend: func(_ *testing.T, c *client) locker.Backend { return saysNothing{queued{c}} },
+		caught:  []string{"waiting/FIFO"},
+		fine:    []string{"exclusion/OneHolder", "waiting/WakesOnRelease", "waiting/Cancelled"},
+	},
+	{
 		name:    "wake-up lost",
 		backend: func(_ *testing.T, c *client) locker.Backend { return asksSeldom{c} },
 		caught:  []string{"waiting/WakesOnRelease"},
@@ -240,19 +246,19 @@ var waitingDefects = []defect{
 			return classifies{client: c, wait: locker.ErrUnfit}
 		},
 		caught: []string{"waiting/RidesOut"},
-		fine:   []string{"waiting/Cancelled", "waiting/WakesOnRelease", "waiting/FIFO", "waiting/LostReply", "waiting/OwnKey"},
+		fine:   []string{"waiting/Cancelled", "waiting/WakesOnRelease", "waiting/FIFO", "waiting/OwnKey"},
 	},
 	{
 		name:    "a wait that does not tell that it was answered",
 		backend: func(_ *testing.T, c *client) locker.Backend { return waitsSilently{queued{c}} },
 		caught:  []string{"waiting/RidesOut", "waiting/OwnKey"},
-		fine:    []string{"waiting/Cancelled", "waiting/WakesOnRelease", "waiting/FIFO", "waiting/LostReply", "errors/Typed"},
+		fine:    []string{"waiting/Cancelled", "waiting/WakesOnRelease", "waiting/FIFO", "errors/Typed"},
 	},
 	{
 		name:    "a wait that believes in a place in line that is lost",
 		backend: func(_ *testing.T, c *client) locker.Backend { return waitsInVain{queued{c}} },
 		caught:  []string{"waiting/RidesOut"},
-		fine:    []string{"waiting/Cancelled", "waiting/WakesOnRelease", "waiting/FIFO", "waiting/LostReply", "waiting/OwnKey"},
+		fine:    []string{"waiting/Cancelled", "waiting/WakesOnRelease", "waiting/FIFO", "waiting/OwnKey"},
 	},
 	{
 		name:   "whoever waits is named as the holder",
@@ -261,6 +267,11 @@ var waitingDefects = []defect{
 		fine:   []string{"waiting/Cancelled", "waiting/RidesOut", "errors/Typed"},
 	},
 }
+
+// saysNothing has a line that New does not learn of.
+type saysNothing struct{ queued }
+
+func (saysNothing) Features() locker.Features { return locker.Features{} }
 
 // asksSeldom never hears of releases, and asks again only now and then.
 type asksSeldom struct{ *client }
@@ -404,7 +415,8 @@ type waitsSilently struct{ queued }
 
 func (b waitsSilently) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
 	return b.queued.Wait(ctx, locker.Request{
-		Prefix: r.Prefix, Key: r.Key, Mode: r.Mode, Slots: r.Slots, Owner: r.Owner, Holder: r.Holder, TTL: r.TTL, NoRenew: r.NoRenew,
+		Prefix: r.Prefix, Key: r.Key, Mode: r.Mode, Slots: r.Slots,
+		Owner: r.Owner, Holder: r.Holder, TTL: r.TTL, NoRenew: r.NoRenew,
 	})
 }
 

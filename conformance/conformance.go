@@ -16,8 +16,9 @@
 // # The report
 //
 // At its end, Run logs which rules were proven, which were relaxed and for what reason, which could not be proven for
-// lack of a hook, and which are newer than Harness.Since; go test shows that with -v, or when a rule has failed. With the environment variable
-// LOCKER_CONFORMANCE_REPORT, each Run also writes it as a Markdown table, to a file of its own in that directory:
+// lack of a hook, and which are newer than Harness.Since. go test shows that with -v, or when a rule has failed. With
+// the environment variable LOCKER_CONFORMANCE_REPORT, each Run also writes it as a Markdown table, to a file of its own
+// in that directory:
 //
 //	LOCKER_CONFORMANCE_REPORT=$PWD/reports go test -count=1 ./...
 //
@@ -48,9 +49,9 @@ type Harness struct {
 	// machine that is busy with something else.
 	TTL time.Duration
 
-	// Since is the version of this module whose rules the harness was written for, such as "v0.1". Rules that came with a
-	// later version are skipped, and the report lists them. So an update of this module breaks nobody's CI: raise Since when
-	// you have seen what the new rules say. "" means all rules.
+	// Since is the version of this module whose rules the harness was written for, such as "v0.1". Rules that came with
+	// a later version are skipped, and the report lists them: a new rule in a minor version breaks nobody's CI. Raise
+	// Since when you have seen what the new rules say. "" means all rules.
 	Since string
 
 	// Features relaxes rules that the store cannot keep. The zero value is the strictest.

@@ -12,11 +12,11 @@ var errorRules = []rule{
 	{
 		name: "Typed", body: typed,
 		did: "A key is held, waited for, unlocked and lost, and with Harness.Cut the store dies; the errors are looked at.",
-		text: "A caller can tell apart: somebody holds it; my wait ended; the store is unreachable; I had it and lost it. A dead store is " +
-			"ErrUnavailable, never ErrLocked, ErrDenied or ErrUnfit.",
-		hint: "Acquire returns a *locker.Held, or ErrLocked, and Renew and Release ErrLost, only where the store has said so; in all " +
-			"other cases what the client says, wrapped or not. ErrDenied and ErrUnfit are for what does not pass by itself. If " +
-			firstOfExpiry + " fails too, mend that first.",
+		text: "A caller can tell apart: somebody holds it; my wait ended; the store is unreachable; I had it and lost it. " +
+			"A dead store is ErrUnavailable, never ErrLocked, ErrDenied or ErrUnfit.",
+		hint: "Acquire returns a *locker.Held, or ErrLocked, and Renew and Release ErrLost, only where the store has said " +
+			"so; in all other cases what the client says, wrapped or not. ErrDenied and ErrUnfit are for what does not pass " +
+			"by itself. If " + firstOfExpiry + " fails too, mend that first.",
 	},
 }
 

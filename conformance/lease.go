@@ -17,11 +17,13 @@ var leaseRules = []rule{
 		name: "OutlivesTTL", body: outlivesTTL,
 		did:  "A lease is held for three TTLs, while another Locker tries the key.",
 		text: "A lease is renewed for as long as its holder lives, beyond its TTL.",
-		hint: "Renew sets the expiry of each grant to Grant.TTL from now, and calls done with the index of each: Renewal.Err is nil where it did.",
+		hint: "Renew sets the expiry of each grant to Grant.TTL from now, and calls done with the index of each: " +
+			"Renewal.Err is nil where it did.",
 	},
 	{
 		name: "ExpiresWhenAbandoned", body: expiresWhenAbandoned,
-		did:  "A holder is cut off from the store (without Harness.Cut: it has a lease with NoRenew, and never unlocks); another Locker tries the key until it is free.",
+		did: "A holder is cut off from the store (without Harness.Cut: it has a lease with NoRenew, and never unlocks); " +
+			"another Locker tries the key until it is free.",
 		text: "The key of a holder that is cut off is free when its TTL has passed.",
 		hint: hintExpiry,
 	},
@@ -33,9 +35,12 @@ var leaseRules = []rule{
 	},
 	{
 		name: "DoneBeforeRival", body: doneBeforeRival, needs: needsCut,
-		did:  "A holder is cut off from the store at a random moment, in each of the four ways of Fault, while a rival waits in Lock.",
+		did: "A holder is cut off from the store at a random moment, in each of the four ways of Fault, while a rival " +
+			"waits in Lock.",
 		text: "Of a holder that is cut off, Done is closed before any rival's Lock returns, every time.",
-		hint: "The store must keep a lock for the whole TTL since it granted or renewed it, by its own clock. Grant.Sent is a moment before the request was sent. A backend that learns of a loss otherwise calls Request.ReportLost before anybody else can have the key.",
+		hint: "The store must keep a lock for the whole TTL since it granted or renewed it, by its own clock. Grant.Sent " +
+			"is a moment before the request was sent. A backend that learns of a loss otherwise calls Request.ReportLost " +
+			"before anybody else can have the key.",
 	},
 	{
 		name: "ErrSaysLost", body: errSaysLost,
@@ -53,33 +58,42 @@ var leaseRules = []rule{
 		name: "RidesOutOneFailedRenewal", body: ridesOutOneFailedRenewal, needs: needsCut,
 		did:  "A holder is cut off for a quarter of its TTL, while a renewal is due, in each of the four ways of Fault.",
 		text: "A lease survives a renewal that fails, if the store can be reached again before its validity is over.",
-		hint: "Renew returns ErrLost only if the store said that the owner does not hold the key; with any other error New tries again, so connections have to be made anew. If locks end with their connection: Features{ConnectionBound: \"the reason\"}.",
+		hint: "Renew returns ErrLost only if the store said that the owner does not hold the key; with any other error " +
+			"New tries again, so connections have to be made anew. If locks end with their connection: " +
+			"Features{ConnectionBound: \"the reason\"}.",
 	},
 	{
 		name: "RenewedSeparately", body: renewedSeparately, since: "v0.1.0",
-		did: "A Locker holds 20 leases of the TTL and 100 of four times the TTL, for three TTLs. With Harness.Backend: of four " +
-			"grants the second is released; then Renew is called for all of them.",
-		text: "Renew reports each grant once, at its own index, as soon as its result is known. No lease is lost for the sake of others.",
-		hint: "Renew asks for all grants in one round trip, or for several at a time, and calls done(i, ...) for gs[i] as its answer " +
-			"comes, and for each one before it returns. It does not wait for another call of Renew, and does not write into gs.",
+		did: "A Locker holds 10 leases of the TTL and 50 of four times the TTL, for three TTLs. With Harness.Backend: of " +
+			"four grants the second is released; then Renew is called for all of them.",
+		text: "Renew reports each grant once, at its own index, as soon as its result is known. No lease is lost for the " +
+			"sake of others.",
+		hint: "Renew asks for all grants in one round trip, or for several at a time, and calls done(i, ...) for gs[i] as " +
+			"its answer comes, and for each one before it returns. It does not wait for another call of Renew, and does not " +
+			"write into gs.",
 	},
 	{
 		name: "NeverResurrects", body: neverResurrects, needs: needsBreak,
 		did:  "Harness.Break takes a lock away from its holder; once the key stays free, and once another Locker takes it.",
 		text: "A renewal that finds the key gone or taken reports the loss, and does not bring the lock back.",
-		hint: "Renew changes a record only if it is there and has the owner of the grant, in one atomic step, and returns ErrLost if not. (Does Harness.Break take away what Request.Name() names in your store?)",
+		hint: "Renew changes a record only if it is there and has the owner of the grant, in one atomic step, and returns " +
+			"ErrLost if not. (Does Harness.Break take away what Request.Name() names in your store?)",
 	},
 	{
 		name: "TTLGranularity", body: ttlGranularity,
-		did:  "Locks are taken with NoRenew and TTLs that are no whole milliseconds or seconds, and waited for by another Locker; others with TTLs that nobody can keep.",
-		text: "A TTL that the store cannot keep is refused, or the one granted is reported by Deadline: it is never silently another.",
-		hint: "Either Acquire refuses such a TTL with an error that wraps locker.ErrInvalidOption, or it returns the TTL that the store keeps in Grant.TTL. If " + firstOfExpiry + " fails too, mend that first.",
+		did: "Locks are taken with NoRenew and TTLs that are no whole milliseconds or seconds, and waited for by another " +
+			"Locker; others with TTLs that nobody can keep.",
+		text: "A TTL that the store cannot keep is refused, or the one granted is reported by Deadline: it is never " +
+			"silently another.",
+		hint: "Either Acquire refuses such a TTL with an error that wraps locker.ErrInvalidOption, or it returns the TTL " +
+			"that the store keeps in Grant.TTL. If " + firstOfExpiry + " fails too, mend that first.",
 	},
 	{
 		name: "WallClockIndependent", body: wallClockIndependent,
 		did:  "The Deadline of a lease is looked at after Lock and after a renewal.",
 		text: "Deadlines are kept by the monotonic clock.",
-		hint: "Grant.Sent comes from time.Now() in this process: not from the store, not parsed, not through Round or UTC, which strip the monotonic reading.",
+		hint: "Grant.Sent comes from time.Now() in this process: not from the store, not parsed, not through Round or " +
+			"UTC, which strip the monotonic reading.",
 	},
 }
 
@@ -350,7 +364,7 @@ func (c *check) lostBeforeRival(lease *locker.Lease, rival locker.Locker, f Faul
 }
 
 func renewedSeparately(c *check) {
-	const short, long = 20, 100
+	const short, long = 10, 50
 	l := c.open()
 	leases := make([]*locker.Lease, long+short)
 	acquire := func(from, to int, ttl time.Duration) {
@@ -397,7 +411,8 @@ func renewedSeparately(c *check) {
 		}
 		switch {
 		case len(of) != 1:
-			c.errorf("Renew of %d grants reported %d results of the grant with index %d before it returned; want one", grants, len(of), i)
+			c.errorf("Renew of %d grants reported %d results of the grant with index %d before it returned; want one",
+				grants, len(of), i)
 		case !errors.Is(of[0].Err, want):
 			c.errorf("Renew of %d grants, of which that with index %d was released, reported %v for index %d; want %v",
 				grants, released, of[0].Err, i, want)

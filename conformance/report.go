@@ -33,7 +33,8 @@ var outcomes = []outcome{proven, inPart, relaxed, tooNew, notProvable, skipped, 
 
 func (o outcome) String() string {
 	return [...]string{
-		"not run", "proven", "proven in part", "relaxed", "newer than the harness", "not provable", "skipped by the harness", "failed",
+		"not run", "proven", "proven in part", "relaxed", "newer than the harness", "not provable",
+		"skipped by the harness", "failed",
 	}[o]
 }
 

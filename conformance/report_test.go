@@ -157,8 +157,8 @@ func TestSince(t *testing.T) {
 		rule, harness string
 		newer         bool
 	}{
-		{"", "v0.1", false}, {"v0.1.0", "", false}, {"v0.1.0", "v0.1", false}, {"v0.1.0", "v0.1.3", false}, {"v0.1.1", "v0.1", true},
-		{"v0.10", "v0.9", true}, {"v0.9.0", "v0.10.0", false}, {"v1", "v0.99.99", true}, {"v2.0.0", "v10", false},
+		{"", "v0.1", false}, {"v0.1.0", "", false}, {"v0.1.0", "v0.1", false}, {"v0.1.0", "v0.1.3", false},
+		{"v0.1.1", "v0.1", true}, {"v0.10", "v0.9", true}, {"v0.9.0", "v0.10.0", false}, {"v1", "v0.99.99", true}, {"v2.0.0", "v10", false},
 	} {
 		if got := newer(test.rule, test.harness); got != test.newer {
 			t.Errorf("a rule of %q is newer than a harness of %q: %v", test.rule, test.harness, got)

@@ -54,8 +54,8 @@ const (
 		"(If nothing excludes anything: do the Lockers of Harness.Open reach the same store?)"
 	hintExpiry = "Acquire stores when the lease ends, Request.TTL from the grant by the store's own clock, and takes a key whose " +
 		"lease has ended for free. A *locker.Held with Remaining tells New when to ask again; a Wait has to notice the end by itself."
-	hintCtx = "locker.New enforces ctx, unless the backend states Features.HeedsContext: leave that out, or return from every " +
-		"call as soon as its ctx ends, with context.Cause(ctx)."
+	hintCtx = "locker.New enforces ctx, unless the backend states Features.HeedsContext: leave that out, or return " +
+		"from every call as soon as its ctx ends, with context.Cause(ctx)."
 	hintOrphan = "After an error of Acquire or Wait, New calls Release with Token 0: free what Grant.Owner has, take it out of the " +
 		"line, also if it was granted at the last moment, and let the next one have its turn. NotAcquired is for errors after " +
 		"which nothing can be left."

@@ -18,12 +18,13 @@ var waitingRules = []rule{
 		name: "WakesOnRelease", body: wakesOnRelease,
 		did:  "A Locker waits in Lock for a key that another one holds, and that one unlocks; seven times.",
 		text: "A waiter has the lock within 50 ms of the holder's Unlock (or what Features.WakeWithin says).",
-		hint: "Without locker.Queue, Lock calls Acquire every 40 ms at most: a store that takes longer to answer needs Features.WakeWithin. " +
-			"With it, Wait must be told of the release.",
+		hint: "Without locker.Queue, Lock calls Acquire every 40 ms at most: a store that takes longer to answer needs " +
+			"Features.WakeWithin. With it, Wait must be told of the release.",
 	},
 	{
 		name: "WakesOnExpiry", body: wakesOnExpiry,
-		did:  "A Locker takes a lock with NoRenew and never unlocks it, as if its process had died; another waits for it in Lock.",
+		did: "A Locker takes a lock with NoRenew and never unlocks it, as if its process had died; another waits for it " +
+			"in Lock.",
 		text: "When a holder vanishes, a waiter gets the lock when its TTL has passed, not before, and not much after.",
 		hint: hintExpiry,
 	},
@@ -41,13 +42,16 @@ var waitingRules = []rule{
 	},
 	{
 		name: "AlreadyCancelled", body: alreadyCancelled,
-		did:  "Lock and TryLock of a free key are called with a ctx that has ended; with Harness.Cut, of a Locker whose store hangs.",
-		text: "Lock and TryLock with a ctx that has ended return an error that matches ctx.Err and its cause, and ask the store nothing.",
+		did: "Lock and TryLock of a free key are called with a ctx that has ended; with Harness.Cut, of a Locker whose " +
+			"store hangs.",
+		text: "Lock and TryLock with a ctx that has ended return an error that matches ctx.Err and its cause, and ask the " +
+			"store nothing.",
 		hint: hintNew,
 	},
 	{
 		name: "CancelStorm", body: cancelStorm, serial: true,
-		did:  "1,000 goroutines over 4 Lockers call Lock of one key, each with a ctx that ends at a random moment, and unlock at once what they get.",
+		did: "1,000 goroutines over 4 Lockers call Lock of one key, each with a ctx that ends at a random moment, and " +
+			"unlock at once what they get.",
 		text: "However many waiters are cancelled at whatever moments among handoffs, the key is free a round trip later.",
 		hint: hintOrphan,
 	},
@@ -59,17 +63,20 @@ var waitingRules = []rule{
 	},
 	{
 		name: "WaitDoesNotBoundHold", body: waitDoesNotBoundHold,
-		did:  "The ctx that was given to Lock is cancelled as soon as Lock has returned; one and a half TTLs later another Locker tries the key.",
+		did: "The ctx that was given to Lock is cancelled as soon as Lock has returned; one and a half TTLs later another " +
+			"Locker tries the key.",
 		text: "The ctx given to Lock bounds the wait only: the lease lives on when it ends.",
-		hint: "What a lease lives by (a session, a transaction, a keep-alive) must not be made with the ctx of Acquire or Wait, which ends with the call. Does Renew renew? See lease/OutlivesTTL.",
+		hint: "What a lease lives by (a session, a transaction, a keep-alive) must not be made with the ctx of Acquire or " +
+			"Wait, which ends with the call. Does Renew renew? See lease/OutlivesTTL.",
 	},
 	{
 		name: "FIFO", body: fifo, relaxes: unordered,
-		did:  "Nine Locks over three Lockers come one after the other for a key that is held; its holder unlocks, and each of them soon after; meanwhile a tenth caller uses TryLock all the time.",
+		did: "Nine Locks over three Lockers come one after the other for a key that is held; its holder unlocks, and each " +
+			"of them soon after; meanwhile a tenth caller uses TryLock all the time.",
 		text: "Waiters are served in order of arrival, across Lockers, and TryLock never overtakes them.",
-		hint: "Implement locker.Queue, and state Features.Queue, if your store has a line or can keep one. (A Wait that the method " +
-			"Features does not state is never called; what is stated without a Wait, locker.New refuses.) If it has none: " +
-			"conformance.Features{Unordered: \"the reason\"}.",
+		hint: "Implement locker.Queue, and state Features.Queue, if your store has a line or can keep one. (A Wait that " +
+			"the method Features does not state is never called; what is stated without a Wait, locker.New refuses.) If it " +
+			"has none: conformance.Features{Unordered: \"the reason\"}.",
 	},
 	{
 		name: "HungStore", body: hungStore, needs: needsCut,
@@ -85,20 +92,21 @@ var waitingRules = []rule{
 	},
 	{
 		name: "RidesOut", body: ridesOut, needs: needsCut, since: "v0.1.0",
-		did: "A Locker that waits in Lock is cut off for longer than a TTL: connections are refused. Then the holder unlocks. " +
-			"Another Locker is cut off before Lock is called.",
-		text: "A Lock that the store has told to wait goes on waiting through a failure, and gets the lock. One that has had no " +
-			"answer fails with ErrUnavailable within a few TTLs.",
-		hint: "Wait calls Request.ReportHolder as soon as the store has said that the key is held. When the connection breaks, it " +
-			"returns what its client says, without ErrDenied or ErrUnfit: New then calls it again. Or it keeps its place in line: " +
-			"it connects again by itself, and calls Request.ReportRetry.",
+		did: "A Locker that waits in Lock is cut off for longer than a TTL: connections are refused. Then the holder " +
+			"unlocks. Another Locker is cut off before Lock is called.",
+		text: "A Lock that the store has told to wait goes on waiting through a failure, and gets the lock. One that has " +
+			"had no answer fails with ErrUnavailable within a few TTLs.",
+		hint: "Wait calls Request.ReportHolder as soon as the store has said that the key is held. When the connection " +
+			"breaks, it returns what its client says, without ErrDenied or ErrUnfit: New then calls it again. Or it keeps " +
+			"its place in line: it connects again by itself, and calls Request.ReportRetry.",
 	},
 	{
 		name: "OwnKey", body: ownKey, since: "v0.1.0",
-		did:  "A Locker calls Lock of a key that it holds itself, with and without a name for the holder, until the ctx ends.",
+		did: "A Locker calls Lock of a key that it holds itself, with and without a name for the holder, until the ctx " +
+			"ends.",
 		text: "A Lock that has waited for its own Locker says so: Error.Holder is the holder's name, or locker.ThisLocker.",
-		hint: "Wait calls Request.ReportHolder with the name that the holder gave, not with that of the one who waits, or with \"\" " +
-			"if the store does not know it. So does locker.Held, without locker.Queue.",
+		hint: "Wait calls Request.ReportHolder with the name that the holder gave, not with that of the one who waits, or " +
+			"with \"\" if the store does not know it. So does locker.Held, without locker.Queue.",
 	},
 }
 
@@ -512,8 +520,8 @@ func ridesOut(c *check) {
 func (c *check) rideOut(answered time.Duration) error {
 	key := c.key()
 	holder, waiter := c.open(), c.open()
-	lease := c.tryLock(holder, key)
-	c.unlock(c.lock(waiter, c.key())) // there are connections
+	lease := c.tryLock(holder, key, locker.TTL(20*c.ttl)) // that it lives is not what this is about
+	c.unlock(c.lock(waiter, c.key()))                     // there are connections
 	ctx := c.within(10*time.Second + 20*c.ttl)
 	w := c.start(ctx, waiter, key)
 	time.Sleep(answered)
@@ -548,7 +556,7 @@ func ownKey(c *check) {
 		c.do(func() {
 			key := c.key()
 			l := c.open()
-			lease := c.tryLock(l, key, locker.Holder(holder))
+			lease := c.tryLock(l, key, locker.Holder(holder), locker.TTL(20*c.ttl))
 			_, err := l.Lock(c.within(2*c.ttl), key, locker.Holder("conformance-waiter"))
 			var e *locker.Error
 			switch {

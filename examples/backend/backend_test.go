@@ -154,20 +154,16 @@ func (c *cable) Acquire(ctx context.Context, r locker.Request) (locker.Grant, er
 }
 
 func (c *cable) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
-	var requests sync.WaitGroup
-	for i, g := range gs { // all at once: what is slow for one must not delay the others
-		requests.Go(func() {
-			got := make(chan locker.Renewal, 1)
-			if err := c.send(ctx, func(ctx context.Context) {
-				c.backend.Renew(ctx, []locker.Grant{g}, func(_ int, r locker.Renewal) { got <- r })
-			}); err != nil {
-				done(i, locker.Renewal{Err: err})
-				return
-			}
-			done(i, <-got)
-		})
+	for i, g := range gs {
+		got := make(chan locker.Renewal, 1)
+		if err := c.send(ctx, func(ctx context.Context) {
+			c.backend.Renew(ctx, []locker.Grant{g}, func(_ int, r locker.Renewal) { got <- r })
+		}); err != nil {
+			done(i, locker.Renewal{Err: err})
+			continue
+		}
+		done(i, <-got)
 	}
-	requests.Wait()
 }
 
 func (c *cable) Release(ctx context.Context, g locker.Grant) error {
