@@ -17,7 +17,7 @@ func (c *Client) try(ctx context.Context, l *Lease) error {
 	var err error
 	if c.features.HeedsContext {
 		call := l.acquireCall()
-		call.Context, call.until = ctx, until
+		call.Context, call.until, call.life = ctx, until, c.life
 		g, err = c.backend.Acquire(call, r)
 		call.stop()
 	} else {
@@ -35,23 +35,23 @@ func (c *Client) wait(ctx context.Context, l *Lease) error {
 	if c.queue == nil {
 		attempt = c.poll
 	}
-	var last error       // that was ridden out
-	var failed time.Time // when that was
+	var last error // that was ridden out
+	answered := 0  // how often the store had answered then
 	for failures := 1; ; failures++ {
 		err := attempt(ctx, l)
 		if err == nil {
 			return nil
 		}
-		_, answered := l.waitedFor()
+		_, answers := l.waitedFor()
 		switch {
 		case last != nil && ctx.Err() != nil:
 			return &riddenOut{err, last}
-		case !answered || !passes(err):
+		case answers == 0 || !passes(err):
 			return err
-		case time.Since(failed) > 2*longestOutagePause:
+		case answers > answered:
 			failures = 1 // it has worked since the failure before
 		}
-		last, failed = classified(err), time.Now()
+		last, answered = classified(err), answers
 		pause := outagePause(failures)
 		c.tellRetry(RetryInfo{Op: opLock, Key: l.grant.Key, Store: c.name, Attempt: failures, Err: last, Pause: pause})
 		if err := c.sleep(ctx, pause); err != nil {
@@ -138,7 +138,7 @@ func (c *Client) poll(ctx context.Context, l *Lease) error {
 		if errors.As(err, &held) && held.Remaining > 0 {
 			next = min(next, held.Remaining+time.Millisecond)
 		}
-		l.setWaitsFor(holderOf(err))
+		l.setWaitsFor(l.grant.Owner, holderOf(err))
 		if err := c.sleep(ctx, next); err != nil {
 			return err
 		}
@@ -167,8 +167,10 @@ func (c *Client) settle(ctx context.Context, l *Lease, sent time.Time, g Grant, 
 		switch {
 		case c.life.Err() != nil:
 			return ErrClosed
-		case errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded):
+		case isContextEnd(err) && !sent.IsZero():
 			return &noAnswer{after: time.Since(sent)} // the bound of the call: no ctx of the caller's has ended
+		case isContextEnd(err):
+			return fmt.Errorf("%w: %s", ErrUnavailable, err.Error()) // not wrapped, for the same reason
 		case errors.Is(err, ErrLost):
 			return &notHeld{err}
 		}
@@ -191,6 +193,10 @@ func (c *Client) settle(ctx context.Context, l *Lease, sent time.Time, g Grant, 
 		return err
 	}
 	return nil
+}
+
+func isContextEnd(err error) bool {
+	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
 // ended returns the error of a call whose ctx has ended, nil if it has not. A client that turns the deadline of ctx into one of

@@ -197,14 +197,14 @@ func (r Request) ReportLost(cause error) {
 // A wait that ends by its ctx says so.
 func (r Request) ReportHolder(holder string) {
 	if r.lease != nil {
-		r.lease.setWaitsFor(holder)
+		r.lease.setWaitsFor(r.Owner, holder)
 	}
 }
 
 // ReportRetry tells that a Wait goes on after a failure, in its place in line. Observers are told.
 func (r Request) ReportRetry(failure error) {
 	if r.lease != nil {
-		r.lease.retried(failure)
+		r.lease.goesOn(r.Owner, failure)
 	}
 }
 

@@ -7,12 +7,12 @@ import (
 )
 
 // callCtx is the context of a call of the backend that is made on behalf of another context. It ends with that one,
-// and also at a given time, or, without that, when the Locker is closed. It costs next to nothing until somebody asks
+// and also at a given time, and when the Client is closed, where these are given. It costs next to nothing until somebody asks
 // about its end. stop must be called when the call has returned.
 type callCtx struct {
 	context.Context
-	until time.Time       // may be zero: then life counts
-	life  context.Context // of the Locker
+	until time.Time       // may be zero
+	life  context.Context // of the Client; may be nil
 	real  atomic.Pointer[realCtx]
 }
 
@@ -35,14 +35,15 @@ func (c *callCtx) derive() context.Context {
 	if r := c.real.Load(); r != nil {
 		return r
 	}
-	r := new(realCtx)
-	if c.until.IsZero() {
-		ctx, cancel := context.WithCancelCause(c.Context)
-		unwatch := context.AfterFunc(c.life, func() { cancel(ErrClosed) })
-		r.Context, r.cancel = ctx, func() { unwatch(); cancel(nil) }
-	} else {
-		r.Context, r.cancel = context.WithDeadline(c.Context, c.until)
+	ctx, cancel := context.WithCancelCause(c.Context)
+	unwatch, unclock := func() bool { return true }, func() {}
+	if c.life != nil {
+		unwatch = context.AfterFunc(c.life, func() { cancel(ErrClosed) })
 	}
+	if !c.until.IsZero() {
+		ctx, unclock = context.WithDeadline(ctx, c.until)
+	}
+	r := &realCtx{ctx, func() { unwatch(); unclock(); cancel(nil) }}
 	if !c.real.CompareAndSwap(nil, r) { // somebody else was first
 		r.cancel()
 	}

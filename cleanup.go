@@ -22,9 +22,6 @@ type cleanup struct {
 const (
 	cleaners  = 8
 	mostDebts = 10_000
-
-	// cleanupBound bounds one attempt, however long the TTL: the others are waiting.
-	cleanupBound = 5 * time.Second
 )
 
 // debt is what has to be released.
@@ -38,12 +35,16 @@ type debt struct {
 // add has what r may have left behind released. g is what was granted, zero if that is unknown. It has to be called by what
 // Close waits for.
 func (k *cleanup) add(c *Client, r Request, g Grant) {
-	g.Request = r
 	now := time.Now()
+	granted := g.TTL
+	if g.Request = r; granted > 0 {
+		g.TTL = granted
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if len(k.debts) < mostDebts {
-		heap.Push(&k.debts, &debt{grant: g, due: now, until: now.Add(r.TTL), pause: 5 * time.Millisecond})
+		lasts := max(r.TTL, g.TTL)
+		heap.Push(&k.debts, &debt{grant: g, due: now, until: now.Add(lasts), pause: 5 * time.Millisecond})
 		k.startLocked(c)
 	}
 }
@@ -63,8 +64,7 @@ func (k *cleanup) work(c *Client) {
 		if d == nil {
 			return
 		}
-		left := min(time.Until(d.until), cleanupBound)
-		err := c.releaseOnce(d.grant, time.Now().Add(left), left, new(callCtx))
+		err := c.releaseOnce(d.grant, d.until, time.Until(d.until), new(callCtx))
 		if err == nil || errors.Is(err, ErrLost) || isFinal(err) || c.life.Err() != nil {
 			continue // Close does not wait for a store that does not answer
 		}
@@ -119,13 +119,15 @@ func (k *cleanup) start(c *Client) {
 	}
 }
 
-// later has a debt tried again after a pause. With a long TTL that does not hurry: in an outage, there are many.
+// later has a debt tried again after a pause. With a long TTL that does not hurry, nor if there are many: a store that refuses
+// all of them is asked a thousand times a second at most.
 func (k *cleanup) later(d *debt) {
 	longest := min(max(d.grant.TTL/30, longestPause), 10*time.Second)
-	d.due = time.Now().Add(jittered(d.pause))
-	d.pause = min(2*d.pause, longest)
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	pause := max(d.pause, time.Duration(len(k.debts))*time.Millisecond)
+	d.due = time.Now().Add(jittered(pause))
+	d.pause = min(2*d.pause, longest)
 	heap.Push(&k.debts, d)
 }
 

@@ -30,7 +30,7 @@ func goroutines() (n int) {
 func TestHungStoreCostsBoundedGoroutines(t *testing.T) {
 	for _, heeds := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			const calls = 1000
+			const calls = 2 * locker.MostUnanswered
 			answers := make(chan struct{}) // closed when the store answers again
 			f := new(fake)
 			stuck := func(ctx context.Context) error {
@@ -63,7 +63,7 @@ func TestHungStoreCostsBoundedGoroutines(t *testing.T) {
 			time.Sleep(5 * time.Second)
 			most := locker.Cleaners
 			if !heeds {
-				most += locker.MostAbandoned
+				most += locker.MostUnanswered
 			}
 			if n := goroutines(); n == 0 || n > most {
 				t.Errorf("heeds %v: %d goroutines after %d calls; want at most %d", heeds, n, calls, most)
@@ -100,7 +100,7 @@ func TestHungStoreCostsBoundedGoroutinesOfUnlock(t *testing.T) {
 		answers := make(chan struct{})
 		f := &fake{release: func(context.Context, locker.Grant) error { <-answers; return nil }}
 		l := locker.New(f, locker.TTL(time.Second))
-		for i := range 3 * locker.MostAbandoned {
+		for i := range 2 * locker.MostUnanswered {
 			go func() {
 				if lease, err := l.TryLock(t.Context(), fmt.Sprint(i)); err == nil {
 					_ = lease.Unlock()
@@ -111,8 +111,8 @@ func TestHungStoreCostsBoundedGoroutinesOfUnlock(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		time.Sleep(5 * time.Second)
-		if _, _, n := f.calls(); n > locker.MostAbandoned+1 {
-			t.Errorf("%d releases are without an answer; want at most %d", n, locker.MostAbandoned)
+		if _, _, n := f.calls(); n > locker.MostUnanswered+1 {
+			t.Errorf("%d releases are without an answer; want at most %d", n, locker.MostUnanswered)
 		}
 		close(answers)
 		time.Sleep(time.Second)

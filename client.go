@@ -23,8 +23,8 @@ type Client struct {
 	end      context.CancelFunc // ends life
 	done     chan struct{}      // closed when Close has ended
 
-	abandoned atomic.Int32 // calls of the backend that have no answer, and whose callers have left
-	cleanup   cleanup
+	acquires, releases, renewals unanswered // calls of the backend that outlast their use
+	cleanup                      cleanup
 
 	// mu guards what follows and the state of every Lease. It is never held while the backend is called, so
 	// no method of a Lease waits for the store, Unlock excepted.
@@ -123,7 +123,7 @@ const PingKey = "locker.ping"
 func (c *Client) Ping(ctx context.Context) error {
 	lease, err := c.acquire(ctx, opPing, PingKey, []CallOption{NoRenew()})
 	switch {
-	case errors.Is(err, ErrLocked):
+	case errors.Is(err, ErrLocked) && ctx.Err() == nil:
 		return nil
 	case err != nil:
 		return err
@@ -148,6 +148,7 @@ func (c *Client) acquire(ctx context.Context, op, key string, opts []CallOption)
 	}
 	defer c.calls.Done()
 
+	l.ping = op == opPing
 	if op == opLock {
 		err = c.wait(ctx, l)
 	} else {
@@ -202,10 +203,10 @@ func (c *Client) enter() error {
 
 // nameHolder says in e, the error of a Lock that failed, who held the key, as far as that is known.
 func (c *Client) nameHolder(e *Error, l *Lease) {
-	holder, answered := l.waitedFor()
-	e.answered = answered
+	holder, answers := l.waitedFor()
+	e.answered = answers > 0
 	switch {
-	case e.Holder != "" || !answered:
+	case e.Holder != "" || !e.answered:
 	case holder != "":
 		e.Holder = holder
 	case c.holds(l.grant.Key):
@@ -236,14 +237,22 @@ func (c *Client) Close() error {
 	for i, l := range held {
 		ends[i] = l.endLocked(ErrUnlocked)
 	}
+	expired := c.schedule.expired
 	c.schedule.stop()
 	c.mu.Unlock()
 	announce(ends)
+	if len(expired) > 0 {
+		c.expirer.Expired(expired)
+	}
 	c.cleanup.start(c) // one last attempt for each
 	c.calls.Done()
 
 	errs := make([]error, len(held)+1)
-	parallel(len(held), func(i int) { errs[i] = held[i].release(time.Until(held[i].deadline)) })
+	parallel(len(held), func(i int) {
+		if err := held[i].release(time.Until(held[i].deadline)); err != nil {
+			errs[i] = c.fail(opUnlock, held[i].Key(), err)
+		}
+	})
 
 	idle := make(chan struct{})
 	go func() { c.calls.Wait(); close(idle) }()

@@ -154,7 +154,7 @@ func unmasked(ctx context.Context, err error) error {
 	if err == nil || cause == nil || !errors.Is(err, cause) {
 		return err
 	}
-	if _, certain := err.(*notAcquired); certain { //nolint:errorlint // the cause may have one inside
+	if n, certain := err.(*notAcquired); certain && error(n) != cause { //nolint:errorlint // the cause may be one, too
 		return err
 	}
 	return ctx.Err()
@@ -222,6 +222,9 @@ func (e *unavailable) Unwrap() []error { return []error{e.err, ErrUnavailable} }
 type noAnswer struct{ after time.Duration }
 
 func (e *noAnswer) Error() string {
+	if e.after == 0 {
+		return "the store did not answer"
+	}
 	return fmt.Sprintf("the store did not answer within %v", e.after.Round(time.Millisecond))
 }
 func (e *noAnswer) Timeout() bool { return true }

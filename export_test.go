@@ -5,8 +5,8 @@ func InMode(m Mode, slots int) CallOption {
 	return callOption(func(s *settings) error { s.mode, s.slots = m, slots; return nil })
 }
 
-// MostAbandoned and Cleaners bound what a store that hangs can cost.
+// MostUnanswered and Cleaners bound what a store that hangs can cost.
 const (
-	MostAbandoned = mostAbandoned
-	Cleaners      = cleaners
+	MostUnanswered = mostUnanswered
+	Cleaners       = cleaners
 )

@@ -51,6 +51,9 @@ func Lead(ctx context.Context, l Locker, key string, work func(context.Context, 
 				return join(failure, unlocked)
 			}
 			// Stepped down, or lost. A store that could not be told of the unlock is ridden out as any other failure.
+			if !errors.Is(unlocked, ErrLost) {
+				failed = unlocked
+			}
 		case hopeless(err, reached):
 			return err
 		default:
@@ -58,7 +61,7 @@ func Lead(ctx context.Context, l Locker, key string, work func(context.Context, 
 		}
 		pause := outagePause(attempt + 1)
 		if failed != nil {
-			tellRetry(l, RetryInfo{Op: opLead, Key: key, Attempt: attempt, Err: failed, Pause: pause})
+			tellRetry(l, RetryInfo{Op: opLead, Key: key, Attempt: max(attempt, 1), Err: failed, Pause: pause})
 		}
 		select {
 		case <-ctx.Done():

@@ -36,15 +36,26 @@ type Lease struct {
 	// allocations, and each is used once, since a client may hold on to the context of a call (for its metrics, say).
 	acquiring, releasing callCtx
 
-	begun time.Time // when it was granted; zero if there is no Observer to be told
+	begun time.Time // when it was granted; zero if no Observer is to be told
+	ping  bool      // no Observer is
 
 	// The rest is guarded by Client.mu.
 	reason   error         // why it ended; nil while held, and while it is being acquired
 	done     chan struct{} // made on demand, closed soon after reason is set
 	contexts []*leaseCtx   // to be cancelled on the end
+	told     chan struct{} // made at the end, closed when done is and the contexts have ended
 	deadline time.Time
-	waits    bool   // while acquiring: the store has answered that the key is held
-	waitsFor string // by whom, if that is known
+
+	// While it is being acquired: whether the store has answered that the key is held, how often, and by whom, if that is
+	// known; and how often the backend has gone on after a failure.
+	answers  int
+	waitsFor string
+	retries  int
+	retried  time.Time // when it last did
+
+	// For Observers: whether they know that it was acquired, and what they are to be told after that.
+	lockDone bool
+	leaseEnd func()
 
 	// For the schedule.
 	index     int           // in the heap, or unscheduled
@@ -187,7 +198,7 @@ func (l *Lease) release(left time.Duration) error {
 		if err != nil {
 			failure = c.fail(opUnlock, l.Key(), err)
 		}
-		c.tellLeaseDone(l, failure)
+		c.tellLeaseDone(l, l.doneInfo(failure))
 	}
 	return err
 }
@@ -211,8 +222,8 @@ func (l *Lease) begin(ctx context.Context, g Grant) error {
 	case time.Until(deadline) <= 0:
 		return &noAnswer{after: time.Since(g.Sent)}
 	}
-	l.grant, l.deadline, l.ttl, l.confirmed, l.failures = g, deadline, g.TTL, g.Sent, 0
-	if len(c.defaults.observers) > 0 {
+	l.grant, l.deadline, l.ttl, l.confirmed = g, deadline, g.TTL, g.Sent
+	if len(c.defaults.observers) > 0 && !l.ping {
 		l.begun = time.Now()
 	}
 	c.schedule.add(c, l)
@@ -224,21 +235,20 @@ func (l *Lease) lose(owner Owner, cause error) {
 	c := l.client
 	c.mu.Lock()
 	var e ending
-	var done chan struct{}
+	var told chan struct{}
 	switch {
 	case l.grant.Owner != owner: // of an earlier attempt, which nobody waits for
 	case l.reason != nil:
-		done = l.done // somebody else is about to close it
+		told = l.told // somebody else is about to tell
 	case l.index == unscheduled: // it has not begun
 		l.reason = &notHeld{fmt.Errorf("granted, and taken away again: %w", cause)}
 	default:
 		e = l.endLocked(lost(cause))
-		e.async = true
 	}
 	c.mu.Unlock()
 	e.announce()
-	if done != nil {
-		<-done
+	if told != nil {
+		<-told
 	}
 }
 
@@ -247,18 +257,21 @@ type ending struct {
 	lease    *Lease
 	done     chan struct{} // to be closed, if it is not nil
 	contexts []*leaseCtx   // to be cancelled
-	expired  bool          // by itself: the backend may want to know
-	async    bool          // the caller may hold a mutex of the backend: Observers are told on another goroutine
+	told     chan struct{} // to be closed after that, if it is not nil
+	expired  bool          // by itself: the backend wants to know
 }
 
 // watched reports whether somebody waits for the news.
-func (e ending) watched() bool { return e.done != nil || len(e.contexts) > 0 }
+func (e ending) watched() bool { return e.told != nil }
 
-// announce tells those who wait for the end of the lease, and then the Observers of a loss and the backend.
+// announce tells those who wait for the end of the lease, and then the backend and the Observers.
 func (e ending) announce() {
-	if e.lease != nil {
+	switch {
+	case e.lease == nil:
+	case e.expired, e.lease.isObserved():
+		announce([]ending{e})
+	case e.watched():
 		e.tell()
-		e.follow()
 	}
 }
 
@@ -273,26 +286,12 @@ func (e ending) tell() {
 			c.cancel(cause)
 		}
 	}
+	close(e.told)
 }
 
-// follow does what has time until after that.
-func (e ending) follow() {
-	l := e.lease
-	if l.isObserved() && !errors.Is(l.reason, ErrUnlocked) { // of an Unlock they are told when the store has been
-		if e.async {
-			go l.client.tellLeaseDone(l, l.err())
-		} else {
-			l.client.tellLeaseDone(l, l.err())
-		}
-	}
-	if e.expired {
-		l.client.noteExpired(l)
-	}
-}
-
-// announce tells of many ends at once: first those who wait, in the order of the deadlines and on all processors. 100,000
-// leases that end together take some 30 ms on two, which is within what leases with a TTL of three seconds end early.
-func announce(ends []ending) {
+// tellAll tells those who wait, in the order of the deadlines and on all processors. 100,000 leases that end together take some
+// 30 ms on two, which is within what leases with a TTL of three seconds end early.
+func tellAll(ends []ending) {
 	slices.SortFunc(ends, func(a, b ending) int {
 		if a.watched() != b.watched() {
 			if a.watched() {
@@ -321,9 +320,17 @@ func announce(ends []ending) {
 	}
 	tell()
 	others.Wait()
-	for _, e := range ends {
-		e.follow()
+}
+
+// announce tells those who wait for the end of leases, and then the backend and the Observers.
+func announce(ends []ending) {
+	if len(ends) == 0 {
+		return
 	}
+	tellAll(ends)
+	c := ends[0].lease.client
+	c.noteExpired(ends)
+	c.observeLosses(ends)
 }
 
 // endLocked ends l for the given reason. The caller holds Client.mu, and calls announce of the result when it does not.
@@ -333,7 +340,10 @@ func (l *Lease) endLocked(reason error) ending {
 		l.idle = make(chan struct{})
 	}
 	l.client.schedule.remove(l)
-	e := ending{lease: l, done: l.done, contexts: l.contexts}
+	if l.done != nil || len(l.contexts) > 0 {
+		l.told = make(chan struct{})
+	}
+	e := ending{lease: l, done: l.done, contexts: l.contexts, told: l.told}
 	l.contexts = nil
 	return e
 }
@@ -371,7 +381,7 @@ func (l *Lease) expiredLocked() error {
 
 var (
 	errNotRenewed = lost(errors.New("its TTL has passed, and it is not renewed"))
-	errUnanswered = lost(errors.New("not renewed in time: the store did not answer"))
+	errUnanswered = lost(fmt.Errorf("not renewed in time: %w", &noAnswer{}))
 	errPaused     = lost(errors.New("not renewed in time: this process was paused, or is overloaded"))
 )
 
@@ -384,30 +394,40 @@ func (e *expiry) Error() string {
 }
 func (e *expiry) Unwrap() []error { return []error{ErrLost, e.failure} }
 
-func (l *Lease) setWaitsFor(holder string) {
+func (l *Lease) setWaitsFor(owner Owner, holder string) {
 	l.client.mu.Lock()
 	defer l.client.mu.Unlock()
-	l.waits, l.waitsFor = true, holder
+	if l.grant.Owner == owner {
+		l.answers++
+		l.waitsFor = holder
+	}
 }
 
-// waitedFor returns whether the store has answered that the key is held, and by whom.
-func (l *Lease) waitedFor() (holder string, answered bool) {
+// waitedFor returns how often the store has answered that the key is held, and by whom it was the last time.
+func (l *Lease) waitedFor() (holder string, answers int) {
 	l.client.mu.Lock()
 	defer l.client.mu.Unlock()
-	return l.waitsFor, l.waits
+	return l.waitsFor, l.answers
 }
 
-// retried is Request.ReportRetry.
-func (l *Lease) retried(failure error) {
+// goesOn is Request.ReportRetry.
+func (l *Lease) goesOn(owner Owner, failure error) {
+	const streak = 3 * longestOutagePause // failures that are further apart are of two outages
 	c := l.client
 	c.mu.Lock()
-	l.waits = true
-	l.failures++
-	info := RetryInfo{Op: opLock, Key: l.grant.Key, Store: c.name, Attempt: l.failures, Err: classified(failure)}
-	c.mu.Unlock()
-	if len(c.defaults.observers) > 0 {
-		go c.tellRetry(info) // the backend may hold a mutex
+	if l.grant.Owner != owner || len(c.defaults.observers) == 0 {
+		c.mu.Unlock()
+		return
 	}
+	now := time.Now()
+	if now.Sub(l.retried) > streak {
+		l.retries = 0
+	}
+	l.retries++
+	l.retried = now
+	info := RetryInfo{Op: opLock, Key: l.grant.Key, Store: c.name, Attempt: l.retries, Err: classified(failure)}
+	c.mu.Unlock()
+	go c.tellRetry(info) // the backend may hold a mutex
 }
 
 // Context returns a copy of parent that is cancelled when the lease ends, with Err as its cause. Call cancel when
@@ -421,6 +441,7 @@ func (l *Lease) Context(parent context.Context) (ctx context.Context, cancel con
 	c.mu.Lock()
 	held := l.reason == nil
 	if held {
+		lc.index = len(l.contexts)
 		l.contexts = append(l.contexts, lc)
 	}
 	c.mu.Unlock()
@@ -430,8 +451,11 @@ func (l *Lease) Context(parent context.Context) (ctx context.Context, cancel con
 	}
 	return lc, func() {
 		c.mu.Lock()
-		if i := slices.Index(l.contexts, lc); i >= 0 {
-			l.contexts = slices.Delete(l.contexts, i, i+1)
+		if last := len(l.contexts) - 1; lc.index <= last && l.contexts[lc.index] == lc {
+			moved := l.contexts[last]
+			l.contexts[lc.index], l.contexts[last] = moved, nil
+			moved.index = lc.index
+			l.contexts = l.contexts[:last]
 		}
 		c.mu.Unlock()
 		cancelCause(context.Canceled)
@@ -453,6 +477,7 @@ type leaseCtx struct {
 	context.Context
 	lease  *Lease
 	cancel context.CancelCauseFunc
+	index  int // in Lease.contexts; guarded by Client.mu
 }
 
 // Value implements context.Context.

@@ -2,14 +2,16 @@ package locker
 
 import (
 	"context"
+	"errors"
 	"time"
 )
 
 // Observer is told what becomes of locks and leases: see the option Observe. Each function may be nil; more will be added.
 // (The shape is that of net/http/httptrace.ClientTrace.)
 //
-// The functions are called outside of all locks of this library, from many goroutines, and mostly on that of the caller of
-// Lock: they must not take long. None of them is called for Ping.
+// The functions are called outside of all locks of this library, from many goroutines. LockStart, LockDone and, for an Unlock,
+// LeaseDone are called on that of the caller, who waits for them; the others on goroutines of their own, so that they may
+// come late, and delay nothing. None of them is called for Ping.
 type Observer struct {
 	// LockStart is called when Lock or TryLock begins. The values of the context that it returns are those of the contexts
 	// that the backend's calls get for this acquisition, so that the spans of a store's client become children of a span
@@ -20,7 +22,7 @@ type Observer struct {
 	LockDone func(ctx context.Context, info LockDoneInfo)
 
 	// LeaseDone is called when a lease has ended: at once if it was lost, and when the store has answered, or has failed to,
-	// if it was unlocked. It is called once for each LockDone without an error.
+	// if it was unlocked. It is called once for each LockDone without an error, and after it.
 	LeaseDone func(info LeaseDoneInfo)
 
 	// Renewed is called when the result of a renewal has come. How much validity was left then, compared with the TTL, is
@@ -100,15 +102,17 @@ func (c *Client) observed(ctx context.Context, op, key string, opts []CallOption
 		if o.LockStart == nil {
 			continue
 		}
-		if values := o.LockStart(ctx, start); values != nil && values != ctx {
-			ctx = valuesOf{ctx, values}
+		if values := o.LockStart(ctx, start); values != nil {
+			ctx = valuesOf{ctx, context.WithoutCancel(values)}
 		}
 	}
 	lease, err := c.acquire(ctx, op, key, opts)
 	info := LockDoneInfo{Op: op, Key: key, Store: c.name, Waited: time.Since(begun), Err: err}
 	if lease != nil {
+		var answers int
 		info.Token = lease.Token()
-		info.Behind, info.Queued = lease.waitedFor()
+		info.Behind, answers = lease.waitedFor()
+		info.Queued = answers > 0
 	} else if e, ok := err.(*Error); ok { //nolint:errorlint // acquire returns it as it is
 		info.Behind, info.Queued = e.Holder, e.answered
 	}
@@ -117,7 +121,21 @@ func (c *Client) observed(ctx context.Context, op, key string, opts []CallOption
 			o.LockDone(ctx, info)
 		}
 	}
+	if lease != nil {
+		lease.tellAfterLockDone()
+	}
 	return lease, err
+}
+
+// tellAfterLockDone notes that the Observers know of a lease, and tells them of its end if that has come before.
+func (l *Lease) tellAfterLockDone() {
+	l.client.mu.Lock()
+	l.lockDone = true
+	end := l.leaseEnd
+	l.client.mu.Unlock()
+	if end != nil {
+		end()
+	}
 }
 
 // valuesOf is a context with the values of another.
@@ -134,9 +152,43 @@ func (c valuesOf) Value(key any) any {
 	return c.Context.Value(key)
 }
 
-// tellLeaseDone tells of the end of a lease that is observed.
-func (c *Client) tellLeaseDone(l *Lease, err error) {
-	info := LeaseDoneInfo{Key: l.Key(), Store: c.name, Token: l.Token(), Held: time.Since(l.begun), Err: err}
+// observeLosses tells of those leases that are observed and were lost. It does so on a goroutine of its own: who has learned of
+// the loss may hold a mutex that an Observer wants, and what is due for other leases does not wait. (Of an Unlock they are told
+// when the store has been.)
+func (c *Client) observeLosses(ends []ending) {
+	if len(c.defaults.observers) == 0 {
+		return
+	}
+	var losses []func()
+	for _, e := range ends {
+		if l := e.lease; l.isObserved() && !errors.Is(l.reason, ErrUnlocked) {
+			info := l.doneInfo(l.err())
+			losses = append(losses, func() { c.tellLeaseDone(l, info) })
+		}
+	}
+	if len(losses) > 0 {
+		go func() {
+			for _, tell := range losses {
+				tell()
+			}
+		}()
+	}
+}
+
+// doneInfo describes the end of a lease, just now.
+func (l *Lease) doneInfo(err error) LeaseDoneInfo {
+	return LeaseDoneInfo{Key: l.Key(), Store: l.client.name, Token: l.Token(), Held: time.Since(l.begun), Err: err}
+}
+
+// tellLeaseDone tells of the end of a lease that is observed, but not before they have been told of its beginning.
+func (c *Client) tellLeaseDone(l *Lease, info LeaseDoneInfo) {
+	c.mu.Lock()
+	if !l.lockDone {
+		l.leaseEnd = func() { c.tellLeaseDone(l, info) }
+		c.mu.Unlock()
+		return
+	}
+	c.mu.Unlock()
 	for _, o := range c.defaults.observers {
 		if o.LeaseDone != nil {
 			o.LeaseDone(info)

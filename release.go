@@ -49,13 +49,17 @@ func (c *Client) releaseOnce(g Grant, until time.Time, left time.Duration, call 
 	if left <= 0 {
 		return errTooLate
 	}
-	if bound := renewalInterval(g.TTL); left > bound {
+	if bound := attemptBound(g.TTL); left > bound {
 		left, until = bound, until.Add(bound-left)
 	}
 	if c.features.HeedsContext {
 		call.Context, call.until = context.Background(), until
 		defer call.stop()
-		return c.backend.Release(call, g)
+		err := c.backend.Release(call, g)
+		if isContextEnd(err) {
+			return &noAnswer{left} // nobody's context has ended but the one of this attempt
+		}
+		return err
 	}
 	ctx, cancel := context.WithDeadline(context.Background(), until)
 	defer cancel()

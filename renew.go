@@ -20,11 +20,13 @@ func (c *Client) renew(due []*Lease) {
 	if len(due) == 0 {
 		return
 	}
-	groups := make(map[int][]*Lease, 1)
+	groups := make(map[group][]*Lease, 1)
+	c.mu.Lock()
 	for _, l := range due {
-		magnitude := bits.Len64(uint64(l.grant.TTL))
-		groups[magnitude] = append(groups[magnitude], l)
+		g := group{bits.Len64(uint64(l.ttl)), time.Until(l.deadline) < attemptBound(l.ttl)} //nolint:gosec // it is positive
+		groups[g] = append(groups[g], l)
 	}
+	c.mu.Unlock()
 	if len(groups) == 1 {
 		c.renewGroup(due) // on this goroutine
 		return
@@ -32,6 +34,12 @@ func (c *Client) renew(due []*Lease) {
 	for _, group := range groups {
 		c.calls.Go(func() { c.renewGroup(group) })
 	}
+}
+
+// group is of leases that are renewed together.
+type group struct {
+	magnitude int  // of their TTLs
+	late      bool // for the usual bound: there is not so much left of them
 }
 
 // renewGroup renews leases, a thousand at a time. It does not wait for long for some of them before it goes on with the next.
@@ -66,7 +74,7 @@ func (c *Client) renewTogether(leases []*Lease) {
 			l.renewing++
 			call.leases = append(call.leases, l)
 			grants = append(grants, l.grant)
-			bound = min(bound, renewalInterval(l.ttl))
+			bound = min(bound, attemptBound(l.ttl), time.Until(l.deadline))
 		}
 	}
 	c.mu.Unlock()
@@ -79,17 +87,27 @@ func (c *Client) renewTogether(leases []*Lease) {
 	// hung connection, or a lost answer, leaves time for a second attempt.
 	ctx, cancel := context.WithDeadline(context.Background(), call.sent.Add(bound))
 	defer cancel()
+	if err := c.renewals.overwhelmed(); err != nil {
+		call.finish(err)
+		return
+	}
+	returned := c.renewals.after(bound)
 	c.backend.Renew(ctx, grants, call.done)
-	call.finish()
+	returned()
+	call.finish(fmt.Errorf("%w: %s.Renew returned without a result", ErrUnavailable, c.name))
 }
 
 // renewals is one call of Backend.Renew.
 type renewals struct {
-	client   *Client
-	leases   []*Lease
-	sent     time.Time // when it began
-	jitter   float64   // of the next one
-	answered []bool    // guarded by Client.mu
+	client *Client
+	leases []*Lease
+	sent   time.Time // when it began
+	jitter float64   // of the next one
+
+	// What follows is guarded by Client.mu.
+	answered []bool
+	news     []func() // for Observers
+	telling  bool     // a goroutine tells them
 }
 
 // done applies the result for one lease, the first that comes.
@@ -112,23 +130,44 @@ func (b *renewals) done(i int, r Renewal) {
 	info := RenewedInfo{TTL: r.TTL, Slack: l.deadline.Sub(now), Err: r.Err}
 	e := l.renewedLocked(r, now, b.jitter)
 	info.Failures = l.failures
+	if held && e.lease == nil && l.isObserved() { // of the end of the lease they are told as that
+		b.news = append(b.news, func() { c.tellRenewed(l, info) })
+		if !b.telling {
+			b.telling = true
+			go b.tell()
+		}
+	}
 	c.arm(c)
 	c.mu.Unlock()
 	e.announce()
-	if held && e.lease == nil && l.isObserved() { // of the end of the lease they are told as that
-		c.tellRenewed(l, info)
+}
+
+// tell tells the Observers, who may take their time: results that come meanwhile do not wait for them.
+func (b *renewals) tell() {
+	for {
+		b.client.mu.Lock()
+		news := b.news
+		b.news = nil
+		b.telling = len(news) > 0
+		b.client.mu.Unlock()
+		if len(news) == 0 {
+			return
+		}
+		for _, tell := range news {
+			tell()
+		}
 	}
 }
 
-// finish takes results that are missing for failures.
-func (b *renewals) finish() {
+// finish gives those that have no result this one.
+func (b *renewals) finish(err error) {
 	c := b.client
 	for i := range b.leases {
 		c.mu.Lock()
 		answered := b.answered[i]
 		c.mu.Unlock()
 		if !answered {
-			b.done(i, Renewal{Err: fmt.Errorf("%w: %s.Renew returned without a result", ErrUnavailable, c.name)})
+			b.done(i, Renewal{Err: err})
 		}
 	}
 }
@@ -146,16 +185,19 @@ func (l *Lease) renewedLocked(r Renewal, now time.Time, jitter float64) ending {
 		return l.endLocked(lost(r.Err))
 	case !now.Before(l.deadline): // too late, whatever the answer
 		if r.Err != nil {
-			l.failure = r.Err
+			l.failure = classified(r.Err)
 		}
 		return l.expireLocked()
 	case r.Err != nil:
-		l.failure = r.Err
+		l.failure = classified(r.Err)
 		l.failures++
 		retry := jittered(max(2*slack(l.ttl), time.Millisecond))
 		l.next = earlier(now.Add(retry), l.deadline)
-	case r.Sent.Before(l.confirmed): // overtaken by a later one
-		return ending{}
+	case r.Sent.Before(l.confirmed): // overtaken by a later one, but it may have been carried out after that
+		if r.TTL < l.ttl {
+			l.deadline = earlier(l.deadline, r.Sent.Add(validFor(r.TTL)))
+			l.next = earlier(l.next, l.deadline)
+		}
 	default:
 		l.failure, l.failures = nil, 0
 		l.confirmed = r.Sent
@@ -165,6 +207,9 @@ func (l *Lease) renewedLocked(r Renewal, now time.Time, jitter float64) ending {
 		}
 		l.ttl = r.TTL
 		l.plan(r.Sent, jitter)
+		if soon := now.Add(slack(l.ttl)); l.next.Before(soon) { // the backend counts from long ago
+			l.next = earlier(soon, l.deadline)
+		}
 	}
 	heap.Fix(&l.client.leases, l.index)
 	return ending{}

@@ -21,8 +21,12 @@ type schedule struct {
 // unscheduled is the index of a Lease outside the heap.
 const unscheduled = -1
 
-// renewalInterval is the time between two renewals, and the bound of one attempt: three attempts fit into a TTL.
+// renewalInterval is the time between two renewals: three attempts fit into a TTL.
 func renewalInterval(ttl time.Duration) time.Duration { return ttl / 3 }
+
+// attemptBound is how long one attempt to renew or to release may take. It leaves time for others, however long the TTL: a
+// hung connection may be the only thing that is wrong.
+func attemptBound(ttl time.Duration) time.Duration { return min(renewalInterval(ttl), 10*time.Second) }
 
 // slack is how much early a renewal may be sent for the sake of going along with others.
 func slack(ttl time.Duration) time.Duration { return renewalInterval(ttl) / 10 }
@@ -107,10 +111,14 @@ func (c *Client) attend() {
 	c.renew(due)
 }
 
+// mostDue is how many leases are taken from the schedule at a time to be renewed: it takes a microsecond for each, with the
+// mutex held, and leases whose deadline passes meanwhile have to wait for it.
+const mostDue = 2 * mostTogether
+
 // dueLocked ends the leases whose deadline has passed, and returns those that are to be renewed, in the order of urgency.
 func (c *Client) dueLocked(now time.Time) (ends []ending, due []*Lease) {
 	few := 64 + len(c.leases)/64 // to end one by one costs much more than to look at all once, if they are many
-	for len(c.leases) > 0 {
+	for len(c.leases) > 0 && len(due) < mostDue {
 		l := c.leases[0]
 		if !now.Before(l.deadline) {
 			if len(ends) == few {
@@ -154,12 +162,21 @@ func (c *Client) endAllLocked(now time.Time, ends []ending) []ending {
 	return ends
 }
 
-// noteExpired has the backend told that a lease has ended by itself, of which its holder knows.
-func (c *Client) noteExpired(l *Lease) {
+// noteExpired has the backend told of those leases that have ended by themselves, of which their holders know.
+func (c *Client) noteExpired(ends []ending) {
+	if c.expirer == nil {
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.schedule.expired = append(c.schedule.expired, l.grant)
-	c.armAt(c, time.Now())
+	for _, e := range ends {
+		if e.expired {
+			c.schedule.expired = append(c.schedule.expired, e.lease.grant)
+		}
+	}
+	if len(c.schedule.expired) > 0 {
+		c.armAt(c, time.Now())
+	}
 }
 
 // holds reports whether a lease of this Client has the key. With a great many leases it may miss one that comes or goes at

@@ -3,6 +3,7 @@ package locker
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 )
 
@@ -10,17 +11,30 @@ const (
 	// abandonedPatience is how long a call whose caller has left may still take.
 	abandonedPatience = time.Second
 
-	// mostAbandoned is how many calls may be without an answer whose callers have left. Beyond that the store is not
-	// asked: it does not answer, and each call would cost a goroutine for as long as that lasts.
-	mostAbandoned = 128
+	// mostUnanswered is how many calls of a kind may outlast their use. Beyond that the store is not asked: it does not
+	// answer, and each call would cost a goroutine for as long as that lasts.
+	mostUnanswered = 1024
 )
 
-// overwhelmed returns an error if too many calls are without an answer.
-func (c *Client) overwhelmed() error {
-	if n := c.abandoned.Load(); n >= mostAbandoned {
+// unanswered counts calls of the backend that have not returned although nobody needs their answer any more.
+type unanswered struct{ n atomic.Int32 }
+
+// overwhelmed returns an error if they are too many.
+func (u *unanswered) overwhelmed() error {
+	if n := u.n.Load(); n >= mostUnanswered {
 		return fmt.Errorf("%w: it has not answered %d earlier calls, and is not asked again before it does", ErrUnavailable, n)
 	}
 	return nil
+}
+
+// after counts a call if it takes longer than d, until it has returned.
+func (u *unanswered) after(d time.Duration) (returned func()) {
+	timer := time.AfterFunc(d, func() { u.n.Add(1) })
+	return func() {
+		if !timer.Stop() {
+			u.n.Add(-1)
+		}
+	}
 }
 
 // supervised calls op on a goroutine of its own and returns its result, or why the caller no longer waits for it:
@@ -30,7 +44,7 @@ func (c *Client) overwhelmed() error {
 func (c *Client) supervised(ctx, callCtx context.Context, done func(), r Request,
 	op func(context.Context, Request) (Grant, error),
 ) (Grant, error) {
-	if err := c.overwhelmed(); err != nil {
+	if err := c.acquires.overwhelmed(); err != nil {
 		done()
 		return Grant{}, NotAcquired(err)
 	}
@@ -46,7 +60,7 @@ func (c *Client) supervised(ctx, callCtx context.Context, done func(), r Request
 		select {
 		case answer <- outcome{g, err}:
 		case <-left:
-			c.abandoned.Add(-1)
+			c.acquires.n.Add(-1)
 			switch {
 			case err == nil:
 				c.cleanup.add(c, r, g)
@@ -62,7 +76,7 @@ func (c *Client) supervised(ctx, callCtx context.Context, done func(), r Request
 	case <-c.life.Done():
 	case <-callCtx.Done():
 	}
-	c.abandoned.Add(1)
+	c.acquires.n.Add(1)
 	close(left)
 	time.AfterFunc(abandonedPatience, done)
 	switch {
@@ -76,7 +90,7 @@ func (c *Client) supervised(ctx, callCtx context.Context, done func(), r Request
 
 // supervisedRelease is supervised for a Release. An attempt that nobody waits for any more may still be carried out.
 func (c *Client) supervisedRelease(ctx context.Context, g Grant, after time.Duration) error {
-	if err := c.overwhelmed(); err != nil {
+	if err := c.releases.overwhelmed(); err != nil {
 		return err
 	}
 	answer := make(chan error)
@@ -86,14 +100,14 @@ func (c *Client) supervisedRelease(ctx context.Context, g Grant, after time.Dura
 		select {
 		case answer <- err:
 		case <-left:
-			c.abandoned.Add(-1)
+			c.releases.n.Add(-1)
 		}
 	})
 	select {
 	case err := <-answer:
 		return err
 	case <-ctx.Done():
-		c.abandoned.Add(1)
+		c.releases.n.Add(1)
 		close(left)
 		return &noAnswer{after}
 	}
