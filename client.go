@@ -25,6 +25,7 @@ type Client struct {
 
 	acquires, releases, renewals unanswered // calls of the backend that outlast their use
 	cleanup                      cleanup
+	news                         news
 
 	// mu guards what follows and the state of every Lease. It is never held while the backend is called, so
 	// no method of a Lease waits for the store, Unlock excepted.

@@ -427,7 +427,7 @@ func (l *Lease) goesOn(owner Owner, failure error) {
 	l.retried = now
 	info := RetryInfo{Op: opLock, Key: l.grant.Key, Store: c.name, Attempt: l.retries, Err: classified(failure)}
 	c.mu.Unlock()
-	go c.tellRetry(info) // the backend may hold a mutex
+	c.news.add(func() { c.tellRetry(info) })
 }
 
 // Context returns a copy of parent that is cancelled when the lease ends, with Err as its cause. Call cancel when

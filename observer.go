@@ -3,6 +3,8 @@ package locker
 import (
 	"context"
 	"errors"
+	"math"
+	"sync"
 	"time"
 )
 
@@ -10,8 +12,9 @@ import (
 // (The shape is that of net/http/httptrace.ClientTrace.)
 //
 // The functions are called outside of all locks of this library, from many goroutines. LockStart, LockDone and, for an Unlock,
-// LeaseDone are called on that of the caller, who waits for them; the others on goroutines of their own, so that they may
-// come late, and delay nothing. None of them is called for Ping.
+// LeaseDone are called on that of the caller, who waits for them. The others come one after the other on a goroutine of their
+// own, so that they delay nothing, and may come late; if they are slower than the renewals, some Renewed are left out. None
+// of them is called for Ping.
 type Observer struct {
 	// LockStart is called when Lock or TryLock begins. The values of the context that it returns are those of the contexts
 	// that the backend's calls get for this acquisition, so that the spans of a store's client become children of a span
@@ -152,26 +155,62 @@ func (c valuesOf) Value(key any) any {
 	return c.Context.Value(key)
 }
 
-// observeLosses tells of those leases that are observed and were lost. It does so on a goroutine of its own: who has learned of
-// the loss may hold a mutex that an Observer wants, and what is due for other leases does not wait. (Of an Unlock they are told
-// when the store has been.)
+// observeLosses tells of those leases that are observed and were lost. (Of an Unlock they are told when the store has been.)
 func (c *Client) observeLosses(ends []ending) {
 	if len(c.defaults.observers) == 0 {
 		return
 	}
-	var losses []func()
 	for _, e := range ends {
 		if l := e.lease; l.isObserved() && !errors.Is(l.reason, ErrUnlocked) {
 			info := l.doneInfo(l.err())
-			losses = append(losses, func() { c.tellLeaseDone(l, info) })
+			c.news.add(func() { c.tellLeaseDone(l, info) })
 		}
 	}
-	if len(losses) > 0 {
-		go func() {
-			for _, tell := range losses {
-				tell()
-			}
-		}()
+}
+
+// news is what Observers are told on a goroutine of its own, one after the other: who has the news may hold a mutex that an
+// Observer wants, and what is due for other leases does not wait for them.
+type news struct {
+	mu      sync.Mutex
+	queue   []func()
+	telling bool // there is a goroutine
+}
+
+// mostNews is how much may be in the queue before renewals are not told any more: Observers who are slower than the renewals
+// must not fill the memory.
+const mostNews = 10_000
+
+func (n *news) add(tell func()) { n.addUpTo(math.MaxInt, tell) }
+
+func (n *news) renewed(tell func()) { n.addUpTo(mostNews, tell) }
+
+func (n *news) addUpTo(most int, tell func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.queue) >= most {
+		return
+	}
+	n.queue = append(n.queue, tell)
+	if !n.telling {
+		n.telling = true
+		go n.tell()
+	}
+}
+
+// tell tells what is in the queue, until there is nothing.
+func (n *news) tell() {
+	for {
+		n.mu.Lock()
+		queue := n.queue
+		n.queue = nil
+		n.telling = len(queue) > 0
+		n.mu.Unlock()
+		if len(queue) == 0 {
+			return
+		}
+		for _, tell := range queue {
+			tell()
+		}
 	}
 }
 

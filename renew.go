@@ -74,7 +74,7 @@ func (c *Client) renewTogether(leases []*Lease) {
 			l.renewing++
 			call.leases = append(call.leases, l)
 			grants = append(grants, l.grant)
-			bound = min(bound, attemptBound(l.ttl), time.Until(l.deadline))
+			bound = min(bound, attemptBound(l.ttl), time.Until(l.deadline)*9/10) // it has ended when its lease does
 		}
 	}
 	c.mu.Unlock()
@@ -104,10 +104,7 @@ type renewals struct {
 	sent   time.Time // when it began
 	jitter float64   // of the next one
 
-	// What follows is guarded by Client.mu.
-	answered []bool
-	news     []func() // for Observers
-	telling  bool     // a goroutine tells them
+	answered []bool // guarded by Client.mu
 }
 
 // done applies the result for one lease, the first that comes.
@@ -130,32 +127,11 @@ func (b *renewals) done(i int, r Renewal) {
 	info := RenewedInfo{TTL: r.TTL, Slack: l.deadline.Sub(now), Err: r.Err}
 	e := l.renewedLocked(r, now, b.jitter)
 	info.Failures = l.failures
-	if held && e.lease == nil && l.isObserved() { // of the end of the lease they are told as that
-		b.news = append(b.news, func() { c.tellRenewed(l, info) })
-		if !b.telling {
-			b.telling = true
-			go b.tell()
-		}
-	}
 	c.arm(c)
 	c.mu.Unlock()
 	e.announce()
-}
-
-// tell tells the Observers, who may take their time: results that come meanwhile do not wait for them.
-func (b *renewals) tell() {
-	for {
-		b.client.mu.Lock()
-		news := b.news
-		b.news = nil
-		b.telling = len(news) > 0
-		b.client.mu.Unlock()
-		if len(news) == 0 {
-			return
-		}
-		for _, tell := range news {
-			tell()
-		}
+	if held && e.lease == nil && l.isObserved() { // of the end of the lease they are told as that
+		c.news.renewed(func() { c.tellRenewed(l, info) })
 	}
 }
 

@@ -1,0 +1,147 @@
+package locker_test
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/lockerkit/locker"
+)
+
+// Close closes the Done of the leases, and ends their contexts.
+func TestCloseClosesDone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := locker.New(new(fake))
+		lease := mustLock(t, l, "k")
+		done := lease.Done()
+		ctx, cancel := lease.Context(t.Context())
+		defer cancel()
+		_ = l.Close()
+		select {
+		case <-done:
+		default:
+			t.Error("Done open after Close")
+		}
+		if !errors.Is(context.Cause(ctx), locker.ErrUnlocked) {
+			t.Error(context.Cause(ctx))
+		}
+	})
+}
+
+// A renewal whose answer comes at the deadline comes too late.
+func TestRenewalAtTheDeadline(t *testing.T) {
+	f := new(fake)
+	var held atomic.Pointer[locker.Lease]
+	f.renewal = func(_ context.Context, _ []locker.Grant, done func(int, locker.Renewal)) {
+		lease := held.Load()
+		time.Sleep(time.Until(lease.Deadline())) // exactly then, before any timer is looked at
+		done(0, locker.Renewal{})
+		if lease.Err() == nil {
+			t.Error("renewed at its deadline")
+		}
+	}
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
+		held.Store(mustLock(t, l, "k"))
+		time.Sleep(2 * time.Second)
+	})
+}
+
+// Each attempt to release has a context that has not ended.
+func TestEachReleaseHasAContextOfItsOwn(t *testing.T) {
+	f := new(fake)
+	f.release = func(ctx context.Context, _ locker.Grant) error {
+		if _, _, n := f.calls(); n == 1 {
+			return errFault
+		}
+		return ctx.Err()
+	}
+	synctest.Test(t, func(t *testing.T) {
+		l := locker.New(heeding{f}, locker.TTL(time.Second))
+		if err := mustLock(t, l, "k").Unlock(); err != nil {
+			t.Error(err)
+		}
+		_ = l.Close()
+	})
+}
+
+// Unlock at the deadline finds the lease lost.
+func TestUnlockAtTheDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := new(fake)
+		start := time.Now()
+		f.acquire = func(_ context.Context, r locker.Request) (locker.Grant, error) { return f.grant(r), nil }
+		l := locker.New(f, locker.TTL(time.Second), locker.NoRenew())
+		lease := mustLock(t, l, "k")
+		time.Sleep(time.Until(lease.Deadline()))
+		if err := lease.Unlock(); !errors.Is(err, locker.ErrLost) {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+		_ = l.Close()
+	})
+}
+
+// A renewal cannot have been sent later than now.
+func TestRenewalSentInTheFuture(t *testing.T) {
+	f := new(fake)
+	f.renewal = func(_ context.Context, _ []locker.Grant, done func(int, locker.Renewal)) {
+		done(0, locker.Renewal{Sent: time.Now().Add(time.Hour)})
+	}
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
+		lease := mustLock(t, l, "k")
+		time.Sleep(500 * time.Millisecond)
+		if left := time.Until(lease.Deadline()); left > time.Second {
+			t.Error(left)
+		}
+	})
+}
+
+// A backend need not return the request.
+func TestRequestIsFilledIn(t *testing.T) {
+	f := &fake{acquire: func(context.Context, locker.Request) (locker.Grant, error) { return locker.Grant{Token: 1}, nil }}
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
+		if lease := mustLock(t, l, "k"); lease.Key() != "k" {
+			t.Errorf("%q", lease.Key())
+		}
+	})
+}
+
+// A holder may leave before its lease ends.
+func TestPollDoesNotTrustRemaining(t *testing.T) {
+	f := new(fake)
+	refuse(f, 5, &locker.Held{Remaining: time.Hour})
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
+		start := time.Now()
+		_, err := l.Lock(t.Context(), "k")
+		if err != nil || time.Since(start) > time.Second {
+			t.Errorf("%v %v", err, time.Since(start))
+		}
+	})
+}
+
+// A lock that is taken away as it is granted is waited for again.
+func TestLossBeforeTheGrantIsRiddenOut(t *testing.T) {
+	first := true
+	w := waiting{new(fake), locker.Features{Queue: true}, nil}
+	w.wait = func(_ context.Context, r locker.Request) (locker.Grant, error) {
+		g := w.grant(r)
+		g.Sent = time.Now()
+		r.ReportHolder("")
+		if first {
+			first = false
+			r.ReportLost(errFault)
+		}
+		return g, nil
+	}
+	synctest.Test(t, func(t *testing.T) {
+		l := locker.New(w, locker.TTL(time.Second))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if _, err := l.Lock(ctx, "k"); err != nil {
+			t.Error(err)
+		}
+		_ = l.Close()
+	})
+}
