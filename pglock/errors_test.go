@@ -33,7 +33,7 @@ func checkError(t *testing.T, err error, op, key string, want error, texts ...st
 		return
 	}
 	for _, class := range []error{locker.ErrUnavailable, locker.ErrDenied, locker.ErrUnfit} {
-		if errors.Is(want, class) && classOf(err) != class {
+		if errors.Is(want, class) && classOf(err) != class { //nolint:errorlint // it returns one of these
 			t.Errorf("%s: %v, which is a %v; want the class %v", op, err, classOf(err), class)
 		}
 	}

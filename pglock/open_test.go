@@ -123,7 +123,7 @@ func TestOpenFailsSoon(t *testing.T) {
 				if err == nil {
 					_ = l.Close()
 				}
-				if classOf(err) != tc.class {
+				if classOf(err) != tc.class { //nolint:errorlint // it returns one of these
 					t.Errorf("Open: %v; want %v", err, tc.class)
 				}
 				if took := time.Since(start); took > 8*time.Second { // before any bound ends it; one second is usual

@@ -29,7 +29,7 @@ func TestHungSessionAndOthers(t *testing.T) {
 		var wg sync.WaitGroup
 		for range min(together, trials-begun) {
 			wg.Go(func() {
-				err, took := besideAHungSession(t, server.URL(), ttl)
+				took, err := besideAHungSession(t, server.URL(), ttl)
 				mu.Lock()
 				defer mu.Unlock()
 				if unlocks = append(unlocks, took); err != nil {
@@ -47,7 +47,7 @@ func TestHungSessionAndOthers(t *testing.T) {
 
 // besideAHungSession returns what became in three TTLs of a lease on a session that is fine, while another session of
 // the same Locker hangs, and how long it took to unlock it.
-func besideAHungSession(t *testing.T, url string, ttl time.Duration) (lost error, unlock time.Duration) {
+func besideAHungSession(t *testing.T, url string, ttl time.Duration) (unlock time.Duration, lost error) {
 	proxy, dsn := behind(t, url)
 	l := open(t, dsn, locker.TTL(ttl))
 	hung := mustTry(t, l, unique("key"))
@@ -58,7 +58,7 @@ func besideAHungSession(t *testing.T, url string, ttl time.Duration) (lost error
 	}
 	select {
 	case <-healthy.Done():
-		return healthy.Err(), 0
+		return 0, healthy.Err()
 	case <-time.After(3 * ttl):
 	}
 	if err := hung.Err(); !errors.Is(err, locker.ErrLost) {
@@ -66,7 +66,7 @@ func besideAHungSession(t *testing.T, url string, ttl time.Duration) (lost error
 	}
 	start := time.Now()
 	mustUnlock(t, healthy)
-	return nil, time.Since(start)
+	return time.Since(start), nil
 }
 
 // TestRenewReportsAsItComes: while a session does not answer, what another has answered is known.

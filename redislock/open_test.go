@@ -24,7 +24,7 @@ func checkClass(t *testing.T, what string, err, want error) {
 		t.Errorf("%s: %v; want %v", what, err, want)
 	}
 	for _, other := range []error{locker.ErrUnavailable, locker.ErrDenied, locker.ErrUnfit} {
-		if other != want && errors.Is(err, other) {
+		if other != want && errors.Is(err, other) { //nolint:errorlint // want is one of these
 			t.Errorf("%s: %v, which is also %v", what, err, other)
 		}
 	}
