@@ -35,15 +35,24 @@ func (c *callCtx) derive() context.Context {
 	if r := c.real.Load(); r != nil {
 		return r
 	}
-	ctx, cancel := context.WithCancelCause(c.Context)
-	unwatch, unclock := func() bool { return true }, func() {}
-	if c.life != nil {
-		unwatch = context.AfterFunc(c.life, func() { cancel(ErrClosed) })
-	}
+	r := new(realCtx)
+	ctx := c.Context
 	if !c.until.IsZero() {
-		ctx, unclock = context.WithDeadline(ctx, c.until)
+		ctx, r.cancel = context.WithDeadline(ctx, c.until)
 	}
-	r := &realCtx{ctx, func() { unwatch(); unclock(); cancel(nil) }}
+	if c.life != nil {
+		timed := r.cancel
+		lasting, cancel := context.WithCancelCause(ctx)
+		unwatch := context.AfterFunc(c.life, func() { cancel(ErrClosed) })
+		ctx, r.cancel = lasting, func() {
+			unwatch()
+			cancel(nil)
+			if timed != nil {
+				timed()
+			}
+		}
+	}
+	r.Context = ctx
 	if !c.real.CompareAndSwap(nil, r) { // somebody else was first
 		r.cancel()
 	}

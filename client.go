@@ -149,7 +149,9 @@ func (c *Client) acquire(ctx context.Context, op, key string, opts []CallOption)
 	}
 	defer c.calls.Done()
 
-	l.ping = op == opPing
+	if len(c.defaults.observers) > 0 && op != opPing {
+		l.seen = new(observation)
+	}
 	if op == opLock {
 		err = c.wait(ctx, l)
 	} else {

@@ -36,8 +36,7 @@ type Lease struct {
 	// allocations, and each is used once, since a client may hold on to the context of a call (for its metrics, say).
 	acquiring, releasing callCtx
 
-	begun time.Time // when it was granted; zero if no Observer is to be told
-	ping  bool      // no Observer is
+	seen *observation // nil if no Observer is to be told
 
 	// The rest is guarded by Client.mu.
 	reason   error         // why it ended; nil while held, and while it is being acquired
@@ -46,16 +45,8 @@ type Lease struct {
 	told     chan struct{} // made at the end, closed when done is and the contexts have ended
 	deadline time.Time
 
-	// While it is being acquired: whether the store has answered that the key is held, how often, and by whom, if that is
-	// known; and how often the backend has gone on after a failure.
-	answers  int
-	waitsFor string
-	retries  int
-	retried  time.Time // when it last did
-
-	// For Observers: whether they know that it was acquired, and what they are to be told after that.
-	lockDone bool
-	leaseEnd func()
+	answers  int    // while acquiring: how often the store has answered that the key is held
+	waitsFor string // by whom the last time, if that is known
 
 	// For the schedule.
 	index     int           // in the heap, or unscheduled
@@ -193,7 +184,7 @@ func (l *Lease) release(left time.Duration) error {
 		left = time.Until(l.deadline)
 	}
 	err := c.release(l.grant, l.deadline, left, &l.releasing)
-	if l.isObserved() {
+	if l.seen != nil {
 		var failure error
 		if err != nil {
 			failure = c.fail(opUnlock, l.Key(), err)
@@ -202,9 +193,6 @@ func (l *Lease) release(left time.Duration) error {
 	}
 	return err
 }
-
-// isObserved reports whether there is an Observer to be told of the end of l.
-func (l *Lease) isObserved() bool { return !l.begun.IsZero() }
 
 // begin makes l a held lease under g, unless it is too late for that.
 func (l *Lease) begin(ctx context.Context, g Grant) error {
@@ -223,8 +211,8 @@ func (l *Lease) begin(ctx context.Context, g Grant) error {
 		return &noAnswer{after: time.Since(g.Sent)}
 	}
 	l.grant, l.deadline, l.ttl, l.confirmed = g, deadline, g.TTL, g.Sent
-	if len(c.defaults.observers) > 0 && !l.ping {
-		l.begun = time.Now()
+	if l.seen != nil {
+		l.seen.begun = time.Now()
 	}
 	c.schedule.add(c, l)
 	return nil
@@ -268,7 +256,7 @@ func (e ending) watched() bool { return e.told != nil }
 func (e ending) announce() {
 	switch {
 	case e.lease == nil:
-	case e.expired, e.lease.isObserved():
+	case e.expired, e.lease.seen != nil:
 		announce([]ending{e})
 	case e.watched():
 		e.tell()
@@ -415,17 +403,18 @@ func (l *Lease) goesOn(owner Owner, failure error) {
 	const streak = 3 * longestOutagePause // failures that are further apart are of two outages
 	c := l.client
 	c.mu.Lock()
-	if l.grant.Owner != owner || len(c.defaults.observers) == 0 {
+	o := l.seen
+	if l.grant.Owner != owner || o == nil {
 		c.mu.Unlock()
 		return
 	}
 	now := time.Now()
-	if now.Sub(l.retried) > streak {
-		l.retries = 0
+	if now.Sub(o.retried) > streak {
+		o.retries = 0
 	}
-	l.retries++
-	l.retried = now
-	info := RetryInfo{Op: opLock, Key: l.grant.Key, Store: c.name, Attempt: l.retries, Err: classified(failure)}
+	o.retries++
+	o.retried = now
+	info := RetryInfo{Op: opLock, Key: l.grant.Key, Store: c.name, Attempt: o.retries, Err: classified(failure)}
 	c.mu.Unlock()
 	c.news.add(func() { c.tellRetry(info) })
 }

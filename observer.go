@@ -94,6 +94,17 @@ type RetryInfo struct {
 	Pause   time.Duration // until the next; 0 if the backend decides
 }
 
+// observation is what has to be known of a Lease for the sake of Observers. It is guarded by Client.mu, but for begun, which is
+// set before the lease is anybody's.
+type observation struct {
+	begun    time.Time // when it was granted
+	lockDone bool      // they know that it was
+	leaseEnd func()    // tells of its end, if that has come before
+
+	retries int       // how often the backend has gone on after a failure, in a row
+	retried time.Time // when it last did
+}
+
 // observed is Lock and TryLock: acquire, of which the Observers are told.
 func (c *Client) observed(ctx context.Context, op, key string, opts []CallOption) (*Lease, error) {
 	if len(c.defaults.observers) == 0 {
@@ -133,8 +144,8 @@ func (c *Client) observed(ctx context.Context, op, key string, opts []CallOption
 // tellAfterLockDone notes that the Observers know of a lease, and tells them of its end if that has come before.
 func (l *Lease) tellAfterLockDone() {
 	l.client.mu.Lock()
-	l.lockDone = true
-	end := l.leaseEnd
+	l.seen.lockDone = true
+	end := l.seen.leaseEnd
 	l.client.mu.Unlock()
 	if end != nil {
 		end()
@@ -161,7 +172,7 @@ func (c *Client) observeLosses(ends []ending) {
 		return
 	}
 	for _, e := range ends {
-		if l := e.lease; l.isObserved() && !errors.Is(l.reason, ErrUnlocked) {
+		if l := e.lease; l.seen != nil && !errors.Is(l.reason, ErrUnlocked) {
 			info := l.doneInfo(l.err())
 			c.news.add(func() { c.tellLeaseDone(l, info) })
 		}
@@ -216,14 +227,14 @@ func (n *news) tell() {
 
 // doneInfo describes the end of a lease, just now.
 func (l *Lease) doneInfo(err error) LeaseDoneInfo {
-	return LeaseDoneInfo{Key: l.Key(), Store: l.client.name, Token: l.Token(), Held: time.Since(l.begun), Err: err}
+	return LeaseDoneInfo{Key: l.Key(), Store: l.client.name, Token: l.Token(), Held: time.Since(l.seen.begun), Err: err}
 }
 
 // tellLeaseDone tells of the end of a lease that is observed, but not before they have been told of its beginning.
 func (c *Client) tellLeaseDone(l *Lease, info LeaseDoneInfo) {
 	c.mu.Lock()
-	if !l.lockDone {
-		l.leaseEnd = func() { c.tellLeaseDone(l, info) }
+	if !l.seen.lockDone {
+		l.seen.leaseEnd = func() { c.tellLeaseDone(l, info) }
 		c.mu.Unlock()
 		return
 	}

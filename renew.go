@@ -130,7 +130,7 @@ func (b *renewals) done(i int, r Renewal) {
 	c.arm(c)
 	c.mu.Unlock()
 	e.announce()
-	if held && e.lease == nil && l.isObserved() { // of the end of the lease they are told as that
+	if held && e.lease == nil && l.seen != nil { // of the end of the lease they are told as that
 		c.news.renewed(func() { c.tellRenewed(l, info) })
 	}
 }

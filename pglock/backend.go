@@ -142,8 +142,11 @@ func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 // settle returns the slot of a key when it is settled and all that came before have left, or gives up at the given time. It is
 // called with b.mu held, and returns so unless there is an error.
 func (b *backend) settle(ctx context.Context, key int64, until time.Time) (*slot, error) {
-	b.evict(key)
 	s := b.slots[key]
+	if s != nil && s.held != nil && s.held.isExpired(time.Now()) {
+		b.evict(s.held)
+		s = b.slots[key]
+	}
 	if s == nil {
 		s = &slot{key: key}
 		b.slots[key] = s
@@ -177,13 +180,11 @@ func (b *backend) settle(ctx context.Context, key int64, until time.Time) (*slot
 	return s, nil
 }
 
-// evict begins to give a key back whose lease is over, though nobody has said so. b.mu is held, but not all the time.
-func (b *backend) evict(key int64) {
-	if s := b.slots[key]; s != nil && s.held != nil && s.held.isExpired(time.Now()) {
-		s.held.request.ReportLost(errExpired) // before anybody else can get the lock
-		b.letGo(s.held, false)                // releases b.mu
-		b.mu.Lock()
-	}
+// evict begins to give a lock back whose lease is over, though nobody has said so. b.mu is held, but not all the time.
+func (b *backend) evict(h *holding) {
+	h.request.ReportLost(errExpired) // before anybody else can get the lock
+	b.letGo(h, false)                // releases b.mu
+	b.mu.Lock()
 }
 
 // settled reports whether it is known what to do for who wants the key of a slot: somebody has it or waits for it here, or it may
