@@ -146,7 +146,7 @@ func TestOpenFailsNow(t *testing.T) {
 			checkClass(t, "TryLock", err, test.class)
 			_, err = l.Lock(ctx, "k0")
 			checkClass(t, "Lock", err, test.class)
-			if test.class != locker.ErrUnavailable {
+			if !errors.Is(test.class, locker.ErrUnavailable) {
 				err = locker.Lead(ctx, l, "k0", func(context.Context, *locker.Lease) error { return errors.New("led") })
 				checkClass(t, "Lead", err, test.class)
 			}
