@@ -3,6 +3,7 @@ package locker_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -143,5 +144,81 @@ func TestLossBeforeTheGrantIsRiddenOut(t *testing.T) {
 			t.Error(err)
 		}
 		_ = l.Close()
+	})
+}
+
+// Done looks at the clock, as Err does: from the deadline on it is closed, whether a timer has run or not.
+func TestDoneLooksAtTheClock(t *testing.T) {
+	for range 50 {
+		inFakeTime(t, new(fake), func(t *testing.T, l *locker.Client) {
+			lease := mustLock(t, l, "k", locker.NoRenew())
+			time.Sleep(time.Until(lease.Deadline()))
+			select {
+			case <-lease.Done():
+			default:
+				t.Error("Done is open at the deadline")
+			}
+		})
+	}
+}
+
+// A Lock whose grant is taken away at once has held nothing, whatever the backend calls that.
+func TestTakenAwayIsNotLost(t *testing.T) {
+	f := new(fake)
+	f.acquire = func(_ context.Context, r locker.Request) (locker.Grant, error) {
+		r.ReportLost(errors.Join(locker.ErrLost, errFault))
+		return f.grant(r), nil
+	}
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
+		_, err := l.TryLock(t.Context(), "k")
+		if errors.Is(err, locker.ErrLost) || !errors.Is(err, errFault) || !errors.Is(err, locker.ErrUnavailable) {
+			t.Errorf("TryLock: %v; want ErrUnavailable with the reason", err)
+		}
+	})
+	f.acquire = func(context.Context, locker.Request) (locker.Grant, error) {
+		return locker.Grant{}, errors.Join(locker.ErrLost, errFault)
+	}
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
+		if _, err := l.TryLock(t.Context(), "k"); errors.Is(err, locker.ErrLost) || !errors.Is(err, errFault) {
+			t.Errorf("TryLock: %v; want the reason, and not ErrLost", err)
+		}
+	})
+}
+
+// When many leases end together, the others are renewed as before.
+func TestOthersLiveOnWhenManyEnd(t *testing.T) {
+	inFakeTime(t, new(fake), func(t *testing.T, l *locker.Client) {
+		var held []*locker.Lease
+		for i := range 2000 {
+			if i%10 == 0 {
+				ttl := time.Duration(500+i) * time.Millisecond
+				held = append(held, mustLock(t, l, fmt.Sprint("held", i), locker.TTL(ttl)))
+			}
+			mustLock(t, l, fmt.Sprint("ends", i), locker.NoRenew())
+		}
+		time.Sleep(time.Minute)
+		for _, lease := range held {
+			if err := lease.Err(); err != nil {
+				t.Fatalf("%q: %v", lease.Key(), err)
+			}
+		}
+	})
+}
+
+// A renewal that hangs, and ignores its ctx, is followed by another one in time.
+func TestSecondAttemptBesideOneThatHangs(t *testing.T) {
+	f := new(fake)
+	f.renewal = func(_ context.Context, _ []locker.Grant, done func(int, locker.Renewal)) {
+		if _, n, _ := f.calls(); n == 1 {
+			time.Sleep(time.Minute)
+		}
+		done(0, locker.Renewal{})
+	}
+	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
+		lease := mustLock(t, l, "k")
+		time.Sleep(5 * time.Second)
+		if err := lease.Err(); err != nil {
+			t.Error(err)
+		}
 	})
 }

@@ -91,7 +91,7 @@ func (c *Client) renewTogether(leases []*Lease) {
 		call.finish(err)
 		return
 	}
-	returned := c.renewals.after(bound)
+	returned := c.renewals.after(bound+bound/10, call.outlived)
 	c.backend.Renew(ctx, grants, call.done)
 	returned()
 	call.finish(fmt.Errorf("%w: %s.Renew returned without a result", ErrUnavailable, c.name))
@@ -104,7 +104,32 @@ type renewals struct {
 	sent   time.Time // when it began
 	jitter float64   // of the next one
 
-	answered []bool // guarded by Client.mu
+	answered []bool // guarded by Client.mu, as is the next
+	over     bool   // the call has outlived its ctx
+}
+
+// outlived is for a call that ignores its ctx. An Unlock does not wait for it any longer; what it may still say counts all the
+// same.
+func (b *renewals) outlived() {
+	b.client.mu.Lock()
+	defer b.client.mu.Unlock()
+	b.over = true
+	for i, l := range b.leases {
+		if !b.answered[i] {
+			l.answeredLocked()
+			if l.failure == nil {
+				l.failure = &noAnswer{}
+			}
+		}
+	}
+}
+
+// answeredLocked notes that a renewal is not under way any more.
+func (l *Lease) answeredLocked() {
+	l.renewing--
+	if l.renewing == 0 && l.idle != nil {
+		close(l.idle)
+	}
 }
 
 // done applies the result for one lease, the first that comes.
@@ -122,6 +147,9 @@ func (b *renewals) done(i int, r Renewal) {
 		return
 	}
 	b.answered[i] = true
+	if !b.over {
+		l.answeredLocked()
+	}
 	now := time.Now()
 	held := l.reason == nil
 	info := RenewedInfo{TTL: r.TTL, Slack: l.deadline.Sub(now), Err: r.Err}
@@ -150,10 +178,6 @@ func (b *renewals) finish(err error) {
 
 // renewedLocked applies the result of a renewal.
 func (l *Lease) renewedLocked(r Renewal, now time.Time, jitter float64) ending {
-	l.renewing--
-	if l.renewing == 0 && l.idle != nil {
-		close(l.idle)
-	}
 	switch {
 	case l.reason != nil: // ended meanwhile
 		return ending{}

@@ -27,9 +27,12 @@ func (u *unanswered) overwhelmed() error {
 	return nil
 }
 
-// after counts a call if it takes longer than d, until it has returned.
-func (u *unanswered) after(d time.Duration) (returned func()) {
-	timer := time.AfterFunc(d, func() { u.n.Add(1) })
+// after counts a call if it takes longer than d, until it has returned, and calls late then.
+func (u *unanswered) after(d time.Duration, late func()) (returned func()) {
+	timer := time.AfterFunc(d, func() {
+		u.n.Add(1)
+		late()
+	})
 	return func() {
 		if !timer.Stop() {
 			u.n.Add(-1)
