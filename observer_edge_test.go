@@ -243,7 +243,7 @@ func TestSlowObserverOfLosses(t *testing.T) {
 					return
 				case <-time.After(10 * time.Millisecond):
 				}
-				for j := range 100 {
+				for j := range 30 {
 					_, _ = l.TryLock(t.Context(), fmt.Sprint("s", i, "/", j), locker.NoRenew(), locker.TTL(200*time.Millisecond))
 				}
 			}

@@ -1,11 +1,9 @@
 package etcdlock_test
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"net"
-	"strings"
 	"testing"
 	"time"
 
@@ -15,51 +13,8 @@ import (
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/etcdlock"
 	"github.com/lockerkit/locker/internal/etcdtest"
-	"github.com/lockerkit/locker/internal/faultproxy"
+	"github.com/lockerkit/locker/internal/strangers"
 )
-
-// nobody returns an address at which nobody listens.
-func nobody(t *testing.T) string {
-	t.Helper()
-	proxy, err := faultproxy.Start("127.0.0.1:1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = proxy.Close() })
-	proxy.Set(faultproxy.Refuse())
-	return proxy.Addr()
-}
-
-// redis returns the address of a server that answers as Redis does to what it does not understand.
-func redis(t *testing.T) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = listener.Close() })
-	go func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				for lines := bufio.NewScanner(conn); lines.Scan(); {
-					answer := "-ERR unknown command\r\n"
-					if strings.HasPrefix(lines.Text(), "PING") {
-						answer = "+PONG\r\n"
-					}
-					if _, err := conn.Write([]byte(answer)); err != nil {
-						return
-					}
-				}
-			}()
-		}
-	}()
-	return listener.Addr().String()
-}
 
 // TestContactFails has servers with which no lock can be had. Open, Lock and TryLock say why, and Lead gives up where
 // that will not pass.
@@ -74,10 +29,10 @@ func TestContactFails(t *testing.T) {
 		class, want          error
 		says                 string
 	}{
-		"refused":             {nobody(t), "", "", locker.ErrUnavailable, locker.ErrUnavailable, "connection refused"},
-		"refused, with login": {nobody(t), "other", secret, locker.ErrUnavailable, locker.ErrUnavailable, "connection refused"},
-		"Redis":               {redis(t), "", "", locker.ErrUnfit, locker.ErrUnfit, "Redis"},
-		"Redis, with login":   {redis(t), "other", secret, locker.ErrUnfit, locker.ErrUnfit, "Redis"},
+		"refused":             {strangers.Nobody(t), "", "", locker.ErrUnavailable, locker.ErrUnavailable, "connection refused"},
+		"refused, with login": {strangers.Nobody(t), "other", secret, locker.ErrUnavailable, locker.ErrUnavailable, "connection refused"},
+		"Redis":               {strangers.Redis(t), "", "", locker.ErrUnfit, locker.ErrUnfit, "Redis"},
+		"Redis, with login":   {strangers.Redis(t), "other", secret, locker.ErrUnfit, locker.ErrUnfit, "Redis"},
 		"wrong password":      {etcd, "other", "not-" + secret, locker.ErrDenied, etcdlock.ErrAuth, "password"},
 		"no password":         {etcd, "", "", locker.ErrDenied, etcdlock.ErrAuth, "password"},
 		"no permission":       {etcd, "other", secret, locker.ErrDenied, etcdlock.ErrPermission, "readwrite"},
@@ -154,17 +109,17 @@ func TestUnusable(t *testing.T) {
 	for name, l := range map[string]*locker.Client{
 		"nil":                etcdlock.New(nil),
 		"without connection": etcdlock.New(unconnected),
-		"negative timeout":   slow.New(connect(t, nobody(t))),
+		"negative timeout":   slow.New(connect(t, strangers.Nobody(t))),
 	} {
 		checkFailure(t, l, "key", locker.ErrInvalidOption)
 		if err := l.Close(); err != nil {
 			t.Errorf("%s: Close: %v", name, err)
 		}
 	}
-	if _, err := slow.Open(t.Context(), "etcd://"+nobody(t)); !errors.Is(err, locker.ErrInvalidOption) {
+	if _, err := slow.Open(t.Context(), "etcd://"+strangers.Nobody(t)); !errors.Is(err, locker.ErrInvalidOption) {
 		t.Errorf("Open with a negative timeout: %v", err)
 	}
-	if _, err := etcdlock.Open(t.Context(), "etcd://"+nobody(t), locker.TTL(-1)); !errors.Is(err, locker.ErrInvalidOption) {
+	if _, err := etcdlock.Open(t.Context(), "etcd://"+strangers.Nobody(t), locker.TTL(-1)); !errors.Is(err, locker.ErrInvalidOption) {
 		t.Errorf("Open with a negative TTL: %v", err)
 	}
 }

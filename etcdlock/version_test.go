@@ -13,6 +13,7 @@ import (
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/etcdlock"
+	"github.com/lockerkit/locker/internal/strangers"
 )
 
 // impostor says that it has another version, that no key is there, and counts what else it is asked.
@@ -99,7 +100,7 @@ func TestTTLNotKept(t *testing.T) {
 	t.Parallel()
 	for _, ttl := range []time.Duration{locker.MinTTL, 999 * time.Millisecond, 1500 * time.Millisecond, time.Minute + 1} {
 		start := time.Now()
-		checkFailure(t, open(t, []string{nobody(t)}, locker.TTL(ttl)), unique("key"), locker.ErrInvalidOption, ttl.String(), "second")
+		checkFailure(t, open(t, []string{strangers.Nobody(t)}, locker.TTL(ttl)), unique("key"), locker.ErrInvalidOption, ttl.String(), "second")
 		if took := time.Since(start); took > time.Second {
 			t.Errorf("TTL(%v) was refused after %v: by whom?", ttl, took)
 		}

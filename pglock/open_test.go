@@ -1,12 +1,9 @@
 package pglock_test
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -18,56 +15,9 @@ import (
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/faultproxy"
 	"github.com/lockerkit/locker/internal/pgtest"
+	"github.com/lockerkit/locker/internal/strangers"
 	"github.com/lockerkit/locker/pglock"
 )
-
-// redisLike is a server that answers as Redis does, and to lines only.
-func redisLike(t *testing.T) (addr string) {
-	t.Helper()
-	return serve(t, func(conn net.Conn) {
-		for lines := bufio.NewScanner(conn); lines.Scan(); {
-			answer := "-ERR unknown command\r\n"
-			if lines.Text() == "PING" {
-				answer = "+PONG\r\n"
-			}
-			if _, err := conn.Write([]byte(answer)); err != nil {
-				return
-			}
-		}
-	})
-}
-
-// grpcLike is a server that begins as those of gRPC do, such as etcd.
-func grpcLike(t *testing.T) (addr string) {
-	t.Helper()
-	return serve(t, func(conn net.Conn) {
-		_, _ = conn.Write([]byte{0, 0, 0, 4, 0, 0, 0, 0, 0}) // SETTINGS
-		_, _ = io.Copy(io.Discard, conn)
-	})
-}
-
-// serve has the connections to a new address served.
-func serve(t *testing.T, with func(net.Conn)) (addr string) {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				with(conn)
-			}()
-		}
-	}()
-	return l.Addr().String()
-}
 
 // TestOtherServers: who has mixed up the ports is told so, and soon.
 func TestOtherServers(t *testing.T) {
@@ -75,7 +25,7 @@ func TestOtherServers(t *testing.T) {
 	plain := httptest.NewServer(http.NotFoundHandler())
 	t.Cleanup(plain.Close)
 	for addr, kind := range map[string]string{
-		redisLike(t): "a Redis server", grpcLike(t): "an HTTP server",
+		strangers.Redis(t): "a Redis server", strangers.HTTP2(t): "an HTTP server",
 		plain.Listener.Addr().String(): "is an HTTP server",
 	} {
 		for _, params := range []string{"", "?sslmode=disable"} {
@@ -97,11 +47,6 @@ func TestOpenFailsSoon(t *testing.T) {
 	server := pgtest.New(t, pgtest.Options{})
 	admin := connect(t, server.URL())
 	app, dsn := role(t, admin, server.URL())
-	closed, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = closed.Close()
 	admin.do(pglock.SchemaSQL(pglock.DefaultNamespace))
 	for name, tc := range map[string]struct {
 		dsn   string
@@ -110,9 +55,9 @@ func TestOpenFailsSoon(t *testing.T) {
 		"wrong password":     {as(t, dsn, app, "wrong"), locker.ErrDenied},
 		"wrong role":         {as(t, dsn, "stranger", secret), locker.ErrDenied},
 		"missing permission": {dsn, locker.ErrDenied},
-		"wrong port":         {strings.Replace(dsn, server.Addr(), closed.Addr().String(), 1), locker.ErrUnavailable},
+		"wrong port":         {strings.Replace(dsn, server.Addr(), strangers.Nobody(t), 1), locker.ErrUnavailable},
 		"wrong database":     {strings.Replace(dsn, "/postgres?", "/no_such_database?", 1), locker.ErrUnfit},
-		"wrong server":       {fmt.Sprintf("postgres://app@%s/db", redisLike(t)), locker.ErrUnfit},
+		"wrong server":       {fmt.Sprintf("postgres://app@%s/db", strangers.Redis(t)), locker.ErrUnfit},
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, opts := range [][]locker.Option{nil, {locker.TTL(locker.MinTTL)}} { // whatever the TTL

@@ -1,11 +1,8 @@
 package redislock_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"io"
-	"net"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +11,7 @@ import (
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/redistest"
+	"github.com/lockerkit/locker/internal/strangers"
 	"github.com/lockerkit/locker/redislock"
 )
 
@@ -29,49 +27,6 @@ func checkClass(t *testing.T, what string, err, want error) {
 		}
 	}
 }
-
-// fakeServer answers each connection with what answer returns for the first bytes that come, and hangs up.
-func fakeServer(t *testing.T, answer func(asked []byte) []byte) (addr string) {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = listener.Close() })
-	go func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer func() { _ = conn.Close() }()
-				buf := make([]byte, 4096)
-				n, _ := conn.Read(buf)
-				_, _ = conn.Write(answer(buf[:n]))
-				if tcp, ok := conn.(*net.TCPConn); ok { // lest what is unread resets the connection
-					_ = tcp.CloseWrite()
-					_ = tcp.SetReadDeadline(time.Now().Add(5 * time.Second))
-					_, _ = io.Copy(io.Discard, tcp)
-				}
-			}()
-		}
-	}()
-	return listener.Addr().String()
-}
-
-// ofPostgres answers as Postgres does.
-func ofPostgres(asked []byte) []byte {
-	if bytes.Equal(asked, []byte{0, 0, 0, 8, 4, 210, 22, 47}) { // SSLRequest
-		return []byte("N")
-	}
-	return nil // it logs that the length of the packet is invalid
-}
-
-// ofHTTP2 answers as a server of gRPC does, such as etcd.
-func ofHTTP2([]byte) []byte { return []byte{0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 5, 0, 0, 64, 0} }
-
-func ofHTTP([]byte) []byte { return []byte("HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n") }
 
 // TestOpenFailsNow opens what cannot work: that takes three seconds at most, and says what is wrong. New and Lock say
 // the same, and so does Lead, which does not go on.
@@ -90,10 +45,8 @@ func TestOpenFailsNow(t *testing.T) {
 		setUser(t, cluster.Admin(node), strings.Replace(rules+more, "+evalsha", "", 1))
 	}
 	clusterAddrs := strings.Join(cluster.Addrs(), ",")
-	dead := redistest.New(t, redistest.Options{})
-	dead.Kill()
-	nobody := dead.Addr()
-	postgres, http2, http := fakeServer(t, ofPostgres), fakeServer(t, ofHTTP2), fakeServer(t, ofHTTP)
+	nobody := strangers.Nobody(t)
+	postgres, http2, http := strangers.Postgres(t), strangers.HTTP2(t), strangers.HTTP(t)
 	good, several, foreign := acl.Addr(), ","+weak.Addr()+","+nobody, ","+postgres+","+http2
 
 	unavailable, denied, unfit := locker.ErrUnavailable, locker.ErrDenied, locker.ErrUnfit
