@@ -40,7 +40,9 @@ func TestSpeaks(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			dial := func(ctx context.Context) (net.Conn, error) { return new(net.Dialer).DialContext(ctx, "tcp", server.addr) }
+			dial := func(ctx context.Context) (net.Conn, error) {
+				return new(net.Dialer).DialContext(ctx, "tcp", server.addr)
+			}
 			if got := backends.Speaks(t.Context(), dial); got != server.want {
 				t.Errorf("Speaks: %q; want %q", got, server.want)
 			}
