@@ -214,3 +214,40 @@ func ended(ctx context.Context) error {
 	}
 	return nil
 }
+
+func (l *Lease) setWaitsFor(owner Owner, holder string) {
+	l.client.mu.Lock()
+	defer l.client.mu.Unlock()
+	if l.grant.Owner == owner {
+		l.answers++
+		l.waitsFor = holder
+	}
+}
+
+// waitedFor returns how often the store has answered that the key is held, and by whom it was the last time.
+func (l *Lease) waitedFor() (holder string, answers int) {
+	l.client.mu.Lock()
+	defer l.client.mu.Unlock()
+	return l.waitsFor, l.answers
+}
+
+// goesOn is Request.ReportRetry.
+func (l *Lease) goesOn(owner Owner, failure error) {
+	const streak = 3 * longestOutagePause // failures that are further apart are of two outages
+	c := l.client
+	c.mu.Lock()
+	o := l.seen
+	if l.grant.Owner != owner || o == nil {
+		c.mu.Unlock()
+		return
+	}
+	now := time.Now()
+	if now.Sub(o.retried) > streak {
+		o.retries = 0
+	}
+	o.retries++
+	o.retried = now
+	info := RetryInfo{Op: opLock, Key: l.grant.Key, Store: c.name, Attempt: o.retries, Err: classified(failure)}
+	c.mu.Unlock()
+	c.news.add(func() { c.tellRetry(info) })
+}
