@@ -15,7 +15,8 @@ import (
 )
 
 // What an etcd that answers may say instead of yes or no. The error of a Lock wraps one of these, together with what the server
-// said; none of them is ever ErrLocked.
+// said; none of them is ever ErrLocked. ErrPermission and ErrAuth are of the class locker.ErrDenied, ErrVersion is a
+// locker.ErrUnfit, and the others are locker.ErrUnavailable.
 var (
 	// ErrNoLeader: the cluster has no leader, or the member that was asked does not know it: an election is under way, or the
 	// majority of the members is down or out of reach.
