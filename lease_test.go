@@ -222,3 +222,26 @@ func TestSecondAttemptBesideOneThatHangs(t *testing.T) {
 		}
 	})
 }
+
+// When ReportLost returns, the contexts of the lease have ended, also if another goroutine is about to end them.
+func TestReportLostWaitsForContexts(t *testing.T) {
+	f := new(fake)
+	l := locker.New(f, locker.TTL(time.Second), locker.NoRenew())
+	defer l.Close()
+	lease := mustLock(t, l, "k")
+	first, cancel := lease.Context(t.Context())
+	defer cancel()
+	for range 20_000 { // so that it takes a while to end
+		_, cancel := context.WithCancel(first)
+		defer cancel()
+	}
+	second, cancel := lease.Context(t.Context()) // which comes after it
+	defer cancel()
+	time.Sleep(time.Until(lease.Deadline()) + 100*time.Microsecond) // the timer of the Client is at it
+	f.acquired[0].ReportLost(errFault)
+	select {
+	case <-second.Done():
+	default:
+		t.Error("ReportLost has returned before a context of the lease has ended")
+	}
+}
