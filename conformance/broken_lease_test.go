@@ -414,14 +414,22 @@ type renewsInTurn struct {
 	turn chan struct{} // has room for one: unlike a mutex, one can wait for it in fake time
 }
 
-func (b renewsInTurn) Renew(_ context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
-	b.turn <- struct{}{}
+func (b renewsInTurn) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
+	select {
+	case b.turn <- struct{}{}:
+	case <-ctx.Done():
+		return
+	}
 	defer func() { <-b.turn }()
 	for i := range gs {
 		if len(gs) > 1 {
-			time.Sleep(30 * time.Millisecond)
+			select {
+			case <-time.After(30 * time.Millisecond):
+			case <-ctx.Done():
+				return // or the test would be over before it
+			}
 		}
-		b.queued.Renew(context.Background(), gs[i:i+1], func(_ int, r locker.Renewal) { done(i, r) })
+		b.queued.Renew(ctx, gs[i:i+1], func(_ int, r locker.Renewal) { done(i, r) })
 	}
 }
 
