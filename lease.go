@@ -47,7 +47,7 @@ type Lease struct {
 	next      time.Time     // when the schedule has to look at the lease
 	ttl       time.Duration // as the store said last
 	confirmed time.Time     // from when that counts
-	failure   error         // of the last renewal, if it failed
+	failure   error         // of the renewals since the last that succeeded: failedLocked
 	failures  int           // how many have failed since the last one that did not
 	renewing  int           // renewals under way; more than one if some call outlived its ctx
 	idle      chan struct{} // closed when renewing becomes 0; made by Unlock

@@ -163,6 +163,15 @@ func (b *renewals) done(i int, r Renewal) {
 	}
 }
 
+// failedLocked notes why a renewal failed, for the case that the lease ends without another. A failure that does not pass
+// by itself, like a changed password, stays the reason until a renewal succeeds: the last attempts often have no time for
+// an answer.
+func (l *Lease) failedLocked(err error) {
+	if l.failure == nil || passes(l.failure) || !passes(err) {
+		l.failure = classified(err)
+	}
+}
+
 // finish gives those that have no result this one.
 func (b *renewals) finish(err error) {
 	c := b.client
@@ -185,11 +194,11 @@ func (l *Lease) renewedLocked(r Renewal, now time.Time, jitter float64) ending {
 		return l.endLocked(lost(r.Err))
 	case !now.Before(l.deadline): // too late, whatever the answer
 		if r.Err != nil {
-			l.failure = classified(r.Err)
+			l.failedLocked(r.Err)
 		}
 		return l.expireLocked()
 	case r.Err != nil:
-		l.failure = classified(r.Err)
+		l.failedLocked(r.Err)
 		l.failures++
 		retry := jittered(max(2*slack(l.ttl), time.Millisecond))
 		l.next = earlier(now.Add(retry), l.deadline)

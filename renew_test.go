@@ -130,6 +130,39 @@ func TestRenewedForLess(t *testing.T) {
 	})
 }
 
+// A failure that does not pass by itself is the reason of the loss, whatever comes of the attempts after it.
+func TestReasonOfALoss(t *testing.T) {
+	denied := fmt.Errorf("%w: the password was changed", locker.ErrDenied)
+	passing := fmt.Errorf("%w: it did not answer in time", locker.ErrUnavailable)
+	for name, test := range map[string]struct {
+		failures []error // of the renewals, the last for all the others; nil for one that succeeds
+		want     error
+	}{
+		"denied, then unavailable":         {[]error{passing, denied, passing}, denied},
+		"unavailable, then denied":         {[]error{passing, denied}, denied},
+		"unavailable, then for no class":   {[]error{passing, errFault}, errFault},
+		"denied, renewed, and unavailable": {[]error{denied, nil, passing}, passing},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := new(fake)
+			f.renew = func(context.Context, []locker.Grant) []error {
+				_, n, _ := f.calls()
+				return []error{test.failures[min(n, len(test.failures))-1]}
+			}
+			inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
+				lease := mustLock(t, l, "k")
+				<-lease.Done()
+				if _, n, _ := f.calls(); n <= len(test.failures) {
+					t.Errorf("lost after %d renewals; want some after those of the table", n)
+				}
+				if err := lease.Err(); !errors.Is(err, locker.ErrLost) || !errors.Is(err, test.want) {
+					t.Errorf("lost: %v; want %v", err, test.want)
+				}
+			})
+		})
+	}
+}
+
 // An answer that was overtaken by that of a later renewal changes nothing.
 func TestOvertakenRenewal(t *testing.T) {
 	f := new(fake)

@@ -25,12 +25,16 @@ import (
 )
 
 // inLine returns how many wait for key, according to Redis.
-func inLine(t testing.TB, rdb *redis.Client, key string) int {
-	n, err := rdb.ZCard(context.Background(), "{"+redislock.DefaultPrefix+key+"}:locker:queue:").Result()
+func inLine(t testing.TB, rdb *redis.Client, key string) int { return len(membersInLine(t, rdb, key)) }
+
+// membersInLine returns who waits in the line of a key, in order.
+func membersInLine(t testing.TB, rdb *redis.Client, key string) []string {
+	queue := "{" + redislock.DefaultPrefix + key + "}:locker:queue:"
+	members, err := rdb.ZRange(context.Background(), queue, 0, -1).Result()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return int(n)
+	return members
 }
 
 // commandCalls returns how many commands of clients the server has executed since CONFIG RESETSTAT: scripts, and

@@ -21,9 +21,10 @@ import (
 // persistent is for servers that keep their data, whatever happens to them.
 var persistent = redistest.Options{Args: []string{"--appendonly", "yes", "--appendfsync", "always"}}
 
-// waitersInOrder has several Lockers wait for the key k, one after the other, while it is held, and do something to the
-// servers meanwhile. They must be served in their order.
-func waitersInOrder(t *testing.T, open func(opts ...locker.Option) locker.Locker, arrived func(n int) bool,
+// waitersKeepPlaces has several Lockers wait for the key k, one after the other, while it is held, and does something to
+// the servers meanwhile. Afterwards they must be in line as before, and all be served. That it is in this order, who is
+// late for a turn apart, is what TestLine is about.
+func waitersKeepPlaces(t *testing.T, servers []*redis.Client, open func(opts ...locker.Option) locker.Locker,
 	outage func(ridden func() bool),
 ) {
 	t.Helper()
@@ -31,9 +32,8 @@ func waitersInOrder(t *testing.T, open func(opts ...locker.Option) locker.Locker
 	var retries [waiters]atomic.Int32
 	holder := open(locker.TTL(time.Minute))
 	lease := mustLock(t, holder, "k")
-	var mu sync.Mutex
-	var served []int
 	var waits sync.WaitGroup
+	var before [][]string
 	for i := range waiters {
 		l := open(locker.TTL(time.Minute), locker.Observe(&locker.Observer{
 			Retry: func(info locker.RetryInfo) {
@@ -51,12 +51,12 @@ func waitersInOrder(t *testing.T, open func(opts ...locker.Option) locker.Locker
 				t.Errorf("waiter %d: %v", i, err)
 				return
 			}
-			mu.Lock()
-			served = append(served, i)
-			mu.Unlock()
 			mustUnlock(t, next)
 		})
-		eventually(t, 10*time.Second, "the waiter is in line", func() bool { return arrived(i + 1) })
+		eventually(t, 10*time.Second, "the waiter is in line", func() bool {
+			before = places(t, servers)
+			return !slices.ContainsFunc(before, func(line []string) bool { return len(line) != i+1 })
+		})
 	}
 	outage(func() bool { // each has noticed, and goes on
 		for i := range retries {
@@ -67,21 +67,28 @@ func waitersInOrder(t *testing.T, open func(opts ...locker.Option) locker.Locker
 		return true
 	})
 	// If it took longer than they are taken for alive, they have to come back, to their old places.
-	eventually(t, 20*time.Second, "all are in line", func() bool { return arrived(waiters) })
+	eventually(t, 20*time.Second, "all are at their old places", func() bool {
+		return slices.EqualFunc(places(t, servers), before, slices.Equal)
+	})
 	mustUnlock(t, lease)
 	waits.Wait()
-	if len(served) != waiters || !slices.IsSorted(served) {
-		t.Errorf("served in the order %v", served)
+}
+
+// places returns who is in the line of the key k on each of the servers, in order.
+func places(t *testing.T, servers []*redis.Client) [][]string {
+	var all [][]string
+	for _, rdb := range servers {
+		all = append(all, membersInLine(t, rdb, "k"))
 	}
+	return all
 }
 
 func TestWaitersRideOutARestart(t *testing.T) {
 	t.Parallel()
 	server := redistest.New(t, persistent)
 	admin := dial(t, server.Addr())
-	waitersInOrder(t,
+	waitersKeepPlaces(t, []*redis.Client{admin},
 		func(opts ...locker.Option) locker.Locker { return open(t, dial(t, server.Addr()), opts...) },
-		func(n int) bool { return inLine(t, admin, "k") == n },
 		func(ridden func() bool) {
 			server.Kill()
 			eventually(t, 20*time.Second, "every waiter has told that it rides out a failure", ridden)
@@ -96,13 +103,12 @@ func TestWaitersRideOutARefusal(t *testing.T) {
 	server := redistest.New(t, redistest.Options{})
 	admin := dial(t, server.Addr())
 	var proxies []*faultproxy.Proxy
-	waitersInOrder(t,
+	waitersKeepPlaces(t, []*redis.Client{admin},
 		func(opts ...locker.Option) locker.Locker {
 			rdb, proxy := wired(t, server)
 			proxies = append(proxies, proxy)
 			return open(t, rdb, opts...)
 		},
-		func(n int) bool { return inLine(t, admin, "k") == n },
 		func(ridden func() bool) {
 			for _, proxy := range proxies {
 				proxy.Set(faultproxy.Refuse())
@@ -125,11 +131,8 @@ func TestRedlockWaitersRideOut(t *testing.T) {
 		servers = append(servers, redistest.New(t, persistent))
 	}
 	rdbs := servers.dialEach(t)
-	waitersInOrder(t,
+	waitersKeepPlaces(t, rdbs,
 		func(opts ...locker.Option) locker.Locker { return openRedlock(t, servers.addresses(), opts...) },
-		func(n int) bool {
-			return !slices.ContainsFunc(rdbs, func(rdb *redis.Client) bool { return inLine(t, rdb, "k") != n })
-		},
 		func(ridden func() bool) {
 			servers[0].Kill()
 			servers[1].Kill()
@@ -164,7 +167,7 @@ func TestPasswordRotated(t *testing.T) {
 		t.Cleanup(func() { _ = rdb.Close() })
 		return rdb
 	}
-	holder, waiter := open(t, user(), locker.TTL(2*time.Second)), open(t, user())
+	holder, waiter := open(t, user(), locker.TTL(3*time.Second)), open(t, user())
 	lease := mustLock(t, holder, "k")
 	waits := make(chan error, 1)
 	go func() {
