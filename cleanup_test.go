@@ -74,15 +74,8 @@ func TestHungStoreCostsBoundedGoroutines(t *testing.T) {
 			if n := goroutines(); n > 0 {
 				t.Errorf("heeds %v: %d goroutines although the store answers", heeds, n)
 			}
-			owners := make(map[locker.Owner]bool)
-			for _, r := range f.acquired {
-				owners[r.Owner] = true
-			}
-			for _, g := range f.released {
-				delete(owners, g.Owner)
-			}
-			if len(owners) > 0 {
-				t.Errorf("heeds %v: nothing was released of %d owners", heeds, len(owners))
+			if n := f.unreleased(); n > 0 {
+				t.Errorf("heeds %v: nothing was released of %d owners", heeds, n)
 			}
 			lease, err := l.TryLock(t.Context(), "afterwards")
 			if err != nil {

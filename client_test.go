@@ -202,6 +202,22 @@ func (w waiting) Wait(ctx context.Context, r locker.Request) (locker.Grant, erro
 	return w.wait(ctx, r)
 }
 
+// secondTime is f with a line that fails the first time, once the key was said to be held, and grants the lock the second
+// time, after a call of before. It keeps the first request.
+func secondTime(f *fake, first *locker.Request, before func(r locker.Request)) waiting {
+	return waiting{f, locker.Features{Queue: true}, func(_ context.Context, r locker.Request) (locker.Grant, error) {
+		if first.Owner == (locker.Owner{}) {
+			*first = r
+			r.ReportHolder("")
+			return locker.Grant{}, errFault
+		}
+		before(r)
+		g := f.grant(r)
+		g.Sent = time.Now()
+		return g, nil
+	}}
+}
+
 func TestClasses(t *testing.T) {
 	for _, test := range []struct{ err, class error }{
 		{errFault, locker.ErrUnavailable},

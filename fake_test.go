@@ -90,6 +90,20 @@ func (f *fake) calls() (acquired, renewed, released int) {
 	return len(f.acquired), len(f.renewed), len(f.released)
 }
 
+// unreleased returns how many owners have asked for locks, and nothing was released of them.
+func (f *fake) unreleased() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	owners := make(map[locker.Owner]bool)
+	for _, r := range f.acquired {
+		owners[r.Owner] = true
+	}
+	for _, g := range f.released {
+		delete(owners, g.Owner)
+	}
+	return len(owners)
+}
+
 // validity is for how long a lease is trusted: its TTL less 1 % and 2 ms.
 func validity(ttl time.Duration) time.Duration { return ttl - ttl/100 - 2*time.Millisecond }
 

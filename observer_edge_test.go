@@ -147,22 +147,13 @@ func TestRetryOfAnEarlierOwner(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := new(fake)
 		var first locker.Request
-		w := waiting{f, locker.Features{Queue: true}, nil}
-		w.wait = func(_ context.Context, r locker.Request) (locker.Grant, error) {
-			if first.Owner == (locker.Owner{}) {
-				first = r
-				r.ReportHolder("")
-				return locker.Grant{}, errFault
-			}
-			g := f.grant(r)
-			g.Sent = time.Now()
-			return g, nil
-		}
-		n := 0
-		f.renew = func(_ context.Context, gs []locker.Grant) []error { n++; return []error{errFault} }
+		w := secondTime(f, &first, func(locker.Request) {})
+		f.renew = func(context.Context, []locker.Grant) []error { return []error{errFault} }
 		var mu sync.Mutex
 		var got []int
-		l := locker.New(w, locker.TTL(time.Second), locker.Observe(&locker.Observer{Renewed: func(i locker.RenewedInfo) { mu.Lock(); got = append(got, i.Failures); mu.Unlock() }}))
+		l := locker.New(w, locker.TTL(time.Second), locker.Observe(&locker.Observer{
+			Renewed: func(i locker.RenewedInfo) { mu.Lock(); got = append(got, i.Failures); mu.Unlock() },
+		}))
 		_, err := l.Lock(t.Context(), "k")
 		if err != nil {
 			t.Fatal(err)

@@ -97,43 +97,51 @@ func TestWaitThroughRestart(t *testing.T) {
 	mustUnlock(t, granted(t, waiter, patience))
 }
 
+// behindProxy is a Lock that waits for a key which somebody else holds, and reaches the server through a proxy.
+type behindProxy struct {
+	root     admin
+	proxy    *faultproxy.Proxy
+	key      string
+	holder   *locker.Lease
+	lock     pending[acquired]
+	failures <-chan error // that were ridden out
+}
+
+func waitBehindProxy(t *testing.T, ttl time.Duration) behindProxy {
+	t.Helper()
+	cluster := etcdtest.New(t, etcdtest.Options{})
+	w := behindProxy{root: administer(t, cluster.Client(t)), proxy: behind(t, cluster.Member(0)), key: unique("key")}
+	w.holder = mustLock(t, open(t, cluster.Endpoints(), locker.TTL(time.Minute)), w.key)
+	observe, failures := retries()
+	l, joined := joining(t, w.proxy.Addr(), locker.TTL(ttl), observe)
+	w.lock, w.failures = waits(l, w.key), failures
+	joined(w.key, 1)
+	return w
+}
+
 // TestWaitThroughOutage has a waiter cut off from the server for so long that it loses its place in the line.
 func TestWaitThroughOutage(t *testing.T) {
 	t.Parallel()
-	cluster := etcdtest.New(t, etcdtest.Options{})
-	root, proxy := administer(t, cluster.Client(t)), behind(t, cluster.Member(0))
-	key := unique("key")
-	holder := mustLock(t, open(t, cluster.Endpoints(), locker.TTL(time.Minute)), key)
-	observe, failures := retries()
-	l, joined := joining(t, proxy.Addr(), locker.TTL(2*time.Second), observe)
-	waiter := waits(l, key)
-	joined(key, 1)
-	proxy.Set(faultproxy.Refuse())
-	awaitRetry(t, failures, etcdlock.ErrLeaseExpired)
-	root.awaitLine(key, 1)
-	proxy.Heal()
-	root.awaitLine(key, 2)
-	mustUnlock(t, holder)
-	mustUnlock(t, granted(t, waiter, patience))
+	w := waitBehindProxy(t, 2*time.Second)
+	w.proxy.Set(faultproxy.Refuse())
+	awaitRetry(t, w.failures, etcdlock.ErrLeaseExpired)
+	w.root.awaitLine(w.key, 1)
+	w.proxy.Heal()
+	w.root.awaitLine(w.key, 2)
+	mustUnlock(t, w.holder)
+	mustUnlock(t, granted(t, w.lock, patience))
 }
 
 // TestWaitKeepsItsPlace has a waiter cut off from the server for less than its TTL.
 func TestWaitKeepsItsPlace(t *testing.T) {
 	t.Parallel()
-	cluster := etcdtest.New(t, etcdtest.Options{})
-	root, proxy := administer(t, cluster.Client(t)), behind(t, cluster.Member(0))
-	key := unique("key")
-	holder := mustLock(t, open(t, cluster.Endpoints(), locker.TTL(time.Minute)), key)
-	observe, failures := retries()
-	l, joined := joining(t, proxy.Addr(), locker.TTL(time.Minute), observe)
-	waiter := waits(l, key)
-	joined(key, 1)
-	before, _ := root.claims(key)
-	proxy.Set(faultproxy.Refuse())
-	awaitRetry(t, failures, locker.ErrUnavailable)
-	proxy.Heal()
-	mustUnlock(t, holder)
-	next := granted(t, waiter, patience)
+	w := waitBehindProxy(t, time.Minute)
+	before, _ := w.root.claims(w.key)
+	w.proxy.Set(faultproxy.Refuse())
+	awaitRetry(t, w.failures, locker.ErrUnavailable)
+	w.proxy.Heal()
+	mustUnlock(t, w.holder)
+	next := granted(t, w.lock, patience)
 	if etcdlock.ClaimOf(next) != before[1] {
 		t.Errorf("the waiter had the place %q, and has got the lock with %q", before[1], etcdlock.ClaimOf(next))
 	}

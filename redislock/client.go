@@ -40,7 +40,7 @@ const (
 // breaking the connection. Batches go over pooled connections, so that renewals do not depend on that one.
 type client struct {
 	redis.UniversalClient
-	clone   bool     // made by newClient: the pipeline is not shared with the client's owner, and ctx deadlines are heeded
+	single  bool     // of one server, and then newClient's own: nobody shares its pipeline, and it heeds ctx deadlines
 	cluster bool     // keys in one command must be in one slot
 	nodes   *cluster // finds the client of the node that has a key; nil if there is but one server
 
@@ -75,11 +75,8 @@ func newServerClient(plain *redis.Client) *client {
 		clone.Options().ContextTimeoutEnabled = true // else go-redis ignores a ctx while it waits for an answer
 		clone.Options().MaxRetries = 0               // backend.acquire repeats what may be repeated
 	}
-	return &client{UniversalClient: clone, clone: true, inquiry: newInquiry()}
+	return &client{UniversalClient: clone, single: true, inquiry: newInquiry()}
 }
-
-// single reports whether the client is known to be of one server.
-func (c *client) single() bool { return c.clone }
 
 // close stops what the client has started. The connections are the caller's.
 func (c *client) close() error {
@@ -87,7 +84,7 @@ func (c *client) close() error {
 		return c.nodes.close()
 	}
 	c.startPipe.Do(func() {}) // from now on there is none, or there is one
-	if c.pipe == nil || !c.clone {
+	if c.pipe == nil || !c.single {
 		return nil // the pipeline of a client that is not our clone goes with that client
 	}
 	return c.pipe.Close()
@@ -183,7 +180,7 @@ func (c *client) do(ctx context.Context, cmd once) error {
 	if c.pipe != nil {
 		start := time.Now()
 		err := c.pipe.Submit(ctx, cmd).WaitContext(ctx)
-		if c.clone && !c.near.Load() && err == nil && time.Since(start) < nearby {
+		if c.single && !c.near.Load() && err == nil && time.Since(start) < nearby {
 			c.near.Store(true)
 		}
 		return err

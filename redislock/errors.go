@@ -141,7 +141,7 @@ func (c *client) meaningOf(err error) (meaning error, refused bool) {
 	}
 	for _, r := range replies {
 		if strings.Contains(reply.Error(), r.code) {
-			if r.code == "MOVED " && c.single() {
+			if r.code == "MOVED " && c.single {
 				return fmt.Errorf("%w: %w: %w", ErrSlot, errPlainClient, err), r.certain
 			}
 			return fmt.Errorf("%w: %w", r.meaning, err), r.certain

@@ -13,6 +13,7 @@ import (
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/redistest"
+	"github.com/lockerkit/locker/internal/strangers"
 	"github.com/lockerkit/locker/redislock"
 )
 
@@ -194,33 +195,19 @@ func TestOutOfMemory(t *testing.T) {
 // TestLoading talks to a server that says it is loading, as one does that has a large data set: a real one is ready
 // too soon.
 func TestLoading(t *testing.T) {
-	server, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer server.Close()
-	go func() {
+	addr := strangers.Serve(t, func(conn net.Conn) {
+		buf := make([]byte, 1<<16)
 		for {
-			conn, err := server.Accept()
+			n, err := conn.Read(buf)
 			if err != nil {
 				return
 			}
-			go func() {
-				defer conn.Close()
-				buf := make([]byte, 1<<16)
-				for {
-					n, err := conn.Read(buf)
-					if err != nil {
-						return
-					}
-					for range strings.Count(string(buf[:n]), "*") { // one answer to each command
-						_, _ = conn.Write([]byte("-LOADING Redis is loading the dataset in memory\r\n"))
-					}
-				}
-			}()
+			for range strings.Count(string(buf[:n]), "*") { // one answer to each command
+				_, _ = conn.Write([]byte("-LOADING Redis is loading the dataset in memory\r\n"))
+			}
 		}
-	}()
-	checkFailure(t, open(t, dial(t, server.Addr().String())), "k", redislock.ErrLoading)
+	})
+	checkFailure(t, open(t, dial(t, addr)), "k", redislock.ErrLoading)
 }
 
 func TestUnreachable(t *testing.T) {

@@ -75,19 +75,17 @@ func logUnlocks(t *testing.T, took []time.Duration, lost, of int) {
 		lost, of, len(took), took[len(took)/2], took[len(took)*99/100], took[len(took)-1])
 }
 
-// TestShardHangs stops one master of a cluster whose nodes do not notice for a while. Leases on the others go on.
-func TestShardHangs(t *testing.T) {
-	t.Parallel()
-	c := redistest.NewCluster(t, redistest.ClusterOptions{})
-	for _, node := range c.Nodes() { // no failover: the shard hangs for the whole test
+// shards makes a cluster not notice for a long time that a node hangs, and returns the master that has the key "sick",
+// at least so many keys that are on others, and so many that are on the same.
+func shards(t *testing.T, c *redistest.Cluster, onOthers, onSick int) (sick *redistest.Server, well, ill []string) {
+	t.Helper()
+	for _, node := range c.Nodes() {
 		if err := c.Admin(node).ConfigSet(t.Context(), "cluster-node-timeout", "600000").Err(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	const ttl = 1500 * time.Millisecond
-	sick, _ := c.MasterOf(t, redislock.DefaultPrefix+"sick")
-	var well, ill []string
-	for i := 0; len(well) < 30 || len(ill) < 10; i++ {
+	sick, _ = c.MasterOf(t, redislock.DefaultPrefix+"sick")
+	for i := 0; len(well) < onOthers || len(ill) < onSick; i++ {
 		key := "k" + strconv.Itoa(i)
 		if master, _ := c.MasterOf(t, redislock.DefaultPrefix+key); master == sick {
 			ill = append(ill, key)
@@ -95,6 +93,15 @@ func TestShardHangs(t *testing.T) {
 			well = append(well, key)
 		}
 	}
+	return sick, well, ill
+}
+
+// TestShardHangs stops one master of a cluster whose nodes do not notice for a while. Leases on the others go on.
+func TestShardHangs(t *testing.T) {
+	t.Parallel()
+	c := redistest.NewCluster(t, redistest.ClusterOptions{})
+	const ttl = 1500 * time.Millisecond
+	sick, well, ill := shards(t, c, 30, 10)
 	var all []time.Duration
 	lost, of := 0, 0
 	for range wires.Trials(t, 2) {
@@ -164,18 +171,8 @@ func TestRedlockServerHangs(t *testing.T) {
 func TestWaiterOnAHealthyShard(t *testing.T) {
 	t.Parallel()
 	c := redistest.NewCluster(t, redistest.ClusterOptions{})
-	for _, node := range c.Nodes() {
-		if err := c.Admin(node).ConfigSet(t.Context(), "cluster-node-timeout", "600000").Err(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	sick, _ := c.MasterOf(t, redislock.DefaultPrefix+"sick")
-	key := ""
-	for i := 0; key == ""; i++ {
-		if master, _ := c.MasterOf(t, redislock.DefaultPrefix+"k"+strconv.Itoa(i)); master != sick {
-			key = "k" + strconv.Itoa(i)
-		}
-	}
+	sick, well, _ := shards(t, c, 1, 0)
+	key := well[0]
 	// Nobody can publish: only polls find out that a key is free.
 	for _, node := range c.Nodes() {
 		if err := c.Admin(node).Do(t.Context(), "acl", "setuser", "default", "-publish").Err(); err != nil {
@@ -322,21 +319,7 @@ func TestUnlockBesideARenewalThatHangs(t *testing.T) {
 	t.Run("cluster", func(t *testing.T) {
 		t.Parallel()
 		c := redistest.NewCluster(t, redistest.ClusterOptions{})
-		for _, node := range c.Nodes() {
-			if err := c.Admin(node).ConfigSet(t.Context(), "cluster-node-timeout", "600000").Err(); err != nil {
-				t.Fatal(err)
-			}
-		}
-		sick, _ := c.MasterOf(t, redislock.DefaultPrefix+"sick")
-		var well, ill []string
-		for i := 0; len(well) < 60 || len(ill) < 30; i++ {
-			key := "k" + strconv.Itoa(i)
-			if master, _ := c.MasterOf(t, redislock.DefaultPrefix+key); master == sick {
-				ill = append(ill, key)
-			} else {
-				well = append(well, key)
-			}
-		}
+		sick, well, ill := shards(t, c, 60, 30)
 		test(t, open(t, c.Client(t), locker.TTL(ttl)), well[:60], ill, sick)
 	})
 	t.Run("redlock", func(t *testing.T) {

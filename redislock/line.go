@@ -503,7 +503,7 @@ func (l *line) ask(ctx context.Context, due []question) {
 // answer applies the answer about one key.
 func (l *line) answer(q question, reply []any, err error) {
 	q.key.asking = false
-	if isUnsettled(err) && !l.client.single() {
+	if isUnsettled(err) && !l.client.single {
 		return // the key is on its way to another node: nobody can take it meanwhile
 	}
 	if err != nil {

@@ -29,7 +29,7 @@ func Nobody(t testing.TB) (addr string) {
 // Redis starts a server that answers as Redis does, line by line, and returns its address.
 func Redis(t testing.TB) (addr string) {
 	t.Helper()
-	return serve(t, func(conn net.Conn) {
+	return Serve(t, func(conn net.Conn) {
 		for lines := bufio.NewScanner(conn); lines.Scan(); {
 			answer := "-ERR unknown command\r\n"
 			if strings.HasPrefix(lines.Text(), "PING") {
@@ -45,7 +45,7 @@ func Redis(t testing.TB) (addr string) {
 // Postgres starts a server that answers as Postgres without TLS does: it hangs up at what is no message of its protocol.
 func Postgres(t testing.TB) (addr string) {
 	t.Helper()
-	return serve(t, answering(func(asked []byte) string {
+	return Serve(t, answering(func(asked []byte) string {
 		if bytes.Equal(asked, []byte{0, 0, 0, 8, 4, 210, 22, 47}) { // SSLRequest
 			return "N"
 		}
@@ -58,13 +58,13 @@ func Postgres(t testing.TB) (addr string) {
 func HTTP2(t testing.TB) (addr string) {
 	t.Helper()
 	settings := string([]byte{0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 5, 0, 0, 64, 0})
-	return serve(t, answering(func([]byte) string { return settings }))
+	return Serve(t, answering(func([]byte) string { return settings }))
 }
 
 // HTTP starts a server that answers as one of HTTP/1.1 does, and returns its address.
 func HTTP(t testing.TB) (addr string) {
 	t.Helper()
-	return serve(t, answering(func([]byte) string { return "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n" }))
+	return Serve(t, answering(func([]byte) string { return "HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n" }))
 }
 
 // answering answers the first bytes that come, and hangs up.
@@ -81,8 +81,8 @@ func answering(answer func(asked []byte) string) func(net.Conn) {
 	}
 }
 
-// serve has each connection to a new address served until the test ends.
-func serve(t testing.TB, with func(net.Conn)) (addr string) {
+// Serve has each connection to a new address served until the test ends.
+func Serve(t testing.TB, with func(net.Conn)) (addr string) {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
