@@ -28,8 +28,8 @@ func (c *Client) try(ctx context.Context, l *Lease) error {
 	return c.settle(ctx, l, sent, g, err)
 }
 
-// wait acquires l in the store's own line, or else by polling. Once the store has answered that the key is held, it rides
-// out failures that may pass.
+// wait acquires l in the store's own line, or else by polling. Once the store has answered that the key is held, it
+// rides out failures that may pass.
 func (c *Client) wait(ctx context.Context, l *Lease) error {
 	attempt := c.queueUp
 	if c.queue == nil {
@@ -67,8 +67,8 @@ const (
 	longestOutagePause = 2 * time.Second
 )
 
-// outagePause returns how long to wait after so many failures in a row: a random time, so that those whom one outage has
-// met do not come back together, of a range that grows to longestOutagePause.
+// outagePause returns how long to wait after so many failures in a row: a random time, so that those whom one outage
+// has met do not come back together, of a range that grows to longestOutagePause.
 func outagePause(failures int) time.Duration {
 	most := min(firstOutagePause<<min(failures-1, 10), longestOutagePause)
 	return most/10 + rand.N(most*9/10)
@@ -199,8 +199,8 @@ func isContextEnd(err error) bool {
 	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
-// ended returns the error of a call whose ctx has ended, nil if it has not. A client that turns the deadline of ctx into one of
-// its connection may notice it before the timer of ctx has fired.
+// ended returns the error of a call whose ctx has ended, nil if it has not. A client that turns the deadline of ctx
+// into one of its connection may notice it before the timer of ctx has fired.
 func ended(ctx context.Context) error {
 	if deadline, ok := ctx.Deadline(); ok && ctx.Err() == nil && time.Until(deadline) <= 0 {
 		select {

@@ -24,8 +24,8 @@ import (
 // given up has a second more, so that its outcome becomes known, and is then undone. (For backends with
 // Features.HeedsContext, it does end with the caller's.)
 //
-// An error of the store should wrap ErrDenied or ErrUnfit where it is that. Any other counts as ErrUnavailable, and is ridden
-// out where that makes sense.
+// An error of the store should wrap ErrDenied or ErrUnfit where it is that. Any other counts as ErrUnavailable, and is
+// ridden out where that makes sense.
 type Backend interface {
 	// Acquire makes one attempt to lock r.Name() for r.Owner, and does not wait for a holder to leave. In one
 	// atomic step the store must find the key free (which it is when its holder's lease has expired), set its owner,
@@ -45,15 +45,15 @@ type Backend interface {
 
 	// Renew pushes the expiry of each grant to its TTL from now, and calls done with the index and the result of each as
 	// soon as it is known: in any order, from any goroutine, once for each, and before Renew returns. Do not wait for all
-	// results to report the first one: what is slow for one grant must not delay the others. A grant without a result counts
-	// as unanswered.
+	// results to report the first one: what is slow for one grant must not delay the others. A grant without a result
+	// counts as unanswered.
 	//
 	// It must never bring back a lock that the store has let go. New passes the leases that are due at the same time
 	// together, up to a thousand, so that a backend can renew them in one round trip. gs is New's: leave it as it is.
 	Renew(ctx context.Context, gs []Grant, done func(i int, r Renewal))
 
-	// Release frees the key if g.Owner holds it, and returns ErrLost if not. Owners are compared whole. After other errors,
-	// New tries again until the lease has ended; Final around an error says that this would not help.
+	// Release frees the key if g.Owner holds it, and returns ErrLost if not. Owners are compared whole. After other
+	// errors, New tries again until the lease has ended; Final around an error says that this would not help.
 	//
 	// g.Token is 0 when the outcome of the acquire is unknown: Acquire or Wait has returned an error, but the request may
 	// have been served, may still be on its way, or was never sent. Release must then leave nothing of g.Owner
@@ -71,8 +71,8 @@ type Renewal struct {
 	// has expired and nobody has taken it since; any other error if the outcome is unknown.
 	Err error
 
-	// Sent is when the request was sent that was confirmed: validity counts from here. Zero means the moment at which Renew
-	// was called. It may be earlier: a backend whose one request renews every lease can report that of the last one,
+	// Sent is when the request was sent that was confirmed: validity counts from here. Zero means the moment at which
+	// Renew was called. It may be earlier: a backend whose one request renews every lease can report that of the last one,
 	// and make no other. It is never later than the call.
 	Sent time.Time
 
@@ -84,15 +84,17 @@ type Renewal struct {
 //
 //	Features() Features
 //
-// states it; without that method, the zero value counts. New asks once. What is not stated is not asked of the backend: where a
-// user wants it, he gets errors.ErrUnsupported. So a backend that is older than a feature never misunderstands a request.
+// states it; without that method, the zero value counts. New asks once. What is not stated is not asked of the backend:
+// where a user wants it, he gets errors.ErrUnsupported. So a backend that is older than a feature never misunderstands
+// a request.
 type Features struct {
-	// HeedsContext: Acquire, Wait and Release return as soon as their ctx ends, whatever the store does, and need no goroutine
-	// of New's to see to that. They are then called on the caller's own goroutine, which is faster, with a ctx that does end
-	// with the caller's.
+	// HeedsContext: Acquire, Wait and Release return as soon as their ctx ends, whatever the store does, and need no
+	// goroutine of New's to see to that. They are then called on the caller's own goroutine, which is faster, with a ctx
+	// that does end with the caller's.
 	HeedsContext bool
 
-	// Queue: the backend implements Queue. Without it, Lock polls with Acquire, backing off, which is neither fair nor as fast.
+	// Queue: the backend implements Queue. Without it, Lock polls with Acquire, backing off, which is neither fair nor as
+	// fast.
 	Queue bool
 
 	// Expirer: the backend implements Expirer.
@@ -123,8 +125,8 @@ type Queue interface {
 	// step if refused. It sets Grant.Sent to the moment before it sent the request that was granted.
 	//
 	// Wait calls r.ReportHolder as soon as the store has answered that the key is held, also if it does not know by whom.
-	// From then on an error of the class ErrUnavailable does not end the user's Lock: New calls Wait again after a pause, for
-	// another owner, who joins the line at its end. A backend that can keep its place in line meanwhile does not
+	// From then on an error of the class ErrUnavailable does not end the user's Lock: New calls Wait again after a pause,
+	// for another owner, who joins the line at its end. A backend that can keep its place in line meanwhile does not
 	// return such an error, but calls r.ReportRetry and goes on.
 	//
 	// ctx is derived from the caller's. When it ends, Wait leaves the line, or returns an error for which New calls
@@ -135,8 +137,8 @@ type Queue interface {
 // Expirer is implemented by a Backend that wants to know of leases that have ended by themselves, and which states
 // Features.Expirer: one whose store keeps a lock alive for as long as a connection or a session lives, say.
 type Expirer interface {
-	// Expired is called soon after the deadline of leases has passed without a renewal in time, when their holders have been
-	// told: nobody will renew or release them any more, and their keys may be freed. It must not wait for the store.
+	// Expired is called soon after the deadline of leases has passed without a renewal in time, when their holders have
+	// been told: nobody will renew or release them any more, and their keys may be freed. It must not wait for the store.
 	// It is not called for leases that the backend itself has reported as lost.
 	Expired(gs []Grant)
 }
@@ -193,8 +195,8 @@ func (r Request) ReportLost(cause error) {
 	}
 }
 
-// ReportHolder tells that the store has answered a Wait: the lock is held, by the holder of that name, "" if it is not known.
-// A wait that ends by its ctx says so.
+// ReportHolder tells that the store has answered a Wait: the lock is held, by the holder of that name, "" if it is not
+// known. A wait that ends by its ctx says so.
 func (r Request) ReportHolder(holder string) {
 	if r.lease != nil {
 		r.lease.setWaitsFor(r.Owner, holder)
@@ -217,8 +219,8 @@ type Grant struct {
 	// counts from here. Acquire may leave it zero for the moment of its call. Wait must set it.
 	Sent time.Time
 
-	// Private is for the backend: what it sets here is handed back to Renew, Release and Expired, and returned by GrantOf. It
-	// is nil in what Release gets for an acquire whose outcome is unknown.
+	// Private is for the backend: what it sets here is handed back to Renew, Release and Expired, and returned by GrantOf.
+	// It is nil in what Release gets for an acquire whose outcome is unknown.
 	Private any
 }
 

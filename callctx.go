@@ -7,8 +7,8 @@ import (
 )
 
 // callCtx is the context of a call of the backend that is made on behalf of another context. It ends with that one,
-// and also at a given time, and when the Client is closed, where these are given. It costs next to nothing until somebody asks
-// about its end. stop must be called when the call has returned.
+// and also at a given time, and when the Client is closed, where these are given. It costs next to nothing until
+// somebody asks about its end. stop must be called when the call has returned.
 type callCtx struct {
 	context.Context
 	until time.Time       // may be zero

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// cleanup gives back, in the background and for every caller, what acquires may have left behind that nobody wants: those
-// whose outcome is unknown, and those whose caller had gone when they were granted.
+// cleanup gives back, in the background and for every caller, what acquires may have left behind that nobody wants:
+// those whose outcome is unknown, and those whose caller had gone when they were granted.
 //
 // However long a store hangs, and however many acquires fail meanwhile, there are at most cleaners goroutines, and
 // mostDebts owners to release: what does not find room ends with its TTL, as what cannot be released in time does.
@@ -32,8 +32,8 @@ type debt struct {
 	pause time.Duration // after the next failure
 }
 
-// add has what r may have left behind released. g is what was granted, zero if that is unknown. It has to be called by what
-// Close waits for.
+// add has what r may have left behind released. g is what was granted, zero if that is unknown. It has to be called by
+// what Close waits for.
 func (k *cleanup) add(c *Client, r Request, g Grant) {
 	now := time.Now()
 	granted := g.TTL
@@ -119,8 +119,8 @@ func (k *cleanup) start(c *Client) {
 	}
 }
 
-// later has a debt tried again after a pause. With a long TTL that does not hurry, nor if there are many: a store that refuses
-// all of them is asked a thousand times a second at most.
+// later has a debt tried again after a pause. With a long TTL that does not hurry, nor if there are many: a store that
+// refuses all of them is asked a thousand times a second at most.
 func (k *cleanup) later(d *debt) {
 	longest := min(max(d.grant.TTL/30, longestPause), 10*time.Second)
 	k.mu.Lock()

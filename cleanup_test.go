@@ -25,8 +25,8 @@ func goroutines() (n int) {
 	return n
 }
 
-// A store that hangs never makes the goroutines grow with the number of calls, whatever the client does about a ctx, and
-// however long the TTL. When it answers again, what is left behind is released.
+// A store that hangs never makes the goroutines grow with the number of calls, whatever the client does about a ctx,
+// and however long the TTL. When it answers again, what is left behind is released.
 func TestHungStoreCostsBoundedGoroutines(t *testing.T) {
 	for _, heeds := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {

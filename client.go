@@ -42,8 +42,8 @@ var _ Locker = (*Client)(nil)
 
 // New makes a Client of a Backend. The options are the defaults for its leases. It does not ask the store anything.
 //
-// New returns no error: what is wrong with b or opts is reported by the first Lock, TryLock or Ping, as ErrInvalidOption.
-// Backends in this module have constructors of their own that call New.
+// New returns no error: what is wrong with b or opts is reported by the first Lock, TryLock or Ping, as
+// ErrInvalidOption. Backends in this module have constructors of their own that call New.
 func New(b Backend, opts ...Option) *Client {
 	c := &Client{backend: b, done: make(chan struct{})}
 	c.life, c.end = context.WithCancel(context.Background())
@@ -117,10 +117,10 @@ func (c *Client) TryLock(ctx context.Context, key string, opts ...CallOption) (*
 // PingKey is the key that Ping locks for a moment, with the prefix of its Client.
 const PingKey = "locker.ping"
 
-// Ping reports whether locks can be had: it locks PingKey and unlocks it again, with the prefix and the TTL of this Client.
-// Somebody else's Ping at the same time does no harm. It returns nil, or the error that TryLock or Unlock of any other key
-// would have returned: ErrUnavailable, ErrDenied and ErrUnfit say what is wrong. It is bounded by ctx and by the TTL.
-// Observers are not told.
+// Ping reports whether locks can be had: it locks PingKey and unlocks it again, with the prefix and the TTL of this
+// Client. Somebody else's Ping at the same time does no harm. It returns nil, or the error that TryLock or Unlock of
+// any other key would have returned: ErrUnavailable, ErrDenied and ErrUnfit say what is wrong. It is bounded by ctx and
+// by the TTL. Observers are not told.
 func (c *Client) Ping(ctx context.Context) error {
 	lease, err := c.acquire(ctx, opPing, PingKey, []CallOption{NoRenew()})
 	switch {

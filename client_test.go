@@ -41,7 +41,8 @@ func TestClientsThatCannotWork(t *testing.T) {
 	}
 }
 
-// What a backend does not state is refused before it is asked, so that an older one never takes a shared lock for an exclusive one.
+// What a backend does not state is refused before it is asked, so that an older one never takes a shared lock for an
+// exclusive one.
 func TestModesThatABackendDoesNotState(t *testing.T) {
 	f := new(fake)
 	for _, test := range []struct {
@@ -202,8 +203,8 @@ func (w waiting) Wait(ctx context.Context, r locker.Request) (locker.Grant, erro
 	return w.wait(ctx, r)
 }
 
-// secondTime is f with a line that fails the first time, once the key was said to be held, and grants the lock the second
-// time, after a call of before. It keeps the first request.
+// secondTime is f with a line that fails the first time, once the key was said to be held, and grants the lock the
+// second time, after a call of before. It keeps the first request.
 func secondTime(f *fake, first *locker.Request, before func(r locker.Request)) waiting {
 	return waiting{f, locker.Features{Queue: true}, func(_ context.Context, r locker.Request) (locker.Grant, error) {
 		if first.Owner == (locker.Owner{}) {

@@ -5,9 +5,9 @@ import (
 	"errors"
 )
 
-// Do locks key, calls f, and unlocks, also if f panics. ctx bounds the wait for the lock, and the work. The context passed to
-// f is cancelled when ctx ends or the lease is lost; f must then return, because another process may already be at work. Do
-// waits for f. In f, FromContext returns the lease, with its fencing token.
+// Do locks key, calls f, and unlocks, also if f panics. ctx bounds the wait for the lock, and the work. The context
+// passed to f is cancelled when ctx ends or the lease is lost; f must then return, because another process may already
+// be at work. Do waits for f. In f, FromContext returns the lease, with its fencing token.
 //
 // Do returns what Lock returned if the lock was not acquired; else f's error, joined with ErrLost if the lease
 // was lost while f ran (also when f returned nil: its work was not protected to the end), or with what kept the

@@ -43,14 +43,15 @@
 //
 // # Errors
 //
-// Every error of a Locker or a Lease is an *Error around its reason. A caller can tell apart, with errors.Is: somebody holds
-// the key (ErrLocked); the wait ended (context.Canceled, context.DeadlineExceeded, and the cause of ctx); the lease was held
-// and is lost (ErrLost); and what is wrong with the store: ErrUnavailable passes by itself, ErrDenied and ErrUnfit need
-// somebody who mends it. The packages of the stores have sentinels that say more, each of which is of one of these
-// classes. What each error means, and what to do then: https://github.com/lockerkit/locker/blob/main/docs/operating.md
+// Every error of a Locker or a Lease is an *Error around its reason. A caller can tell apart, with errors.Is: somebody
+// holds the key (ErrLocked); the wait ended (context.Canceled, context.DeadlineExceeded, and the cause of ctx); the
+// lease was held and is lost (ErrLost); and what is wrong with the store: ErrUnavailable passes by itself, ErrDenied
+// and ErrUnfit need somebody who mends it. The packages of the stores have sentinels that say more, each of which is of
+// one of these classes. What each error means, and what to do then:
+// https://github.com/lockerkit/locker/blob/main/docs/operating.md
 //
-// Lock fails fast if the store cannot be reached when it begins. Once it waits for a holder, it rides out what passes for
-// as long as ctx lasts: a restart or a failover does not end the waits of a fleet.
+// Lock fails fast if the store cannot be reached when it begins. Once it waits for a holder, it rides out what passes
+// for as long as ctx lasts: a restart or a failover does not end the waits of a fleet.
 //
 // # To be seen
 //
@@ -60,8 +61,8 @@
 // # Concurrency
 //
 // Everything is safe for concurrent use. A Client has no goroutine while nothing is due; renewals of however many
-// leases that are due together go to the store together, up to a thousand at a time. However long a store hangs, the number of
-// goroutines does not grow with the number of calls. Locks are not reentrant.
+// leases that are due together go to the store together, up to a thousand at a time. However long a store hangs, the
+// number of goroutines does not grow with the number of calls. Locks are not reentrant.
 //
 // # Backends
 //

@@ -68,8 +68,8 @@ func (e ending) tell() {
 	close(e.told)
 }
 
-// tellAll tells those who wait, in the order of the deadlines and on all processors. 100,000 leases that end together take some
-// 30 ms on two, which is within what leases with a TTL of three seconds end early.
+// tellAll tells those who wait, in the order of the deadlines and on all processors. 100,000 leases that end together
+// take some 30 ms on two, which is within what leases with a TTL of three seconds end early.
 func tellAll(ends []ending) {
 	slices.SortFunc(ends, func(a, b ending) int {
 		if a.watched() != b.watched() {
@@ -164,8 +164,8 @@ var (
 	errPaused     = lost(errors.New("not renewed in time: this process was paused, or is overloaded"))
 )
 
-// expiry is the reason of a lease whose renewals have failed until its deadline. Its text is made when somebody reads it: many
-// leases may end together.
+// expiry is the reason of a lease whose renewals have failed until its deadline. Its text is made when somebody reads
+// it: many leases may end together.
 type expiry struct{ failure error }
 
 func (e *expiry) Error() string {

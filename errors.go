@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// The sentinels. Test for them with errors.Is: what a Locker or a Lease returns is an *Error around one of these, or around
-// the end of a context.
+// The sentinels. Test for them with errors.Is: what a Locker or a Lease returns is an *Error around one of these, or
+// around the end of a context.
 var (
 	// ErrLocked: somebody else holds the key, or waits for it in a line that TryLock may not overtake.
 	// Nothing else is ever reported as ErrLocked: a store that does not answer is an error of its own.
@@ -36,8 +36,8 @@ var (
 )
 
 // The classes of what goes wrong with a store. Each error that comes from a store is one of them, to errors.Is. The
-// packages of the stores have sentinels that say more, each of which wraps its class. errors.ErrUnsupported is beside them:
-// the backend cannot do what was asked of it at all, and the store was not asked.
+// packages of the stores have sentinels that say more, each of which wraps its class. errors.ErrUnsupported is beside
+// them: the backend cannot do what was asked of it at all, and the store was not asked.
 var (
 	// ErrUnavailable: no answer, connection refused, starting or shutting down, no leader, no quorum, too busy or too
 	// full. It may pass by itself. What a backend reports without any class counts as this.
@@ -51,8 +51,8 @@ var (
 	ErrUnfit = errors.New("store unfit for locks")
 )
 
-// ThisLocker is Error.Holder when a Lock has waited for a key that its own Locker holds, and the holder has no name: locks
-// are not reentrant.
+// ThisLocker is Error.Holder when a Lock has waited for a key that its own Locker holds, and the holder has no name:
+// locks are not reentrant.
 const ThisLocker = "this Locker"
 
 // Error is the type of every error that a Locker or a Lease returns.
@@ -122,8 +122,8 @@ type notAcquired struct{ err error }
 func (e *notAcquired) Error() string { return e.err.Error() }
 func (e *notAcquired) Unwrap() error { return e.err }
 
-// Final marks err, returned by a Backend from Release, as one that another attempt will not mend, such as that the client
-// has been closed. Unlock then returns it at once. Without it, Unlock tries again until the lease has ended.
+// Final marks err, returned by a Backend from Release, as one that another attempt will not mend, such as that the
+// client has been closed. Unlock then returns it at once. Without it, Unlock tries again until the lease has ended.
 func Final(err error) error { return &final{err} }
 
 type final struct{ err error }
@@ -147,8 +147,8 @@ func outcomeUnknown(err error) bool {
 		!errors.Is(err, errors.ErrUnsupported)
 }
 
-// unmasked returns the error of a call with ctx, or, if that is no more than the cause of ctx, ctx.Err: a cause can be any
-// error, such as that of another Lock, and must not be taken for the store's answer.
+// unmasked returns the error of a call with ctx, or, if that is no more than the cause of ctx, ctx.Err: a cause can be
+// any error, such as that of another Lock, and must not be taken for the store's answer.
 func unmasked(ctx context.Context, err error) error {
 	cause := context.Cause(ctx)
 	if err == nil || cause == nil || !errors.Is(err, cause) {
@@ -230,7 +230,8 @@ func (e *noAnswer) Error() string {
 func (e *noAnswer) Timeout() bool { return true }
 func (e *noAnswer) Unwrap() error { return ErrUnavailable }
 
-// notHeld is why a lock was not granted, or was taken away before the lease began. It is never ErrLost: nothing was held.
+// notHeld is why a lock was not granted, or was taken away before the lease began. It is never ErrLost: nothing was
+// held.
 type notHeld struct{ err error }
 
 func (e *notHeld) Error() string        { return e.err.Error() }

@@ -22,8 +22,8 @@ type expiring struct {
 func (expiring) Features() locker.Features       { return locker.Features{Expirer: true} }
 func (e expiring) Expired(grants []locker.Grant) { e.expired(grants) }
 
-// The backend is told of leases that end by themselves, when their holders know; not of those that are unlocked, that Renew
-// or ReportLost says are lost, or that were never granted.
+// The backend is told of leases that end by themselves, when their holders know; not of those that are unlocked, that
+// Renew or ReportLost says are lost, or that were never granted.
 func TestBackendIsToldOfExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var told []string
@@ -82,7 +82,8 @@ func TestBackendIsToldOfExpiry(t *testing.T) {
 	})
 }
 
-// Many leases that end at the same time: each is told, and none before its deadline, whether many or few of them are watched.
+// Many leases that end at the same time: each is told, and none before its deadline, whether many or few of them are
+// watched.
 func TestManyEndTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const leases = 5000

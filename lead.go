@@ -20,13 +20,13 @@ import (
 //
 // Lead rides out a store that fails, trying again after a pause that is jittered, grows to two seconds, and
 // starts small again after each success. Observer.Retry is told of each failure. Lead returns errors that trying
-// again cannot mend: ErrClosed, ErrInvalidKey, ErrInvalidOption, errors.ErrUnsupported. ErrDenied and ErrUnfit it returns
-// as long as the store has never answered as it should since Lead began: a wrong password is a mistake in the configuration. It
-// rides them out later, as credentials are rotated and servers replaced.
+// again cannot mend: ErrClosed, ErrInvalidKey, ErrInvalidOption, errors.ErrUnsupported. ErrDenied and ErrUnfit it
+// returns as long as the store has never answered as it should since Lead began: a wrong password is a mistake in the
+// configuration. It rides them out later, as credentials are rotated and servers replaced.
 //
 // When ctx ends, Lead returns an error that matches ctx.Err and the cause of ctx: context.Cause(ctx) itself, if that
-// matches ctx.Err and nothing else went wrong, else joined with the failure that Lead was riding out, or with that of work
-// or Unlock.
+// matches ctx.Err and nothing else went wrong, else joined with the failure that Lead was riding out, or with that of
+// work or Unlock.
 func Lead(ctx context.Context, l Locker, key string, work func(context.Context, *Lease) error, opts ...CallOption) error {
 	var failed error // the last campaign
 	reached := false // the store has answered as it should, once at least
@@ -71,7 +71,8 @@ func Lead(ctx context.Context, l Locker, key string, work func(context.Context, 
 	}
 }
 
-// wasAnswered reports whether err is of a Lock that the store had told that the key was held, so that all was well then.
+// wasAnswered reports whether err is of a Lock that the store had told that the key was held, so that all was well
+// then.
 func wasAnswered(err error) bool {
 	var e *Error
 	return errors.As(err, &e) && e.answered

@@ -7,8 +7,8 @@ import (
 	"sync/atomic"
 )
 
-// logTo returns the Observer of the option Log. Its messages and attributes are for people; those who want to count have
-// the Observer itself.
+// logTo returns the Observer of the option Log. Its messages and attributes are for people; those who want to count
+// have the Observer itself.
 func logTo(logger *slog.Logger) *Observer {
 	background := context.Background()
 	var unlockFails atomic.Bool // the last Unlock could not reach the store

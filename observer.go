@@ -8,13 +8,13 @@ import (
 	"time"
 )
 
-// Observer is told what becomes of locks and leases: see the option Observe. Each function may be nil; more will be added.
-// (The shape is that of net/http/httptrace.ClientTrace.)
+// Observer is told what becomes of locks and leases: see the option Observe. Each function may be nil; more will be
+// added. (The shape is that of net/http/httptrace.ClientTrace.)
 //
-// The functions are called outside of all locks of this library, from many goroutines. LockStart, LockDone and, for an Unlock,
-// LeaseDone are called on that of the caller, who waits for them. The others come one after the other on a goroutine of their
-// own, so that they delay nothing, and may come late; if they are slower than the renewals, some Renewed are left out. None
-// of them is called for Ping.
+// The functions are called outside of all locks of this library, from many goroutines. LockStart, LockDone and, for an
+// Unlock, LeaseDone are called on that of the caller, who waits for them. The others come one after the other on a
+// goroutine of their own, so that they delay nothing, and may come late; if they are slower than the renewals, some
+// Renewed are left out. None of them is called for Ping.
 type Observer struct {
 	// LockStart is called when Lock or TryLock begins. The values of the context that it returns are those of the contexts
 	// that the backend's calls get for this acquisition, so that the spans of a store's client become children of a span
@@ -24,16 +24,16 @@ type Observer struct {
 	// LockDone is called before Lock or TryLock returns, with the context that LockStart has returned.
 	LockDone func(ctx context.Context, info LockDoneInfo)
 
-	// LeaseDone is called when a lease has ended: at once if it was lost, and when the store has answered, or has failed to,
-	// if it was unlocked. It is called once for each LockDone without an error, and after it.
+	// LeaseDone is called when a lease has ended: at once if it was lost, and when the store has answered, or has failed
+	// to, if it was unlocked. It is called once for each LockDone without an error, and after it.
 	LeaseDone func(info LeaseDoneInfo)
 
 	// Renewed is called when the result of a renewal has come. How much validity was left then, compared with the TTL, is
 	// the earliest sign that leases are going to be lost.
 	Renewed func(info RenewedInfo)
 
-	// Retry is called when a Lock goes on waiting after a failure, and when Lead campaigns again after one. (Lead tells only
-	// the Observers of a Client, or of what embeds one.)
+	// Retry is called when a Lock goes on waiting after a failure, and when Lead campaigns again after one. (Lead tells
+	// only the Observers of a Client, or of what embeds one.)
 	Retry func(info RetryInfo)
 }
 
@@ -94,8 +94,8 @@ type RetryInfo struct {
 	Pause   time.Duration // until the next; 0 if the backend decides
 }
 
-// observation is what has to be known of a Lease for the sake of Observers. It is guarded by Client.mu, but for begun, which is
-// set before the lease is anybody's.
+// observation is what has to be known of a Lease for the sake of Observers. It is guarded by Client.mu, but for begun,
+// which is set before the lease is anybody's.
 type observation struct {
 	begun    time.Time // when it was granted
 	lockDone bool      // they know that it was
@@ -166,7 +166,8 @@ func (c valuesOf) Value(key any) any {
 	return c.Context.Value(key)
 }
 
-// observeLosses tells of those leases that are observed and were lost. (Of an Unlock they are told when the store has been.)
+// observeLosses tells of those leases that are observed and were lost. (Of an Unlock they are told when the store has
+// been.)
 func (c *Client) observeLosses(ends []ending) {
 	if len(c.defaults.observers) == 0 {
 		return
@@ -179,16 +180,16 @@ func (c *Client) observeLosses(ends []ending) {
 	}
 }
 
-// news is what Observers are told on a goroutine of its own, one after the other: who has the news may hold a mutex that an
-// Observer wants, and what is due for other leases does not wait for them.
+// news is what Observers are told on a goroutine of its own, one after the other: who has the news may hold a mutex
+// that an Observer wants, and what is due for other leases does not wait for them.
 type news struct {
 	mu      sync.Mutex
 	queue   []func()
 	telling bool // there is a goroutine
 }
 
-// mostNews is how much may be in the queue before renewals are not told any more: Observers who are slower than the renewals
-// must not fill the memory.
+// mostNews is how much may be in the queue before renewals are not told any more: Observers who are slower than the
+// renewals must not fill the memory.
 const mostNews = 10_000
 
 func (n *news) add(tell func()) { n.addUpTo(math.MaxInt, tell) }

@@ -18,15 +18,16 @@ const (
 	// renews its lease and may hold it for years.
 	MaxTTL = 30 * 24 * time.Hour
 
-	// MaxKeyLen is the length in bytes of the longest key. A key is any 1 to MaxKeyLen bytes; redislock reserves a few, for
-	// the names of what it keeps beside the locks.
+	// MaxKeyLen is the length in bytes of the longest key. A key is any 1 to MaxKeyLen bytes; redislock reserves a few,
+	// for the names of what it keeps beside the locks.
 	MaxKeyLen = 1024
 
 	// MaxHolderLen is the length in bytes of the longest name that the option Holder accepts.
 	MaxHolderLen = 128
 )
 
-// Option configures a Client. It is passed to New, or to the constructor of a backend, and sets the default for all leases.
+// Option configures a Client. It is passed to New, or to the constructor of a backend, and sets the default for all
+// leases.
 type Option interface {
 	apply(*settings) error
 }
@@ -91,9 +92,9 @@ func Holder(name string) CallOption {
 	})
 }
 
-// Prefix is put before every key by this Client, so that several applications can share a store. Two Clients exclude one
-// another where prefix and key joined together are equal: choose prefixes that are not the beginning of one another, for
-// instance by ending each with ":". At most MaxKeyLen bytes.
+// Prefix is put before every key by this Client, so that several applications can share a store. Two Clients exclude
+// one another where prefix and key joined together are equal: choose prefixes that are not the beginning of one
+// another, for instance by ending each with ":". At most MaxKeyLen bytes.
 func Prefix(prefix string) Option {
 	return option(func(s *settings) error {
 		if len(prefix) > MaxKeyLen {
@@ -104,8 +105,8 @@ func Prefix(prefix string) Option {
 	})
 }
 
-// Observe has o told what becomes of locks and leases. It may be given several times: each Observer is told, in the order
-// in which they were given.
+// Observe has o told what becomes of locks and leases. It may be given several times: each Observer is told, in the
+// order in which they were given.
 func Observe(o *Observer) Option {
 	return option(func(s *settings) error {
 		if o == nil {
@@ -116,8 +117,8 @@ func Observe(o *Observer) Option {
 	})
 }
 
-// Log is Observe with an Observer that logs: lost leases as errors; failed renewals, failed unlocks and what Lock and Lead
-// ride out as warnings, the first of each streak; everything else at the level Debug.
+// Log is Observe with an Observer that logs: lost leases as errors; failed renewals, failed unlocks and what Lock and
+// Lead ride out as warnings, the first of each streak; everything else at the level Debug.
 func Log(logger *slog.Logger) Option {
 	if logger == nil {
 		return option(func(*settings) error { return fmt.Errorf("%w: Log(nil)", ErrInvalidOption) })

@@ -10,7 +10,8 @@ import (
 const longestPause = 250 * time.Millisecond
 
 // release frees g in the store, trying again after errors until the given time, when the lock ends by itself and which
-// is so much ahead. ErrLost means that the lock was gone before the first attempt. call is room for the context of that.
+// is so much ahead. ErrLost means that the lock was gone before the first attempt. call is room for the context of
+// that.
 func (c *Client) release(g Grant, until time.Time, left time.Duration, call *callCtx) error {
 	const first = 5 * time.Millisecond
 	var failure error

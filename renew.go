@@ -10,12 +10,12 @@ import (
 	"time"
 )
 
-// mostTogether is how many leases are renewed by one call of the backend. An Unlock waits for the renewal of its lease that is
-// under way, so that there must not be too many before it.
+// mostTogether is how many leases are renewed by one call of the backend. An Unlock waits for the renewal of its lease
+// that is under way, so that there must not be too many before it.
 const mostTogether = 1000
 
-// renew renews leases that are due. Those whose TTLs differ widely go separately: the bound of a call is that of the shortest, and
-// the short ones must not wait for the many.
+// renew renews leases that are due. Those whose TTLs differ widely go separately: the bound of a call is that of the
+// shortest, and the short ones must not wait for the many.
 func (c *Client) renew(due []*Lease) {
 	if len(due) == 0 {
 		return
@@ -42,7 +42,8 @@ type group struct {
 	late      bool // for the usual bound: there is not so much left of them
 }
 
-// renewGroup renews leases, a thousand at a time. It does not wait for long for some of them before it goes on with the next.
+// renewGroup renews leases, a thousand at a time. It does not wait for long for some of them before it goes on with the
+// next.
 func (c *Client) renewGroup(leases []*Lease) {
 	const longestPace = 5 * time.Millisecond
 	calls := 1 + len(leases)/mostTogether
@@ -108,8 +109,8 @@ type renewals struct {
 	over     bool   // the call has outlived its ctx
 }
 
-// outlived is for a call that ignores its ctx. An Unlock does not wait for it any longer; what it may still say counts all the
-// same.
+// outlived is for a call that ignores its ctx. An Unlock does not wait for it any longer; what it may still say counts
+// all the same.
 func (b *renewals) outlived() {
 	b.client.mu.Lock()
 	defer b.client.mu.Unlock()
@@ -163,9 +164,9 @@ func (b *renewals) done(i int, r Renewal) {
 	}
 }
 
-// failedLocked notes why a renewal failed, for the case that the lease ends without another. A failure that does not pass
-// by itself, like a changed password, stays the reason until a renewal succeeds: the last attempts often have no time for
-// an answer.
+// failedLocked notes why a renewal failed, for the case that the lease ends without another. A failure that does not
+// pass by itself, like a changed password, stays the reason until a renewal succeeds: the last attempts often have no
+// time for an answer.
 func (l *Lease) failedLocked(err error) {
 	if l.failure == nil || passes(l.failure) || !passes(err) {
 		l.failure = classified(err)

@@ -24,8 +24,8 @@ const unscheduled = -1
 // renewalInterval is the time between two renewals: three attempts fit into a TTL.
 func renewalInterval(ttl time.Duration) time.Duration { return ttl / 3 }
 
-// attemptBound is how long one attempt to renew or to release may take. It leaves time for others, however long the TTL: a
-// hung connection may be the only thing that is wrong.
+// attemptBound is how long one attempt to renew or to release may take. It leaves time for others, however long the
+// TTL: a hung connection may be the only thing that is wrong.
 func attemptBound(ttl time.Duration) time.Duration { return min(renewalInterval(ttl), 10*time.Second) }
 
 // slack is how much early a renewal may be sent for the sake of going along with others.
@@ -72,7 +72,8 @@ func (s *schedule) armAt(c *Client, next time.Time) {
 }
 
 // plan sets when l is looked at next, after a request that the store confirmed and that was sent at the given time.
-// jitter, from 0 to 1, spreads the Clients of a fleet; leases that were renewed together get the same, to stay together.
+// jitter, from 0 to 1, spreads the Clients of a fleet; leases that were renewed together get the same, to stay
+// together.
 func (l *Lease) plan(sent time.Time, jitter float64) {
 	l.next = l.deadline
 	if !l.noRenew {
@@ -111,11 +112,12 @@ func (c *Client) attend() {
 	c.renew(due)
 }
 
-// mostDue is how many leases are taken from the schedule at a time to be renewed: it takes a microsecond for each, with the
-// mutex held, and leases whose deadline passes meanwhile have to wait for it.
+// mostDue is how many leases are taken from the schedule at a time to be renewed: it takes a microsecond for each, with
+// the mutex held, and leases whose deadline passes meanwhile have to wait for it.
 const mostDue = 2 * mostTogether
 
-// dueLocked ends the leases whose deadline has passed, and returns those that are to be renewed, in the order of urgency.
+// dueLocked ends the leases whose deadline has passed, and returns those that are to be renewed, in the order of
+// urgency.
 func (c *Client) dueLocked(now time.Time) (ends []ending, due []*Lease) {
 	few := 64 + len(c.leases)/64 // to end one by one costs much more than to look at all once, if they are many
 	for len(c.leases) > 0 && len(due) < mostDue {
@@ -179,8 +181,8 @@ func (c *Client) noteExpired(ends []ending) {
 	}
 }
 
-// holds reports whether a lease of this Client has the key. With a great many leases it may miss one that comes or goes at
-// the same time.
+// holds reports whether a lease of this Client has the key. With a great many leases it may miss one that comes or goes
+// at the same time.
 func (c *Client) holds(key string) bool {
 	const together = 4096 // looked at with the mutex held
 	for from := 0; ; from += together {

@@ -14,8 +14,8 @@ import (
 	"github.com/lockerkit/locker"
 )
 
-// The simulation has several Clients over one store whose answers come late, get lost or never come, and which takes locks
-// away; all in fake time, with random users. What a Client promises is checked at each grant.
+// The simulation has several Clients over one store whose answers come late, get lost or never come, and which takes
+// locks away; all in fake time, with random users. What a Client promises is checked at each grant.
 
 // modelLock is a lock in the store.
 type modelLock struct {
@@ -382,8 +382,8 @@ func simulate(t *testing.T, f locker.Features, ttl time.Duration, chaos float64,
 	})
 }
 
-// TestSimulation: no grant while the Done or a context of an earlier holder is open; no renewal after Unlock or after the backend
-// was told of an expiry; each lease is observed once, from beginning to end; nothing is left in the end.
+// TestSimulation: no grant while the Done or a context of an earlier holder is open; no renewal after Unlock or after
+// the backend was told of an expiry; each lease is observed once, from beginning to end; nothing is left in the end.
 func TestSimulation(t *testing.T) {
 	for i, chaos := range []float64{0, 0.02, 0.1, 0.3} {
 		for _, heeds := range []bool{false, true} {

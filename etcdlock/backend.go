@@ -136,8 +136,8 @@ func (b *backend) onSession(
 	}
 }
 
-// abandon has what an acquire has left behind deleted a TTL from now: package locker does not call Release for it when it has
-// very much to release.
+// abandon has what an acquire has left behind deleted a TTL from now: package locker does not call Release for it when
+// it has very much to release.
 func (b *backend) abandon(o locker.Owner) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -230,10 +230,10 @@ func (b *backend) again(ctx context.Context, c *claim) (locker.Grant, error) {
 	return g, nil
 }
 
-// Renew implements locker.Backend. A lock is as alive as its lease, so that one keep-alive renews all that are attached to it.
-// Each of them is then watched, so that its deletion by somebody else is noticed; locks that are held for less than a third of
-// their TTL are spared that. Locks that are due shortly after others do without a keep-alive, and are due together with them
-// from then on.
+// Renew implements locker.Backend. A lock is as alive as its lease, so that one keep-alive renews all that are attached
+// to it. Each of them is then watched, so that its deletion by somebody else is noticed; locks that are held for less
+// than a third of their TTL are spared that. Locks that are due shortly after others do without a keep-alive, and are
+// due together with them from then on.
 func (b *backend) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
 	beats := make(map[*session]*heartbeat, 1)
 	var gone []int
@@ -345,7 +345,8 @@ func (b *backend) lookAfter(claims []renewal) []*step {
 	return steps
 }
 
-// learn takes note of whether a claim is there, and has it watched from then on. It returns why that could not be found out.
+// learn takes note of whether a claim is there, and has it watched from then on. It returns why that could not be found
+// out.
 func (b *backend) learn(ctx context.Context, c *claim, s *step) error {
 	if err := b.reads.await(ctx, s); err != nil {
 		return b.failure(err)

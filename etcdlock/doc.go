@@ -1,6 +1,6 @@
-// Package etcdlock keeps locks in etcd, by way of its client v3: with a lease, a fencing token, etcd's own waiting line, and any
-// number of locks on one etcd lease. It makes Clients of package [github.com/lockerkit/locker], which tells what all of them
-// promise.
+// Package etcdlock keeps locks in etcd, by way of its client v3: with a lease, a fencing token, etcd's own waiting
+// line, and any number of locks on one etcd lease. It makes Clients of package [github.com/lockerkit/locker], which
+// tells what all of them promise.
 //
 //	l := etcdlock.New(client)                                      // beside the client of your program
 //	l, err := etcdlock.Open(ctx, "etcd://one:2379,two:2379,three") // or with one of its own; it connects
@@ -60,17 +60,20 @@
 //
 // # The waiting line
 //
-// Waiters are served in the order in which their keys were made, across all Lockers. TryLock never overtakes them. Unlock deletes
-// the key, the next waiter's watch tells it so, and it looks whether it is the first now. All watches of a Locker share one
-// stream. Should the news get lost, the waiter looks by itself after a TTL. A waiter that dies leaves the line when its lease ends.
+// Waiters are served in the order in which their keys were made, across all Lockers. TryLock never overtakes them.
+// Unlock deletes the key, the next waiter's watch tells it so, and it looks whether it is the first now. All watches of
+// a Locker share one stream. Should the news get lost, the waiter looks by itself after a TTL. A waiter that dies
+// leaves the line when its lease ends.
 //
-// A waiter keeps its place through failures for as long as its etcd lease lives. If that ends too (ErrLeaseExpired), or if somebody
-// deletes its key, it goes to the end of the line. Lock goes on waiting in all these cases, until its ctx ends.
+// A waiter keeps its place through failures for as long as its etcd lease lives. If that ends too (ErrLeaseExpired), or
+// if somebody deletes its key, it goes to the end of the line. Lock goes on waiting in all these cases, until its ctx
+// ends.
 //
-// If the servers do not answer when Lock or TryLock begins, it gives up (ErrNoAnswer). With one endpoint, a request gets a third of the
-// TTL, but at most 3 s; with several endpoints, up to three times that. Config.RequestTimeout changes it. The first request without
-// an answer is mostly the last one of a call. Where very many call at once, they wait for each other: until their etcd lease has
-// ended, and for one more request after that, at most. A connection that is refused at the first contact is reported at once.
+// If the servers do not answer when Lock or TryLock begins, it gives up (ErrNoAnswer). With one endpoint, a request
+// gets a third of the TTL, but at most 3 s; with several endpoints, up to three times that. Config.RequestTimeout
+// changes it. The first request without an answer is mostly the last one of a call. Where very many call at once, they
+// wait for each other: until their etcd lease has ended, and for one more request after that, at most. A connection
+// that is refused at the first contact is reported at once.
 //
 // # What could leave a lock behind
 //

@@ -14,8 +14,9 @@ import (
 	"github.com/lockerkit/locker/internal/faultproxy"
 )
 
-// TestManyWithoutAnswer has a server stop to answer many Locks at once, more than its clients can ask for within a TTL. Those that begin
-// learn of it soon after their etcd lease is over. Those that wait lose their places in the line, and go on waiting.
+// TestManyWithoutAnswer has a server stop to answer many Locks at once, more than its clients can ask for within a TTL.
+// Those that begin learn of it soon after their etcd lease is over. Those that wait lose their places in the line, and
+// go on waiting.
 func TestManyWithoutAnswer(t *testing.T) {
 	t.Parallel()
 	const ttl, n = 3 * time.Second, 1500

@@ -138,8 +138,8 @@ func (b *backend) grant(r locker.Request) (*session, error) {
 	return s, nil
 }
 
-// keepAlive renews the lease, and with it all keys that are attached to it. If the lease is not there any more, the session
-// ends, and it returns ErrLeaseExpired.
+// keepAlive renews the lease, and with it all keys that are attached to it. If the lease is not there any more, the
+// session ends, and it returns ErrLeaseExpired.
 func (s *session) keepAlive(ctx context.Context) error {
 	sent, err := s.renew(ctx)
 	switch {

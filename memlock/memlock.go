@@ -63,9 +63,9 @@ func (l *Locker) Break(name string) bool { return l.store.breakLock(name) }
 
 // Cut severs this Locker from its memory, as a network that fails severs another backend from its store: until heal is
 // called, all that it asks fails with ErrCut, and nothing of what it holds is renewed or unlocked. Its leases run
-// out, and those who wait on other Lockers of the same memory follow; who waits on this one leaves the line, and gets into it
-// again after heal. It is for testing, and for showing, what a crash or a partition does. A second Cut before heal has no
-// further effect.
+// out, and those who wait on other Lockers of the same memory follow; who waits on this one leaves the line, and gets
+// into it again after heal. It is for testing, and for showing, what a crash or a partition does. A second Cut before
+// heal has no further effect.
 func (l *Locker) Cut() (heal func()) { return l.link.cut() }
 
 // link is the connection between a Locker and its memory.

@@ -56,8 +56,8 @@ func (s *tokens) next(t *testing.T) {
 	}
 }
 
-// churn has several Lockers take the locks of several keys, until an error says that the server is gone. Those who know that
-// a key is held wait on until it is ended. It returns when it began, and what ends it.
+// churn has several Lockers take the locks of several keys, until an error says that the server is gone. Those who know
+// that a key is held wait on until it is ended. It returns when it began, and what ends it.
 func churn(t *testing.T, seen *tokens, lockers []locker.Locker, keys []string) (end func()) {
 	var begun, running sync.WaitGroup
 	ctx, cancel := context.WithCancel(t.Context())

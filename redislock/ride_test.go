@@ -21,9 +21,9 @@ import (
 // persistent is for servers that keep their data, whatever happens to them.
 var persistent = redistest.Options{Args: []string{"--appendonly", "yes", "--appendfsync", "always"}}
 
-// waitersKeepPlaces has several Lockers wait for the key k, one after the other, while it is held, and does something to
-// the servers meanwhile. Afterwards they must be in line as before, and all be served. That it is in this order, who is
-// late for a turn apart, is what TestLine is about.
+// waitersKeepPlaces has several Lockers wait for the key k, one after the other, while it is held, and does something
+// to the servers meanwhile. Afterwards they must be in line as before, and all be served. That it is in this order, who
+// is late for a turn apart, is what TestLine is about.
 func waitersKeepPlaces(t *testing.T, servers []*redis.Client, open func(opts ...locker.Option) locker.Locker,
 	outage func(ridden func() bool),
 ) {

@@ -11,8 +11,8 @@ import (
 type Dial func(ctx context.Context) (net.Conn, error)
 
 // Speaks finds out what kind of server is at the other end of a connection, for a better error when it does not answer
-// as its client expects: "Redis", "Postgres", "an HTTP server", or "" if it says nothing that is known. It takes a second at
-// most, and three connections.
+// as its client expects: "Redis", "Postgres", "an HTTP server", or "" if it says nothing that is known. It takes a
+// second at most, and three connections.
 func Speaks(ctx context.Context, dial Dial) string {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()

@@ -6,8 +6,8 @@ import (
 	"github.com/lockerkit/locker"
 )
 
-// Unusable is the Backend of a Client that cannot lock anything, because of what its constructor was given: a client that is
-// nil, say. Err should be an ErrInvalidOption.
+// Unusable is the Backend of a Client that cannot lock anything, because of what its constructor was given: a client
+// that is nil, say. Err should be an ErrInvalidOption.
 type Unusable struct {
 	Name string // of the store, as in errors
 	Err  error

@@ -1,16 +1,16 @@
 //go:build unix
 
-// Command mutate asks how much the tests notice: it makes one small change to the source at a time, runs the conformance suite, and
-// lists the changes that no test has noticed. Each of them is either equivalent (it makes no difference that anybody could
-// see), for which survivors.txt gives the reason, or a rule that is missing in the suite.
+// Command mutate asks how much the tests notice: it makes one small change to the source at a time, runs the
+// conformance suite, and lists the changes that no test has noticed. Each of them is either equivalent (it makes no
+// difference that anybody could see), for which survivors.txt gives the reason, or a rule that is missing in the suite.
 //
 //	go run ./internal/mutate memlock                   # all mutants of memlock, judged by the suite in fake time
 //	go run ./internal/mutate -sample 100 core          # a random hundred of package locker
 //	go run ./internal/mutate -files '*.lua' redislock  # the scripts, judged by the suite on a real server
 //	go run ./internal/mutate -tests own core           # judged by the package's own tests
 //
-// The files of the checkout stay as they are: a mutant is compiled by way of go test -overlay. It runs by hand; a full run of
-// a target takes from minutes to hours.
+// The files of the checkout stay as they are: a mutant is compiled by way of go test -overlay. It runs by hand; a full
+// run of a target takes from minutes to hours.
 package main
 
 import (

@@ -72,8 +72,8 @@ var operators = map[token.Token][]token.Token{
 	token.ADD: {token.SUB}, token.SUB: {token.ADD}, token.MUL: {token.QUO}, token.QUO: {token.MUL},
 }
 
-// mutateGo returns the mutants of a Go file: other operators and numbers, conditions that are always true or never, statements
-// left out, arguments exchanged. Some do not compile.
+// mutateGo returns the mutants of a Go file: other operators and numbers, conditions that are always true or never,
+// statements left out, arguments exchanged. Some do not compile.
 func mutateGo(file string, source []byte) ([]*mutant, error) {
 	fset := token.NewFileSet()
 	f, err := parser.ParseFile(fset, file, source, parser.SkipObjectResolution)

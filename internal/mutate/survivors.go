@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// readSurvivors reads the mutants that may survive, each with the reason: a line as mutate prints it, and below it, indented,
-// why nobody can notice.
+// readSurvivors reads the mutants that may survive, each with the reason: a line as mutate prints it, and below it,
+// indented, why nobody can notice.
 func readSurvivors(name string) (map[string]string, error) {
 	text, err := os.ReadFile(name)
 	if err != nil {

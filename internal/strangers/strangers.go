@@ -1,5 +1,5 @@
-// Package strangers has servers of the wrong kind, for tests of what clients of other kinds make of them. Each answers as
-// the real one does to what it does not understand.
+// Package strangers has servers of the wrong kind, for tests of what clients of other kinds make of them. Each answers
+// as the real one does to what it does not understand.
 package strangers
 
 import (
@@ -42,7 +42,8 @@ func Redis(t testing.TB) (addr string) {
 	})
 }
 
-// Postgres starts a server that answers as Postgres without TLS does: it hangs up at what is no message of its protocol.
+// Postgres starts a server that answers as Postgres without TLS does: it hangs up at what is no message of its
+// protocol.
 func Postgres(t testing.TB) (addr string) {
 	t.Helper()
 	return Serve(t, answering(func(asked []byte) string {
@@ -53,8 +54,8 @@ func Postgres(t testing.TB) (addr string) {
 	}))
 }
 
-// HTTP2 starts a server that begins as those of gRPC do, such as etcd: with its settings, and it hangs up at what is not the
-// beginning of HTTP/2.
+// HTTP2 starts a server that begins as those of gRPC do, such as etcd: with its settings, and it hangs up at what is
+// not the beginning of HTTP/2.
 func HTTP2(t testing.TB) (addr string) {
 	t.Helper()
 	settings := string([]byte{0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 5, 0, 0, 64, 0})
