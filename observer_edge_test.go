@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -31,7 +33,9 @@ func TestAttemptsOfOneHang(t *testing.T) {
 		}
 		f.release = func(ctx context.Context, g locker.Grant) error { return hang(ctx) }
 		var attempts []int
-		l := locker.New(heeding{f}, locker.TTL(10*time.Second), locker.Observe(&locker.Observer{Retry: func(i locker.RetryInfo) { attempts = append(attempts, i.Attempt) }}))
+		l := locker.New(heeding{f}, locker.TTL(10*time.Second), locker.Observe(&locker.Observer{
+			Retry: func(i locker.RetryInfo) { attempts = append(attempts, i.Attempt) },
+		}))
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		defer cancel()
 		_, err := l.Lock(ctx, "k")
@@ -182,7 +186,9 @@ func TestRetriesOfSeveralOutages(t *testing.T) {
 			}
 			return locker.Grant{}, locker.NotAcquired(locker.ErrDenied)
 		}}
-		l := locker.New(w, locker.Observe(&locker.Observer{Retry: func(i locker.RetryInfo) { mu.Lock(); got = append(got, i.Attempt); mu.Unlock() }}))
+		l := locker.New(w, locker.Observe(&locker.Observer{
+			Retry: func(i locker.RetryInfo) { mu.Lock(); got = append(got, i.Attempt); mu.Unlock() },
+		}))
 		_, _ = l.Lock(t.Context(), "k")
 		mu.Lock()
 		defer mu.Unlock()
@@ -255,19 +261,24 @@ func TestSlowObserverOfLosses(t *testing.T) {
 	})
 }
 
-// Whoever asks for Err may hold a mutex that an Observer wants.
+// Whoever asks for Err may hold a mutex that an Observer wants: it is told by another goroutine.
 func TestErrCallsNoObserver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		goroutine := func() string { name, _, _ := strings.Cut(string(debug.Stack()), "["); return name }
+		asks := goroutine()
 		var app sync.Mutex
 		told := 0
-		l := locker.New(new(fake), locker.TTL(time.Second), locker.NoRenew(), locker.Observe(&locker.Observer{LeaseDone: func(locker.LeaseDoneInfo) {
-			if !app.TryLock() {
-				t.Error("LeaseDone on the goroutine that asks Err with a mutex held: deadlock")
-				return
-			}
-			told++
-			app.Unlock()
-		}}))
+		l := locker.New(new(fake), locker.TTL(time.Second), locker.NoRenew(), locker.Observe(&locker.Observer{
+			LeaseDone: func(locker.LeaseDoneInfo) {
+				if goroutine() == asks {
+					t.Error("LeaseDone on the goroutine that asks Err with a mutex held: deadlock")
+					return
+				}
+				app.Lock()
+				defer app.Unlock()
+				told++
+			},
+		}))
 		lease := mustLock(t, l, "k")
 		ctx, cancel := lease.Context(t.Context())
 		defer cancel()
@@ -276,6 +287,10 @@ func TestErrCallsNoObserver(t *testing.T) {
 		_ = ctx.Err()
 		app.Unlock()
 		_ = l.Close()
+		synctest.Wait()
+		if told != 1 {
+			t.Errorf("LeaseDone was called %d times; want once", told)
+		}
 	})
 }
 
