@@ -165,8 +165,8 @@ func TestWaitOverARestart(t *testing.T) {
 						next <- 0
 						return
 					}
-					next <- lease.Token()
 					mustUnlock(t, lease)
+					next <- lease.Token() // the last thing: the test may end now
 				}()
 				eventually(t, "it waits", func() bool { return pglock.InLine(l.backend, key) == i+1 })
 			}
