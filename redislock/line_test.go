@@ -271,19 +271,13 @@ func TestLineSurvivesFlush(t *testing.T) {
 	rdb := dial(t, server.Addr())
 	l := open(t, dial(t, server.Addr()))
 	lease := mustLock(t, l, "k")
-	order := make(chan int, 3)
+	var waits sync.WaitGroup
 	for i := range 3 {
-		go func() {
-			lease := mustLock(t, l, "k")
-			order <- i
-			mustUnlock(t, lease)
-		}()
+		waits.Go(func() { mustUnlock(t, mustLock(t, l, "k")) })
 		eventually(t, 5*time.Second, "the waiter is in line", func() bool { return inLine(t, rdb, "k") == i+1 })
 	}
 	rdb.FlushAll(t.Context())
-	for range 3 {
-		<-order // as the lock was lost with everything else, they get it: in order, or nearly
-	}
+	waits.Wait() // as the lock was lost with everything else, they get it: in order, or nearly
 	if err := lease.Unlock(); !errors.Is(err, locker.ErrLost) {
 		t.Errorf("Unlock after FLUSHALL: %v; want ErrLost", err)
 	}
