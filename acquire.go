@@ -180,6 +180,10 @@ func (c *Client) settle(ctx context.Context, l *Lease, sent time.Time, g Grant, 
 		c.cleanup.add(c, r, g)
 		return fmt.Errorf("%w: %s granted the lock without a fencing token", ErrUnfit, c.name)
 	}
+	if r.Mode == ModeSlots && (g.Slot < 0 || g.Slot >= r.Slots) {
+		c.cleanup.add(c, r, g)
+		return fmt.Errorf("%w: %s granted slot %d of %d", ErrUnfit, c.name, g.Slot, r.Slots)
+	}
 	ttl := g.TTL
 	if ttl <= 0 {
 		ttl = r.TTL
@@ -200,12 +204,14 @@ func isContextEnd(err error) bool {
 }
 
 // ended returns the error of a call whose ctx has ended, nil if it has not. A client that turns the deadline of ctx
-// into one of its connection may notice it before the timer of ctx has fired.
+// into one of its connection may notice it before the timer of ctx has fired, which is late on a busy machine. Only ctx
+// itself knows the cause of its end.
 func ended(ctx context.Context) error {
 	if deadline, ok := ctx.Deadline(); ok && ctx.Err() == nil && time.Until(deadline) <= 0 {
+		const latest = time.Second // a context of somebody's own making may never tell
 		select {
 		case <-ctx.Done():
-		case <-time.After(10 * time.Millisecond): // a context of somebody's own making
+		case <-time.After(latest):
 			return context.DeadlineExceeded
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 )
 
@@ -27,11 +28,11 @@ import (
 // An error of the store should wrap ErrDenied or ErrUnfit where it is that. Any other counts as ErrUnavailable, and is
 // ridden out where that makes sense.
 type Backend interface {
-	// Acquire makes one attempt to lock r.Name() for r.Owner, and does not wait for a holder to leave. In one
-	// atomic step the store must find the key free (which it is when its holder's lease has expired), set its owner,
-	// set its expiry r.TTL from now by the store's own clock, and mint a token greater than that of every earlier grant
-	// of this key. A second call with the same owner, while it holds, returns the same token again and sets the expiry
-	// anew: answers get lost, and clients repeat requests. (A store of several servers of which some have failed in between
+	// Acquire makes one attempt to lock r.Name() for r.Owner, and does not wait for a holder to leave. In one atomic
+	// step the store must find the key free (which it is when its holder's lease has expired), set its owner, set its
+	// expiry r.TTL from now by the store's own clock, and mint a token greater than that of every earlier grant of this
+	// key. A second call with the same owner, while it holds, returns the same token again and sets the expiry anew:
+	// answers get lost, and clients repeat requests. (A store of several servers of which some have failed in between
 	// may not know the token for sure, and mint a greater one.)
 	//
 	// The Grant needs the Token; its Request is filled in by New, except that a TTL in it other than zero is taken for
@@ -43,10 +44,10 @@ type Backend interface {
 	// the lock is certainly not held.
 	Acquire(ctx context.Context, r Request) (Grant, error)
 
-	// Renew pushes the expiry of each grant to its TTL from now, and calls done with the index and the result of each as
-	// soon as it is known: in any order, from any goroutine, once for each, and before Renew returns. Do not wait for all
-	// results to report the first one: what is slow for one grant must not delay the others. A grant without a result
-	// counts as unanswered.
+	// Renew pushes the expiry of each grant to its TTL from now, and calls done with the index and the result of each
+	// as soon as it is known: in any order, from any goroutine, once for each, and before Renew returns. Do not wait
+	// for all results to report the first one: what is slow for one grant must not delay the others. A grant without a
+	// result counts as unanswered.
 	//
 	// It must never bring back a lock that the store has let go. New passes the leases that are due at the same time
 	// together, up to a thousand, so that a backend can renew them in one round trip. gs is New's: leave it as it is.
@@ -55,8 +56,8 @@ type Backend interface {
 	// Release frees the key if g.Owner holds it, and returns ErrLost if not. Owners are compared whole. After other
 	// errors, New tries again until the lease has ended; Final around an error says that this would not help.
 	//
-	// g.Token is 0 when the outcome of the acquire is unknown: Acquire or Wait has returned an error, but the request may
-	// have been served, may still be on its way, or was never sent. Release must then leave nothing of g.Owner
+	// g.Token is 0 when the outcome of the acquire is unknown: Acquire or Wait has returned an error, but the request
+	// may have been served, may still be on its way, or was never sent. Release must then leave nothing of g.Owner
 	// behind; a store that can do it should see to it that a request which arrives later is refused.
 	Release(ctx context.Context, g Grant) error
 
@@ -67,13 +68,13 @@ type Backend interface {
 
 // Renewal is the result of the renewal of one grant.
 type Renewal struct {
-	// Err is nil if the lease was renewed; ErrLost if the key has another owner or is free, which it also is if the lease
-	// has expired and nobody has taken it since; any other error if the outcome is unknown.
+	// Err is nil if the lease was renewed; ErrLost if the key has another owner or is free, which it also is if the
+	// lease has expired and nobody has taken it since; any other error if the outcome is unknown.
 	Err error
 
 	// Sent is when the request was sent that was confirmed: validity counts from here. Zero means the moment at which
-	// Renew was called. It may be earlier: a backend whose one request renews every lease can report that of the last one,
-	// and make no other. It is never later than the call.
+	// Renew was called. It may be earlier: a backend whose one request renews every lease can report that of the last
+	// one, and make no other. It is never later than the call.
 	Sent time.Time
 
 	// TTL is for how long the store has renewed the lease, if that is not Grant.TTL; zero if it is.
@@ -89,12 +90,12 @@ type Renewal struct {
 // a request.
 type Features struct {
 	// HeedsContext: Acquire, Wait and Release return as soon as their ctx ends, whatever the store does, and need no
-	// goroutine of New's to see to that. They are then called on the caller's own goroutine, which is faster, with a ctx
-	// that does end with the caller's.
+	// goroutine of New's to see to that. They are then called on the caller's own goroutine, which is faster, with a
+	// ctx that does end with the caller's.
 	HeedsContext bool
 
-	// Queue: the backend implements Queue. Without it, Lock polls with Acquire, backing off, which is neither fair nor as
-	// fast.
+	// Queue: the backend implements Queue. Without it, Lock polls with Acquire, backing off, which is neither fair nor
+	// as fast.
 	Queue bool
 
 	// Expirer: the backend implements Expirer.
@@ -124,10 +125,10 @@ type Queue interface {
 	// that is not an answer, or when ctx ends, and then promptly. It tries at once, and joins the line in the same
 	// step if refused. It sets Grant.Sent to the moment before it sent the request that was granted.
 	//
-	// Wait calls r.ReportHolder as soon as the store has answered that the key is held, also if it does not know by whom.
-	// From then on an error of the class ErrUnavailable does not end the user's Lock: New calls Wait again after a pause,
-	// for another owner, who joins the line at its end. A backend that can keep its place in line meanwhile does not
-	// return such an error, but calls r.ReportRetry and goes on.
+	// Wait calls r.ReportHolder as soon as the store has answered that the key is held, also if it does not know by
+	// whom. From then on an error of the class ErrUnavailable does not end the user's Lock: New calls Wait again after
+	// a pause, for another owner, who joins the line at its end. A backend that can keep its place in line meanwhile
+	// does not return such an error, but calls r.ReportRetry and goes on.
 	//
 	// ctx is derived from the caller's. When it ends, Wait leaves the line, or returns an error for which New calls
 	// Release, which must then do so; a lock granted at that moment is returned or given up, never kept.
@@ -138,8 +139,8 @@ type Queue interface {
 // Features.Expirer: one whose store keeps a lock alive for as long as a connection or a session lives, say.
 type Expirer interface {
 	// Expired is called soon after the deadline of leases has passed without a renewal in time, when their holders have
-	// been told: nobody will renew or release them any more, and their keys may be freed. It must not wait for the store.
-	// It is not called for leases that the backend itself has reported as lost.
+	// been told: nobody will renew or release them any more, and their keys may be freed. It must not wait for the
+	// store. It is not called for leases that the backend itself has reported as lost.
 	Expired(gs []Grant)
 }
 
@@ -189,9 +190,20 @@ func (r Request) Name() string { return r.Prefix + r.Key }
 // otherwise than by Renew, before anybody else can be granted the lock: a session ended, an operator freed the
 // key. It returns when the lease's Done is closed. cause becomes part of Lease.Err. Not for the losses that Renew
 // reports. It has no effect on a lease that has ended; a request that is granted after it is given back, and fails.
-func (r Request) ReportLost(cause error) {
-	if r.lease != nil {
-		r.lease.lose(r.Owner, cause)
+func (r Request) ReportLost(cause error) { ReportLost([]Request{r}, cause) }
+
+// ReportLost is Request.ReportLost for many requests, such as those that had locks in a session that has ended. Their
+// holders are told on all processors, and sooner than one after the other.
+func ReportLost(rs []Request, cause error) {
+	rs = slices.DeleteFunc(slices.Clone(rs), func(r Request) bool { return r.lease == nil })
+	for len(rs) > 0 {
+		c := rs[0].lease.client
+		others := slices.IndexFunc(rs, func(r Request) bool { return r.lease.client != c })
+		if others < 0 {
+			others = len(rs)
+		}
+		c.lose(rs[:others], cause)
+		rs = rs[others:]
 	}
 }
 
@@ -214,13 +226,14 @@ func (r Request) ReportRetry(failure error) {
 type Grant struct {
 	Request
 	Token uint64 // the fencing token; never 0
+	Slot  int    // with ModeSlots, which of the numbers 0 to Slots-1 the owner has, and no other holder; else 0
 
 	// Sent is a moment before the request that was granted was sent, with its monotonic clock reading: validity
 	// counts from here. Acquire may leave it zero for the moment of its call. Wait must set it.
 	Sent time.Time
 
-	// Private is for the backend: what it sets here is handed back to Renew, Release and Expired, and returned by GrantOf.
-	// It is nil in what Release gets for an acquire whose outcome is unknown.
+	// Private is for the backend: what it sets here is handed back to Renew, Release and Expired, and returned by
+	// GrantOf. It is nil in what Release gets for an acquire whose outcome is unknown.
 	Private any
 }
 

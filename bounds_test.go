@@ -45,7 +45,8 @@ func TestRenewalEndsWithItsLease(t *testing.T) {
 		f.renewal = func(ctx context.Context, _ []locker.Grant, done func(int, locker.Renewal)) {
 			d, _ := ctx.Deadline()
 			if over := d.Sub(lease.Deadline()); over > 0 {
-				t.Errorf("at %v before its end, a renewal gets a ctx that ends %v after the lease", time.Until(lease.Deadline()), over)
+				t.Errorf("at %v before its end, a renewal gets a ctx that ends %v after the lease",
+					time.Until(lease.Deadline()), over)
 			}
 			under.Add(1)
 			defer under.Add(-1)
@@ -113,7 +114,9 @@ func TestUnlockBehindARenewalWithALongTTL(t *testing.T) {
 // Close ends those who are asking a store that hangs.
 func TestCloseEndsAnAcquireThatHangs(t *testing.T) {
 	for _, heeds := range []bool{false, true} {
-		f := &fake{acquire: func(ctx context.Context, _ locker.Request) (locker.Grant, error) { return locker.Grant{}, hang(ctx) }}
+		f := &fake{
+			acquire: func(ctx context.Context, _ locker.Request) (locker.Grant, error) { return locker.Grant{}, hang(ctx) },
+		}
 		synctest.Test(t, func(t *testing.T) {
 			l := locker.New(stating{f, locker.Features{HeedsContext: heeds}}, locker.TTL(time.Hour))
 			ended := make(chan time.Duration, 1)
@@ -135,7 +138,9 @@ func TestRenewThatNeverReturns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		free := make(chan struct{})
 		var stuck atomic.Int32
-		f := &fake{renewal: func(context.Context, []locker.Grant, func(int, locker.Renewal)) { stuck.Add(1); <-free; stuck.Add(-1) }}
+		f := &fake{
+			renewal: func(context.Context, []locker.Grant, func(int, locker.Renewal)) { stuck.Add(1); <-free; stuck.Add(-1) },
+		}
 		l := locker.New(f, locker.TTL(time.Second))
 		for range locker.MostUnanswered {
 			lease := mustLock(t, l, "k")
@@ -147,6 +152,38 @@ func TestRenewThatNeverReturns(t *testing.T) {
 		close(free)
 		time.Sleep(time.Second)
 		_ = l.Close()
+	})
+}
+
+// As many calls may be without an answer in the second outage as in the first: none is counted for longer than it
+// lasts.
+func TestOutagesAreCountedAlike(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var free chan struct{}
+		var asked atomic.Int64
+		f := &fake{acquire: func(context.Context, locker.Request) (locker.Grant, error) {
+			asked.Add(1)
+			<-free
+			return locker.Grant{}, locker.NotAcquired(locker.ErrDenied)
+		}}
+		l := locker.New(f, locker.TTL(time.Hour))
+		for range 3 {
+			free = make(chan struct{})
+			asked.Store(0)
+			for range 2 * locker.MostUnanswered {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+				_, _ = l.TryLock(ctx, "k")
+				cancel()
+			}
+			if n := asked.Load(); n != locker.MostUnanswered {
+				t.Errorf("%d calls are without an answer; want %d", n, locker.MostUnanswered)
+			}
+			close(free)
+			synctest.Wait()
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
 	})
 }
 
@@ -186,12 +223,16 @@ func TestCallsThatNeverReturn(t *testing.T) {
 // Many who give up together, and take a moment to leave, do not keep others away.
 func TestManyGiveUpTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := waiting{new(fake), locker.Features{Queue: true}, func(ctx context.Context, r locker.Request) (locker.Grant, error) {
-			r.ReportHolder("")
-			<-ctx.Done()
-			time.Sleep(5 * time.Millisecond) // a round trip to leave the line
-			return locker.Grant{}, locker.NotAcquired(context.Cause(ctx))
-		}}
+		w := waiting{
+			new(fake),
+			locker.Features{Queue: true},
+			func(ctx context.Context, r locker.Request) (locker.Grant, error) {
+				r.ReportHolder("")
+				<-ctx.Done()
+				time.Sleep(5 * time.Millisecond) // a round trip to leave the line
+				return locker.Grant{}, locker.NotAcquired(context.Cause(ctx))
+			},
+		}
 		l := locker.New(w, locker.TTL(10*time.Second))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()

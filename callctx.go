@@ -22,8 +22,8 @@ type realCtx struct {
 	cancel context.CancelFunc
 }
 
-// endedCall is the real context of every call that has returned without having needed one. Whoever has kept the context of
-// such a call finds it ended, and leaves nothing registered with its parents.
+// endedCall is the real context of every call that has returned without having needed one. Whoever has kept the context
+// of such a call finds it ended, and leaves nothing registered with its parents.
 var endedCall = func() *realCtx {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()

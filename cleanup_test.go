@@ -56,7 +56,8 @@ func TestHungStoreCostsBoundedGoroutines(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 				_, err := l.TryLock(ctx, fmt.Sprint(i))
 				cancel()
-				if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, locker.ErrUnavailable) || errors.Is(err, locker.ErrLocked) {
+				if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, locker.ErrUnavailable) ||
+					errors.Is(err, locker.ErrLocked) {
 					t.Fatalf("TryLock of a store that hangs: %v", err)
 				}
 			}

@@ -179,8 +179,8 @@ func (c *Client) prepare(key string, opts []CallOption) (*Lease, error) {
 			return nil, err
 		}
 	}
-	if key == "" || len(key) > MaxKeyLen {
-		return nil, fmt.Errorf("%w: %d bytes long, must be 1 to %d", ErrInvalidKey, len(key), MaxKeyLen)
+	if err := checkKey(key); err != nil {
+		return nil, err
 	}
 	if err := c.features.offer(s.mode); err != nil {
 		return nil, fmt.Errorf("%s: %w", c.name, err)
@@ -191,6 +191,13 @@ func (c *Client) prepare(key string, opts []CallOption) (*Lease, error) {
 		TTL: s.ttl, NoRenew: s.noRenew, lease: l,
 	}
 	return l, nil
+}
+
+func checkKey(key string) error {
+	if key == "" || len(key) > MaxKeyLen {
+		return fmt.Errorf("%w: %d bytes long, must be 1 to %d", ErrInvalidKey, len(key), MaxKeyLen)
+	}
+	return nil
 }
 
 // enter counts a call that Close has to wait for; calls.Done ends it.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -47,31 +48,66 @@ func TestModesThatABackendDoesNotState(t *testing.T) {
 	f := new(fake)
 	for _, test := range []struct {
 		features locker.Features
+		opts     []locker.CallOption
 		mode     locker.Mode
 		slots    int
 		want     error
 	}{
-		{locker.Features{}, locker.ModeShared, 0, errors.ErrUnsupported},
-		{locker.Features{Shared: true}, locker.ModeSlots, 3, errors.ErrUnsupported},
-		{locker.Features{Slots: true}, locker.ModeShared, 0, errors.ErrUnsupported},
-		{locker.Features{Shared: true}, locker.ModeShared, 0, nil},
-		{locker.Features{Slots: true}, locker.ModeSlots, 3, nil},
-		{locker.Features{}, locker.ModeExclusive, 0, nil},
+		{locker.Features{}, []locker.CallOption{locker.Shared()}, 0, 0, errors.ErrUnsupported},
+		{locker.Features{Shared: true}, []locker.CallOption{locker.Slots(3)}, 0, 0, errors.ErrUnsupported},
+		{locker.Features{Slots: true}, []locker.CallOption{locker.Shared()}, 0, 0, errors.ErrUnsupported},
+		{locker.Features{Shared: true}, []locker.CallOption{locker.Shared()}, locker.ModeShared, 0, nil},
+		{locker.Features{Slots: true}, []locker.CallOption{locker.Slots(3)}, locker.ModeSlots, 3, nil},
+		{locker.Features{}, nil, locker.ModeExclusive, 0, nil},
+		{
+			locker.Features{Shared: true, Slots: true}, []locker.CallOption{locker.Slots(3), locker.Shared()},
+			locker.ModeShared, 0, nil, // the last one counts
+		},
+		{locker.Features{Slots: true}, []locker.CallOption{locker.Slots(0)}, 0, 0, locker.ErrInvalidOption},
+		{
+			locker.Features{Slots: true}, []locker.CallOption{locker.Slots(locker.MaxSlots + 1)}, 0, 0,
+			locker.ErrInvalidOption,
+		},
 	} {
 		before, _, _ := f.calls()
 		l := locker.New(stating{f, test.features})
-		_, err := l.TryLock(t.Context(), "k", locker.InMode(test.mode, test.slots))
+		lease, err := l.TryLock(t.Context(), "k", test.opts...)
 		if !errors.Is(err, test.want) {
 			t.Errorf("mode %d of a backend with %+v: %v; want %v", test.mode, test.features, err, test.want)
 		}
+		if err == nil && lease.Mode() != test.mode {
+			t.Errorf("the lease has mode %d; want %d", lease.Mode(), test.mode)
+		}
 		asked, _, _ := f.calls()
 		if asked > before != (test.want == nil) {
-			t.Errorf("mode %d of a backend with %+v: the backend was asked %d times", test.mode, test.features, asked-before)
+			t.Errorf("mode %d of a backend with %+v: the backend was asked %d times", test.mode, test.features,
+				asked-before)
 		}
 		if r := f.acquired[max(asked, 1)-1:]; test.want == nil && (r[0].Mode != test.mode || r[0].Slots != test.slots) {
-			t.Errorf("the backend was asked for mode %d with %d slots; want %d, %d", r[0].Mode, r[0].Slots, test.mode, test.slots)
+			t.Errorf("the backend was asked for mode %d with %d slots; want %d, %d", r[0].Mode, r[0].Slots, test.mode,
+				test.slots)
 		}
 		_ = l.Close()
+	}
+}
+
+// TestSlotThatThereIsNot has a backend grant a slot that was not asked for.
+func TestSlotThatThereIsNot(t *testing.T) {
+	for _, slot := range []int{-1, 3} {
+		f := new(fake)
+		f.acquire = func(_ context.Context, r locker.Request) (locker.Grant, error) {
+			g := f.grant(r)
+			g.Slot = slot
+			return g, nil
+		}
+		l := locker.New(stating{f, locker.Features{Slots: true}})
+		if _, err := l.TryLock(t.Context(), "k", locker.Slots(3)); !errors.Is(err, locker.ErrUnfit) {
+			t.Errorf("slot %d of 3: %v; want ErrUnfit", slot, err)
+		}
+		_ = l.Close()
+		if _, _, releases := f.calls(); releases != 1 {
+			t.Errorf("it was released %d times", releases)
+		}
 	}
 }
 
@@ -120,8 +156,10 @@ func TestPingIsBounded(t *testing.T) {
 	stuck := func(ctx context.Context, _ locker.Request) (locker.Grant, error) { return locker.Grant{}, hang(ctx) }
 	inFakeTime(t, &fake{acquire: stuck}, func(t *testing.T, l *locker.Client) {
 		start := time.Now()
-		if err := l.Ping(context.Background()); !errors.Is(err, locker.ErrUnavailable) || time.Since(start) > time.Second {
-			t.Errorf("Ping of a store that hangs: %v after %v; want ErrUnavailable within the TTL", err, time.Since(start))
+		if err := l.Ping(context.Background()); !errors.Is(err, locker.ErrUnavailable) ||
+			time.Since(start) > time.Second {
+			t.Errorf("Ping of a store that hangs: %v after %v; want ErrUnavailable within the TTL", err,
+				time.Since(start))
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 		defer cancel()
@@ -162,14 +200,16 @@ func TestEndOfContextMatchesBoth(t *testing.T) {
 	cause := errors.New("shutting down")
 	for _, heeds := range []bool{false, true} {
 		for _, queue := range []bool{false, true} {
-			f := &fake{acquire: func(ctx context.Context, _ locker.Request) (locker.Grant, error) { return locker.Grant{}, hang(ctx) }}
+			f := &fake{
+				acquire: func(ctx context.Context, _ locker.Request) (locker.Grant, error) { return locker.Grant{}, hang(ctx) },
+			}
 			b := locker.Backend(stating{f, locker.Features{HeedsContext: heeds}})
 			if queue {
 				b = waiting{f, locker.Features{HeedsContext: heeds, Queue: true}, f.acquire}
 			}
 			synctest.Test(t, func(t *testing.T) {
 				l := locker.New(b, locker.TTL(time.Second))
-				locks := map[string]func(context.Context, string, ...locker.CallOption) (*locker.Lease, error){"Lock": l.Lock, "TryLock": l.TryLock}
+				locks := map[string]lockFunc{"Lock": l.Lock, "TryLock": l.TryLock}
 				for name, lock := range locks {
 					for _, before := range []bool{false, true} {
 						ctx, cancel := context.WithCancelCause(t.Context())
@@ -179,8 +219,10 @@ func TestEndOfContextMatchesBoth(t *testing.T) {
 							time.AfterFunc(100*time.Millisecond, func() { cancel(cause) })
 						}
 						_, err := lock(ctx, "k")
-						if !errors.Is(err, context.Canceled) || !errors.Is(err, cause) || errors.Is(err, locker.ErrUnavailable) {
-							t.Errorf("heeds %v, queue %v: %s: %v; want context.Canceled with its cause", heeds, queue, name, err)
+						if !errors.Is(err, context.Canceled) || !errors.Is(err, cause) ||
+							errors.Is(err, locker.ErrUnavailable) {
+							t.Errorf("heeds %v, queue %v: %s: %v; want context.Canceled with its cause", heeds, queue,
+								name, err)
 						}
 					}
 				}
@@ -226,7 +268,9 @@ func TestClasses(t *testing.T) {
 		{errors.Join(errFault, locker.ErrUnfit), locker.ErrUnfit},
 		{locker.NotAcquired(errFault), locker.ErrUnavailable},
 	} {
-		f := &fake{acquire: func(context.Context, locker.Request) (locker.Grant, error) { return locker.Grant{}, test.err }}
+		f := &fake{
+			acquire: func(context.Context, locker.Request) (locker.Grant, error) { return locker.Grant{}, test.err },
+		}
 		inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 			_, err := l.TryLock(t.Context(), "k")
 			for _, class := range []error{locker.ErrUnavailable, locker.ErrDenied, locker.ErrUnfit} {
@@ -253,4 +297,115 @@ func TestFinalRelease(t *testing.T) {
 			t.Errorf("tried %d times", released)
 		}
 	})
+}
+
+// Errors say which call of which key has failed, whatever it failed for.
+func TestErrorsNameTheCall(t *testing.T) {
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	refusing := &fake{acquire: func(context.Context, locker.Request) (locker.Grant, error) {
+		return locker.Grant{}, locker.NotAcquired(locker.ErrDenied)
+	}}
+	closed := locker.New(new(fake))
+	if err := closed.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for what, test := range map[string]struct {
+		l   *locker.Client
+		ctx context.Context
+		opt locker.CallOption
+	}{
+		"an invalid option":         {locker.New(new(fake)), t.Context(), locker.TTL(-1)},
+		"a context that has ended":  {locker.New(new(fake)), ended, locker.NoRenew()},
+		"a Locker that was closed":  {closed, t.Context(), locker.NoRenew()},
+		"a store that does not let": {locker.New(refusing), t.Context(), locker.NoRenew()},
+	} {
+		for op, lock := range map[string]lockFunc{
+			"lock": test.l.Lock, "trylock": test.l.TryLock,
+		} {
+			_, err := lock(test.ctx, "orders/42", test.opt)
+			var e *locker.Error
+			if !errors.As(err, &e) || e.Op != op || e.Key != "orders/42" {
+				t.Errorf("%s of %s: %#v; want an Error of that", op, what, err)
+			}
+		}
+	}
+}
+
+// A backend finds in its ctx what the caller has put there, such as the span of a trace, also in a context of its own.
+func TestValuesOfTheContext(t *testing.T) {
+	type span struct{}
+	seen := make(map[string]any)
+	w := waiting{
+		&fake{acquire: func(ctx context.Context, r locker.Request) (locker.Grant, error) {
+			seen["Acquire"] = ctx.Value(span{})
+			own, cancel := context.WithCancel(ctx)
+			defer cancel()
+			seen["Acquire, of its own"] = own.Value(span{})
+			return locker.Grant{Request: r, Token: 1}, nil
+		}},
+		locker.Features{Queue: true},
+		func(ctx context.Context, r locker.Request) (locker.Grant, error) {
+			seen["Wait"] = ctx.Value(span{})
+			_ = ctx.Done()
+			seen["Wait, later"] = ctx.Value(span{})
+			return locker.Grant{Request: r, Token: 2, Sent: time.Now()}, nil
+		},
+	}
+	for _, heeds := range []bool{false, true} {
+		clear(seen)
+		w.features.HeedsContext = heeds
+		l := locker.New(w)
+		ctx := context.WithValue(t.Context(), span{}, "a trace")
+		if _, err := l.TryLock(ctx, "a"); err != nil {
+			t.Error(err)
+		}
+		if _, err := l.Lock(ctx, "b"); err != nil {
+			t.Error(err)
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+		for _, where := range []string{"Acquire", "Acquire, of its own", "Wait", "Wait, later"} {
+			if seen[where] != "a trace" {
+				t.Errorf("HeedsContext %v: %s sees %v", heeds, where, seen[where])
+			}
+		}
+	}
+}
+
+// ReportRetry is for Observers: without one it does nothing, and for an attempt that is over it does not, either.
+func TestReportRetryWithoutObserver(t *testing.T) {
+	for _, observed := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			var first locker.Request
+			wait := func(_ context.Context, r locker.Request) (locker.Grant, error) {
+				r.ReportRetry(errFault)
+				if first.Key == "" { // the next attempt is another owner's
+					first = r
+					r.ReportHolder("h")
+					return locker.Grant{}, errFault
+				}
+				first.ReportRetry(errFault)
+				return locker.Grant{Request: r, Token: 1, Sent: time.Now()}, nil
+			}
+			w := waiting{new(fake), locker.Features{Queue: true}, wait}
+			var retries atomic.Int64
+			var opts []locker.Option
+			if observed {
+				opts = append(opts, locker.Observe(&locker.Observer{Retry: func(locker.RetryInfo) { retries.Add(1) }}))
+			}
+			l := locker.New(w, opts...)
+			if _, err := l.Lock(t.Context(), "k"); err != nil {
+				t.Error(err)
+			}
+			if err := l.Close(); err != nil {
+				t.Error(err)
+			}
+			synctest.Wait()                                  // Observers are told on a goroutine of their own
+			if got := retries.Load(); observed && got != 3 { // one of each attempt, and that of locker.New between them
+				t.Errorf("%d retries were told; want 3", got)
+			}
+		})
+	}
 }

@@ -20,14 +20,22 @@ func Do(ctx context.Context, l Locker, key string, f func(context.Context) error
 	return join(hold(ctx, lease, func(ctx context.Context, _ *Lease) error { return f(ctx) }))
 }
 
-// hold calls f while lease is held, and unlocks, also when f panics. It returns the errors of both.
-func hold(ctx context.Context, lease *Lease, f func(context.Context, *Lease) error) (failure, unlocked error) {
-	ctx, cancel := lease.Context(ctx)
+// holdable is a lease, or several.
+type holdable interface {
+	Context(parent context.Context) (ctx context.Context, cancel context.CancelFunc)
+	Unlock() error
+}
+
+// hold calls f while held is, and unlocks, also when f panics. It returns the errors of both.
+func hold[H holdable](
+	ctx context.Context, held H, f func(context.Context, H) error,
+) (failure, unlocked error) {
+	ctx, cancel := held.Context(ctx)
 	defer func() {
 		cancel()
-		unlocked = lease.Unlock()
+		unlocked = held.Unlock()
 	}()
-	return f(ctx, lease), nil
+	return f(ctx, held), nil
 }
 
 // join is errors.Join that leaves a single error as it is.

@@ -225,3 +225,27 @@ func TestLeadEnds(t *testing.T) {
 		}
 	})
 }
+
+// TestDoWithinDo locks another key with the context of a lease, all on one Client: what that context knows of its lease
+// takes the mutex of the Client.
+func TestDoWithinDo(t *testing.T) {
+	l := memlock.New()
+	err := locker.Do(t.Context(), l, "outer", func(ctx context.Context) error {
+		return locker.Do(ctx, l, "inner", func(ctx context.Context) error {
+			lease, err := l.TryLock(ctx, "innermost")
+			if err != nil {
+				return err
+			}
+			if err := l.Ping(ctx); err != nil {
+				t.Error(err)
+			}
+			if key := locker.FromContext(ctx).Key(); key != "inner" {
+				t.Errorf("FromContext: the lease of %q; want that of the inner Do", key)
+			}
+			return lease.Unlock()
+		})
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}

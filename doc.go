@@ -15,7 +15,8 @@
 //
 //	write(lease.Token(), ...)                       // the resource refuses a smaller token
 //
-// [Do] runs a function under a lock. [Lead] makes one process of a fleet the leader, for as long as it lives.
+// [Do] runs a function under a lock, and [DoAll] under several, without deadlock. [Lead] makes one process of a fleet
+// the leader, for as long as it lives.
 //
 // The stores, each with what it promises, what it does not, and what it needs:
 //
@@ -29,16 +30,16 @@
 // # What a lock promises
 //
 // At most one lease of a key is held at any time, as long as the store keeps its promises: the packages of the backends
-// say what a restart or a failover can do. Leases expire after a TTL unless they are renewed, which happens by
-// itself, so a holder that dies blocks nobody for longer than that. A holder that loses its lease learns of it,
-// by [Lease.Done], before anybody else can get the key: the deadline counts from when the last confirmed request was sent,
+// say what a restart or a failover can do. Leases expire after a TTL unless they are renewed, which happens by itself,
+// so a holder that dies blocks nobody for longer than that. A holder that loses its lease learns of it, by
+// [Lease.Done], before anybody else can get the key: the deadline counts from when the last confirmed request was sent,
 // on the monotonic clock, and ends 1 % and 2 ms before the store's.
 //
-// No lock with a timeout can promise that a holder does nothing after its time: a process can be paused between
-// looking at the lease and writing. That is what the fencing token is for. It increases with every holder of the key;
-// a resource that refuses a token smaller than the greatest it has seen is safe from every former holder. (M. Kleppmann,
-// How to do distributed locking, 2016, https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html.)
-// How such a resource is written, in Postgres, Redis, S3 and behind HTTP:
+// No lock with a timeout can promise that a holder does nothing after its time: a process can be paused between looking
+// at the lease and writing. That is what the fencing token is for. It increases with every holder of the key; a
+// resource that refuses a token smaller than the greatest it has seen is safe from every former holder. (M. Kleppmann,
+// How to do distributed locking, 2016, https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html.) How
+// such a resource is written, in Postgres, Redis, S3 and behind HTTP:
 // https://github.com/lockerkit/locker/blob/main/docs/fencing.md
 //
 // # Errors
@@ -66,6 +67,6 @@
 //
 // # Backends
 //
-// [New] makes a [Client] of a [Backend], which has to do little more than one attempt to acquire, to renew and to release. Package
-// [github.com/lockerkit/locker/conformance] has the tests for it.
+// [New] makes a [Client] of a [Backend], which has to do little more than one attempt to acquire, to renew and to
+// release. Package [github.com/lockerkit/locker/conformance] has the tests for it.
 package locker

@@ -9,25 +9,41 @@ import (
 	"sync/atomic"
 )
 
-// lose ends l because the store took the lock away from its owner. When it returns, the holder has been told.
-func (l *Lease) lose(owner Owner, cause error) {
-	c := l.client
+// lose ends leases because the store took their locks away from their owners. When it returns, the holders have been
+// told. All requests have leases of this Client.
+func (c *Client) lose(rs []Request, cause error) {
+	var gone []*Lease
+	var told []chan struct{}
 	c.mu.Lock()
-	var e ending
-	var told chan struct{}
-	switch {
-	case l.grant.Owner != owner: // of an earlier attempt, which nobody waits for
-	case l.reason != nil:
-		told = l.told // somebody else is about to tell
-	case l.index == unscheduled: // it has not begun
-		l.reason = &notHeld{fmt.Errorf("granted, and taken away again: %w", cause)}
-	default:
-		e = l.endLocked(lost(cause))
+	for _, r := range rs {
+		switch l := r.lease; {
+		case l.grant.Owner != r.Owner: // of an earlier attempt, which nobody waits for
+		case l.reason != nil:
+			told = append(told, l.told) // somebody else is about to tell
+		case l.index == unscheduled: // it has not begun
+			l.reason = &notHeld{fmt.Errorf("granted, and taken away again: %w", cause)}
+		default:
+			gone = append(gone, l)
+		}
+	}
+	if len(gone) > c.few() {
+		c.schedule.removeAll(gone)
+	}
+	reason := lost(cause)
+	ends := make([]ending, len(gone))
+	for i, l := range gone {
+		ends[i] = l.endLocked(reason)
 	}
 	c.mu.Unlock()
-	e.announce()
-	if told != nil {
-		<-told
+	if len(ends) == 1 {
+		ends[0].announce()
+	} else {
+		announce(ends)
+	}
+	for _, t := range told {
+		if t != nil {
+			<-t
+		}
 	}
 }
 

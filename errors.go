@@ -12,7 +12,8 @@ import (
 // The sentinels. Test for them with errors.Is: what a Locker or a Lease returns is an *Error around one of these, or
 // around the end of a context.
 var (
-	// ErrLocked: somebody else holds the key, or waits for it in a line that TryLock may not overtake.
+	// ErrLocked: somebody else holds the key, or waits for it in a line that TryLock may not overtake. (On Postgres, a
+	// Locker has one place in line for all its waiters: see package pglock.)
 	// Nothing else is ever reported as ErrLocked: a store that does not answer is an error of its own.
 	ErrLocked = errors.New("locked")
 
@@ -111,10 +112,10 @@ func (h *Held) Error() string { return ErrLocked.Error() }
 // Unwrap makes a Held an ErrLocked.
 func (h *Held) Unwrap() error { return ErrLocked }
 
-// NotAcquired marks err, returned by a Backend from Acquire or Wait, as one after which the lock is certainly not held and
-// will not be, so that nothing has to be released: the store refused the request, or was never sent it. To use it is
-// optional. Any other error, except ErrLocked, ErrInvalidKey, ErrInvalidOption and errors.ErrUnsupported, counts as an
-// unknown outcome and is followed by a Release: an error does not mean that the store did nothing.
+// NotAcquired marks err, returned by a Backend from Acquire or Wait, as one after which the lock is certainly not held
+// and will not be, so that nothing has to be released: the store refused the request, or was never sent it. To use it
+// is optional. Any other error, except ErrLocked, ErrInvalidKey, ErrInvalidOption and errors.ErrUnsupported, counts as
+// an unknown outcome and is followed by a Release: an error does not mean that the store did nothing.
 func NotAcquired(err error) error { return &notAcquired{err} }
 
 type notAcquired struct{ err error }
@@ -209,6 +210,15 @@ func classified(err error) error {
 func passes(err error) bool {
 	class := classOf(err)
 	return class == nil || errors.Is(class, ErrUnavailable)
+}
+
+// reason returns which of two failures in a row to tell of; the first may be nil. It is the later one, unless only the
+// earlier one does not pass by itself, like a changed password: the last attempts often have no time for an answer.
+func reason(before, err error) error {
+	if before != nil && !passes(before) && passes(err) {
+		return before
+	}
+	return err
 }
 
 // unavailable is an error of the store that is an ErrUnavailable, though it does not say so.

@@ -40,13 +40,18 @@ func TestPingWithACauseThatIsLocked(t *testing.T) {
 
 // A Wait that a bound of its own has ended says what it knows.
 func TestWaitWithABoundOfItsOwn(t *testing.T) {
-	w := waiting{new(fake), locker.Features{Queue: true}, func(ctx context.Context, r locker.Request) (locker.Grant, error) {
-		return locker.Grant{}, fmt.Errorf("connecting to 10.0.0.1: %w", context.DeadlineExceeded)
-	}}
+	w := waiting{
+		new(fake),
+		locker.Features{Queue: true},
+		func(ctx context.Context, r locker.Request) (locker.Grant, error) {
+			return locker.Grant{}, fmt.Errorf("connecting to 10.0.0.1: %w", context.DeadlineExceeded)
+		},
+	}
 	synctest.Test(t, func(t *testing.T) {
 		l := locker.New(w)
 		_, err := l.Lock(t.Context(), "k")
-		if !errors.Is(err, locker.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "connecting to 10.0.0.1") {
+		if !errors.Is(err, locker.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) ||
+			!strings.Contains(err.Error(), "connecting to 10.0.0.1") {
 			t.Errorf("Lock: %v; want ErrUnavailable with what the Wait said", err)
 		}
 		_ = l.Close()
@@ -60,7 +65,8 @@ func TestUnlockWithoutAnAnswer(t *testing.T) {
 		l := locker.New(heeding{f}, locker.TTL(time.Second))
 		err := mustLock(t, l, "k").Unlock()
 		if !errors.Is(err, locker.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("Unlock: %v; ErrUnavailable %v, DeadlineExceeded %v", err, errors.Is(err, locker.ErrUnavailable), errors.Is(err, context.DeadlineExceeded))
+			t.Errorf("Unlock: %v; ErrUnavailable %v, DeadlineExceeded %v", err, errors.Is(err, locker.ErrUnavailable),
+				errors.Is(err, context.DeadlineExceeded))
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
@@ -71,6 +77,32 @@ func TestUnlockWithoutAnAnswer(t *testing.T) {
 		}
 		_ = l.Close()
 	})
+}
+
+// What does not pass by itself is the reason of an Unlock that fails, also when the last attempts have no answer.
+func TestReasonOfAFailedUnlock(t *testing.T) {
+	denied := fmt.Errorf("%w: the password was changed", locker.ErrDenied)
+	for name, failures := range map[string][]error{
+		"denied at first": {denied, nil},
+		"denied later":    {nil, denied, nil},
+	} {
+		f := new(fake)
+		f.release = func(ctx context.Context, _ locker.Grant) error {
+			_, _, n := f.calls()
+			if err := failures[min(n, len(failures))-1]; err != nil {
+				return err
+			}
+			return hang(ctx)
+		}
+		synctest.Test(t, func(t *testing.T) {
+			l := locker.New(heeding{f}, locker.TTL(10*time.Second))
+			err := mustLock(t, l, "k").Unlock()
+			if _, _, n := f.calls(); n <= len(failures) || !errors.Is(err, locker.ErrDenied) {
+				t.Errorf("%s: Unlock, after %d attempts: %v; want ErrDenied", name, n, err)
+			}
+			_ = l.Close()
+		})
+	}
 }
 
 // A lease that is lost for want of an answer says so, in whatever way the answer did not come.
@@ -88,7 +120,8 @@ func TestClassOfALoss(t *testing.T) {
 		inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
 			lease := mustLock(t, l, "k")
 			<-lease.Done()
-			if err := lease.Err(); !errors.Is(err, locker.ErrLost) || !errors.Is(err, locker.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded) {
+			if err := lease.Err(); !errors.Is(err, locker.ErrLost) ||
+				!errors.Is(err, locker.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("%s: %v; want ErrLost, with what was wrong", name, err)
 			}
 		})
@@ -100,7 +133,8 @@ func TestLeadTellsOfUnlocksThatFail(t *testing.T) {
 	f := &fake{release: func(context.Context, locker.Grant) error { return locker.Final(locker.ErrDenied) }}
 	var retries atomic.Int32
 	synctest.Test(t, func(t *testing.T) {
-		l := locker.New(f, locker.TTL(time.Second), locker.Observe(&locker.Observer{Retry: func(locker.RetryInfo) { retries.Add(1) }}))
+		l := locker.New(f, locker.TTL(time.Second),
+			locker.Observe(&locker.Observer{Retry: func(locker.RetryInfo) { retries.Add(1) }}))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		n := 0
@@ -114,7 +148,10 @@ func TestLeadTellsOfUnlocksThatFail(t *testing.T) {
 
 // Whatever the cause of a context, and however the backend returns it, a call that it ends matches both, and is undone.
 func TestEndsOfContexts(t *testing.T) {
-	causes := []error{nil, errFault, locker.ErrLocked, locker.ErrLost, locker.ErrUnavailable, locker.ErrDenied, locker.ErrClosed, fmt.Errorf("x: %w", locker.NotAcquired(errFault))}
+	causes := []error{
+		nil, errFault, locker.ErrLocked, locker.ErrLost, locker.ErrUnavailable, locker.ErrDenied, locker.ErrClosed,
+		fmt.Errorf("x: %w", locker.NotAcquired(errFault)),
+	}
 	for _, heeds := range []bool{false, true} {
 		for _, queue := range []bool{false, true} {
 			for _, cause := range causes {
@@ -124,12 +161,13 @@ func TestEndsOfContexts(t *testing.T) {
 						f.acquire = func(ctx context.Context, r locker.Request) (locker.Grant, error) { return locker.Grant{}, how(ctx) }
 						w := waiting{f, locker.Features{HeedsContext: heeds, Queue: queue}, f.Acquire}
 						l := locker.New(w, locker.TTL(time.Minute))
-						for _, op := range []func(context.Context, string, ...locker.CallOption) (*locker.Lease, error){l.Lock, l.TryLock} {
+						for _, op := range []lockFunc{l.Lock, l.TryLock} {
 							ctx, cancel := context.WithCancelCause(t.Context())
 							time.AfterFunc(time.Second, func() { cancel(cause) })
 							start := time.Now()
 							_, err := op(ctx, "k")
-							if !errors.Is(err, context.Canceled) || cause != nil && !errors.Is(err, cause) || time.Since(start) != time.Second {
+							if !errors.Is(err, context.Canceled) || cause != nil && !errors.Is(err, cause) ||
+								time.Since(start) != time.Second {
 								t.Errorf("heeds %v queue %v cause %v: %v after %v", heeds, queue, cause, err, time.Since(start))
 							}
 						}

@@ -47,6 +47,80 @@ func ExampleDo() {
 }
 
 // Where only the context is at hand, the lease is in it.
+// A transfer locks two accounts. Somebody who transfers the other way at the same time locks them in the same order.
+func ExampleDoAll() {
+	l := memlock.New()
+	defer l.Close()
+	accounts := []string{"account/7", "account/3"}
+	err := locker.DoAll(context.Background(), l, accounts, func(ctx context.Context, leases locker.Leases) error {
+		for _, lease := range leases { // as the keys were named; ctx ends if one of them is lost
+			fmt.Println("may write", lease.Key())
+		}
+		return nil
+	})
+	fmt.Println(err)
+	// Output:
+	// may write account/7
+	// may write account/3
+	// <nil>
+}
+
+// Many read a cache, and one rebuilds it.
+func ExampleShared() {
+	l := memlock.New()
+	defer l.Close()
+	ctx := context.Background()
+	one, _ := l.Lock(ctx, "cache", locker.Shared())
+	two, _ := l.Lock(ctx, "cache", locker.Shared()) // beside the first
+	_, err := l.TryLock(ctx, "cache")               // a writer
+	fmt.Println(err)
+	_, _ = one.Unlock(), two.Unlock()
+	writer, err := l.TryLock(ctx, "cache")
+	fmt.Println(writer.Mode() == locker.ModeExclusive, err)
+	_ = writer.Unlock()
+	// Output:
+	// locker: trylock "cache" (memory): locked
+	// true <nil>
+}
+
+// At most three crawl at the same time, each a part of its own.
+func ExampleSlots() {
+	l := memlock.New()
+	defer l.Close()
+	for range 3 {
+		lease, err := l.TryLock(context.Background(), "crawler", locker.Slots(3))
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		defer lease.Unlock()
+		fmt.Println("crawls part", lease.Slot())
+	}
+	_, err := l.TryLock(context.Background(), "crawler", locker.Slots(3))
+	fmt.Println(err)
+	// Output:
+	// crawls part 0
+	// crawls part 1
+	// crawls part 2
+	// locker: trylock "crawler" (memory): locked
+}
+
+func ExampleTryLockAll() {
+	l := memlock.New()
+	defer l.Close()
+	ctx := context.Background()
+	lease, _ := l.Lock(ctx, "b")
+	defer lease.Unlock()
+
+	_, err := locker.TryLockAll(ctx, l, []string{"a", "b"})
+	fmt.Println(err)
+	_, err = l.TryLock(ctx, "a") // nothing is left of the attempt
+	fmt.Println(err)
+	// Output:
+	// locker: trylock "b" (memory): locked
+	// <nil>
+}
+
 func ExampleFromContext() {
 	l := memlock.New()
 	defer l.Close()
@@ -62,12 +136,14 @@ func ExampleFromContext() {
 
 // Losses, failures and what is ridden out go to a logger; the rest too, at the level Debug.
 func ExampleLog() {
-	logger := slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-		if a.Key == "time" || a.Key == "pause" { // which are never the same
-			return slog.Attr{}
-		}
-		return a
-	}}))
+	logger := slog.New(
+		slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Key == "time" || a.Key == "pause" { // which are never the same
+				return slog.Attr{}
+			}
+			return a
+		}}),
+	)
 	ctx, stop := context.WithCancel(context.Background())
 	l := memlock.New(locker.Log(logger), locker.Observe(&locker.Observer{Retry: func(locker.RetryInfo) { stop() }}))
 	defer l.Close()

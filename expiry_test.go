@@ -124,6 +124,57 @@ func TestManyEndTogether(t *testing.T) {
 	})
 }
 
+// TestManyLostTogether has many of the leases of two Clients be lost at once; the others go on.
+func TestManyLostTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const leases = 1000
+		var lost []locker.Request
+		var watched, gone, kept []*locker.Lease
+		for range 2 {
+			f := new(fake)
+			l := locker.New(f, locker.TTL(time.Second))
+			defer l.Close() //nolint:errcheck // nothing can go wrong there
+			for i := range leases {
+				lease := mustLock(t, l, fmt.Sprint(i))
+				switch i % 3 {
+				case 0:
+					_ = lease.Done()
+					watched = append(watched, lease)
+				case 1:
+					gone = append(gone, lease)
+				default:
+					kept = append(kept, lease)
+					continue
+				}
+				lost = append(lost, f.acquired[i])
+			}
+		}
+		lost = append(lost, lost[0], locker.Request{Key: "of nobody"})
+		locker.ReportLost(lost, errFault)
+		for _, lease := range watched {
+			select {
+			case <-lease.Done():
+			default:
+				t.Fatal("ReportLost has returned before Done is closed")
+			}
+		}
+		for _, lease := range append(watched, gone...) {
+			if err := lease.Err(); !errors.Is(err, locker.ErrLost) || !errors.Is(err, errFault) {
+				t.Fatalf("Err: %v; want ErrLost with its reason", err)
+			}
+		}
+		time.Sleep(3 * time.Second)
+		for _, lease := range kept {
+			if err := lease.Err(); err != nil {
+				t.Fatalf("of one that was not lost: %v", err)
+			}
+			if err := lease.Unlock(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
 // How long after their common deadline the last of many leases is told that it has ended.
 func BenchmarkEndTogether(b *testing.B) {
 	for _, leases := range []int{1000, 100_000} {

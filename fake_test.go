@@ -11,6 +11,9 @@ import (
 	"github.com/lockerkit/locker"
 )
 
+// lockFunc is Lock or TryLock.
+type lockFunc = func(context.Context, string, ...locker.CallOption) (*locker.Lease, error)
+
 // fake is a Backend whose calls can be replaced and are recorded. It grants everything.
 type fake struct {
 	acquire func(context.Context, locker.Request) (locker.Grant, error)

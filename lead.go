@@ -27,7 +27,9 @@ import (
 // When ctx ends, Lead returns an error that matches ctx.Err and the cause of ctx: context.Cause(ctx) itself, if that
 // matches ctx.Err and nothing else went wrong, else joined with the failure that Lead was riding out, or with that of
 // work or Unlock.
-func Lead(ctx context.Context, l Locker, key string, work func(context.Context, *Lease) error, opts ...CallOption) error {
+func Lead(
+	ctx context.Context, l Locker, key string, work func(context.Context, *Lease) error, opts ...CallOption,
+) error {
 	var failed error // the last campaign
 	reached := false // the store has answered as it should, once at least
 	for attempt := 1; ; attempt++ {
@@ -107,7 +109,8 @@ func stopped(ctx context.Context, failures ...error) error {
 // isJust reports whether err says no more than that ctx has ended.
 func isJust(ctx context.Context, err error) bool {
 	var more *riddenOut
-	return (errors.Is(err, context.Cause(ctx)) || errors.Is(err, ctx.Err())) && !errors.Is(err, ErrLost) && !errors.As(err, &more)
+	return (errors.Is(err, context.Cause(ctx)) || errors.Is(err, ctx.Err())) && !errors.Is(err, ErrLost) &&
+		!errors.As(err, &more)
 }
 
 // hopeless reports whether err is one that the same call will return for ever.

@@ -88,7 +88,9 @@ func TestLeadTellsWhatItRidesOut(t *testing.T) {
 			t.Errorf("told of %d failures in 10 s", len(retries))
 		}
 		for i, r := range retries {
-			if r.Op != "lead" || r.Key != "queue" || r.Store != "memory" || r.Attempt != i+1 || !errors.Is(r.Err, memlock.ErrCut) || r.Pause <= 0 {
+			if r.Op != "lead" || r.Key != "queue" || r.Store != "memory" || r.Attempt != i+1 ||
+				!errors.Is(r.Err, memlock.ErrCut) ||
+				r.Pause <= 0 {
 				t.Errorf("failure %d: %+v", i+1, r)
 			}
 		}

@@ -62,13 +62,21 @@ func (l *Lease) Key() string { return l.grant.Key }
 // know yet that it has lost the lock can do damage.
 func (l *Lease) Token() uint64 { return l.grant.Token }
 
+// Mode returns as what the lock is held: ModeExclusive unless the option Shared or Slots was given.
+func (l *Lease) Mode() Mode { return l.grant.Mode }
+
+// Slot returns which of the slots of the option Slots is held: 0 to n-1, and no other holder has it. It is 0 without the
+// option.
+func (l *Lease) Slot() int { return l.grant.Slot }
+
 // GrantOf returns what the backend granted. It is for packages of backends that offer more than a Locker can, such as a
 // condition for the store's own transactions.
 func GrantOf(l *Lease) Grant { return l.grant }
 
 // LogValue implements slog.LogValuer: the key, the token and the name of the store.
 func (l *Lease) LogValue() slog.Value {
-	return slog.GroupValue(slog.String("key", l.Key()), slog.Uint64("token", l.Token()), slog.String("store", l.client.name))
+	return slog.GroupValue(slog.String("key", l.Key()), slog.Uint64("token", l.Token()),
+		slog.String("store", l.client.name))
 }
 
 // Deadline returns until when the lease is valid unless it is renewed; it moves as renewals succeed, and stays
@@ -191,12 +199,13 @@ func (l *Lease) release(left time.Duration) error {
 // begin makes l a held lease under g, unless it is too late for that.
 func (l *Lease) begin(ctx context.Context, g Grant) error {
 	c := l.client
+	if ctx.Err() != nil { // not with mu locked: ctx may be that of another lease of the same Client
+		return endOf(ctx) // granted after the caller gave up: as if it had not been
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	deadline := g.Sent.Add(validFor(g.TTL))
 	switch {
-	case ctx.Err() != nil:
-		return endOf(ctx) // granted after the caller gave up: as if it had not been
 	case c.closed:
 		return ErrClosed
 	case l.reason != nil:

@@ -245,3 +245,16 @@ func TestReportLostWaitsForContexts(t *testing.T) {
 		t.Error("ReportLost has returned before a context of the lease has ended")
 	}
 }
+
+// In a log, a lease is its key, its token and its store.
+func TestLeaseInALog(t *testing.T) {
+	l := locker.New(new(fake))
+	defer l.Close() //nolint:errcheck // nothing can go wrong there
+	lease, err := l.TryLock(t.Context(), "orders/42")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := lease.LogValue().String(), "[key=orders/42 token=1 store=fake]"; got != want {
+		t.Errorf("%s; want %s", got, want)
+	}
+}

@@ -11,12 +11,13 @@ type Locker interface {
 	// the wait and nothing else: the lease does not end with it. Locks are not reentrant: a second Lock of a key
 	// that this same Locker holds waits like any other.
 	//
-	// If the store cannot be reached when Lock begins, it returns ErrUnavailable after a few attempts, mostly within the
-	// TTL. Once the store has answered that somebody holds the key, Lock rides out that error for as long as ctx lasts, in
-	// its place in line where the store has kept that. ErrDenied and ErrUnfit are returned at once.
+	// If the store cannot be reached when Lock begins, it returns ErrUnavailable after a few attempts, mostly within
+	// the TTL. Once the store has answered that somebody holds the key, Lock rides out that error for as long as ctx
+	// lasts, in its place in line where the store has kept that. ErrDenied and ErrUnfit are returned at once.
 	//
-	// When ctx ends, Lock returns an error that matches both ctx.Err and the cause of ctx, and names the holder where that
-	// is known. Nothing stays locked then. Also ErrClosed, ErrInvalidKey, ErrInvalidOption and errors.ErrUnsupported.
+	// When ctx ends, Lock returns an error that matches both ctx.Err and the cause of ctx, and names the holder where
+	// that is known. Nothing stays locked then. Also ErrClosed, ErrInvalidKey, ErrInvalidOption and
+	// errors.ErrUnsupported.
 	Lock(ctx context.Context, key string, opts ...CallOption) (*Lease, error)
 
 	// TryLock makes one attempt and does not wait: it returns ErrLocked when the key has a holder, or others who
@@ -24,10 +25,10 @@ type Locker interface {
 	// returns an error that matches ctx.Err and the cause of ctx, and nothing stays locked.
 	TryLock(ctx context.Context, key string, opts ...CallOption) (*Lease, error)
 
-	// Close fails those who wait with ErrClosed, unlocks what is held, waits for clean-up that is under way, and
-	// frees the resources that the Locker itself opened. It usually takes one round trip. If the store hangs, it returns
+	// Close fails those who wait with ErrClosed, unlocks what is held, waits for clean-up that is under way, and frees
+	// the resources that the Locker itself opened. It usually takes one round trip. If the store hangs, it returns
 	// after what is left of the leases' validity, plus one TTL, plus what the backend takes (redislock: at most two
-	// seconds). It returns what could not be unlocked. A second Close waits for the first and returns nil; any later Lock
-	// returns ErrClosed.
+	// seconds). It returns what could not be unlocked. A second Close waits for the first and returns nil; any later
+	// Lock returns ErrClosed.
 	Close() error
 }

@@ -30,7 +30,8 @@ func TestRule1ValidityCountsFromTheSend(t *testing.T) {
 		lease := mustLock(t, l, "k")
 		want := sent.Add(validity(time.Second))
 		if !lease.Deadline().Equal(want) {
-			t.Errorf("Deadline is %v after the request was sent; want %v", lease.Deadline().Sub(sent), validity(time.Second))
+			t.Errorf("Deadline is %v after the request was sent; want %v", lease.Deadline().Sub(sent),
+				validity(time.Second))
 		}
 		<-lease.Done()
 		if now := time.Now(); !now.Equal(want) {
@@ -56,7 +57,8 @@ func TestRule1RenewalCountsFromItsSend(t *testing.T) {
 		lease := mustLock(t, l, "k")
 		time.Sleep(600 * time.Millisecond)
 		if got, want := lease.Deadline(), f.renewals[0].Add(validity(time.Second)); !got.Equal(want) {
-			t.Errorf("after a renewal Deadline is %v after it was sent; want %v", got.Sub(f.renewals[0]), want.Sub(f.renewals[0]))
+			t.Errorf("after a renewal Deadline is %v after it was sent; want %v", got.Sub(f.renewals[0]),
+				want.Sub(f.renewals[0]))
 		}
 	})
 }
@@ -74,8 +76,10 @@ func TestRule1RenewalCountsFromWhatTheBackendSays(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 		synctest.Wait()
-		if left, want := time.Until(lease.Deadline()), validity(time.Second)-earlier; left > want || left < want-2*time.Millisecond {
-			t.Errorf("after a renewal that counts from %v before, the lease is valid for %v; want %v", earlier, left, want)
+		if left, want := time.Until(lease.Deadline()), validity(time.Second)-earlier; left > want ||
+			left < want-2*time.Millisecond {
+			t.Errorf("after a renewal that counts from %v before, the lease is valid for %v; want %v", earlier, left,
+				want)
 		}
 	})
 }
@@ -246,14 +250,17 @@ func TestRule3UndoRetriesForOneTTL(t *testing.T) {
 
 func TestRule4ClientsMayIgnoreTheirContext(t *testing.T) {
 	stuck := make(chan struct{})
-	f := &fake{acquire: func(context.Context, locker.Request) (locker.Grant, error) { <-stuck; return locker.Grant{}, errFault }}
+	f := &fake{
+		acquire: func(context.Context, locker.Request) (locker.Grant, error) { <-stuck; return locker.Grant{}, errFault },
+	}
 	synctest.Test(t, func(t *testing.T) {
 		stuck = make(chan struct{})
 		l := locker.New(f, locker.TTL(time.Second))
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
 		start := time.Now()
-		if _, err := l.Lock(ctx, "k"); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != 100*time.Millisecond {
+		if _, err := l.Lock(ctx, "k"); !errors.Is(err, context.DeadlineExceeded) ||
+			time.Since(start) != 100*time.Millisecond {
 			t.Errorf("Lock: %v after %v; want DeadlineExceeded after 100ms", err, time.Since(start))
 		}
 		start = time.Now()
@@ -439,7 +446,8 @@ func TestRule9RenewalsThatAreDueTogetherGoTogether(t *testing.T) {
 			renewed += len(gs)
 		}
 		if renewed/renewals < leases/4 || renewed < 25*leases {
-			t.Errorf("%d renewals of %d leases altogether, of %d each: not as many, or not at as few times", renewals, renewed, leases)
+			t.Errorf("%d renewals of %d leases altogether, of %d each: not as many, or not at as few times", renewals,
+				renewed, leases)
 		}
 	})
 }
@@ -502,7 +510,9 @@ func TestOptionsOfConstructorAndCall(t *testing.T) {
 		lease := mustLock(t, l, "k", locker.TTL(time.Minute), locker.Holder("h"))
 		mustLock(t, l, "k2")
 		if got, want := f.acquired[0], (locker.Request{Prefix: "p:", Key: "k", Holder: "h", TTL: time.Minute}); got.Name() != "p:k" ||
-			got.Holder != want.Holder || got.TTL != want.TTL || lease.Key() != "k" {
+			got.Holder != want.Holder ||
+			got.TTL != want.TTL ||
+			lease.Key() != "k" {
 			t.Errorf("request %+v; want %+v", got, want)
 		}
 		if got := f.acquired[1]; got.TTL != time.Second || got.Holder != "default" {
@@ -615,7 +625,9 @@ func TestUnlockAfterALostAnswer(t *testing.T) {
 }
 
 func TestErrorText(t *testing.T) {
-	err := error(&locker.Error{Op: "trylock", Key: "orders/42", Backend: "redis", Holder: "worker-7", Err: &locker.Held{}})
+	err := error(
+		&locker.Error{Op: "trylock", Key: "orders/42", Backend: "redis", Holder: "worker-7", Err: &locker.Held{}},
+	)
 	if got, want := err.Error(), `locker: trylock "orders/42" (redis): locked [held by worker-7]`; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
@@ -658,7 +670,9 @@ func TestLostBeforeItBegan(t *testing.T) {
 		return g, nil
 	}
 	inFakeTime(t, f, func(t *testing.T, l *locker.Client) {
-		if _, err := l.TryLock(t.Context(), "k"); errors.Is(err, locker.ErrLost) || !errors.Is(err, locker.ErrUnavailable) || !errors.Is(err, errFault) {
+		if _, err := l.TryLock(t.Context(), "k"); errors.Is(err, locker.ErrLost) ||
+			!errors.Is(err, locker.ErrUnavailable) ||
+			!errors.Is(err, errFault) {
 			t.Errorf("TryLock: %v; want ErrUnavailable with its reason, and not ErrLost, as nothing was held", err)
 		}
 		synctest.Wait()

@@ -16,20 +16,20 @@ import (
 // goroutine of their own, so that they delay nothing, and may come late; if they are slower than the renewals, some
 // Renewed are left out. None of them is called for Ping.
 type Observer struct {
-	// LockStart is called when Lock or TryLock begins. The values of the context that it returns are those of the contexts
-	// that the backend's calls get for this acquisition, so that the spans of a store's client become children of a span
-	// begun here; it is also passed to LockDone. When it ends does not matter. A nil context means ctx.
+	// LockStart is called when Lock or TryLock begins. The values of the context that it returns are those of the
+	// contexts that the backend's calls get for this acquisition, so that the spans of a store's client become children
+	// of a span begun here; it is also passed to LockDone. When it ends does not matter. A nil context means ctx.
 	LockStart func(ctx context.Context, info LockStartInfo) context.Context
 
 	// LockDone is called before Lock or TryLock returns, with the context that LockStart has returned.
 	LockDone func(ctx context.Context, info LockDoneInfo)
 
-	// LeaseDone is called when a lease has ended: at once if it was lost, and when the store has answered, or has failed
-	// to, if it was unlocked. It is called once for each LockDone without an error, and after it.
+	// LeaseDone is called when a lease has ended: at once if it was lost, and when the store has answered, or has
+	// failed to, if it was unlocked. It is called once for each LockDone without an error, and after it.
 	LeaseDone func(info LeaseDoneInfo)
 
-	// Renewed is called when the result of a renewal has come. How much validity was left then, compared with the TTL, is
-	// the earliest sign that leases are going to be lost.
+	// Renewed is called when the result of a renewal has come. How much validity was left then, compared with the TTL,
+	// is the earliest sign that leases are going to be lost.
 	Renewed func(info RenewedInfo)
 
 	// Retry is called when a Lock goes on waiting after a failure, and when Lead campaigns again after one. (Lead tells
@@ -66,8 +66,8 @@ type LeaseDoneInfo struct {
 	// Held is how long the lease was held, until its end, or, if it was unlocked, until the store had answered.
 	Held time.Duration
 
-	// Err is nil if the lease was unlocked; ErrLost with the reason if it was lost; any other error if it was unlocked but
-	// the store could not be told, so that the key is free after the TTL.
+	// Err is nil if the lease was unlocked; ErrLost with the reason if it was lost; any other error if it was unlocked
+	// but the store could not be told, so that the key is free after the TTL.
 	Err error
 }
 

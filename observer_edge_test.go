@@ -178,14 +178,18 @@ func TestRetriesOfSeveralOutages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		var got []int
-		w := waiting{new(fake), locker.Features{Queue: true}, func(ctx context.Context, r locker.Request) (locker.Grant, error) {
-			for range 3 { // outages an hour apart, the place is kept
-				r.ReportHolder("h")
-				r.ReportRetry(errFault)
-				time.Sleep(time.Hour)
-			}
-			return locker.Grant{}, locker.NotAcquired(locker.ErrDenied)
-		}}
+		w := waiting{
+			new(fake),
+			locker.Features{Queue: true},
+			func(ctx context.Context, r locker.Request) (locker.Grant, error) {
+				for range 3 { // outages an hour apart, the place is kept
+					r.ReportHolder("h")
+					r.ReportRetry(errFault)
+					time.Sleep(time.Hour)
+				}
+				return locker.Grant{}, locker.NotAcquired(locker.ErrDenied)
+			},
+		}
 		l := locker.New(w, locker.Observe(&locker.Observer{
 			Retry: func(i locker.RetryInfo) { mu.Lock(); got = append(got, i.Attempt); mu.Unlock() },
 		}))
@@ -202,7 +206,8 @@ func TestRetriesOfSeveralOutages(t *testing.T) {
 // An Observer that takes its time delays no renewal.
 func TestSlowObserverOfRenewals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := memlock.New(locker.TTL(time.Second), locker.Observe(&locker.Observer{Renewed: func(locker.RenewedInfo) { time.Sleep(time.Millisecond) }}))
+		l := memlock.New(locker.TTL(time.Second),
+			locker.Observe(&locker.Observer{Renewed: func(locker.RenewedInfo) { time.Sleep(time.Millisecond) }}))
 		var ls []*locker.Lease
 		for i := range 2000 {
 			ls = append(ls, mustLock(t, l, fmt.Sprint(i)))
@@ -299,13 +304,18 @@ func TestCloseWithinLeaseDone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var l *locker.Client
 		took := time.Duration(-1)
-		l = locker.New(new(fake), locker.TTL(10*time.Second), locker.NoRenew(), locker.Observe(&locker.Observer{LeaseDone: func(i locker.LeaseDoneInfo) {
-			if errors.Is(i.Err, locker.ErrLost) {
-				start := time.Now()
-				_ = l.Close()
-				took = time.Since(start)
-			}
-		}}))
+		l = locker.New(
+			new(fake),
+			locker.TTL(10*time.Second),
+			locker.NoRenew(),
+			locker.Observe(&locker.Observer{LeaseDone: func(i locker.LeaseDoneInfo) {
+				if errors.Is(i.Err, locker.ErrLost) {
+					start := time.Now()
+					_ = l.Close()
+					took = time.Since(start)
+				}
+			}}),
+		)
 		mustLock(t, l, "k")
 		time.Sleep(time.Minute)
 		synctest.Wait()

@@ -83,7 +83,12 @@ func TestObserver(t *testing.T) {
 		if seen != "k" {
 			t.Errorf("the context of LockStart has not reached the backend: %v", seen)
 		}
-		e.expect(t, "TryLock", "start trylock k fake", `done trylock k fake: waited 100ms, queued false behind "", token true, err <nil>, span k`)
+		e.expect(
+			t,
+			"TryLock",
+			"start trylock k fake",
+			`done trylock k fake: waited 100ms, queued false behind "", token true, err <nil>, span k`,
+		)
 		time.Sleep(400 * time.Millisecond)
 		synctest.Wait()
 		e.expect(t, "a renewal", "renewed k fake: 0 failures, err <nil>")
@@ -98,7 +103,11 @@ func TestObserver(t *testing.T) {
 		lease = mustLock(t, l, "k")
 		e.take()
 		_ = lease.Unlock()
-		e.expect(t, "an Unlock that fails", `lease k fake: held 0s, token true, err locker: unlock "k" (fake): the store has a fault`)
+		e.expect(
+			t,
+			"an Unlock that fails",
+			`lease k fake: held 0s, token true, err locker: unlock "k" (fake): the store has a fault`,
+		)
 
 		lease = mustLock(t, l, "k")
 		e.take()
@@ -120,7 +129,11 @@ func TestObserver(t *testing.T) {
 		e.take()
 		f.acquired[len(f.acquired)-1].ReportLost(errFault)
 		synctest.Wait()
-		e.expect(t, "a loss that the backend reports", `lease k fake: held 0s, token true, err locker: lease "k" (fake): lease lost: the store has a fault`)
+		e.expect(
+			t,
+			"a loss that the backend reports",
+			`lease k fake: held 0s, token true, err locker: lease "k" (fake): lease lost: the store has a fault`,
+		)
 		_ = lease.Unlock()
 		e.expect(t, "Unlock after a loss")
 
@@ -128,16 +141,28 @@ func TestObserver(t *testing.T) {
 			return locker.Grant{}, &locker.Held{Holder: "worker 7"}
 		}
 		_, _ = l.TryLock(t.Context(), "k")
-		e.expect(t, "a refusal", "start trylock k fake",
-			`done trylock k fake: waited 0s, queued false behind "worker 7", token false, err locker: trylock "k" (fake): locked [held by worker 7], span k`)
+		e.expect(
+			t,
+			"a refusal",
+			"start trylock k fake",
+			`done trylock k fake: waited 0s, queued false behind "worker 7", token false, err locker: trylock "k" (fake): locked [held by worker 7], span k`,
+		)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		_, _ = l.Lock(ctx, "k")
 		cancel()
-		e.expect(t, "a wait that ends", "start lock k fake",
-			`done lock k fake: waited 1s, queued true behind "worker 7", token false, err locker: lock "k" (fake): context deadline exceeded [held by worker 7], span k`)
+		e.expect(
+			t,
+			"a wait that ends",
+			"start lock k fake",
+			`done lock k fake: waited 1s, queued true behind "worker 7", token false, err locker: lock "k" (fake): context deadline exceeded [held by worker 7], span k`,
+		)
 		_, _ = l.Lock(t.Context(), "")
-		e.expect(t, "a key that is not valid", "start lock  fake",
-			`done lock  fake: waited 0s, queued false behind "", token false, err locker: lock (fake): invalid key: 0 bytes long, must be 1 to 1024, span `)
+		e.expect(
+			t,
+			"a key that is not valid",
+			"start lock  fake",
+			`done lock  fake: waited 0s, queued false behind "", token false, err locker: lock (fake): invalid key: 0 bytes long, must be 1 to 1024, span `,
+		)
 
 		f.acquire, f.release, f.renew = nil, nil, nil
 		mustLock(t, l, "held")
@@ -161,12 +186,17 @@ func TestSeveralObservers(t *testing.T) {
 			},
 		}
 	}
-	l := locker.New(new(fake), locker.Observe(new(locker.Observer)),
-		locker.Observe(start("a", func(c context.Context) context.Context { return context.WithValue(c, spanKey{}, 1) })),
+	l := locker.New(
+		new(fake),
+		locker.Observe(new(locker.Observer)),
+		locker.Observe(
+			start("a", func(c context.Context) context.Context { return context.WithValue(c, spanKey{}, 1) }),
+		),
 		locker.Observe(start("b", func(context.Context) context.Context { return nil })),
 		locker.Observe(start("c", func(context.Context) context.Context { // no child of what it got
 			return context.WithValue(context.Background(), spanKey{}, 2)
-		})))
+		})),
+	)
 	defer l.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	mustLock(t, l, "k")
@@ -183,12 +213,17 @@ func TestSeveralObservers(t *testing.T) {
 func TestLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
-		logger := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelInfo, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-			if a.Key == slog.TimeKey || a.Key == "token" || a.Key == "slack" || a.Key == "pause" {
-				return slog.Attr{}
-			}
-			return a
-		}}))
+		logger := slog.New(
+			slog.NewTextHandler(
+				&out,
+				&slog.HandlerOptions{Level: slog.LevelInfo, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+					if a.Key == slog.TimeKey || a.Key == "token" || a.Key == "slack" || a.Key == "pause" {
+						return slog.Attr{}
+					}
+					return a
+				}},
+			),
+		)
 		expect := func(when, want string) {
 			t.Helper()
 			synctest.Wait()

@@ -22,6 +22,9 @@ const (
 	// for the names of what it keeps beside the locks.
 	MaxKeyLen = 1024
 
+	// MaxSlots is the greatest number that the option Slots accepts.
+	MaxSlots = 10_000
+
 	// MaxHolderLen is the length in bytes of the longest name that the option Holder accepts.
 	MaxHolderLen = 128
 )
@@ -79,9 +82,42 @@ func NoRenew() CallOption {
 	return callOption(func(s *settings) error { s.noRenew = true; return nil })
 }
 
+// Shared lets the lock be held by any number of those who ask for it so, and by nobody else: they are readers, and those
+// who ask for it without this option are writers. Whoever waits, of either kind, is not overtaken. A reader's lease is its
+// own: it ends or is lost without the others. A reader cannot become a writer: unlock, and lock again. (Two who wait
+// for each other's end would never become one.)
+//
+// The fencing token is greater than those of all who held the lock before, and different for each reader. A resource
+// compares a reader's token with its fence, and does not store it: another reader may have a smaller one.
+//
+// memlock and etcdlock have such locks. With a backend that has none, Lock and TryLock return errors.ErrUnsupported: see
+// Features.
+func Shared() CallOption {
+	return callOption(func(s *settings) error { s.mode, s.slots = ModeShared, 0; return nil })
+}
+
+// Slots lets the lock be held by up to n who ask for it so, and by nobody else: a semaphore whose permits are leases.
+// Lease.Slot tells which of the numbers 0 to n-1 a holder has; no other holder has it at the same time. A slot whose
+// holder dies is free after its TTL. Whoever waits is not overtaken.
+//
+// All should ask for the same n. Where they do not, one who asks for n gets a slot while there are fewer than n holders.
+// Slots(1) excludes everybody, like a lock without the option. Keep a fence for each slot: a token is greater than those
+// of all who had any slot before. n is 1 to MaxSlots, or else ErrInvalidOption.
+//
+// memlock has such locks. With a backend that has none, Lock and TryLock return errors.ErrUnsupported: see Features.
+func Slots(n int) CallOption {
+	return callOption(func(s *settings) error {
+		if n < 1 || n > MaxSlots {
+			return fmt.Errorf("%w: Slots(%d), must be 1 to %d", ErrInvalidOption, n, MaxSlots)
+		}
+		s.mode, s.slots = ModeSlots, n
+		return nil
+	})
+}
+
 // Holder gives the holder of the lease a name for people: whoever is refused the key is told it, in Error.Holder. It
-// plays no part in ownership, which is decided by a random Owner id, and need not be unique. At most MaxHolderLen bytes of
-// valid UTF-8.
+// plays no part in ownership, which is decided by a random Owner id, and need not be unique. At most MaxHolderLen bytes
+// of valid UTF-8.
 func Holder(name string) CallOption {
 	return callOption(func(s *settings) error {
 		if len(name) > MaxHolderLen || !utf8.ValidString(name) {

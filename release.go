@@ -26,7 +26,7 @@ func (c *Client) release(g Grant, until time.Time, left time.Duration, call *cal
 		if failure != nil && errors.Is(err, errTooLate) {
 			return failure // the pause took longer than it should have; this one says why it failed
 		}
-		failure, call = err, new(callCtx)
+		failure, call = reason(failure, err), new(callCtx)
 		pause := jittered(delay)
 		if time.Until(until) <= pause {
 			return failure

@@ -164,14 +164,8 @@ func (b *renewals) done(i int, r Renewal) {
 	}
 }
 
-// failedLocked notes why a renewal failed, for the case that the lease ends without another. A failure that does not
-// pass by itself, like a changed password, stays the reason until a renewal succeeds: the last attempts often have no
-// time for an answer.
-func (l *Lease) failedLocked(err error) {
-	if l.failure == nil || passes(l.failure) || !passes(err) {
-		l.failure = classified(err)
-	}
-}
+// failedLocked notes why a renewal failed, for the case that the lease ends without another.
+func (l *Lease) failedLocked(err error) { l.failure = reason(l.failure, classified(err)) }
 
 // finish gives those that have no result this one.
 func (b *renewals) finish(err error) {

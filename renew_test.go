@@ -276,3 +276,27 @@ func TestUnlockedWhileItsRenewalIsDue(t *testing.T) {
 		}
 	})
 }
+
+// A store that refuses every renewal is asked again at intervals that have to do with the TTL: fewer than a hundred
+// times until the lease ends.
+func TestFailingRenewalsArePaced(t *testing.T) {
+	for _, ttl := range []time.Duration{100 * time.Millisecond, 10 * time.Second, time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			f := &fake{renew: func(_ context.Context, gs []locker.Grant) []error {
+				return slices.Repeat([]error{errFault}, len(gs))
+			}}
+			l := locker.New(f, locker.TTL(ttl))
+			lease, err := l.TryLock(t.Context(), "k")
+			if err != nil {
+				t.Fatal(err)
+			}
+			<-lease.Done()
+			if n := len(f.renewals); n < 3 || n > 100 {
+				t.Errorf("TTL %v: %d renewals; want 3 to 100", ttl, n)
+			}
+			if err := l.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

@@ -44,6 +44,21 @@ func (s *schedule) remove(l *Lease) {
 	// The timer is left as it is: to fire once for nothing is cheaper than to be set anew at each Unlock.
 }
 
+// few is how many leases to remove one by one at most: for more it costs less to look at all once.
+func (s *schedule) few() int { return 64 + len(s.leases)/64 }
+
+// removeAll removes many leases, all of which are scheduled.
+func (s *schedule) removeAll(gone []*Lease) {
+	for _, l := range gone {
+		l.index = unscheduled
+	}
+	s.leases = slices.DeleteFunc(s.leases, func(l *Lease) bool { return l.index == unscheduled })
+	for i, l := range s.leases {
+		l.index = i
+	}
+	heap.Init(&s.leases)
+}
+
 // stop disarms the schedule for good; Client.closed keeps it so.
 func (s *schedule) stop() {
 	if s.timer != nil {
@@ -119,7 +134,7 @@ const mostDue = 2 * mostTogether
 // dueLocked ends the leases whose deadline has passed, and returns those that are to be renewed, in the order of
 // urgency.
 func (c *Client) dueLocked(now time.Time) (ends []ending, due []*Lease) {
-	few := 64 + len(c.leases)/64 // to end one by one costs much more than to look at all once, if they are many
+	few := c.few()
 	for len(c.leases) > 0 && len(due) < mostDue {
 		l := c.leases[0]
 		if !now.Before(l.deadline) {
@@ -147,20 +162,16 @@ func (c *Client) dueLocked(now time.Time) (ends []ending, due []*Lease) {
 
 // endAllLocked ends all leases whose deadline has passed, in one go.
 func (c *Client) endAllLocked(now time.Time, ends []ending) []ending {
-	ends = slices.Grow(ends, len(c.leases))
-	held := c.leases[:0]
+	var over []*Lease
 	for _, l := range c.leases {
-		if now.Before(l.deadline) {
-			l.index = len(held)
-			held = append(held, l)
-			continue
+		if !now.Before(l.deadline) {
+			over = append(over, l)
 		}
-		l.index = unscheduled
+	}
+	c.schedule.removeAll(over)
+	for _, l := range over {
 		ends = append(ends, l.expireLocked())
 	}
-	clear(c.leases[len(held):])
-	c.leases = held
-	heap.Init(&c.leases)
 	return ends
 }
 

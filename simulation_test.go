@@ -128,7 +128,8 @@ func (m *model) try(r locker.Request) (locker.Grant, error) {
 		select {
 		case <-m.dones[o]:
 		default:
-			m.t.Errorf("granted to %v while %v believes in its lease until %v (now %v), err %v", r.Owner, o, l.Deadline(), now, l.Err())
+			m.t.Errorf("granted to %v while %v believes in its lease until %v (now %v), err %v", r.Owner, o,
+				l.Deadline(), now, l.Err())
 		}
 		select {
 		case <-m.ctxs[o].Done():
@@ -365,7 +366,8 @@ func simulate(t *testing.T, f locker.Features, ttl time.Duration, chaos float64,
 				if e.g.Holder == "0" {
 					continue
 				}
-				t.Errorf("%s held by %v, unlocked %v, released %v (unfreed %d)", k, e.g.Owner, m.unlocked[e.g.Owner], m.dead[e.g.Owner], unfreed)
+				t.Errorf("%s held by %v, unlocked %v, released %v (unfreed %d)", k, e.g.Owner, m.unlocked[e.g.Owner],
+					m.dead[e.g.Owner], unfreed)
 			}
 		}
 		m.mu.Unlock()

@@ -22,7 +22,8 @@ type unanswered struct{ n atomic.Int32 }
 // overwhelmed returns an error if they are too many.
 func (u *unanswered) overwhelmed() error {
 	if n := u.n.Load(); n >= mostUnanswered {
-		return fmt.Errorf("%w: it has not answered %d earlier calls, and is not asked again before it does", ErrUnavailable, n)
+		return fmt.Errorf("%w: it has not answered %d earlier calls, and is not asked again before it does",
+			ErrUnavailable, n)
 	}
 	return nil
 }

@@ -74,8 +74,10 @@ func TestWaitRidesOut(t *testing.T) {
 			}))
 			start := time.Now()
 			lease, err := l.Lock(t.Context(), "k")
-			if took := time.Since(start); err != nil || took < 2*time.Minute || took > 2*time.Minute+100*time.Millisecond {
-				t.Fatalf("queue %v: Lock: %v after %v; want the lock when it is free, after two minutes", queue, err, took)
+			if took := time.Since(start); err != nil || took < 2*time.Minute ||
+				took > 2*time.Minute+100*time.Millisecond {
+				t.Fatalf("queue %v: Lock: %v after %v; want the lock when it is free, after two minutes", queue, err,
+					took)
 			}
 			if n := len(retries); n < 25 || n > 100 {
 				t.Errorf("queue %v: %d attempts in an outage of a minute", queue, n)
@@ -123,7 +125,8 @@ func TestWaitDoesNotRideOut(t *testing.T) {
 					start := time.Now()
 					_, err := l.Lock(t.Context(), "k")
 					if took := time.Since(start); !errors.Is(err, failure) || took > from+100*time.Millisecond {
-						t.Errorf("queue %v, answered %v: Lock: %v after %v; want %v at once", queue, answered, err, took-from, failure)
+						t.Errorf("queue %v, answered %v: Lock: %v after %v; want %v at once", queue, answered, err,
+							took-from, failure)
 					}
 					start = time.Now()
 					if _, err := l.TryLock(t.Context(), "k"); !errors.Is(err, failure) || time.Since(start) > 0 {
@@ -153,8 +156,10 @@ func TestWaitEndsWhileItRidesOut(t *testing.T) {
 			start := time.Now()
 			_, err := l.Lock(ctx, "k")
 			var e *locker.Error
-			if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, errFault) || time.Since(start) != time.Minute {
-				t.Errorf("queue %v: Lock: %v after %v; want DeadlineExceeded after a minute, with the fault", queue, err, time.Since(start))
+			if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, errFault) ||
+				time.Since(start) != time.Minute {
+				t.Errorf("queue %v: Lock: %v after %v; want DeadlineExceeded after a minute, with the fault", queue,
+					err, time.Since(start))
 			}
 			if !errors.As(err, &e) || e.Holder != "worker 7" {
 				t.Errorf("queue %v: Lock: %v; want that worker 7 held it", queue, err)
@@ -301,4 +306,41 @@ func TestWaitersInAStormOfFailures(t *testing.T) {
 		}
 		_ = m.Close()
 	})
+}
+
+// lateContext tells of its end when its deadline has passed for a while, as on a busy machine.
+type lateContext struct {
+	context.Context
+	deadline time.Time
+}
+
+func (c lateContext) Deadline() (time.Time, bool) { return c.deadline, true }
+
+// A call says why its ctx has ended, also if the store's client notices that earlier than ctx.
+func TestCauseOfALateContext(t *testing.T) {
+	for _, test := range []struct {
+		late time.Duration
+		want error
+	}{{100 * time.Millisecond, errFault}, {time.Minute, context.DeadlineExceeded}} {
+		synctest.Test(t, func(t *testing.T) {
+			deadline := time.Now().Add(time.Second)
+			ctx, cancel := context.WithDeadlineCause(t.Context(), deadline.Add(test.late), errFault)
+			defer cancel()
+			l := locker.New(&outage{fake: new(fake), held: func() bool { return false }, fails: func() error {
+				time.Sleep(time.Until(deadline))
+				return context.DeadlineExceeded // that of the connection
+			}}, locker.TTL(time.Minute))
+			for what, lock := range map[string]lockFunc{
+				"Lock": l.Lock, "TryLock": l.TryLock,
+			} {
+				_, err := lock(lateContext{ctx, deadline}, "k")
+				if !errors.Is(err, test.want) || !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("%s, ctx is late by %v: %v; want %v", what, test.late, err, test.want)
+				}
+			}
+			if err := l.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }

@@ -20,12 +20,12 @@ import (
 //	Handoff                   from the call of Unlock to the return of a Lock that waits in another Locker
 //	Held/leases=1000          one Locker that holds and renews a thousand leases
 //
-// The first two report ns/op over all goroutines, the same as ops/s, and how long a Lock with its Unlock took for the one who
-// called them, as p50-ns and p99-ns. What counts on a contended key is p99-ns: without a waiting line, the same Locker may have
-// it again and again while others wait, with much to show in ops/s. Handoff reports p50-ns and p99-ns. Held reports memory per
-// lease (B/lease), goroutines that exist because of all of them, and the time of processors that this process spends on one
-// renewal of one lease (cpu-ns/renewal; not on all systems). It fails if a lease is lost: a store that cannot renew a thousand
-// in the second that is their TTL needs a longer Harness.TTL.
+// The first two report ns/op over all goroutines, the same as ops/s, and how long a Lock with its Unlock took for the
+// one who called them, as p50-ns and p99-ns. What counts on a contended key is p99-ns: without a waiting line, the same
+// Locker may have it again and again while others wait, with much to show in ops/s. Handoff reports p50-ns and p99-ns.
+// Held reports memory per lease (B/lease), goroutines that exist because of all of them, and the time of processors
+// that this process spends on one renewal of one lease (cpu-ns/renewal; not on all systems). It fails if a lease is
+// lost: a store that cannot renew a thousand in the second that is their TTL needs a longer Harness.TTL.
 //
 // Machines differ, and so does one from minute to minute: compare figures of the same run. Compare runs with benchstat.
 func Bench(b *testing.B, h Harness) {
@@ -235,8 +235,8 @@ func heap() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// latencies counts durations in buckets whose width is a thirty-second of what is in them, or less. It allocates nothing, so as
-// not to be measured itself.
+// latencies counts durations in buckets whose width is a thirty-second of what is in them, or less. It allocates
+// nothing, so as not to be measured itself.
 type latencies struct {
 	count   int
 	buckets [64 * perDoubling]int

@@ -20,7 +20,8 @@ func BenchmarkReference(b *testing.B) {
 // TestBench proves that each benchmark comes to its end and reports what it says, not how fast anything is.
 func TestBench(t *testing.T) {
 	t.Parallel()
-	out, err := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^$", "-test.bench=^BenchmarkReference$", "-test.benchtime=3x").CombinedOutput()
+	out, err := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^$", "-test.bench=^BenchmarkReference$", "-test.benchtime=3x").
+		CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}

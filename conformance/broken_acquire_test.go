@@ -188,7 +188,9 @@ var waitingDefects = []defect{
 		name:   "ctx ignored while waiting",
 		locker: func(_ *testing.T, l locker.Locker) locker.Locker { return waitsForever{l} },
 		caught: []string{"waiting/Cancelled", "waiting/DeadlineExceeded", "waiting/HungStore"},
-		fine:   []string{"waiting/WakesOnRelease", "waiting/AlreadyCancelled", "waiting/WaitDoesNotBoundHold", "exclusion/OneHolder"},
+		fine: []string{
+			"waiting/WakesOnRelease", "waiting/AlreadyCancelled", "waiting/WaitDoesNotBoundHold", "exclusion/OneHolder",
+		},
 	},
 	{
 		name:   "a ctx that has ended is not looked at",

@@ -16,10 +16,12 @@ import (
 // ownershipDefects are broken in whose lock they release, and when.
 var ownershipDefects = []defect{
 	{
-		name:   "no owner check on release",
-		store:  func(s *store) { s.mayRelease = func(_, _ locker.Request) bool { return true } },
-		caught: []string{"unlock/StaleCannotFreeSuccessor", "waiting/LostReply", "backend/OwnerDecides", "backend/UnknownOutcome"},
-		fine:   []string{"unlock/FreesAtOnce", "lease/NeverResurrects", "lease/DoneBeforeRival", "backend/AcquireAgain"},
+		name:  "no owner check on release",
+		store: func(s *store) { s.mayRelease = func(_, _ locker.Request) bool { return true } },
+		caught: []string{
+			"unlock/StaleCannotFreeSuccessor", "waiting/LostReply", "backend/OwnerDecides", "backend/UnknownOutcome",
+		},
+		fine: []string{"unlock/FreesAtOnce", "lease/NeverResurrects", "lease/DoneBeforeRival", "backend/AcquireAgain"},
 	},
 	{
 		name: "release by prefix compare",
@@ -161,10 +163,12 @@ func (b releaseSaysLost) Release(ctx context.Context, g locker.Grant) error {
 // leaseDefects are broken in how long a lock lasts, and in what its holder is told of that.
 var leaseDefects = []defect{
 	{
-		name:   "TTL ignored",
-		store:  func(s *store) { s.keptFor = func(time.Duration) time.Duration { return time.Hour } },
-		caught: []string{"waiting/WakesOnExpiry", "lease/ExpiresWhenAbandoned", "lease/NoRenew", "lease/TTLGranularity"},
-		fine:   []string{"exclusion/OneHolder", "unlock/FreesAtOnce", "lease/OutlivesTTL", "lease/NeverResurrects"},
+		name:  "TTL ignored",
+		store: func(s *store) { s.keptFor = func(time.Duration) time.Duration { return time.Hour } },
+		caught: []string{
+			"waiting/WakesOnExpiry", "lease/ExpiresWhenAbandoned", "lease/NoRenew", "lease/TTLGranularity",
+		},
+		fine: []string{"exclusion/OneHolder", "unlock/FreesAtOnce", "lease/OutlivesTTL", "lease/NeverResurrects"},
 	},
 	{
 		name:    "TTL set in a second step",
@@ -196,20 +200,26 @@ var leaseDefects = []defect{
 		name:    "renewals told when all are known",
 		backend: func(_ *testing.T, c *client) locker.Backend { return newOneHangs(c, false) },
 		caught:  []string{"lease/RenewedSeparately"},
-		fine:    []string{"lease/OutlivesTTL", "lease/NeverResurrects", "backend/OwnerDecides", "backend/ExpiredIsGone"},
+		fine: []string{
+			"lease/OutlivesTTL", "lease/NeverResurrects", "backend/OwnerDecides", "backend/ExpiredIsGone",
+		},
 	},
 	{
 		name:    "renewals one after the other",
 		backend: func(_ *testing.T, c *client) locker.Backend { return renewsInTurn{queued{c}, make(chan struct{}, 1)} },
 		caught:  []string{"lease/RenewedSeparately"},
-		fine:    []string{"lease/OutlivesTTL", "lease/NeverResurrects", "backend/OwnerDecides", "backend/ExpiredIsGone"},
+		fine: []string{
+			"lease/OutlivesTTL", "lease/NeverResurrects", "backend/OwnerDecides", "backend/ExpiredIsGone",
+		},
 	},
 	{
 		name: "renewals told of another grant",
 		backend: func(_ *testing.T, c *client) locker.Backend {
-			return tellsRenewals{queued{c}, func(i, n int, r locker.Renewal, done func(int, locker.Renewal)) { done(n-1-i, r) }}
+			return tellsRenewals{
+				queued{c}, func(i, n int, r locker.Renewal, done func(int, locker.Renewal)) { done(n-1-i, r) },
+			}
 		},
-		caught: []string{"lease/RenewedSeparately"},
+		caught: []string{"lease/RenewalResults"},
 		fine:   []string{"lease/OutlivesTTL", "lease/NeverResurrects", "backend/OwnerDecides", "backend/ExpiredIsGone"},
 	},
 	{
@@ -221,7 +231,7 @@ var leaseDefects = []defect{
 				}
 			}}
 		},
-		caught: []string{"lease/RenewedSeparately"},
+		caught: []string{"lease/RenewalResults"},
 		fine:   []string{"lease/OutlivesTTL", "lease/NeverResurrects", "backend/OwnerDecides", "backend/ExpiredIsGone"},
 	},
 	{
@@ -234,14 +244,16 @@ var leaseDefects = []defect{
 				}
 			}}
 		},
-		caught: []string{"lease/RenewedSeparately"},
+		caught: []string{"lease/RenewalResults"},
 		fine:   []string{"lease/OutlivesTTL", "lease/NeverResurrects", "backend/OwnerDecides", "backend/ExpiredIsGone"},
 	},
 	{
 		name:    "renewals change what they were given",
 		backend: func(_ *testing.T, c *client) locker.Backend { return sortsGrants{queued{c}} },
-		caught:  []string{"lease/RenewedSeparately"},
-		fine:    []string{"lease/OutlivesTTL", "lease/NeverResurrects", "backend/OwnerDecides", "backend/ExpiredIsGone"},
+		caught:  []string{"lease/RenewalResults"},
+		fine: []string{
+			"lease/OutlivesTTL", "lease/NeverResurrects", "backend/OwnerDecides", "backend/ExpiredIsGone",
+		},
 	},
 	{
 		name:    "an expiry told frees the key of the next holder",
@@ -259,7 +271,9 @@ var leaseDefects = []defect{
 		name:   "renewals ignore the owner",
 		store:  func(s *store) { s.mayRenew = func(_, _ locker.Request) bool { return true } },
 		caught: []string{"lease/NeverResurrects", "backend/OwnerDecides"},
-		fine:   []string{"exclusion/OneHolder", "unlock/StaleCannotFreeSuccessor", "lease/OutlivesTTL", "lease/NoRenew"},
+		fine: []string{
+			"exclusion/OneHolder", "unlock/StaleCannotFreeSuccessor", "lease/OutlivesTTL", "lease/NoRenew",
+		},
 	},
 	{
 		name: "a failed renewal is final",
@@ -280,7 +294,9 @@ var leaseDefects = []defect{
 			}}
 		},
 		caught: []string{"lease/DoneBeforeRival"},
-		fine:   []string{"lease/OutlivesTTL", "lease/NeverResurrects", "lease/RidesOutOneFailedRenewal", "lease/NoRenew"},
+		fine: []string{
+			"lease/OutlivesTTL", "lease/NeverResurrects", "lease/RidesOutOneFailedRenewal", "lease/NoRenew",
+		},
 	},
 	{
 		name: "loss never signalled",
@@ -303,8 +319,10 @@ var leaseDefects = []defect{
 		backend: func(_ *testing.T, c *client) locker.Backend {
 			return grantsWith{queued{c}, func(g *locker.Grant) { g.TTL *= 10 }}
 		},
-		caught: []string{"unlock/ReportsLoss", "lease/ErrSaysLost", "lease/DoneBeforeRival", "lease/OutlivesTTL", "lease/TTLGranularity"},
-		fine:   []string{"exclusion/OneHolder", "waiting/Cancelled", "unlock/FreesAtOnce"},
+		caught: []string{
+			"unlock/ReportsLoss", "lease/ErrSaysLost", "lease/DoneBeforeRival", "lease/OutlivesTTL", "lease/TTLGranularity",
+		},
+		fine: []string{"exclusion/OneHolder", "waiting/Cancelled", "unlock/FreesAtOnce"},
 	},
 	{
 		name: "deadlines by the wall clock",
@@ -517,10 +535,12 @@ func (b grantsWith) Wait(ctx context.Context, r locker.Request) (locker.Grant, e
 // tokenDefects are broken in their fencing tokens.
 var tokenDefects = []defect{
 	{
-		name:   "token constant",
-		store:  func(s *store) { s.mint = func(uint64) uint64 { return 1 } },
-		caught: []string{"fencing/StrictlyIncreasing", "fencing/StableDuringHold", "fencing/SurvivesRestart", "fencing/StaleWriterIsRefused"},
-		fine:   []string{"exclusion/OneHolder", "lease/OutlivesTTL"},
+		name:  "token constant",
+		store: func(s *store) { s.mint = func(uint64) uint64 { return 1 } },
+		caught: []string{
+			"fencing/StrictlyIncreasing", "fencing/StableDuringHold", "fencing/SurvivesRestart", "fencing/StaleWriterIsRefused",
+		},
+		fine: []string{"exclusion/OneHolder", "lease/OutlivesTTL"},
 	},
 	{
 		name: "token repeating",

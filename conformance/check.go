@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
+	"runtime/pprof"
 	"slices"
 	"sync"
 	"testing"
@@ -20,84 +22,175 @@ import (
 type check struct {
 	t       *testing.T
 	h       Harness
+	rule    string // group/Rule
 	ttl     time.Duration
+	attempt int             // 1 at first: see verdict
+	lasts   time.Duration   // for which the body may run beyond patience
 	ctx     context.Context // ends when the watchdog loses patience
 	helpers sync.WaitGroup  // goroutines of the body
 
 	mu       sync.Mutex
+	random   *rand.Rand
+	drew     bool // something at random
 	problems []problem
 	gaps     []gap
+	opening  sync.Mutex // held by who opens a Locker, and cuts it off
 	opened   []locker.Locker
+	cuts     []func() // what heals them
 }
 
-// run runs the rule's body and returns what it found, and what it could not look at. A body that hangs is given up after a
-// while.
-func (r rule) run(t *testing.T, h Harness) ([]problem, []gap) {
-	patience := 20*time.Second + 60*h.TTL
+// patience is for how long a body may run before it is said to hang: several times what the slowest takes when each of
+// its waits fails.
+func patience(ttl time.Duration) time.Duration { return 10*time.Second + 40*ttl }
+
+// closePatience is the same for the Close of what it has opened. A Locker whose store hangs has two TTLs.
+func closePatience(ttl time.Duration) time.Duration { return 5*time.Second + 5*ttl }
+
+// run runs the rule's body once.
+func (c *check) run(body func(*check)) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	c := &check{t: t, h: h, ttl: h.TTL, ctx: ctx}
+	c.ctx = ctx
 	finished := make(chan struct{})
 	go func() {
+		// What the body starts, in the backend too, inherits the label: a panic or a hang then names the rule.
+		pprof.SetGoroutineLabels(pprof.WithLabels(ctx, pprof.Labels(ruleLabel, c.rule)))
 		defer close(finished)
 		defer c.helpers.Wait()
-		r.body(c)
+		defer c.reportPanic()
+		returned := false
+		defer func() {
+			if !returned { // it gave up: those whom it has started wait for what will not come
+				cancel()
+			}
+		}()
+		body(c)
+		returned = true
 	}()
-	watchdog := time.NewTimer(patience)
+	longest := patience(c.ttl) + c.lasts + 10*c.ttl*time.Duration(c.h.Trials/trialsAtATime)
+	watchdog := time.NewTimer(longest)
 	defer watchdog.Stop()
 	select {
 	case <-finished:
 	case <-watchdog.C:
-		c.record(1, "the test did not end within %v: something hangs\n%s", patience, goroutines())
+		c.hangs("the test did not end within %v: something hangs\n%s", longest, goroutinesOf(c.rule))
 		cancel()
 		select { // a Lock that heeds its ctx lets the body come to its end
 		case <-finished:
-		case <-time.After(h.TTL):
+		case <-time.After(c.ttl):
 		}
 	}
 	c.closeAll()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return slices.Clone(c.problems), slices.Clone(c.gaps)
 }
 
-// closeAll closes what the body has opened, without trusting Close to return.
+// closeAll heals what the body has cut and closes what it has opened, without trusting Close to return.
 func (c *check) closeAll() {
 	c.mu.Lock()
-	opened := c.opened
+	opened, cuts := c.opened, c.cuts
 	c.mu.Unlock()
+	for _, heal := range cuts {
+		heal()
+	}
 	var closing sync.WaitGroup
 	for _, l := range opened {
-		closing.Go(func() { _ = l.Close() })
+		closing.Go(func() {
+			defer c.reportPanic()
+			_ = l.Close()
+		})
 	}
 	done := make(chan struct{})
 	go func() { closing.Wait(); close(done) }()
-	patience := time.NewTimer(20*time.Second + 10*c.ttl)
-	defer patience.Stop()
+	timer := time.NewTimer(closePatience(c.ttl))
+	defer timer.Stop()
 	select {
 	case <-done:
-	case <-patience.C:
-		c.record(1, "Close did not return")
+	case <-timer.C:
+		c.hangs("Close did not return within %v\n%s", closePatience(c.ttl), goroutinesOf(c.rule))
 	}
 }
 
-func (c *check) record(skip int, format string, args ...any) {
-	_, file, line, _ := runtime.Caller(skip + 1)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.problems = append(c.problems, problem{
-		saw: fmt.Sprintf(format, args...),
-		at:  fmt.Sprintf("%s:%d", filepath.Base(file), line),
-	})
+// reportPanic is deferred by goroutines of the suite, so that a panic of the backend fails one rule, and by name.
+func (c *check) reportPanic() {
+	if v := recover(); v != nil {
+		c.add(problem{saw: fmt.Sprintf("panic: %v\n%s", v, abridged(string(debug.Stack()))), at: "panic", wrong: true})
+	}
 }
 
-// errorf records a problem and goes on.
+// add adds a problem.
+func (c *check) add(p problem) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.problems = append(c.problems, p)
+}
+
+// failed reports whether there is a problem.
+func (c *check) failed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.problems) > 0
+}
+
+// caller returns the position of a caller, as file:line.
+func caller(skip int) string {
+	_, file, line, _ := runtime.Caller(skip + 1)
+	return fmt.Sprintf("%s:%d", filepath.Base(file), line)
+}
+
+// record records a problem for which a machine that is busy may be the reason: something came too late, a lease was
+// lost because nobody came to renew it, two things happened in another order.
+func (c *check) record(skip int, format string, args ...any) {
+	c.add(problem{saw: fmt.Sprintf(format, args...), at: caller(skip + 1)})
+}
+
+// errorf is record, and goes on.
 func (c *check) errorf(format string, args ...any) { c.record(1, format, args...) }
 
-// fatalf records a problem and ends the goroutine, which is that of the body or one started with c.do.
+// fatalf is record, and ends the goroutine, which is that of the body or one started with c.do.
 func (c *check) fatalf(format string, args ...any) {
 	c.record(1, format, args...)
 	runtime.Goexit()
+}
+
+// wrongf records what is wrong however busy the machine is, such as a lock with two holders. It fails the rule at once.
+func (c *check) wrongf(format string, args ...any) {
+	c.add(problem{saw: fmt.Sprintf(format, args...), at: caller(1), wrong: true})
+}
+
+// wasWrong reports whether wrongf has been called.
+func (c *check) wasWrong() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return isWrong(c.problems)
+}
+
+// hangs is wrongf for what the watchdogs see.
+func (c *check) hangs(format string, args ...any) {
+	c.add(problem{saw: fmt.Sprintf(format, args...), at: caller(1), wrong: true, hangs: true})
+}
+
+// took checks that something that took so long was to take no longer than bound.
+func (c *check) took(took, bound time.Duration, format string, args ...any) {
+	if took > bound {
+		c.add(problem{
+			saw: fmt.Sprintf("%s took %v; want at most %v", fmt.Sprintf(format, args...), took, bound), at: caller(1),
+			over: took - bound,
+		})
+	}
+}
+
+// nothing records that a Lock has failed after so long, which was to succeed within bound.
+func (c *check) nothing(after, bound time.Duration, format string, args ...any) {
+	c.add(problem{saw: fmt.Sprintf(format, args...), at: caller(1), over: max(0, after-bound)})
+}
+
+// tookMedian is took for something that was measured several times, one of which the machine may have been late.
+func (c *check) tookMedian(took []time.Duration, bound time.Duration, format string, args ...any) {
+	if m := median(took); m > bound {
+		c.add(problem{
+			saw: fmt.Sprintf("%s took %v (median of %v); want at most %v", fmt.Sprintf(format, args...), m, took, bound),
+			at:  caller(1), over: m - bound, median: true,
+		})
+	}
 }
 
 // leaves tells that something has not been looked at.
@@ -117,19 +210,33 @@ func (c *check) has(need *hook, part string) bool {
 }
 
 // do runs f on a goroutine that the body's end waits for.
-func (c *check) do(f func()) { c.helpers.Go(f) }
+func (c *check) do(f func()) {
+	c.helpers.Go(func() {
+		defer c.reportPanic()
+		f()
+	})
+}
 
 // all runs f(0) to f(n-1) at the same time and waits for them.
 func (c *check) all(n int, f func(i int)) {
 	var wg sync.WaitGroup
 	for i := range n {
-		wg.Go(func() { f(i) })
+		wg.Go(func() {
+			defer c.reportPanic()
+			f(i)
+		})
 	}
 	wg.Wait()
 }
 
 // open returns a new, independent Locker.
 func (c *check) open(opts ...locker.Option) locker.Locker {
+	c.opening.Lock()
+	defer c.opening.Unlock()
+	return c.openLocked(opts...)
+}
+
+func (c *check) openLocked(opts ...locker.Option) locker.Locker {
 	l := c.h.Open(c.t, append([]locker.Option{locker.TTL(c.ttl)}, opts...)...)
 	c.mu.Lock()
 	c.opened = append(c.opened, l)
@@ -137,8 +244,33 @@ func (c *check) open(opts ...locker.Option) locker.Locker {
 	return l
 }
 
+// cut severs the Locker that was opened last, and returns what heals it, once. The end of the test heals it, too.
+func (c *check) cut(f Fault) (heal func()) {
+	heal = sync.OnceFunc(c.h.Cut(c.t, f))
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cuts = append(c.cuts, heal)
+	return heal
+}
+
 // key returns a key that no other test uses.
 func (c *check) key() string { return fmt.Sprintf("conformance/%016x", rand.Uint64()) }
+
+// draw returns a random number below n. The seed of all that a rule draws is in what its failure says.
+func (c *check) draw(n int) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.drew = true
+	return c.random.IntN(n)
+}
+
+// shuffle shuffles n things in place.
+func (c *check) shuffle(n int, swap func(i, j int)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.drew = true
+	c.random.Shuffle(n, swap)
+}
 
 // soon is a time by which something that needs a few round trips has happened even on a busy machine, and yet
 // well before a lease could have expired instead.
@@ -165,9 +297,32 @@ func (c *check) lock(l locker.Locker, key string, opts ...locker.CallOption) *lo
 func (c *check) takeOver(l locker.Locker, key string) *locker.Lease {
 	lease, err := l.Lock(c.within(10*c.ttl), key)
 	if err != nil {
-		c.record(1, "Lock of a key whose lease nobody renews, and which should be free after its TTL: nothing after %v: %v (mend %s first)",
-			10*c.ttl, err, firstOfExpiry)
+		c.record(1, "Lock of a key whose lease nobody renews, and which should be free after its TTL: nothing after %v: %v",
+			10*c.ttl, err)
 		runtime.Goexit()
+	}
+	return lease
+}
+
+// notRenewed returns the option by which a lease ends with its TTL, where the backend heeds it.
+func (c *check) notRenewed() []locker.CallOption {
+	if c.h.Features.RenewsItself != "" {
+		return nil
+	}
+	return []locker.CallOption{locker.NoRenew()}
+}
+
+// abandon has a new Locker lock a key, as a process would that dies at once: nobody renews or unlocks the lease.
+func (c *check) abandon(key string, opts ...locker.CallOption) *locker.Lease {
+	c.opening.Lock()
+	defer c.opening.Unlock()
+	lease, err := c.openLocked().TryLock(c.within(10*c.ttl), key, append(opts, c.notRenewed()...)...)
+	if err != nil {
+		c.record(1, "TryLock of a key that is free: %v; want a lease", err)
+		runtime.Goexit()
+	}
+	if c.h.Features.RenewsItself != "" {
+		c.cut(BlackHole)
 	}
 	return lease
 }
@@ -190,8 +345,8 @@ func (c *check) unlock(lease *locker.Lease) {
 }
 
 // refused checks that l cannot lock the key of a lease that somebody has.
-func (c *check) refused(l locker.Locker, held *locker.Lease, why string) {
-	lease, err := l.TryLock(c.within(10*c.ttl), held.Key())
+func (c *check) refused(l locker.Locker, held *locker.Lease, why string, opts ...locker.CallOption) {
+	lease, err := l.TryLock(c.within(10*c.ttl), held.Key(), opts...)
 	if err == nil {
 		loss := ""
 		if err := held.Err(); err != nil {
@@ -211,7 +366,10 @@ func (c *check) freeWithin(l locker.Locker, key string, d time.Duration, why str
 		lease, err := l.TryLock(c.within(10*c.ttl), key)
 		if err == nil {
 			if took := time.Since(start); took > d {
-				c.record(1, "the key was free only after %v %s; want within %v", took, why, d)
+				c.add(problem{
+					saw: fmt.Sprintf("the key was free only after %v %s; want within %v", took, why, d), at: caller(1),
+					over: took - d,
+				})
 			}
 			if err := lease.Unlock(); err != nil {
 				c.record(1, "Unlock: %v", err)
@@ -223,7 +381,10 @@ func (c *check) freeWithin(l locker.Locker, key string, d time.Duration, why str
 			return
 		}
 		if time.Since(start) > d+2*c.ttl {
-			c.record(1, "the key was still locked %v %s; want it free within %v", time.Since(start), why, d)
+			c.add(problem{
+				saw: fmt.Sprintf("the key was still locked %v %s; want it free within %v", time.Since(start), why, d),
+				at:  caller(1), over: time.Since(start) - d,
+			})
 			return
 		}
 		time.Sleep(c.ttl / 200)
@@ -241,17 +402,19 @@ type wait struct {
 // start calls Lock on a goroutine of its own.
 func (c *check) start(ctx context.Context, l locker.Locker, key string, opts ...locker.CallOption) *wait {
 	w := &wait{done: make(chan struct{})}
-	c.do(func() {
-		defer close(w.done)
-		w.lease, w.err = l.Lock(ctx, key, opts...)
-		w.at = time.Now()
-	})
+	c.do(func() { w.lock(ctx, l, key, opts...) })
 	return w
 }
 
+func (w *wait) lock(ctx context.Context, l locker.Locker, key string, opts ...locker.CallOption) {
+	defer close(w.done)
+	w.lease, w.err = l.Lock(ctx, key, opts...)
+	w.at = time.Now()
+}
+
 // settle gives a Lock that was started, or cancelled, the time to reach the store. What it waits for cannot be seen
-// through the interface of a Locker.
-func (c *check) settle() { time.Sleep(c.ttl / 20) }
+// through the interface of a Locker. When a rule is tried again, that has more time.
+func (c *check) settle() { time.Sleep(c.ttl / 20 << min(c.attempt-1, 3)) }
 
 // result waits for the end of the Lock, for a while longer than most contexts last.
 func (c *check) result(w *wait) (*locker.Lease, error) {
@@ -270,7 +433,7 @@ func (c *check) closedWithin(lease *locker.Lease, d time.Duration, why string) {
 	select {
 	case <-lease.Done():
 	case <-time.After(d):
-		c.record(1, "Done was not closed within %v %s", d, why)
+		c.add(problem{saw: fmt.Sprintf("Done was not closed within %v %s", d, why), at: caller(1), over: d})
 	}
 }
 

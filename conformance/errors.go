@@ -3,6 +3,8 @@ package conformance
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"time"
 
 	"github.com/lockerkit/locker"
@@ -10,13 +12,13 @@ import (
 
 var errorRules = []rule{
 	{
-		name: "Typed", body: typed,
+		name: "Typed", body: typed, expires: true,
 		did: "A key is held, waited for, unlocked and lost, and with Harness.Cut the store dies; the errors are looked at.",
 		text: "A caller can tell apart: somebody holds it; my wait ended; the store is unreachable; I had it and lost it. " +
 			"A dead store is ErrUnavailable, never ErrLocked, ErrDenied or ErrUnfit.",
 		hint: "Acquire returns a *locker.Held, or ErrLocked, and Renew and Release ErrLost, only where the store has said " +
 			"so; in all other cases what the client says, wrapped or not. ErrDenied and ErrUnfit are for what does not pass " +
-			"by itself. If " + firstOfExpiry + " fails too, mend that first.",
+			"by itself.",
 	},
 }
 
@@ -32,12 +34,15 @@ func (c *check) isJust(err, want error, when string) {
 		c.record(1, "no error %s", when)
 		return
 	}
-	if !errors.Is(err, want) {
+	expected := errors.Is(err, want)
+	if !expected {
 		c.record(1, "%s: %v; want %v", when, err, want)
 	}
 	for _, kind := range kinds {
 		if !errors.Is(kind, want) && errors.Is(err, kind) {
-			c.record(1, "%s: the error %q is a %q", when, err, kind)
+			// A store on a busy machine may not have answered in time.
+			wrong := expected || !errors.Is(kind, locker.ErrUnavailable)
+			c.add(problem{saw: fmt.Sprintf("%s: the error %q is a %q", when, err, kind), at: caller(1), wrong: wrong})
 		}
 	}
 }
@@ -45,7 +50,7 @@ func (c *check) isJust(err, want error, when string) {
 func typed(c *check) {
 	key := c.key()
 	b := c.open()
-	a := c.open()
+	a := c.open() // the last, for cut
 	lease := c.tryLock(a, key, locker.Holder("conformance-holder"))
 
 	_, err := b.TryLock(c.within(10*c.ttl), key)
@@ -58,7 +63,7 @@ func typed(c *check) {
 	} else if e.Holder != "" && e.Holder != "conformance-holder" {
 		c.errorf("the error says that %q holds the key; it is conformance-holder", e.Holder)
 	}
-	if !mentions(err, key) {
+	if err == nil || !strings.Contains(err.Error(), key) {
 		c.errorf("the text of the error does not mention the key: %v", err)
 	}
 
@@ -77,10 +82,12 @@ func typed(c *check) {
 	c.unlock(lease)
 	c.isJust(lease.Err(), locker.ErrUnlocked, "Err after Unlock")
 
-	lost := c.lock(b, key, locker.NoRenew()) // the wait that ended may take a round trip to leave the line
-	c.closedWithin(lost, 2*c.ttl, "although nothing renews the lease")
-	c.isJust(lost.Err(), locker.ErrLost, "Err after a loss")
-	c.isJust(lost.Unlock(), locker.ErrLost, "Unlock after a loss")
+	if c.h.Features.RenewsItself == "" { // else the reason of a loss is an error of a connection that was cut
+		lost := c.tryLock(b, c.key(), locker.NoRenew())
+		c.closedWithin(lost, 2*c.ttl, "although nothing renews the lease")
+		c.isJust(lost.Err(), locker.ErrLost, "Err after a loss")
+		c.isJust(lost.Unlock(), locker.ErrLost, "Unlock after a loss")
+	}
 
 	if !c.has(needsCut, "that a dead store is ErrUnavailable") {
 		return
@@ -91,7 +98,5 @@ func typed(c *check) {
 	c.isJust(err, locker.ErrUnavailable, "TryLock while the store refuses connections")
 	_, err = a.Lock(c.within(10*c.ttl), key)
 	c.isJust(err, locker.ErrUnavailable, "Lock while the store refuses connections")
-	if took := time.Since(start); took > 4*c.ttl {
-		c.errorf("it took %v to report twice that the store cannot be reached; want no longer than a TTL each", took)
-	}
+	c.took(time.Since(start), 4*c.ttl, "to report twice that the store cannot be reached, each within a TTL,")
 }

@@ -3,6 +3,7 @@ package conformance
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -11,9 +12,11 @@ import (
 
 var fencingRules = []rule{
 	{
-		name: "StrictlyIncreasing", body: strictlyIncreasing,
-		did:  "Three Lockers lock one key after Unlock, expiry, a handoff, a cancelled wait and Close, and then compete for it.",
-		text: "The token of each holder of a key is greater than that of every earlier one, whoever they were and however they ended.",
+		name: "StrictlyIncreasing", body: strictlyIncreasing, expires: true,
+		did: "Three Lockers lock one key after Unlock, expiry, a handoff, a cancelled wait and Close, and then " +
+			"compete for it.",
+		text: "The token of each holder of a key is greater than that of every earlier one, whoever they were and " +
+			"however they ended.",
 		hint: hintToken,
 	},
 	{
@@ -23,16 +26,61 @@ var fencingRules = []rule{
 		hint: hintToken,
 	},
 	{
-		name: "SurvivesRestart", body: survivesRestart, serial: true, relaxes: forgetsTokens, needs: needsRestart,
+		name: "SurvivesRestart", body: survivesRestart, expires: true, serial: true, relaxes: forgetsTokens, needs: needsRestart,
 		did:  "Harness.Restart restarts the store while a lease is held; then a new Locker locks the key; three times.",
 		text: "Tokens go on increasing when the store restarts.",
-		hint: "Keep the last token where it survives, or mint max(last + 1, the clock in µs). If the store forgets and has no clock: Features{ForgetsTokens: \"the reason\"}.",
+		hint: "Keep the last token where it survives, or mint max(last + 1, the clock in µs). If the store forgets " +
+			"and has no clock: Features{ForgetsTokens: \"the reason\"}.",
 	},
 	{
-		name: "StaleWriterIsRefused", body: staleWriterIsRefused,
-		did:  "A lease ends with its TTL and another Locker gets the key; both write to a resource that refuses tokens smaller than the greatest it has seen, the first holder last.",
-		text: "A resource that refuses tokens smaller than the greatest it has seen is safe from a holder that has lost the lock.",
+		name: "StaleWriterIsRefused", body: staleWriterIsRefused, expires: true,
+		did: "A lease ends with its TTL and another Locker gets the key; both write to a resource that refuses " +
+			"tokens smaller than the greatest it has seen, the first holder last.",
+		text: "A resource that refuses tokens smaller than the greatest it has seen is safe from a holder that has " +
+			"lost the lock.",
 		hint: hintToken,
+	},
+	{
+		name: "Remembered", body: remembered, expires: true, since: "v0.1.0",
+		did: "Keys are locked three times, and then unlocked, lost or closed; up to 2,500 other keys are locked; " +
+			"nobody locks the former for some seconds. Then another Locker locks them.",
+		text: "Tokens go on increasing however long a key has been free, whatever was locked meanwhile, and when the " +
+			"Locker that had it last has been closed.",
+		hint: hintToken + " What is kept for each key must not be evicted, nor end with a TTL, as long as the key can " +
+			"come back; unless the clock of the store is part of the token.",
+	},
+	{
+		name: "NeverWraps", body: neverWraps, since: "v0.1.0",
+		did: "Keys are locked and unlocked again and again: one of them 65,836 times in fake time, and several as " +
+			"often as they can be in a TTL otherwise.",
+		text: "Tokens have 64 bits, and increase for as long as anybody locks.",
+		hint: "Keep the counter in 64 bits, and let it increase only.",
+	},
+	{
+		name: "FollowsName", body: followsName, since: "v0.1.0",
+		did: "Lockers of different prefixes lock keys that are the same lock: prefix a with key bc is prefix ab " +
+			"with key c.",
+		text: "The token of a lock is greater than all before it of the same Request.Name(), under whatever prefix.",
+		hint: hintToken + " If it counts for each lock: by Request.Name(), and not by the prefix and the key.",
+	},
+	{
+		name: "WrongClock", body: tokensOfWrongClocks, needs: needsSkew, since: "v0.1.0",
+		did: "Two clients lock a key by turns. The wall clock of one of them is wrong, by two TTLs or a day, to " +
+			"either side.",
+		text: "Tokens increase whatever the wall clocks of the clients say.",
+		hint: "Mint tokens from a counter or the clock of the store, not from time.Now() of the client.",
+	},
+}
+
+// clockRules are those about leases that have to do with wall clocks.
+var clockRules = []rule{
+	{
+		name: "WrongClock", body: leasesOfWrongClocks, needs: needsSkew, expires: true, since: "v0.1.0",
+		did: "Clients whose wall clocks are wrong, by two TTLs or a day, to either side, hold leases, and try keys " +
+			"that others hold.",
+		text: "A lease lasts for its TTL whatever the wall clocks of the clients say, of its holder and of others.",
+		hint: "The store decides when a lease has expired, by one clock that is its own: neither the moment of " +
+			"expiry nor what it is compared with comes from time.Now() of a client.",
 	},
 }
 
@@ -45,7 +93,10 @@ type tokens struct {
 func (ts *tokens) next(lease *locker.Lease, after string) {
 	token := lease.Token()
 	if token <= ts.last {
-		ts.c.record(1, "after %s the token was %d; the holder before had %d", after, token, ts.last)
+		ts.c.add(problem{
+			saw: fmt.Sprintf("after %s the token was %d; the holder before had %d", after, token, ts.last), at: caller(1),
+			wrong: true,
+		})
 	}
 	ts.last = max(ts.last, token)
 }
@@ -62,8 +113,7 @@ func strictlyIncreasing(c *check) {
 		seen.next(lease, "Unlock")
 		c.unlock(lease)
 	}
-	_ = c.tryLock(ls[0], key, locker.NoRenew())
-	seen.last++ // at least
+	seen.next(c.abandon(key), "Unlock")
 	lease = c.takeOver(ls[1], key)
 	seen.next(lease, "expiry")
 	w := c.start(c.within(10*c.ttl), ls[2], key)
@@ -116,21 +166,21 @@ func stableDuringHold(c *check) {
 	lease := c.tryLock(a, key)
 	token := lease.Token()
 	if token == 0 {
-		c.errorf("the token is 0")
+		c.wrongf("the token is 0")
 	}
 	for range 8 {
 		time.Sleep(c.ttl / 5)
 		if got := lease.Token(); got != token {
-			c.errorf("the token of a lease changed from %d to %d", token, got)
+			c.wrongf("the token of a lease changed from %d to %d", token, got)
 		}
 	}
 	c.unlock(lease)
 	if got := lease.Token(); got != token {
-		c.errorf("the token of a lease changed from %d to %d with Unlock", token, got)
+		c.wrongf("the token of a lease changed from %d to %d with Unlock", token, got)
 	}
 	next := c.tryLock(b, key)
 	if next.Token() <= token {
-		c.errorf("after a lease that was renewed, with token %d, the next holder has token %d", token, next.Token())
+		c.wrongf("after a lease that was renewed, with token %d, the next holder has token %d", token, next.Token())
 	}
 	c.unlock(next)
 }
@@ -145,8 +195,11 @@ func survivesRestart(c *check) {
 		c.unlock(lease)
 	}
 	for range 3 {
-		lease := c.lock(before, key, locker.NoRenew()) // or a store that forgets nothing would let it live on
+		lease := c.lock(before, key, c.notRenewed()...)
 		seen.next(lease, "Unlock")
+		if c.h.Features.RenewsItself != "" { // a store that forgets nothing would let it live on
+			c.unlock(lease)
+		}
 		c.h.Restart(c.t)
 		fresh := c.open()
 		next := c.lock(fresh, key) // at once, or when the lease of before has run out
@@ -192,9 +245,9 @@ func (g *guard) write(token uint64) error {
 
 func staleWriterIsRefused(c *check) {
 	key := c.key()
-	a, b := c.open(), c.open()
+	b := c.open()
 	var g guard
-	stale := c.tryLock(a, key, locker.NoRenew())
+	stale := c.abandon(key)
 	if err := g.write(stale.Token()); err != nil {
 		c.errorf("the first holder's write: %v", err)
 	}
@@ -204,7 +257,7 @@ func staleWriterIsRefused(c *check) {
 		c.errorf("the second holder's write: %v", err)
 	}
 	if err := g.write(stale.Token()); !errors.Is(err, errStale) {
-		c.errorf("a write with token %d was accepted after one with token %d", stale.Token(), next.Token())
+		c.wrongf("a write with token %d was accepted after one with token %d", stale.Token(), next.Token())
 	}
 	if err := g.write(next.Token()); err != nil {
 		c.errorf("the second write of the same holder: %v", err)

@@ -16,8 +16,8 @@ import (
 	"testing"
 )
 
-// TestGuide does what docs/write-a-backend.md tells its readers to do, in a module outside of this one. The blocks of the page are,
-// by the word after their fence:
+// TestGuide does what docs/write-a-backend.md tells its readers to do, in a module outside of this one. The blocks of
+// the page are, by the word after their fence:
 //
 //	go FILE   a new file, or declarations that replace those of the same name in it, or are added to it
 //	sh        commands
@@ -53,7 +53,8 @@ func TestGuide(t *testing.T) {
 			t.Errorf("a block of kind %q", b[1])
 		}
 	}
-	if n := strings.Count(string(page), "\n```"); n != 2*len(blocks) || kinds["go"] == 0 || kinds["sh"] == 0 || kinds["text"] == 0 {
+	if n := strings.Count(string(page), "\n```"); n != 2*len(blocks) || kinds["go"] == 0 || kinds["sh"] == 0 ||
+		kinds["text"] == 0 {
 		t.Errorf("%d fences, but %d blocks: %v", n, len(blocks), kinds)
 	}
 	g.run("go vet ./...") // and what was written last compiles, too
@@ -149,7 +150,8 @@ func (g *guide) run(commands string) {
 		}
 		cmd := exec.CommandContext(g.t.Context(), "sh", "-c", command)
 		cmd.Dir = g.dir
-		cmd.Env = append(os.Environ(), "PWD="+g.dir, "GOFLAGS=-mod=mod", "GOPROXY=off", "GOWORK=off", "LOCKER_CONFORMANCE_REPORT=")
+		cmd.Env = append(os.Environ(), "PWD="+g.dir, "GOFLAGS=-mod=mod", "GOPROXY=off", "GOWORK=off",
+			"LOCKER_CONFORMANCE_REPORT=")
 		out, err := cmd.CombinedOutput()
 		g.output += string(out)
 		if wantFailure := bytes.Contains(out, []byte("--- FAIL")); (err != nil) != wantFailure {
@@ -163,7 +165,9 @@ var (
 	benchmark  = regexp.MustCompile(`(?m)^Benchmark\S+ .*`)
 	processors = regexp.MustCompile(`-\d+$`)
 	number     = regexp.MustCompile(`\b\d+(\.\d+)?\b`)
-	varying    = regexp.MustCompile(`"conformance/[0-9a-f]{16}"|\b[a-z]+\.go:\d+\b|\b\d+(\.\d+)?(s|ms|µs|ns)\b|\[\d( \d)+\]|\b\d+ more like it|\b\d of 9 waiters`)
+	varying    = regexp.MustCompile(
+		`"conformance/[0-9a-f]{16}"|\b[a-z]+\.go:\d+\b|\b\d+(\.\d+)?(s|ms|µs|ns)\b|\[\d( \d)+\]|\b\d+ more like it|\b\d of 9 waiters`,
+	)
 )
 
 // has checks that the commands have printed a block, as far as it can be the same. Where lines break does not matter.

@@ -3,8 +3,10 @@ package conformance
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lockerkit/locker"
@@ -17,21 +19,38 @@ import (
 
 // store is what clients reach over their links.
 type store struct {
-	mu    sync.Mutex
-	held  map[string]*record
-	lines map[string][]*waiter // in order of arrival
-	token uint64               // the last one given, for whatever key
+	mu     sync.Mutex
+	held   map[string]*record   // exclusively
+	beside map[string][]*record // in another mode
+	lines  map[string][]*waiter // in order of arrival
+	token  uint64               // the last one given, for whatever key
 
 	// What broken stores do in another way.
 	nameOf     func(locker.Request) string
 	mayRelease func(holder, caller locker.Request) bool
 	mayRenew   func(holder, caller locker.Request) bool
 	keptFor    func(ttl time.Duration) time.Duration
-	knows      func(holder, caller locker.Request) bool   // that the caller is the holder, who asks again
-	mint       func(last uint64) uint64                   // returns the next token
-	tells      func(holder, caller locker.Request) string // the holder's name
-	turn       func(waiting int) int                      // returns whose turn in the line it is
+	knows      func(holder, caller locker.Request) bool          // that the caller is the holder, who asks again
+	mint       func(last uint64) uint64                          // returns the next token
+	tells      func(holder, caller locker.Request) string        // the holder's name
+	turn       func(waiting int) int                             // returns whose turn in the line it is
+	lineOf     func(locker.Request) string                       // returns the name of the line
+	granted    func(s *store, name string)                       // is called with each grant
+	arrange    func(what event, line []*waiter, i int) []*waiter // changes a line when something happens to that with index i
+	calls      *calls                                            // another kind of line, if not nil: see calling
+	counts     *countsKeys                                       // mints the tokens instead, if it is not nil
+	modes      modes
 }
+
+// event is what happens to a line.
+type event int
+
+const (
+	joined  event = iota // the last in it is new
+	leaves               // somebody gives up
+	freed                // it is the turn of the next
+	renewed              // the holder's lease was
+)
 
 // record is a lock that is held. It expires by its timer: if the store has a record, it is valid.
 type record struct {
@@ -43,13 +62,15 @@ type record struct {
 // waiter is somebody in line.
 type waiter struct {
 	request locker.Request
+	from    *link
 	granted chan locker.Grant // has room for the one grant
 }
 
 func newStore() *store {
 	sameOwner := func(holder, caller locker.Request) bool { return holder.Owner == caller.Owner }
-	return &store{
+	s := &store{
 		held:       make(map[string]*record),
+		beside:     make(map[string][]*record),
 		lines:      make(map[string][]*waiter),
 		nameOf:     locker.Request.Name,
 		mayRelease: sameOwner,
@@ -59,7 +80,12 @@ func newStore() *store {
 		mint:       func(last uint64) uint64 { return last + 1 },
 		tells:      func(holder, _ locker.Request) string { return holder.Holder },
 		turn:       func(int) int { return 0 },
+		granted:    func(*store, string) {},
+		arrange:    func(_ event, line []*waiter, _ int) []*waiter { return line },
 	}
+	s.lineOf = func(r locker.Request) string { return s.nameOf(r) }
+	s.modes = referenceModes()
+	return s
 }
 
 // acquire, as the methods that follow it, is called with mu held.
@@ -67,7 +93,7 @@ func (s *store) acquire(r locker.Request) (locker.Grant, error) {
 	held := s.held[s.nameOf(r)]
 	switch {
 	case held == nil:
-		return s.grant(r), nil
+		return s.acquireBeside(r)
 	case s.knows(held.grant.Request, r):
 		s.expireAfter(held, r.TTL)
 		return held.grant, nil
@@ -77,11 +103,18 @@ func (s *store) acquire(r locker.Request) (locker.Grant, error) {
 
 // grant gives the key to r, whoever had it.
 func (s *store) grant(r locker.Request) locker.Grant {
-	s.token = s.mint(s.token)
+	if s.token = s.mint(s.token); s.counts != nil {
+		s.token = s.counts.mint(r)
+	}
 	// The store's clock is that of its clients: to count from here is safe.
 	held := &record{grant: locker.Grant{Request: r, Token: s.token, Sent: time.Now()}}
-	s.held[s.nameOf(r)] = held
+	if r.Mode != locker.ModeExclusive {
+		return s.grantBeside(held)
+	}
+	name := s.nameOf(r)
+	s.held[name] = held
 	s.expireAfter(held, r.TTL)
+	s.granted(s, name)
 	return held.grant
 }
 
@@ -104,15 +137,24 @@ func (s *store) expireAfter(held *record, ttl time.Duration) {
 
 // free takes the key away from its holder and gives it to the next in line.
 func (s *store) free(name string) {
-	if held := s.held[name]; held != nil {
-		held.timer.Stop()
-		delete(s.held, name)
+	held := s.held[name]
+	if held == nil {
+		s.freeBeside(name, func(*record) bool { return true })
+		return
 	}
-	if line := s.lines[name]; len(line) > 0 {
+	held.timer.Stop()
+	delete(s.held, name)
+	if s.calls != nil {
+		s.calls.callFirst(s, name)
+	}
+	at := s.lineOf(held.grant.Request)
+	if line := s.lines[at]; len(line) > 0 {
+		line = s.arrange(freed, line, 0)
 		i := s.turn(len(line))
 		next := line[i]
-		s.lines[name] = slices.Delete(line, i, i+1)
+		s.lines[at] = slices.Delete(line, i, i+1)
 		next.granted <- s.grant(next.request)
+		s.serveBeside(s.nameOf(next.request), at)
 	}
 }
 
@@ -123,24 +165,45 @@ func (s *store) join(w *waiter) {
 		w.granted <- g
 		return
 	}
-	name := s.nameOf(w.request)
-	s.lines[name] = append(s.lines[name], w)
-	w.request.ReportHolder(s.tells(s.held[name].grant.Request, w.request))
+	at := s.lineOf(w.request)
+	s.lines[at] = s.arrange(joined, append(s.lines[at], w), len(s.lines[at]))
+	w.request.ReportHolder(s.tells(s.holderOf(s.nameOf(w.request)), w.request))
 }
 
 func (s *store) renew(g locker.Grant) error {
+	if g.Mode != locker.ModeExclusive {
+		return s.renewBeside(g)
+	}
 	held := s.held[s.nameOf(g.Request)]
 	if held == nil || !s.mayRenew(held.grant.Request, g.Request) {
 		return locker.ErrLost
 	}
 	s.expireAfter(held, g.TTL)
+	name := s.nameOf(g.Request)
+	if line := s.lines[name]; len(line) > 0 {
+		s.lines[name] = s.arrange(renewed, line, 0)
+	}
 	return nil
+}
+
+// leave takes an owner out of a line.
+func (s *store) leave(at string, owner locker.Owner) {
+	of := func(w *waiter) bool { return w.request.Owner == owner }
+	if i := slices.IndexFunc(s.lines[at], of); i >= 0 {
+		s.lines[at] = slices.DeleteFunc(s.arrange(leaves, s.lines[at], i), of)
+		if s.modes.servesWhenOneLeaves {
+			s.serveBeside(at, at) // those behind may have waited for this one alone
+		}
+	}
 }
 
 // release leaves nothing of the owner of g behind, nor in line.
 func (s *store) release(g locker.Grant) error {
 	name := s.nameOf(g.Request)
-	s.lines[name] = slices.DeleteFunc(s.lines[name], func(w *waiter) bool { return w.request.Owner == g.Owner })
+	s.leave(s.lineOf(g.Request), g.Owner)
+	if g.Mode != locker.ModeExclusive {
+		return s.releaseBeside(g)
+	}
 	held := s.held[name]
 	if held == nil || !s.mayRelease(held.grant.Request, g.Request) {
 		return locker.ErrLost
@@ -154,13 +217,18 @@ var (
 	errReset   = errors.New("connection reset")
 )
 
-// link is the connection between one client and the store.
+// late is a fifth of the TTL, by which the links delay: see DelayReplies.
+const late = time.Second / 5
+
+// link is the connection between one client and the store. Each request is on its own: those that come late may come in
+// another order.
 type link struct {
 	mu      sync.Mutex
 	severed bool
 	fault   Fault         // if severed
 	hanging []func()      // requests to be carried when the link is healed
 	reset   chan struct{} // closed when the connection breaks, and made anew
+	skew    atomic.Int64  // by how much the wall clock of the client is wrong
 }
 
 func (l *link) cut(f Fault) {
@@ -209,6 +277,14 @@ func (l *link) carry(ctx context.Context, request func()) error {
 		l.hanging = append(l.hanging, func() { request(); close(answered) })
 	case DropReplies:
 		request()
+	case DelayReplies:
+		request()
+		time.AfterFunc(late, func() { close(answered) })
+	case LateRequests:
+		time.AfterFunc(rand.N(late), func() {
+			request()
+			close(answered)
+		})
 	}
 	l.mu.Unlock()
 	select {
@@ -226,6 +302,9 @@ type client struct {
 	store *store
 	link  *link
 }
+
+// now is what the wall clock of the client says. The reference does not ask it.
+func (c *client) now() time.Time { return time.Now().Add(time.Duration(c.link.skew.Load())) }
 
 // ask has the store do something, with its mutex held.
 func (c *client) ask(ctx context.Context, do func(*store)) error {
@@ -279,11 +358,13 @@ func (c *client) Release(ctx context.Context, g locker.Grant) error {
 // queued is a backend with the store's own waiting line.
 type queued struct{ *client }
 
-func (queued) Features() locker.Features { return locker.Features{Queue: true} }
+func (queued) Features() locker.Features {
+	return locker.Features{Queue: true, Shared: true, Slots: true}
+}
 
 // Wait implements locker.Queue. After an error locker.New calls Release, which leaves the line.
 func (q queued) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
-	w := &waiter{request: r, granted: make(chan locker.Grant, 1)}
+	w := &waiter{request: r, from: q.link, granted: make(chan locker.Grant, 1)}
 	var reset chan struct{}
 	err := q.ask(ctx, func(s *store) {
 		reset = q.link.reset
@@ -326,10 +407,22 @@ func (w *world) cut(f Fault) (heal func()) {
 	return l.heal
 }
 
+// skew sets the clock wrong of the client that was made last.
+func (w *world) skew(d time.Duration) (undo func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	l := w.links[len(w.links)-1]
+	l.skew.Store(int64(d))
+	return func() { l.skew.Store(0) }
+}
+
 // restart breaks all connections. The store forgets those who waited, and nothing else.
 func (w *world) restart() {
 	w.store.mu.Lock()
 	clear(w.store.lines)
+	if w.store.calls != nil {
+		clear(w.store.calls.lines)
+	}
 	w.store.mu.Unlock()
 	w.mu.Lock()
 	defer w.mu.Unlock()

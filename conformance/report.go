@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,7 +10,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // reportDir is the environment variable with the directory for the reports.
@@ -23,18 +26,24 @@ const (
 	proven                     // it holds, as far as a test can tell
 	inPart                     // it holds, and something of it has not been looked at
 	relaxed                    // Features does without it, for a reason
+	notOffered                 // it is about a mode that the backend does not have
 	tooNew                     // it came with a later version than Harness.Since
 	notProvable                // a hook is missing
 	skipped                    // a hook has skipped it
+	machineLate                // the machine was too busy
+	notJudged                  // a rule that it takes for granted has failed, or something hangs
 	failed
 )
 
-var outcomes = []outcome{proven, inPart, relaxed, tooNew, notProvable, skipped, failed, notRun} // as they are shown
+// outcomes are in the order in which they are shown.
+var outcomes = []outcome{
+	proven, inPart, relaxed, notOffered, tooNew, notProvable, skipped, machineLate, notJudged, failed, notRun,
+}
 
 func (o outcome) String() string {
 	return [...]string{
-		"not run", "proven", "proven in part", "relaxed", "newer than the harness", "not provable",
-		"skipped by the harness", "failed",
+		"not run", "proven", "proven in part", "relaxed", "not offered", "newer than the harness", "not provable",
+		"skipped by the harness", "machine too busy", "not judged", "failed",
 	}[o]
 }
 
@@ -43,6 +52,9 @@ type result struct {
 	name, text string // group/Rule, and what it says
 	outcome    outcome
 	notes      []string
+	saw        []string      // the problems
+	attempts   int           // of its test
+	late       time.Duration // by how much the machine was late meanwhile, at worst
 }
 
 func (r *result) note(format string, args ...any) {
@@ -54,7 +66,7 @@ func (r *result) conclude(hasFailed, wasSkipped bool) {
 	switch {
 	case hasFailed:
 		r.outcome = failed
-		if len(r.notes) == 0 {
+		if len(r.saw) == 0 {
 			r.note("a hook of the harness has failed the test")
 		}
 	case wasSkipped && r.outcome < relaxed:
@@ -64,15 +76,30 @@ func (r *result) conclude(hasFailed, wasSkipped bool) {
 	}
 }
 
+// reason is why the outcome is what it is.
+func (r *result) reason() string {
+	notes := r.notes
+	switch {
+	case r.outcome == failed:
+		notes = slices.Concat(r.saw, notes)
+	case r.attempts > 1 && r.outcome <= inPart:
+		notes = append(slices.Clone(notes), fmt.Sprintf("at attempt %d, as the machine was late by %v",
+			r.attempts, r.late.Round(time.Millisecond)))
+	}
+	return strings.Join(notes, "; ")
+}
+
 // report is what one Run has found.
 type report struct {
 	test    string
+	harness Harness
 	results []*result
 	rule    map[string]*result
+	hung    atomic.Int32 // rules in which something has not returned
 }
 
-func newReport(test string) *report {
-	rep := &report{test: test, rule: make(map[string]*result)}
+func newReport(test string, h Harness) *report {
+	rep := &report{test: test, harness: h, rule: make(map[string]*result)}
 	for _, g := range groups() {
 		for _, r := range g.rules {
 			res := &result{name: g.name + "/" + r.name, text: r.text}
@@ -84,6 +111,58 @@ func newReport(test string) *report {
 }
 
 func (rep *report) of(g group, r rule) *result { return rep.rule[g.name+"/"+r.name] }
+
+// maxHung is how many rules may hang before the suite gives up: each of them takes as long as the watchdog has
+// patience.
+const maxHung = 2
+
+// stopped returns why a rule is not to be judged, or "".
+func (rep *report) stopped(r rule, name string) string {
+	for _, basic := range r.takesForGranted(name) {
+		if rep.rule[basic].outcome == failed {
+			return "takes for granted what fails: mend " + basic + " first"
+		}
+	}
+	if rep.hung.Load() >= maxHung {
+		return "something hangs: mend first what has failed"
+	}
+	return ""
+}
+
+// conditions says under what conditions the rules were judged.
+func (rep *report) conditions() string {
+	var have, lack []string
+	for _, hook := range hooks {
+		if hook.provided(rep.harness) {
+			have = append(have, hook.name)
+		} else {
+			lack = append(lack, hook.name)
+		}
+	}
+	text := fmt.Sprintf("TTL %v", rep.harness.TTL)
+	if len(have) > 0 {
+		text += "; hooks " + strings.Join(have, ", ")
+	}
+	if len(lack) > 0 {
+		text += "; no hook " + strings.Join(lack, ", ")
+	}
+	again := 0
+	var late time.Duration
+	for _, r := range rep.results {
+		late = max(late, r.late)
+		if r.attempts > 1 {
+			again++
+		}
+	}
+	if late == 0 { // it is measured in real time
+		return text + "; fake time"
+	}
+	text += fmt.Sprintf("; the machine was late by %v at most", late.Round(time.Millisecond))
+	if again > 0 {
+		text += fmt.Sprintf(", and %d rules were tried again", again)
+	}
+	return text
+}
 
 // summary counts.
 func (rep *report) summary() string {
@@ -103,7 +182,7 @@ func (rep *report) summary() string {
 // String is the report for a terminal: for each outcome its rules, those together that have it for the same reason.
 func (rep *report) String() string {
 	var b strings.Builder
-	b.WriteString(rep.summary())
+	fmt.Fprintf(&b, "%s\n(%s)", rep.summary(), rep.conditions())
 	for _, o := range outcomes {
 		var reasons []string
 		names := make(map[string][]string) // of the rules, by reason
@@ -111,7 +190,7 @@ func (rep *report) String() string {
 			if r.outcome != o {
 				continue
 			}
-			reason := strings.Join(r.notes, "; ")
+			reason := r.reason()
 			if names[reason] == nil {
 				reasons = append(reasons, reason)
 			}
@@ -119,9 +198,6 @@ func (rep *report) String() string {
 		}
 		if len(reasons) > 0 {
 			fmt.Fprintf(&b, "\n%s:", o)
-			if o == failed && rep.rule["exclusion/TryLockHeld"].outcome == failed {
-				b.WriteString(" (mend exclusion/TryLockHeld first: the others take it for granted)")
-			}
 		}
 		for _, reason := range reasons {
 			const perLine = 4
@@ -140,9 +216,10 @@ func (rep *report) String() string {
 func (rep *report) markdown(pkg string) string {
 	cell := strings.NewReplacer("|", `\|`, "\n", " ").Replace
 	var b strings.Builder
-	fmt.Fprintf(&b, "# %s of %s\n\n%s.\n\n| rule | says | outcome | |\n|---|---|---|---|\n", rep.test, pkg, rep.summary())
+	fmt.Fprintf(&b, "# %s of %s\n\n%s.\n%s.\n\n| rule | says | outcome | |\n|---|---|---|---|\n",
+		rep.test, pkg, rep.summary(), rep.conditions())
 	for _, r := range rep.results {
-		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", r.name, cell(r.text), r.outcome, cell(strings.Join(r.notes, "; ")))
+		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", r.name, cell(r.text), r.outcome, cell(r.reason()))
 	}
 	return b.String()
 }
@@ -168,7 +245,7 @@ func (rep *report) write(dir string) error {
 		return err
 	}
 	pkg := testedPackage()
-	return os.WriteFile(filepath.Join(dir, fileName(pkg, rep.test)), []byte(rep.markdown(pkg)), 0o666)
+	return os.WriteFile(filepath.Join(dir, written.take(pkg, rep.test)), []byte(rep.markdown(pkg)), 0o666)
 }
 
 // testedPackage returns the import path of the package under test.
@@ -179,21 +256,36 @@ func testedPackage() string {
 	return strings.TrimSuffix(filepath.Base(os.Args[0]), ".test")
 }
 
+// fileNames are those under which reports have been written, in lower case.
+type fileNames struct {
+	mu    sync.Mutex
+	taken map[string]bool
+}
+
 var (
-	reportsMu sync.Mutex
-	reports   = make(map[string]int) // how many this process has written under a name
+	written = &fileNames{taken: make(map[string]bool)} // by this process
 
 	notInFileName = regexp.MustCompile(`[^A-Za-z0-9._-]+`)
 )
 
-// fileName is another one for each Run: for those of one test, which go test -count has too, by a number.
-func fileName(pkg, test string) string {
-	name := notInFileName.ReplaceAllString(pkg+"."+test, ".")
-	reportsMu.Lock()
-	defer reportsMu.Unlock()
-	reports[name]++
-	if n := reports[name]; n > 1 {
-		name = fmt.Sprintf("%s-%d", name, n)
+// maxName is how much of a file name is the test's: with a number and ".md", file systems take no more than 255 bytes.
+const maxName = 200
+
+// take returns another name for each Run: for those of one test, which go test -count has too, by a number. Names that
+// differ in case alone are one and the same on some systems.
+func (f *fileNames) take(pkg, test string) string {
+	base := notInFileName.ReplaceAllString(pkg+"."+test, ".")
+	if len(base) > maxName {
+		sum := sha256.Sum256([]byte(base))
+		end := fmt.Sprintf(".%x", sum[:8])
+		base = base[:maxName-len(end)] + end
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	name := base
+	for n := 2; f.taken[strings.ToLower(name)]; n++ {
+		name = fmt.Sprintf("%s-%d", base, n)
+	}
+	f.taken[strings.ToLower(name)] = true
 	return name + ".md"
 }

@@ -1,12 +1,12 @@
 package conformance
 
 import (
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
-	"testing"
-	"unicode/utf8"
+	"time"
+
+	"github.com/lockerkit/locker"
 )
 
 // group is the rules of one part of the contract.
@@ -25,27 +25,53 @@ type rule struct {
 	text string // the rule in one sentence
 	hint string // where the author of a backend looks first
 
+	mode locker.CallOption // that the rule is about; nil if it is none, or the backend need not have it
+
 	since   string   // the version that it came with; "" for those that were there from the beginning
 	relaxes *feature // the feature that does without the rule, if there is one
 	needs   *hook    // the hook without which the rule cannot be proven, if there is one
+	expires bool     // it lets leases end with their TTL, and says nothing new if they do not: see firstOfExpiry
 	serial  bool     // run it while nothing else runs: it restarts the store, or is load enough for a machine
+
+	lasts time.Duration // how long it may take in fake time, beyond what others may
 }
 
 func groups() []group {
 	return []group{
-		{"exclusion", exclusionRules},
-		{"waiting", waitingRules},
+		{"exclusion", slices.Concat(exclusionRules, nameRules, manyKeysRules, delayRules)},
+		{"waiting", slices.Concat(waitingRules, nameWaitRules, cancelRules, lineRules, deathRules)},
 		{"unlock", unlockRules},
-		{"lease", leaseRules},
+		{"lease", slices.Concat(leaseRules, clockRules)},
 		{"fencing", fencingRules},
 		{"close", closeRules},
-		{"errors", errorRules},
+		{"errors", slices.Concat(errorRules, holderRules)},
 		{"backend", backendRules},
+		{"shared", sharedRules},
+		{"slots", slotRules},
+		{"all", allRules},
 	}
 }
 
-// firstOfExpiry is the rule to look at if leases do not end with their TTL, which others then notice, too.
-const firstOfExpiry = "waiting/WakesOnExpiry"
+// The basic rules. If one of them fails, those that take it for granted are not judged: they would all say the same.
+const (
+	firstOfAll    = "exclusion/TryLockHeld" // a key that is held is refused, and free when it was unlocked
+	firstOfExpiry = "waiting/WakesOnExpiry" // leases end with their TTL
+	firstOfOrder  = "waiting/FIFO"          // there is a line
+)
+
+// takesForGranted returns the basic rules of a rule.
+func (r rule) takesForGranted(name string) (basic []string) {
+	if name != firstOfAll {
+		basic = append(basic, firstOfAll)
+	}
+	if r.expires && name != firstOfExpiry {
+		basic = append(basic, firstOfExpiry)
+	}
+	if r.relaxes == unordered && name != firstOfOrder {
+		basic = append(basic, firstOfOrder)
+	}
+	return basic
+}
 
 // Hints that several rules share.
 const (
@@ -53,7 +79,9 @@ const (
 	hintAtomic = "Acquire finds the key free and takes it in one atomic step: one transaction, one script, one mutex. " +
 		"(If nothing excludes anything: do the Lockers of Harness.Open reach the same store?)"
 	hintExpiry = "Acquire stores when the lease ends, Request.TTL from the grant by the store's own clock, and takes a key whose " +
-		"lease has ended for free. A *locker.Held with Remaining tells New when to ask again; a Wait has to notice the end by itself."
+		"lease has ended for free. A *locker.Held with Remaining tells New when to ask again; a Wait has to notice the end by itself. " +
+		"A backend that renews by itself leaves that where Request.NoRenew is set; if it cannot: " +
+		"Features{RenewsItself: \"the reason\"}."
 	hintCtx = "locker.New enforces ctx, unless the backend states Features.HeedsContext: leave that out, or return " +
 		"from every call as soon as its ctx ends, with context.Cause(ctx)."
 	hintOrphan = "After an error of Acquire or Wait, New calls Release with Token 0: free what Grant.Owner has, take it out of the " +
@@ -73,10 +101,12 @@ type feature struct {
 
 var (
 	unordered         = &feature{"Unordered", func(f Features) string { return f.Unordered }}
+	orderedPerLocker  = &feature{"OrderedPerLocker", func(f Features) string { return f.OrderedPerLocker }}
 	forgetsTokens     = &feature{"ForgetsTokens", func(f Features) string { return f.ForgetsTokens }}
 	greaterTokenAgain = &feature{"GreaterTokenAgain", func(f Features) string { return f.GreaterTokenAgain }}
 	sharesKeys        = &feature{"SharesKeys", func(f Features) string { return f.SharesKeys }}
 	connectionBound   = &feature{"ConnectionBound", func(f Features) string { return f.ConnectionBound }}
+	renewsItself      = &feature{"RenewsItself", func(f Features) string { return f.RenewsItself }}
 )
 
 // hook is a field of Harness that may be nil.
@@ -91,48 +121,10 @@ var (
 	needsRestart = &hook{"Restart", "restarts the store", func(h Harness) bool { return h.Restart != nil }}
 	needsBreak   = &hook{"Break", "takes a lock away in the store", func(h Harness) bool { return h.Break != nil }}
 	needsBackend = &hook{"Backend", "returns the bare locker.Backend", func(h Harness) bool { return h.Backend != nil }}
-)
+	needsSkew    = &hook{"Skew", "sets the clock of a client wrong", func(h Harness) bool { return h.Skew != nil }}
 
-// test runs the rule as t, and says in res what became of it.
-func (r rule) test(t *testing.T, h Harness, res *result) {
-	// The first to be registered runs last: also what fails when a hook cleans up counts.
-	t.Cleanup(func() { res.conclude(t.Failed(), t.Skipped()) })
-	if newer(r.since, h.Since) {
-		res.outcome = tooNew
-		res.note("came with %s, after %s (Harness.Since)", r.since, h.Since)
-		t.Skipf("newer than the harness: this rule came with %s, and Harness.Since is %s\nrule: %s", r.since, h.Since, r.text)
-	}
-	if r.relaxes != nil {
-		if reason := r.relaxes.reason(h.Features); reason != "" {
-			res.outcome = relaxed
-			res.note("%s (Features.%s)", reason, r.relaxes.name)
-			t.Skipf("relaxed by Features.%s: %s\nrule: %s", r.relaxes.name, reason, r.text)
-		}
-	}
-	if r.needs != nil && !r.needs.provided(h) {
-		res.outcome = notProvable
-		res.note("needs Harness.%s, which %s", r.needs.name, r.needs.does)
-		t.Skipf("not provable: this needs Harness.%s, which %s\nrule: %s", r.needs.name, r.needs.does, r.text)
-	}
-	if !r.serial { // the parallel tests of a group begin when its serial ones have ended
-		t.Parallel()
-	}
-	h.Wrap(t, func(t *testing.T) {
-		problems, gaps := r.run(t, h)
-		if t.Skipped() { // which synctest.Test does not tell the test around it
-			res.outcome = skipped
-		}
-		if len(problems) > 0 {
-			res.note("%s", firstLine(problems[0].saw))
-			t.Error(r.failure(problems))
-		}
-		for _, g := range gaps {
-			t.Log(g.what)
-			res.note("%s", g.what)
-			res.outcome = max(res.outcome, g.leaves)
-		}
-	})
-}
+	hooks = []*hook{needsCut, needsRestart, needsBreak, needsBackend, needsSkew}
+)
 
 // newer reports whether a rule came with a later version than that which a harness was written for.
 func newer(rule, harness string) bool {
@@ -159,72 +151,4 @@ func parseVersion(version string) (v [3]int, ok bool) {
 		v[i] = int(n)
 	}
 	return v, true
-}
-
-// gap is what has not been proven although the rule's test has run.
-type gap struct {
-	what   string
-	leaves outcome // inPart, or notProvable if it is all of the rule
-}
-
-// problem is a failed check.
-type problem struct {
-	saw string
-	at  string // file:line of the check
-}
-
-func (p problem) String() string { return fmt.Sprintf("%s (%s)", p.saw, p.at) }
-
-// failure says what the author of a backend has to know. What the same check saw again and again is shown once.
-func (r rule) failure(problems []problem) string {
-	var b strings.Builder
-	line := func(label, text string) { fmt.Fprintf(&b, "\n%-5s %s", label, wrap(text)) }
-	line("did:", r.did)
-	times := make(map[string]int)
-	for _, p := range problems {
-		times[p.at]++
-	}
-	for _, p := range problems {
-		n := times[p.at]
-		delete(times, p.at)
-		switch n {
-		case 0: // shown
-		case 1:
-			line("saw:", p.String())
-		default:
-			line("saw:", fmt.Sprintf("%s (%s; and %d more like it)", p.saw, p.at, n-1))
-		}
-	}
-	line("rule:", r.text)
-	line("hint:", r.hint)
-	return b.String()
-}
-
-// wrap breaks text into lines for a terminal, unless it has lines already.
-func wrap(text string) string {
-	const width = 100
-	if strings.Contains(text, "\n") {
-		return text
-	}
-	var b strings.Builder
-	column := 0
-	for i, word := range strings.Split(text, " ") { // spaces in a quoted key stay as they are
-		switch n := utf8.RuneCountInString(word); {
-		case i == 0:
-			column = n
-		case column+1+n > width:
-			b.WriteString("\n      ")
-			column = n
-		default:
-			b.WriteByte(' ')
-			column += 1 + n
-		}
-		b.WriteString(word)
-	}
-	return b.String()
-}
-
-func firstLine(s string) string {
-	line, _, _ := strings.Cut(s, "\n")
-	return line
 }

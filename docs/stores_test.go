@@ -18,6 +18,7 @@ import (
 	"github.com/lockerkit/locker/internal/etcdtest"
 	"github.com/lockerkit/locker/internal/pgtest"
 	"github.com/lockerkit/locker/internal/redistest"
+	"github.com/lockerkit/locker/internal/testserver"
 	"github.com/lockerkit/locker/pglock"
 	"github.com/lockerkit/locker/redislock"
 )
@@ -25,12 +26,8 @@ import (
 // What docs/operating.md says about the servers.
 
 func TestMain(m *testing.M) {
-	os.Exit(redistest.Main(running(func() int { return pgtest.Main(running(func() int { return etcdtest.Main(m) })) })))
+	os.Exit(testserver.Main(m, redistest.Main, pgtest.Main, etcdtest.Main))
 }
-
-type running func() int
-
-func (f running) Run() int { return f() }
 
 // section returns what is on the page for operators under a heading.
 func section(t *testing.T, heading string) string {
@@ -48,7 +45,8 @@ func TestWhatToWatch(t *testing.T) {
 	t.Parallel()
 	rows := section(t, "What to watch")
 	redisRows, rest, _ := strings.Cut(rows[strings.Index(rows, "| Redis"):], "| Postgres")
-	rdb := redis.NewClient(&redis.Options{Addr: redistest.New(t, redistest.Options{Args: []string{"--replicaof", "127.0.0.1 1"}}).Addr()})
+	replica := redistest.New(t, redistest.Options{Args: []string{"--replicaof", "127.0.0.1", "1"}})
+	rdb := redis.NewClient(&redis.Options{Addr: replica.Addr()})
 	defer rdb.Close()
 	info, err := rdb.Info(t.Context()).Result()
 	if err != nil {
@@ -179,7 +177,9 @@ func TestBreakPostgres(t *testing.T) {
 // TestBreakRedis runs the commands of the page.
 func TestBreakRedis(t *testing.T) {
 	t.Parallel()
-	rdb := redis.NewClient(&redis.Options{Addr: redistest.New(t, redistest.Options{}).Addr()}) // the key is what the page says
+	rdb := redis.NewClient(
+		&redis.Options{Addr: redistest.New(t, redistest.Options{}).Addr()},
+	) // the key is what the page says
 	defer rdb.Close()
 	const ttl = 3 * time.Second
 	lease, next := standoff(t, func() (locker.Locker, error) {

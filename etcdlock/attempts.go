@@ -3,10 +3,9 @@ package etcdlock
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
-
-	"google.golang.org/grpc/codes"
 )
 
 // bound bounds one attempt of whatever is asked of the server for a lock with that TTL.
@@ -17,44 +16,61 @@ func (b *backend) bound(ttl time.Duration) time.Duration {
 	return min(max(ttl/3, 100*time.Millisecond), 3*time.Second)
 }
 
-// attempts calls f until it succeeds, or fails for a reason that is not the fault of one endpoint alone, or has been tried enough. ctx is
-// b.life, or derived from it.
+// call is something that is asked of an endpoint.
+type call[T any] func(context.Context, *link) (T, error)
+
+// reading makes a call that only reads, of one endpoint after the other until one answers, or they have been asked
+// enough. ctx is b.life, or derived from it.
 //
-// If there are several endpoints, f is called again beside the first call if that takes long, and so on: what was sent to one that is
-// dead must not use up the time that the others have. The call after meets another endpoint, see conn. When attempts returns, the contexts
-// of all calls have ended, but calls may not have returned.
-func attempts[T any](ctx context.Context, b *backend, ttl time.Duration, f func(context.Context) (T, error)) (T, error) {
+// If an endpoint takes long, another is asked beside it: what was sent to one that is dead must not use up the time
+// that the others have. When reading returns, the contexts of all calls have ended, but calls may not have returned.
+func reading[T any](ctx context.Context, b *backend, ttl time.Duration, f call[T]) (T, error) {
+	return ask(ctx, b, ttl, false, f)
+}
+
+// writing is reading for what writes. No other endpoint is asked while one that was asked is alive: its disk may be
+// slow, and to write again would make it slower.
+func writing[T any](ctx context.Context, b *backend, ttl time.Duration, f call[T]) (T, error) {
+	return ask(ctx, b, ttl, true, f)
+}
+
+func ask[T any](ctx context.Context, b *backend, ttl time.Duration, writes bool, f call[T]) (T, error) {
 	if b.client.Ctx().Err() != nil {
 		var none T
-		return none, errClientClosed // the client itself would try again until the attempt is over
+		return none, errClientClosed
 	}
-	n, bound := b.endpoints(), b.bound(ttl)
-	if n <= 1 {
+	only, n := b.endpoints.next(nil)
+	bound := b.bound(ttl)
+	if n == 1 {
 		ctx, cancel := context.WithTimeout(ctx, bound)
 		defer cancel()
-		v, err := f(ctx)
-		b.reconnectAfter(err)
+		v, err := use(ctx, ctx, only, f)
+		if isOutage(err) && ctx.Err() == nil { // the next connection may lead to another member, or the same again
+			only, _ = b.endpoints.next(nil)
+			v, err = use(ctx, ctx, only, f)
+		}
 		return v, err
 	}
 	r := &race[T]{
-		backend: b, call: f, endpoints: n, patience: max(bound/time.Duration(n), 100*time.Millisecond),
-		running: 1, done: make(chan struct{}),
+		backend: b, caller: ctx, call: f, writes: writes, endpoints: n,
+		patience: max(bound/time.Duration(n), 2*leastPatience), running: 1, done: make(chan struct{}),
 	}
-	r.ctx, r.end = context.WithTimeout(context.WithValue(ctx, owingKey{}, new(owing)), 3*bound)
+	r.ctx, r.end = context.WithTimeout(ctx, 3*bound)
 	defer r.end()
 	r.mu.Lock()
-	r.timer = time.AfterFunc(r.pauseLocked(), r.another)
+	r.setTimerLocked()
 	r.mu.Unlock()
-	defer r.timer.Stop()
 	r.run()
 	<-r.done
 	return r.result, r.err
 }
 
-// race is calls of the same function, of which the first with a result counts.
+// race is the same call of several endpoints, of which the first with a result counts.
 type race[T any] struct {
 	backend   *backend
-	call      func(context.Context) (T, error)
+	caller    context.Context
+	call      call[T]
+	writes    bool
 	ctx       context.Context
 	end       context.CancelFunc
 	endpoints int
@@ -64,30 +80,80 @@ type race[T any] struct {
 	timer   *time.Timer // for the next call
 	again   int         // how often it was called after the first time
 	running int
+	owing   []*debt
 	over    bool
 	done    chan struct{} // closed when it is over, with what follows set
 	result  T
 	err     error
 }
 
-// pauseLocked is the time until the next call. It grows, lest a cluster that is slow is taken for one that is not there.
-func (r *race[T]) pauseLocked() time.Duration {
-	pause := r.patience * time.Duration(1+r.again/r.endpoints)
-	return pause*3/4 + rand.N(pause/2)
+// debt is the answer to a call that an endpoint owes.
+type debt struct {
+	endpoint *endpoint
+	began    time.Time
 }
 
-// another makes another call beside the others.
-func (r *race[T]) another() {
+// debtorsLocked returns the endpoints that owe answers.
+func (r *race[T]) debtorsLocked() []*endpoint {
+	all := make([]*endpoint, len(r.owing))
+	for i, d := range r.owing {
+		all[i] = d.endpoint
+	}
+	return all
+}
+
+// setTimerLocked has another call made after a pause, which grows, lest a cluster that is slow is taken for one that is
+// not there. In the second half of it, one that writes asks how the endpoints are.
+func (r *race[T]) setTimerLocked() {
+	pause, within := r.patience*time.Duration(1+r.again/r.endpoints), time.Duration(0)
+	pause = pause*3/4 + rand.N(pause/2)
+	if r.writes {
+		pause, within = pause/2, pause/2
+	}
+	r.timer = time.AfterFunc(pause, func() { r.another(within) })
+}
+
+// another makes another call beside the others, unless it writes, and one of their endpoints is alive.
+func (r *race[T]) another(within time.Duration) {
+	alive := r.writes && r.oneIsAlive(within)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.over || !r.countLocked() {
+	switch {
+	case r.over:
+		return
+	case alive:
+		r.setTimerLocked()
+		return
+	case !r.countLocked():
 		return
 	}
-	r.timer.Reset(r.pauseLocked())
+	for _, d := range r.owing {
+		d.endpoint.suspect(d.began)
+	}
+	r.setTimerLocked()
 	r.running++
 	if !r.backend.running.start(r.run) {
 		r.running-- // the Locker is closed, and the contexts of the others end
 	}
+}
+
+// oneIsAlive reports whether one of the endpoints that owe an answer says within a time that it is alive.
+func (r *race[T]) oneIsAlive(within time.Duration) bool {
+	r.mu.Lock()
+	owing := r.debtorsLocked()
+	r.mu.Unlock()
+	ctx, cancel := context.WithTimeout(r.ctx, within)
+	defer cancel()
+	answers := make(chan bool, len(owing))
+	for _, e := range owing {
+		go func() { answers <- e.isAlive(ctx) }() // for so long
+	}
+	for range owing {
+		if <-answers {
+			return true
+		}
+	}
+	return false
 }
 
 // countLocked counts another call, if there have not been enough.
@@ -99,15 +165,29 @@ func (r *race[T]) countLocked() bool {
 	return true
 }
 
-// run calls the function, and again after failures, until another call of it takes longer than the race.
+// run calls one endpoint, and after failures another, until a call takes longer than the race.
 func (r *race[T]) run() {
 	for {
-		v, err := r.call(r.ctx)
-		r.backend.reconnectAfter(err)
+		v, err := r.callNext()
 		if r.ends(v, err) {
 			return
 		}
 	}
+}
+
+func (r *race[T]) callNext() (T, error) {
+	r.mu.Lock()
+	e, _ := r.backend.endpoints.next(r.debtorsLocked())
+	d := &debt{e, time.Now()}
+	r.owing = append(r.owing, d)
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		i := slices.Index(r.owing, d)
+		r.owing = slices.Delete(r.owing, i, i+1)
+	}()
+	return use(r.ctx, r.caller, e, r.call)
 }
 
 // ends takes note of what a call has returned, and reports whether there is to be no other instead.
@@ -126,6 +206,7 @@ func (r *race[T]) ends(v T, err error) bool {
 		}
 	}
 	r.over = true
+	r.timer.Stop()
 	r.result, r.err = v, err
 	r.end()
 	close(r.done)
@@ -137,22 +218,4 @@ func (b *backend) requestOf(ctx context.Context) (context.Context, context.Cance
 	request, cancel := context.WithCancel(b.life)
 	stop := context.AfterFunc(ctx, cancel)
 	return request, func() { stop(); cancel() }
-}
-
-// reconnectAfter has the client connect again at once if it has no connection. Left alone, it would wait for up to two minutes from one failed
-// attempt to the next: longer than most leases last, and long after the server is back.
-func (b *backend) reconnectAfter(err error) {
-	const pause = 200 * time.Millisecond
-	if err == nil || code(err) != codes.Unavailable {
-		return
-	}
-	b.mu.Lock()
-	again := time.Since(b.reconnected) > pause
-	if again {
-		b.reconnected = time.Now()
-	}
-	b.mu.Unlock()
-	if again {
-		b.conn.ResetConnectBackoff()
-	}
 }

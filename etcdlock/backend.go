@@ -10,8 +10,6 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-
 	"github.com/lockerkit/locker"
 )
 
@@ -19,9 +17,7 @@ import (
 type backend struct {
 	config      Config
 	client      *clientv3.Client
-	kv          clientv3.KV
-	leases      pb.LeaseClient
-	conn        *conn
+	endpoints   *endpoints
 	closeClient func() error // nil if the client is the caller's
 
 	life    context.Context // of all requests; ends with Close
@@ -32,11 +28,11 @@ type backend struct {
 
 	contacted atomic.Bool // a member was asked for its version, and is recent enough
 
-	mu          sync.Mutex
-	closed      bool
-	reconnected time.Time                  // when the client was last made to connect again
-	sessions    map[time.Duration]*opening // by TTL
-	claims      map[locker.Owner]*claim
+	mu       sync.Mutex
+	closed   bool
+	sessions map[time.Duration]*opening // by TTL
+	claims   map[locker.Owner]*claim
+	lines    map[string]*ownLine // by that of the claims
 }
 
 var (
@@ -47,23 +43,21 @@ var (
 func newBackend(config Config, client *clientv3.Client, closeClient func() error) *backend {
 	// A member that has lost its leader then says so, where it would otherwise not answer.
 	life, end := context.WithCancel(clientv3.WithRequireLeader(context.Background()))
-	conn := &conn{ClientConn: client.ActiveConnection(), endpoints: func() int { return len(client.Endpoints()) }}
 	b := &backend{
-		// Not NewKV and NewLease, which repeat some requests without saying why.
-		config: config, client: client, conn: conn, closeClient: closeClient, life: life, end: end,
-		kv:       clientv3.NewKVFromKVClient(watchfulKV{pb.NewKVClient(conn.ClientConn), conn}, client),
-		leases:   pb.NewLeaseClient(conn.ClientConn),
-		sessions: make(map[time.Duration]*opening), claims: make(map[locker.Owner]*claim),
+		config: config, client: client, endpoints: newEndpoints(client), closeClient: closeClient, life: life, end: end,
+		sessions: make(map[time.Duration]*opening),
+		claims:   make(map[locker.Owner]*claim),
+		lines:    make(map[string]*ownLine),
 	}
 	b.reads = newBatcher(b, nil, life.Done())
-	b.watches = watches{client: pb.NewWatchClient(b.conn.ClientConn), conn: b.conn, life: life, running: &b.running}
+	b.watches = watches{endpoints: b.endpoints, life: life, running: &b.running}
 	return b
 }
 
-func (b *backend) endpoints() int { return b.conn.endpoints() }
-
 // Features implements the optional method of locker.Backend.
-func (b *backend) Features() locker.Features { return locker.Features{HeedsContext: true, Queue: true} }
+func (b *backend) Features() locker.Features {
+	return locker.Features{HeedsContext: true, Queue: true, Shared: true}
+}
 
 // String names the backend in errors.
 func (b *backend) String() string { return storeName }
@@ -71,7 +65,8 @@ func (b *backend) String() string { return storeName }
 // check refuses what cannot be kept, before the server is asked.
 func check(r locker.Request) error {
 	if r.TTL%time.Second != 0 {
-		return fmt.Errorf("%w: TTL(%v) is not a whole number of seconds, which is what etcd counts in", locker.ErrInvalidOption, r.TTL)
+		return fmt.Errorf("%w: TTL(%v) is not a whole number of seconds, which is what etcd counts in",
+			locker.ErrInvalidOption, r.TTL)
 	}
 	return nil
 }
@@ -97,15 +92,21 @@ func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 	return b.onSession(ctx, r, b.try)
 }
 
-// firstOf returns a step that reads the first claim in the line.
+// firstOf returns a step that reads the first claim in the line which is in the way of a request.
 func firstOf(r locker.Request) *step {
 	line := Key(r.Name())
-	return newStep(r.TTL, 2*len(line), firstOp(line))
+	return newStep(r.TTL, 2*len(line), firstOp(line, r.Mode))
 }
 
-func firstOp(line string) clientv3.Op {
-	return clientv3.OpGet(line, clientv3.WithRange(afterLine(line)), clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortAscend),
+// firstOp reads the oldest of the rivals, whether that is older or not.
+func firstOp(line string, mode locker.Mode) clientv3.Op {
+	return rivalsOp(line, mode, clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortAscend),
 		clientv3.WithLimit(1))
+}
+
+// rivalsOp reads the claims in a line that one in that mode has to wait for if they are older.
+func rivalsOp(line string, mode locker.Mode, options ...clientv3.OpOption) clientv3.Op {
+	return clientv3.OpGet(line, append(options, clientv3.WithRange(rivalsEnd(line, mode)))...)
 }
 
 // onSession calls try with the session for r, and again with another if that turns out to be over.
@@ -161,11 +162,13 @@ func (b *backend) failure(err error) error {
 // try is one attempt to get a lock that was free.
 func (b *backend) try(ctx context.Context, s *session, r locker.Request) (locker.Grant, error) {
 	c := s.newClaim(r, func(c *claim) *step {
-		step := newStep(s.ttl, 4*len(c.key)+len(r.Holder), clientv3.OpTxn(
-			[]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(c.line), "=", 0).WithRange(afterLine(c.line))},
-			[]clientv3.Op{c.putOp()},
-			[]clientv3.Op{firstOp(c.line)},
-		))
+		free := clientv3.Compare(clientv3.CreateRevision(c.line), "=", 0).WithRange(rivalsEnd(c.line, r.Mode))
+		grant := []clientv3.Op{c.putOp()}
+		if c.isReader() { // the attempt before may have succeeded, too
+			grant = append(grant, clientv3.OpGet(c.key, clientv3.WithKeysOnly()))
+		}
+		step := newStep(s.ttl, 5*len(c.key)+len(r.Holder),
+			clientv3.OpTxn([]clientv3.Cmp{free}, grant, []clientv3.Op{firstOp(c.line, r.Mode)}))
 		step.line = c.line
 		return step
 	})
@@ -176,7 +179,10 @@ func (b *backend) try(ctx context.Context, s *session, r locker.Request) (locker
 		return locker.Grant{}, err
 	}
 	outcome := c.put.takeParts()[0].GetResponseTxn()
-	if outcome.Succeeded {
+	switch {
+	case outcome.Succeeded && c.isReader():
+		return c.hold(ctx, outcome.Responses[1].GetResponseRange().Kvs[0].CreateRevision)
+	case outcome.Succeeded:
 		return c.hold(ctx, c.put.revision)
 	}
 	if kvs := outcome.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
@@ -190,7 +196,8 @@ func (b *backend) try(ctx context.Context, s *session, r locker.Request) (locker
 	return locker.Grant{}, locker.ErrLocked
 }
 
-// made carries out the step that makes the claim. After an error that is not marked locker.NotAcquired, Release has to follow.
+// made carries out the step that makes the claim. After an error that is not marked locker.NotAcquired, Release has to
+// follow.
 func (c *claim) made(ctx context.Context) error {
 	s := c.session
 	err := s.steps.do(ctx, c.put)
@@ -259,7 +266,8 @@ func (b *backend) Renew(ctx context.Context, gs []locker.Grant, done func(int, l
 	for _, i := range gone {
 		done(i, locker.Renewal{Err: locker.ErrLost})
 	}
-	// The sessions do not wait for one another: their leases have different TTLs, and their keep-alives different streams.
+	// The sessions do not wait for one another: their leases have different TTLs, and their keep-alives different
+	// streams.
 	var others sync.WaitGroup
 	defer others.Wait()
 	for _, h := range beats {
@@ -427,6 +435,7 @@ func (b *backend) Close() error {
 	b.end()
 	b.watches.close()
 	b.running.wait()
+	b.endpoints.close()
 	if b.closeClient != nil {
 		return b.closeClient()
 	}

@@ -13,18 +13,20 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// step is what one caller wants of etcd: a part of a transaction. What many callers want at the same time goes into one, since
-// a transaction costs the servers one entry of their log, one wait for the disk and one round trip between them, whatever is in it.
+// step is what one caller wants of etcd: a part of a transaction. What many callers want at the same time goes into
+// one, since a transaction costs the servers one entry of their log, one wait for the disk and one round trip between
+// them, whatever is in it.
 type step struct {
 	ops  []clientv3.Op
 	size int           // about how many bytes they take
 	ttl  time.Duration // of the lock that it is about, which bounds an attempt
 
-	// over is closed when nobody needs the answer any more, because the session has ended; nil if somebody does all the same.
+	// over is closed when nobody needs the answer any more, because the session has ended; nil if somebody does all the
+	// same.
 	over <-chan struct{}
 
-	// line is that of the claim which the step makes. Steps for the same line do not share a transaction: their claims would
-	// have the same create revision, and nobody knew who was first.
+	// line is that of the claim which the step makes. Steps for the same line do not share a transaction: their claims
+	// would have the same create revision, and nobody knew who was first.
 	line string
 
 	// sent is set once the step is part of a transaction that is under way; until then it can be withdrawn.
@@ -78,21 +80,25 @@ type batcher struct {
 	mu       sync.Mutex
 	queue    []*step
 	ended    error         // what becomes of further steps; nil before end
-	carriers int           // goroutines that carry out steps, except overdue ones
+	carriers int           // goroutines that carry out steps
 	idle     int           // of them
+	underWay int           // steps
+	peaks    [2]int        // how many steps were pending at most, lately and before that
+	counted  int           // transactions since the first of them began
 	calls    chan struct{} // has room for each of them
-	overdue  int           // goroutines that wait for an answer for too long
 	maxOps   int           // what the server allows is learnt if it is less than it was said to be
 }
 
 const (
-	// maxCarriers is how many transactions of a batcher may be under way: one is prepared while another is carried out.
-	maxCarriers = 2
+	// While no more steps than this are pending, each has a transaction of its own, which does not wait for another.
+	// The servers bring what comes at the same time to their disks together.
+	maxCarriers = 8
 
-	// Where there are several endpoints, a transaction that is not answered for so long no longer keeps others, which go to
-	// another endpoint, from being sent; within limits.
-	overdueAfter = 50 * time.Millisecond
-	maxOverdue   = 16
+	// If there are more, this is how many transactions may be under way: one is prepared while another is carried out.
+	carriersOfMany = 2
+
+	// How many transactions it takes to see that there is less to do: pauses between two crowds are short.
+	peakLasts = 64
 )
 
 func newBatcher(b *backend, f *fence, over <-chan struct{}) batcher {
@@ -115,8 +121,8 @@ func (b *batcher) submit(steps ...*step) {
 	}
 }
 
-// end concludes all steps that have not been sent, and those that are still to come, with an error. If the server does not answer, they
-// would else be sent in vain, a few at a time.
+// end concludes all steps that have not been sent, and those that are still to come, with an error. If the server does
+// not answer, they would else be sent in vain, a few at a time.
 func (b *batcher) end(err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -131,19 +137,28 @@ func (b *batcher) concludeLocked(steps []*step) {
 	}
 }
 
-// callLocked has a carrier take what is in the queue, if one is idle. If one has to be started for that, it returns true, and has
-// counted it.
+// callLocked has a carrier take what is in the queue, if one is idle. If one has to be started for that, it returns
+// true, and has counted it.
 func (b *batcher) callLocked() (start bool) {
 	switch {
-	case len(b.queue) == 0:
+	case len(b.queue) == 0, b.carriers-b.idle >= b.limitLocked():
 	case b.idle > 0:
 		b.idle--
 		b.calls <- struct{}{}
-	case b.carriers < maxCarriers:
+	default:
 		b.carriers++
 		return true
 	}
 	return false
+}
+
+// limitLocked is how many transactions may be under way now. It takes note of how much there is to do.
+func (b *batcher) limitLocked() int {
+	b.peaks[0] = max(b.peaks[0], len(b.queue)+b.underWay)
+	if max(b.peaks[0], b.peaks[1]) > maxCarriers {
+		return carriersOfMany
+	}
+	return maxCarriers
 }
 
 func (b *batcher) start() {
@@ -152,15 +167,15 @@ func (b *batcher) start() {
 	}
 }
 
-// do submits a step and waits for its end, or that of ctx. A step that is withdrawn in time is concluded by that; what becomes of
-// another one is seen when its done is closed.
+// do submits a step and waits for its end, or that of ctx. A step that is withdrawn in time is concluded by that; what
+// becomes of another one is seen when its done is closed.
 func (b *batcher) do(ctx context.Context, s *step) error {
 	b.submit(s)
 	return b.await(ctx, s)
 }
 
-// await returns the error of a step, or ErrLeaseExpired if the step is over, or that of ctx: not its cause, which may be anything, and must
-// not be taken for an answer.
+// await returns the error of a step, or ErrLeaseExpired if the step is over, or that of ctx: not its cause, which may
+// be anything, and must not be taken for an answer.
 func (b *batcher) await(ctx context.Context, s *step) error {
 	var err error
 	select {
@@ -200,26 +215,29 @@ func (b *batcher) withdraw(s *step) bool {
 	return false
 }
 
-// carry carries steps out, and waits for more until the batcher is over. The goroutine is kept because its stack is: each call of package
-// grpc on a new one would have to make it larger.
+// carry carries steps out, and waits for more until the batcher is over. The goroutine is kept because its stack is:
+// each call of package grpc on a new one would have to make it larger.
 func (b *batcher) carry() {
 	var steps []*step
 	for {
 		b.mu.Lock()
-		steps = b.take(steps[:0])
+		b.underWay -= len(steps)
+		steps = steps[:0]
+		if b.carriers-b.idle <= b.limitLocked() {
+			steps = b.take(steps)
+		}
+		b.underWay += len(steps)
+		if b.counted++; b.counted > peakLasts {
+			b.counted, b.peaks = 0, [2]int{0, b.peaks[0]}
+		}
 		if len(steps) == 0 {
 			b.idle++
 		}
 		b.mu.Unlock()
-		switch {
-		case len(steps) == 0:
-			if !b.awaitCall() {
-				return
-			}
-		case b.b.endpoints() <= 1:
+		if len(steps) > 0 {
 			b.carryOut(steps)
-		case b.carryOutLate(steps):
-			return // another has taken over
+		} else if !b.awaitCall() {
+			return
 		}
 	}
 }
@@ -240,35 +258,6 @@ func (b *batcher) awaitCall() bool {
 	b.idle--
 	b.carriers--
 	return false
-}
-
-// carryOutLate is carryOut that does not keep others from being sent if it takes long. Then it returns true, and another carrier has
-// taken its place.
-func (b *batcher) carryOutLate(steps []*step) (late bool) {
-	done := false // guarded by b.mu, like late
-	alarm := time.AfterFunc(overdueAfter, func() {
-		b.mu.Lock()
-		start := false
-		if !done && b.overdue < maxOverdue {
-			late = true
-			b.overdue++
-			b.carriers--
-			start = b.callLocked()
-		}
-		b.mu.Unlock()
-		if start {
-			b.start()
-		}
-	})
-	b.carryOut(steps)
-	alarm.Stop()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	done = true
-	if late {
-		b.overdue--
-	}
-	return late
 }
 
 // take moves the next steps from the queue to steps: those that fit into one transaction.
@@ -301,7 +290,8 @@ func (b *batcher) take(steps []*step) []*step {
 	return steps
 }
 
-// carryOut carries steps out in one transaction, or, if that is refused for the sake of one of them or for their number, in several.
+// carryOut carries steps out in one transaction, or, if that is refused for the sake of one of them or for their
+// number, in several.
 func (b *batcher) carryOut(steps []*step) {
 	resp, repeated, err := b.commit(steps)
 	if err != nil {
@@ -325,11 +315,11 @@ func (b *batcher) carryOut(steps []*step) {
 	}
 }
 
-// settle raises the fence, so that no request arrives any more that was sent before. With luck, that is done for all of the steps before it
-// would have to be done for each.
+// settle raises the fence, so that no request arrives any more that was sent before. With luck, that is done for all of
+// the steps before it would have to be done for each.
 func (b *batcher) settle(steps []*step) {
-	_, err := attempts(b.b.life, b.b, steps[0].ttl, func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return b.fence.raise(ctx, b.b.kv)
+	_, err := writing(b.b.life, b.b, steps[0].ttl, func(ctx context.Context, l *link) (*clientv3.TxnResponse, error) {
+		return b.fence.raise(ctx, l.kv)
 	})
 	if err != nil {
 		return
@@ -345,7 +335,8 @@ func (b *batcher) fail(steps []*step, repeated bool, err error) {
 	certain = certain && !repeated
 	if errors.Is(err, rpctypes.ErrNoSpace) {
 		// Claims take space. What deletes keys is refused for their sake only, if it was.
-		if others := slices.DeleteFunc(slices.Clone(steps), (*step).claims); len(others) > 0 && len(others) < len(steps) {
+		if others := slices.DeleteFunc(slices.Clone(steps), (*step).claims); len(others) > 0 &&
+			len(others) < len(steps) {
 			for _, s := range others {
 				s.repeated = true
 				s.doubtful.Store(repeated)
@@ -382,7 +373,8 @@ func blamesContent(err error) bool {
 	return neverSent(err)
 }
 
-// commit sends steps in one transaction. An attempt that gets no answer is repeated, see attempts; all steps may be, see claim.doubtful.
+// commit sends steps in one transaction. What gets no answer may be repeated, see writing; then all
+// steps may be, see claim.doubtful.
 func (b *batcher) commit(steps []*step) (resp *clientv3.TxnResponse, repeated bool, err error) {
 	ops := steps[0].ops
 	if len(steps) > 1 {
@@ -392,18 +384,17 @@ func (b *batcher) commit(steps []*step) (resp *clientv3.TxnResponse, repeated bo
 		}
 	}
 	ttl := steps[0].ttl
-	for _, s := range steps {
-		ttl = max(ttl, s.ttl) // each caller has a ctx of its own besides
-	}
-	var resent atomic.Bool
-	var sent atomic.Int32 // attempts that were or may be carried out
-	resp, err = attempts(context.WithValue(b.b.life, resentKey{}, &resent), b.b, ttl, func(ctx context.Context) (resp *clientv3.TxnResponse, err error) {
-		sent.Add(1)
-		if b.fence == nil {
-			resp, err = b.b.kv.Txn(ctx).Then(ops...).Commit()
+	for _, s := range steps { // each caller has a ctx of its own besides
+		if b.fence != nil {
+			ttl = max(ttl, s.ttl)
 		} else {
-			resp, err = b.fence.commit(ctx, b.b.kv, ops)
+			ttl = min(ttl, s.ttl) // it does no harm to read again
 		}
+	}
+	var sent atomic.Int32 // calls that were or may be carried out
+	resp, err = ask(b.b.life, b.b, ttl, b.fence != nil, func(ctx context.Context, l *link) (*clientv3.TxnResponse, error) {
+		sent.Add(1)
+		resp, err := b.send(ctx, l.kv, ops)
 		if _, certain := explain(err); err != nil && certain {
 			sent.Add(-1)
 		}
@@ -413,5 +404,12 @@ func (b *batcher) commit(steps []*step) (resp *clientv3.TxnResponse, repeated bo
 	if _, certain := explain(err); err == nil || !certain {
 		others--
 	}
-	return resp, others > 0 || resent.Load(), err
+	return resp, others > 0, err
+}
+
+func (b *batcher) send(ctx context.Context, kv clientv3.KV, ops []clientv3.Op) (*clientv3.TxnResponse, error) {
+	if b.fence == nil {
+		return kv.Txn(ctx).Then(ops...).Commit()
+	}
+	return b.fence.commit(ctx, kv, ops)
 }

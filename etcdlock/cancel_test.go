@@ -18,6 +18,7 @@ import (
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/etcdlock"
 	"github.com/lockerkit/locker/internal/etcdtest"
+	"github.com/lockerkit/locker/internal/locktest"
 )
 
 // TestCancelledAcquires has many acquires whose callers have no patience. Whatever they leave behind is soon gone.
@@ -79,8 +80,9 @@ func TestCancelledAcquires(t *testing.T) {
 		return slices.Equal(keys, want)
 	}
 	for start := time.Now(); !same(); time.Sleep(time.Millisecond) {
-		if time.Since(start) > 2*time.Second {
-			t.Fatalf("%d keys are there, of %d leases: %q", len(keys), len(want), slices.DeleteFunc(keys, func(k string) bool { return slices.Contains(want, k) }))
+		if time.Since(start) > 10*time.Second { // long before an etcd lease ends
+			t.Fatalf("%d keys are there, of %d leases: %q", len(keys), len(want),
+				slices.DeleteFunc(keys, func(k string) bool { return slices.Contains(want, k) }))
 		}
 	}
 	for _, lease := range append(leases, held) {
@@ -127,8 +129,8 @@ func TestGivenUpWhenAnswered(t *testing.T) {
 	mustUnlock(t, keeper)
 }
 
-// TestGivenUpForAReason has a caller whose ctx ends with an error that would mean something if it came from the server: as that of
-// an errgroup does if another Lock of the group fails.
+// TestGivenUpForAReason has a caller whose ctx ends with an error that would mean something if it came from the server:
+// as that of an errgroup does if another Lock of the group fails.
 func TestGivenUpForAReason(t *testing.T) {
 	t.Parallel()
 	addr := etcdtest.Address(t)
@@ -160,11 +162,11 @@ func TestGivenUpForAReason(t *testing.T) {
 			key := unique("key")
 			lease := mustLock(t, other, key)
 			ctx, cancel := context.WithCancelCause(t.Context())
-			waiter := started(func() error { _, err := l.Lock(ctx, key); return err })
+			waiter := locktest.Started(func() error { _, err := l.Lock(ctx, key); return err })
 			root.awaitLine(key, 2)
 			_, cause := fail(t)
 			cancel(fmt.Errorf("the group: %w", cause))
-			if err := waiter.get(t); !errors.Is(err, cause) {
+			if err := waiter.Get(t); !errors.Is(err, cause) {
 				t.Errorf("%v; want %v", err, cause)
 			}
 			root.awaitLine(key, 1)

@@ -12,14 +12,17 @@ import (
 	"github.com/lockerkit/locker"
 )
 
-// claim is a key in etcd by which a lock is held, or waited for. It is deleted as long as there is a doubt that it may exist.
+// claim is a key in etcd by which a lock is held, or waited for. It is deleted as long as there is a doubt that it may
+// exist.
 type claim struct {
 	request locker.Request // with the TTL that was granted
 	line    string         // of all claims to the lock, see Key
+	place   string         // in it: what the keys of claims begin with that are like this one
 	slot    uint64         // among them
 	key     string
 	session *session
-	put     *step // the request that makes it
+	put     *step         // the request that makes it
+	turn    chan struct{} // has room for one: there is news of the claim of this Locker before it
 
 	// What follows is guarded by backend.mu.
 	gone    bool      // nobody has it any more: its owner may make another
@@ -27,23 +30,29 @@ type claim struct {
 	drops   int       // how often its deletion was begun
 	lost    error     // why, if it was lost
 	token   int64     // once the lock is held
+	created int64     // the revision at which it was made, once it is in backend.lines
 	expires time.Time // when it is deleted unless renewed; zero as long as it waits
 	expired bool      // that has passed: it cannot be renewed any more
 	watched bool      // its deletion would be told
 	watch   *watch
 }
 
-// newClaim returns a claim of r that is in the tables, or nil if the session is over. put makes the step by which the claim will be made.
+// newClaim returns a claim of r that is in the tables, or nil if the session is over. put makes the step by which the
+// claim will be made.
 func (s *session) newClaim(r locker.Request, put func(*claim) *step) *claim {
-	c := &claim{request: r, line: Key(r.Name()), session: s}
+	c := &claim{request: r, line: Key(r.Name()), session: s, turn: make(chan struct{}, 1)}
+	c.place = c.line
+	if c.isReader() {
+		c.place = readersOf(c.line)
+	}
 	c.request.TTL = s.ttl
 	s.b.mu.Lock()
 	defer s.b.mu.Unlock()
 	if s.isOver() {
 		return nil
 	}
-	c.slot = s.takeSlotLocked(c.line)
-	c.key = claimKey(c.line, s.lease, s.generation, c.slot)
+	c.slot = s.takeSlotLocked(c.place)
+	c.key = claimKey(c.place, s.id, s.generation, c.slot)
 	c.put = put(c)
 	s.b.claims[r.Owner] = c
 	s.claims[c] = struct{}{}
@@ -72,11 +81,13 @@ func (s *session) takeSlotLocked(line string) uint64 {
 }
 
 func (s *session) freeSlotLocked(c *claim) {
-	l := s.slots[c.line]
+	l := s.slots[c.place]
 	if l.free = append(l.free, c.slot); len(l.free) == int(l.next) {
-		delete(s.slots, c.line)
+		delete(s.slots, c.place)
 	}
 }
+
+func (c *claim) isReader() bool { return c.request.Mode == locker.ModeShared }
 
 func (b *backend) claim(o locker.Owner) *claim {
 	b.mu.Lock()
@@ -84,20 +95,20 @@ func (b *backend) claim(o locker.Owner) *claim {
 	return b.claims[o]
 }
 
-// putOp returns the operation that makes the claim.
+// putOp returns the operation that makes the claim. backend.mu is held.
 func (c *claim) putOp() clientv3.Op {
 	return clientv3.OpPut(c.key, c.request.Holder, clientv3.WithLease(c.session.lease))
 }
 
-// hold makes c the holder of the lock. The validity of the grant counts from the last keep-alive, which is at most a third of the TTL
-// ago; where that would not do, it sends another.
+// hold makes c the holder of the lock. The validity of the grant counts from the last keep-alive, which is at most a
+// third of the TTL ago; where that would not do, it sends another.
 func (c *claim) hold(ctx context.Context, token int64) (locker.Grant, error) {
 	s, b := c.session, c.session.b
 	b.mu.Lock()
 	if !c.gone && (c.request.NoRenew || s.overdueLocked()) {
 		b.mu.Unlock()
 		ctx, cancel := context.WithTimeout(ctx, b.bound(s.ttl))
-		_ = s.keepAlive(ctx) // if it fails, there is less time
+		_ = s.keepAliveOnce(ctx) // if it fails, there is less time
 		cancel()
 		b.mu.Lock()
 	}
@@ -109,6 +120,8 @@ func (c *claim) hold(ctx context.Context, token int64) (locker.Grant, error) {
 		return locker.Grant{}, ErrLeaseExpired
 	}
 	c.token = token
+	b.enlistLocked(c, token)
+	b.tellNextLocked(c)
 	s.expireLocked(c, expiry(s.confirmed, s.ttl))
 	return c.grant(s.confirmed), nil
 }
@@ -120,8 +133,8 @@ func (c *claim) grant(sent time.Time) locker.Grant {
 	return locker.Grant{Request: c.request, Token: uint64(c.token), Sent: sent, Private: c}
 }
 
-// expiry is when a claim is deleted that was last renewed at the given time: when its holder has stopped trusting it, see locker.Grant, and was
-// told. The lease lives on for other claims, and for those that come.
+// expiry is when a claim is deleted that was last renewed at the given time: when its holder has stopped trusting it,
+// see locker.Grant, and was told. The lease lives on for other claims, and for those that come.
 func expiry(sent time.Time, ttl time.Duration) time.Time { return sent.Add(ttl) }
 
 // doubtful reports whether the request that makes the claim may arrive yet. put is done.
@@ -137,11 +150,12 @@ func (c *claim) disownLocked() {
 	c.gone = true
 	b := c.session.b
 	delete(b.claims, c.request.Owner)
+	b.delistLocked(c)
 	b.watches.remove(c.watch)
 }
 
-// forgetLocked forgets a claim that is not there any more. settled is whether no request about its key can arrive any more: one that
-// deletes it, say. Otherwise all claims that are made from now on have other keys than those before.
+// forgetLocked forgets a claim that is not there any more. settled is whether no request about its key can arrive any
+// more: one that deletes it, say. Otherwise all claims that are made from now on have other keys than those before.
 func (c *claim) forgetLocked(settled bool) {
 	c.disownLocked()
 	if c.over {
@@ -163,24 +177,23 @@ func (c *claim) forget(settled bool) {
 	c.forgetLocked(settled)
 }
 
-// loseLocked tells the owner that the claim is not there any more.
-func (c *claim) loseLocked(why error) {
+// goneLocked notes that the claim is not there any more, and reports whether its owner, who had the lock, is to be
+// told.
+func (c *claim) goneLocked(why error) bool {
 	if c.gone {
-		return
+		return false
 	}
 	c.lost = why
 	c.dismissLocked()
-	if c.token != 0 {
-		c.request.ReportLost(why)
-	}
+	return c.token != 0
 }
 
 // lose is for a claim that was seen to be deleted, by somebody else unless that is what is being done with it.
 func (c *claim) lose(why error) {
 	c.session.b.mu.Lock()
 	defer c.session.b.mu.Unlock()
-	if c.drops == 0 {
-		c.loseLocked(why)
+	if c.drops == 0 && c.goneLocked(why) {
+		c.request.ReportLost(why)
 	}
 }
 
@@ -190,9 +203,9 @@ func (c *claim) dismiss() {
 	c.dismissLocked()
 }
 
-// dismissLocked is for a claim that is not there as far as we know. If the request that makes it was sent more than once, one may have
-// made it anew since, or may yet arrive. Then it is deleted all the same, and in the latter case the fence is raised. Its put is done, or
-// its session over.
+// dismissLocked is for a claim that is not there as far as we know. If the request that makes it was sent more than
+// once, one may have made it anew since, or may yet arrive. Then it is deleted all the same, and in the latter case the
+// fence is raised. Its put is done, or its session over.
 func (c *claim) dismissLocked() {
 	if s := c.session; !s.isOver() && (c.put.repeated || c.doubtful()) {
 		c.disownLocked()
@@ -202,7 +215,8 @@ func (c *claim) dismissLocked() {
 	c.forgetLocked(c.drops == 0)
 }
 
-// drop deletes the key, whatever is known about it, and then forgets the claim. It returns ErrLost if the key was not there.
+// drop deletes the key, whatever is known about it, and then forgets the claim. It returns ErrLost if the key was not
+// there.
 func (c *claim) drop(ctx context.Context) error {
 	s := c.session
 	select {
@@ -241,8 +255,8 @@ func (c *claim) drop(ctx context.Context) error {
 	return nil
 }
 
-// dropUnfenced deletes the key without raising the fence, which takes space. That is left to the sweep, which tries until there is some again;
-// the lease is not given up for that.
+// dropUnfenced deletes the key without raising the fence, which takes space. That is left to the sweep, which tries
+// until there is some again; the lease is not given up for that.
 func (c *claim) dropUnfenced(ctx context.Context) error {
 	s, b := c.session, c.session.b
 	step := newStep(s.ttl, len(c.key), clientv3.OpDelete(c.key))
@@ -261,8 +275,9 @@ func (c *claim) dropUnfenced(ctx context.Context) error {
 	return nil
 }
 
-// delete deletes the key. It is among the steps of the session, except after a doubtful put: then it raises the fence. deleted is false if
-// the key was not there before, with certainty; once is true if no request that deletes it can arrive any more.
+// delete deletes the key. It is among the steps of the session, except after a doubtful put: then it raises the fence.
+// deleted is false if the key was not there before, with certainty; once is true if no request that deletes it can
+// arrive any more.
 func (c *claim) delete(ctx context.Context) (deleted, once bool, err error) {
 	s := c.session
 	op := clientv3.OpDelete(c.key)
@@ -275,16 +290,15 @@ func (c *claim) delete(ctx context.Context) (deleted, once bool, err error) {
 	}
 	ctx, cancel := s.b.requestOf(ctx)
 	defer cancel()
-	var resent atomic.Bool
 	var sent atomic.Int32
-	resp, err := attempts(context.WithValue(ctx, resentKey{}, &resent), s.b, s.ttl, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+	resp, err := writing(ctx, s.b, s.ttl, func(ctx context.Context, l *link) (*clientv3.TxnResponse, error) {
 		sent.Add(1)
-		return s.fence.raise(ctx, s.b.kv, op)
+		return s.fence.raise(ctx, l.kv, op)
 	})
 	if err != nil {
 		return false, false, s.b.failure(err)
 	}
-	return resp.Responses[0].GetResponseDeleteRange().Deleted > 0 || sent.Load() > 1 || resent.Load(), false, nil
+	return resp.Responses[0].GetResponseDeleteRange().Deleted > 0 || sent.Load() > 1, false, nil
 }
 
 // expireLocked has the claim deleted at the given time, unless that is put off by another call.
@@ -308,9 +322,10 @@ func (c *claim) overdueCause() error {
 	return errOverdue
 }
 
-// sweep deletes the claims whose time is over: those of leases that are not renewed, or were abandoned, and what an acquire has left
-// that failed. If it has not succeeded a TTL later, the lease is given up, and with it all that is attached to it: who holds
-// the other locks is told, and they are not left in doubt, nor is anybody locked out for good.
+// sweep deletes the claims whose time is over: those of leases that are not renewed, or were abandoned, and what an
+// acquire has left that failed. If it has not succeeded a TTL later, the lease is given up, and with it all that is
+// attached to it: who holds the other locks is told, and they are not left in doubt, nor is anybody locked out for
+// good.
 func (s *session) sweep() {
 	b := s.b
 	b.mu.Lock()

@@ -21,7 +21,9 @@ type lateGrants struct {
 	granted chan clientv3.LeaseID
 }
 
-func (l lateGrants) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest, opts ...grpc.CallOption) (*pb.LeaseGrantResponse, error) {
+func (l lateGrants) LeaseGrant(
+	ctx context.Context, r *pb.LeaseGrantRequest, opts ...grpc.CallOption,
+) (*pb.LeaseGrantResponse, error) {
 	resp, err := l.LeaseClient.LeaseGrant(ctx, r, opts...)
 	if err == nil {
 		l.granted <- clientv3.LeaseID(resp.ID)
@@ -30,7 +32,8 @@ func (l lateGrants) LeaseGrant(ctx context.Context, r *pb.LeaseGrantRequest, opt
 	return resp, err
 }
 
-// TestCloseWhileLeaseIsGranted has a Locker closed before it learns that it has a lease. It gives that back all the same.
+// TestCloseWhileLeaseIsGranted has a Locker closed before it learns that it has a lease. It gives that back all the
+// same.
 func TestCloseWhileLeaseIsGranted(t *testing.T) {
 	t.Parallel()
 	addr := etcdtest.Address(t)
@@ -43,7 +46,7 @@ func TestCloseWhileLeaseIsGranted(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
-	if a := waiter.get(t); !errors.Is(a.err, locker.ErrClosed) {
+	if a := waiter.Get(t); !errors.Is(a.err, locker.ErrClosed) {
 		t.Error(a.err)
 	}
 	root.do(func(ctx context.Context) error {

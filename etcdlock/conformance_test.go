@@ -40,11 +40,14 @@ func dialWire(t *testing.T, w *wires.Wires) (client *clientv3.Client, closeBoth 
 	return client, closeBoth
 }
 
-// TestConformance relaxes nothing. Its TTLs are the whole seconds that etcd counts in; fractions are refused, which the rule
-// about them allows.
+// TestConformance relaxes nothing. Its TTLs are the whole seconds that etcd counts in; fractions are refused, which the
+// rule about them allows.
 func TestConformance(t *testing.T) { testConformance(t, 1) }
 
-func TestConformanceOfThreeMembers(t *testing.T) { testConformance(t, 3) }
+func TestConformanceOfThreeMembers(t *testing.T) {
+	wires.Long(t)
+	testConformance(t, 3)
+}
 
 func testConformance(t *testing.T, members int) {
 	cluster := etcdtest.New(t, etcdtest.Options{Members: members})
@@ -71,7 +74,8 @@ func testConformance(t *testing.T, members int) {
 		Break: func(t *testing.T, key string) {
 			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 			defer cancel()
-			if r, err := direct.Delete(ctx, etcdlock.Key(etcdlock.DefaultPrefix+key), clientv3.WithPrefix()); err != nil || r.Deleted == 0 {
+			if r, err := direct.Delete(ctx, etcdlock.Key(etcdlock.DefaultPrefix+key), clientv3.WithPrefix()); err != nil ||
+				r.Deleted == 0 {
 				t.Errorf("delete the lock %q: %v, %v", key, r, err)
 			}
 		},

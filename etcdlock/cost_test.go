@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/etcdtest"
@@ -24,7 +25,8 @@ func (a admin) state() (s state) {
 	return s
 }
 
-// cost is what f makes the server write, at the least of a few times: there are proposals that the server makes for itself.
+// cost is what f makes the server write, at the least of a few times: there are proposals that the server makes for
+// itself.
 func (a admin) cost(f func()) state {
 	a.t.Helper()
 	var least state
@@ -40,7 +42,8 @@ func (a admin) cost(f func()) state {
 	return least
 }
 
-// TestCost counts what a lock costs the servers: entries of their log, each of which is written to the disks of a majority.
+// TestCost counts what a lock costs the servers: entries of their log, each of which is written to the disks of a
+// majority.
 func TestCost(t *testing.T) {
 	t.Parallel()
 	cluster := etcdtest.New(t, etcdtest.Options{})
@@ -74,7 +77,7 @@ func TestSharedTransactions(t *testing.T) {
 	const n = 2000
 	cluster := etcdtest.New(t, etcdtest.Options{})
 	root := administer(t, cluster.Client(t))
-	l := open(t, cluster.Endpoints())
+	l := open(t, cluster.Endpoints(), locker.TTL(time.Minute)) // also on a busy machine, all are to be answered
 	works(t, l, l, 0)
 	for name, acquire := range map[string]func(testing.TB, locker.Locker, string, ...locker.CallOption) *locker.Lease{
 		"Lock": mustLock, "TryLock": mustTry,

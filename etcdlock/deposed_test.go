@@ -14,7 +14,8 @@ import (
 	"github.com/lockerkit/locker/internal/etcdtest"
 )
 
-// deposed makes of keep-alives what a leader makes of them that stands still, and then does not know yet that there is another.
+// deposed makes of keep-alives what a leader makes of them that stands still, and then does not know yet that there is
+// another.
 type deposed struct {
 	mu      sync.Mutex
 	mode    mode
@@ -49,7 +50,9 @@ type deposedLeases struct {
 	d *deposed
 }
 
-func (l deposedLeases) LeaseKeepAlive(ctx context.Context, opts ...grpc.CallOption) (pb.Lease_LeaseKeepAliveClient, error) {
+func (l deposedLeases) LeaseKeepAlive(
+	ctx context.Context, opts ...grpc.CallOption,
+) (pb.Lease_LeaseKeepAliveClient, error) {
 	stream, err := l.LeaseClient.LeaseKeepAlive(ctx, opts...)
 	return &deposedStream{Lease_LeaseKeepAliveClient: stream, d: l.d}, err
 }
@@ -94,7 +97,8 @@ func TestDeposedLeader(t *testing.T) {
 	const ttl = 5 * time.Second
 	cluster := etcdtest.New(t, etcdtest.Options{}) // in raft term 2 or later
 	d := &deposed{changed: make(chan struct{})}
-	l := etcdlock.NewWith(connect(t, cluster.Endpoints()...), func(c pb.LeaseClient) pb.LeaseClient { return deposedLeases{c, d} }, locker.TTL(ttl))
+	l := etcdlock.NewWith(connect(t, cluster.Endpoints()...),
+		func(c pb.LeaseClient) pb.LeaseClient { return deposedLeases{c, d} }, locker.TTL(ttl))
 	t.Cleanup(func() { _ = l.Close() })
 	lease := mustLock(t, l, unique("key"))
 	outlives(t, lease, 1)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -14,16 +15,16 @@ import (
 	"github.com/lockerkit/locker/internal/backends"
 )
 
-// What an etcd that answers may say instead of yes or no. The error of a Lock wraps one of these, together with what the server
-// said; none of them is ever ErrLocked. ErrPermission and ErrAuth are of the class locker.ErrDenied, ErrVersion is a
-// locker.ErrUnfit, and the others are locker.ErrUnavailable.
+// What an etcd that answers may say instead of yes or no. The error of a Lock wraps one of these, together with what
+// the server said; none of them is ever ErrLocked. ErrPermission and ErrAuth are of the class locker.ErrDenied,
+// ErrVersion is a locker.ErrUnfit, and the others are locker.ErrUnavailable.
 var (
-	// ErrNoLeader: the cluster has no leader, or the member that was asked does not know it: an election is under way, or the
-	// majority of the members is down or out of reach.
+	// ErrNoLeader: the cluster has no leader, or the member that was asked does not know it: an election is under way,
+	// or the majority of the members is down or out of reach.
 	ErrNoLeader = backends.Sentinel(locker.ErrUnavailable, "etcd: the cluster has no leader")
 
-	// ErrNoSpace: the database has reached its quota (--quota-backend-bytes), and etcd has raised the alarm NOSPACE: compact,
-	// defragment, and disarm the alarm. Locks that are held stay held and can be unlocked.
+	// ErrNoSpace: the database has reached its quota (--quota-backend-bytes), and etcd has raised the alarm NOSPACE:
+	// compact, defragment, and disarm the alarm. Locks that are held stay held and can be unlocked.
 	ErrNoSpace = backends.Sentinel(locker.ErrUnavailable, "etcd: the database has reached its quota")
 
 	// ErrPermission: the user lacks a permission. The package documentation lists what is needed.
@@ -36,28 +37,42 @@ var (
 	// ErrVersion: the server is too old for leases to be relied upon.
 	ErrVersion = backends.Sentinel(locker.ErrUnfit, "etcd: the server is too old; locks need etcd 3.5.13 or later")
 
-	// ErrLeaseExpired: the etcd lease to which this Locker's locks are attached has ended: it could not be kept alive, or
-	// somebody has revoked it. Who waited for a lock has lost the place in the line.
+	// ErrLeaseExpired: the etcd lease to which this Locker's locks are attached has ended: it could not be kept alive,
+	// or somebody has revoked it. Who waited for a lock has lost the place in the line.
 	ErrLeaseExpired = backends.Sentinel(locker.ErrUnavailable, "etcd: the lease has expired")
 
 	// ErrNoAnswer: the server, or what is between, did not answer in time.
 	ErrNoAnswer = backends.Sentinel(locker.ErrUnavailable, "etcd: the server did not answer in time")
+
+	// ErrUnreachable: there is no connection to a member that is in service. None could be made, or it broke, or the
+	// member starts, stops, or is a learner.
+	ErrUnreachable = backends.Sentinel(locker.ErrUnavailable, "etcd: no connection to a member that is in service")
 )
 
 var (
-	errDeleted      = errors.New("etcd: the key was deleted")
-	errGivenUp      = errors.New("etcd: the lease was given up, as a key attached to it could not be deleted")
-	errDeposed      = errors.New("etcd: a keep-alive was answered by a member that may have been deposed")
-	errNotRenewed   = errors.New("etcd: a keep-alive was answered with less than the TTL, as by a proxy that has not asked the leader")
+	errDeleted    = errors.New("etcd: the key was deleted")
+	errGivenUp    = errors.New("etcd: the lease was given up, as a key attached to it could not be deleted")
+	errDeposed    = errors.New("etcd: a keep-alive was answered by a member that may have been deposed")
+	errNotRenewed = errors.New(
+		"etcd: a keep-alive was answered with less than the TTL, as by a proxy that has not asked the leader",
+	)
 	errNoRenew      = errors.New("its TTL has passed, and it is not renewed") // as package locker says it
 	errOverdue      = errors.New("not renewed in time")
-	errFence        = errors.New("etcd: the revision of a key that only this session writes keeps changing, or has gone back")
+	errFence        = fmt.Errorf("%w, as the data is older than it was", ErrLeaseExpired)
 	errClientClosed = backends.Sentinel(locker.ErrClosed, "etcd: the client is closed")
 	errClosed       = fmt.Errorf("etcd: %w", locker.ErrClosed)
 )
 
-// meanings of the errors of etcd (https://pkg.go.dev/go.etcd.io/etcd/api/v3/v3rpc/rpctypes). After those that are certain, the
-// request was not and will not be carried out.
+var notForLearner = rpctypes.Error(rpctypes.ErrGRPCNotSupportedForLearner)
+
+// What a member says when its raft has not taken a proposal, and when it has stopped: without a code.
+const (
+	proposalDropped = "raft proposal dropped"
+	raftStopped     = "raft: stopped"
+)
+
+// meanings of the errors of etcd (https://pkg.go.dev/go.etcd.io/etcd/api/v3/v3rpc/rpctypes). After those that are
+// certain, the request was not and will not be carried out.
 var meanings = []struct {
 	err     error
 	meaning error
@@ -69,7 +84,9 @@ var meanings = []struct {
 	{rpctypes.ErrTimeoutDueToConnectionLost, ErrNoLeader, false},
 	{rpctypes.ErrTimeout, ErrNoAnswer, false},
 	{rpctypes.ErrTimeoutWaitAppliedIndex, ErrNoAnswer, false},
-	{rpctypes.ErrNoSpace, ErrNoSpace, false}, // the transaction that reaches the quota is carried out, and answered so all the same
+	{
+		rpctypes.ErrNoSpace, ErrNoSpace, false,
+	}, // the transaction that reaches the quota is carried out, and answered so all the same
 	{rpctypes.ErrPermissionDenied, ErrPermission, true},
 	{rpctypes.ErrPermissionNotGranted, ErrPermission, true},
 	{rpctypes.ErrAuthFailed, ErrAuth, true},
@@ -77,6 +94,8 @@ var meanings = []struct {
 	{rpctypes.ErrInvalidAuthToken, nil, true}, // the client logs in again, and hears ErrAuthFailed if that is no use
 	{rpctypes.ErrAuthOldRevision, nil, true},  // users or roles were changed in the same moment
 	{rpctypes.ErrLeaseNotFound, ErrLeaseExpired, true},
+	{rpctypes.ErrStopped, ErrUnreachable, false},
+	{notForLearner, ErrUnreachable, true},
 	{rpctypes.ErrTooManyRequests, nil, true},
 	{rpctypes.ErrRequestTooLarge, nil, true},
 	{rpctypes.ErrTooManyOps, nil, true},
@@ -84,8 +103,8 @@ var meanings = []struct {
 	{rpctypes.ErrFutureRev, nil, true},
 }
 
-// explain makes an error of the client one of the above, if it is one, and reports whether it says with certainty that the request
-// was not carried out, and will not be.
+// explain makes an error of the client one of the above, if it is one, and reports whether it says with certainty that
+// the request was not carried out, and will not be.
 func explain(err error) (explained error, certain bool) {
 	err = rpctypes.Error(err)
 	for _, m := range meanings {
@@ -101,16 +120,24 @@ func explain(err error) (explained error, certain bool) {
 	case errors.Is(err, errFence), errors.Is(err, errClientClosed):
 		return err, true
 	case timedOut(err):
-		// Of a bound that is ours: for the caller of Lock, whose own ctx has not ended, a wrapped one would mean something else.
+		// Of a bound that is ours: for the caller of Lock, whose own ctx has not ended, a wrapped one would mean
+		// something else.
 		return fmt.Errorf("%w: %s", ErrNoAnswer, err.Error()), false
 	case neverSent(err):
 		return err, true
+	case isOutage(err) && !errors.Is(err, ErrUnreachable):
+		return fmt.Errorf("%w: %w", ErrUnreachable, err), says(err, proposalDropped)
 	}
 	return err, false
 }
 
-// neverSent reports whether a request was larger than what the client may send. (The same code says that an answer was larger than what it
-// may receive.)
+// says reports whether an error without a code says that.
+func says(err error, what string) bool {
+	return code(err) == codes.Unknown && strings.HasSuffix(err.Error(), what)
+}
+
+// neverSent reports whether a request was larger than what the client may send. (The same code says that an answer was
+// larger than what it may receive.)
 func neverSent(err error) bool {
 	return code(err) == codes.ResourceExhausted && strings.Contains(err.Error(), "trying to send message larger than max")
 }
@@ -122,7 +149,10 @@ func timedOut(err error) bool {
 }
 
 // isOutage reports whether err may be the fault of one endpoint alone, so that another is worth a try.
-func isOutage(err error) bool { return timedOut(err) || code(err) == codes.Unavailable }
+func isOutage(err error) bool {
+	return err != nil && (timedOut(err) || code(err) == codes.Unavailable || errors.Is(err, io.EOF) ||
+		errors.Is(rpctypes.Error(err), notForLearner) || says(err, proposalDropped) || says(err, raftStopped))
+}
 
 func code(err error) codes.Code {
 	if s, ok := status.FromError(err); ok {

@@ -83,7 +83,8 @@ func (c Config) Open(ctx context.Context, rawURL string, opts ...locker.Option) 
 	client, closeClient, err := dial(ctx, config)
 	switch {
 	case err == nil:
-	case ctx.Err() != nil || errors.Is(err, locker.ErrDenied) || errors.Is(err, locker.ErrUnfit):
+	case ctx.Err() != nil || errors.Is(err, locker.ErrDenied) || errors.Is(err, locker.ErrUnfit),
+		errors.Is(err, locker.ErrUnavailable):
 		return nil, fmt.Errorf("etcdlock: %w", err)
 	default:
 		return nil, fmt.Errorf("etcdlock: %w: %w", locker.ErrUnavailable, err)

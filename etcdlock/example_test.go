@@ -32,7 +32,9 @@ func Example() {
 
 // A Locker that shares the client of a program.
 func ExampleNew() {
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{"localhost:2379"}, DialKeepAliveTime: 10 * time.Second})
+	client, err := clientv3.New(
+		clientv3.Config{Endpoints: []string{"localhost:2379"}, DialKeepAliveTime: 10 * time.Second},
+	)
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -64,8 +66,8 @@ func ExampleParseURL() {
 	defer l.Close()
 }
 
-// A holder that was paused for longer than its TTL does not know that it has lost the lock. It cannot write all the same, if
-// what it writes is in the same etcd: etcd looks for the lock in the transaction that writes.
+// A holder that was paused for longer than its TTL does not know that it has lost the lock. It cannot write all the
+// same, if what it writes is in the same etcd: etcd looks for the lock in the transaction that writes.
 func ExampleGuard() {
 	client, err := clientv3.New(clientv3.Config{Endpoints: []string{"localhost:2379"}})
 	if err != nil {

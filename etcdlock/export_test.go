@@ -1,8 +1,13 @@
 package etcdlock
 
 import (
+	"context"
+
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/lockerkit/locker"
 )
@@ -26,30 +31,61 @@ func NewOn(client *clientv3.Client, kv func(clientv3.KV) clientv3.KV, opts ...lo
 	return NewOnWith(Config{}, client, kv, opts...)
 }
 
+// NewSilent is NewOn with servers that do not say how they are: what they do not answer may be sent to another.
+func NewSilent(client *clientv3.Client, kv func(clientv3.KV) clientv3.KV, opts ...locker.Option) *locker.Client {
+	b := newBackendOn(Config{}, client, kv, nil)
+	b.endpoints.stubs.status = func(conn *grpc.ClientConn) pb.MaintenanceClient {
+		return silentStatus{pb.NewMaintenanceClient(conn)}
+	}
+	return newLocker(b, opts)
+}
+
+type silentStatus struct{ pb.MaintenanceClient }
+
+func (silentStatus) Status(context.Context, *pb.StatusRequest, ...grpc.CallOption) (*pb.StatusResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "it does not say")
+}
+
 // NewOnWith is NewOn with a Config.
-func NewOnWith(c Config, client *clientv3.Client, kv func(clientv3.KV) clientv3.KV, opts ...locker.Option) *locker.Client {
-	b := newBackend(c, client, nil)
-	b.kv = kv(b.kv)
+func NewOnWith(
+	c Config, client *clientv3.Client, kv func(clientv3.KV) clientv3.KV, opts ...locker.Option,
+) *locker.Client {
+	return newLocker(newBackendOn(c, client, kv, nil), opts)
+}
+
+// NewByKV is New with requests for keys made by what kv makes of the client's, which know where they are sent.
+func NewByKV(client *clientv3.Client, kv func(pb.KVClient) pb.KVClient, opts ...locker.Option) *locker.Client {
+	b := newBackend(Config{}, client, nil)
+	b.endpoints.stubs.kv = func(conn *grpc.ClientConn) clientv3.KV {
+		return clientv3.NewKVFromKVClient(onceKV{kv(pb.NewKVClient(conn)), b.endpoints.logins}, client)
+	}
 	return newLocker(b, opts)
 }
 
 // NewWith is New with leases kept alive by what leases makes of the client's.
-func NewWith(client *clientv3.Client, leases func(pb.LeaseClient) pb.LeaseClient, opts ...locker.Option) *locker.Client {
-	b := newBackend(Config{}, client, nil)
-	b.leases = leases(b.leases)
-	return newLocker(b, opts)
+func NewWith(
+	client *clientv3.Client, leases func(pb.LeaseClient) pb.LeaseClient, opts ...locker.Option,
+) *locker.Client {
+	return newLocker(newBackendOn(Config{}, client, nil, leases), opts)
 }
 
 // NewBackendOn is NewBackend with what kv and leases, unless nil, make of the client's.
 func NewBackendOn(
 	client *clientv3.Client, kv func(clientv3.KV) clientv3.KV, leases func(pb.LeaseClient) pb.LeaseClient,
 ) locker.Backend {
-	b := newBackend(Config{}, client, nil)
+	return newBackendOn(Config{}, client, kv, leases)
+}
+
+func newBackendOn(
+	c Config, client *clientv3.Client, kv func(clientv3.KV) clientv3.KV, leases func(pb.LeaseClient) pb.LeaseClient,
+) *backend {
+	b := newBackend(c, client, nil)
+	stubs := b.endpoints.stubs
 	if kv != nil {
-		b.kv = kv(b.kv)
+		b.endpoints.stubs.kv = func(conn *grpc.ClientConn) clientv3.KV { return kv(stubs.kv(conn)) }
 	}
 	if leases != nil {
-		b.leases = leases(b.leases)
+		b.endpoints.stubs.leases = func(conn *grpc.ClientConn) pb.LeaseClient { return leases(stubs.leases(conn)) }
 	}
 	return b
 }

@@ -7,19 +7,24 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// fence makes requests fail that were sent before a certain moment, and of which nobody knows whether they still arrive: each
-// transaction of a session is conditional on the revision of one key, which is written to raise the fence. So a claim whose
-// request got no answer can be deleted for good, without giving up the lease and with it all other locks that are
-// attached to it. In the normal case the key does not exist, its revision is 0, and the condition costs nothing.
+// fence makes requests fail that were sent before a certain moment, and of which nobody knows whether they still
+// arrive: each transaction of a session is conditional on the revision of one key, which is written to raise the fence.
+// So a claim whose request got no answer can be deleted for good, without giving up the lease and with it all other
+// locks that are attached to it. In the normal case the key does not exist, its revision is 0, and the condition costs
+// nothing.
 type fence struct {
 	key      string
-	lease    clientv3.LeaseID // that the key is attached to
-	revision atomic.Int64     // that the key is known to have
+	lease    func() clientv3.LeaseID // that the key is to be attached to
+	revision atomic.Int64            // that the key is known to have
+	saw      func(term uint64)       // is told the raft term of each answer
+	broken   func(error)             // is told that the fence cannot be right any more
 }
 
-// commit carries out ops behind the fence. If the fence has been raised meanwhile, they were not carried out, and it tries again.
+// commit carries out ops behind the fence. If the fence has been raised meanwhile, they were not carried out, and it
+// tries again. It returns errFence if the store has lost what was written, as after it was restored from a backup: then
+// no fence of this session keeps anything out.
 func (f *fence) commit(ctx context.Context, kv clientv3.KV, ops []clientv3.Op) (*clientv3.TxnResponse, error) {
-	for range 10 {
+	for {
 		known := f.revision.Load()
 		// The fence may have been raised because this call is no longer waited for: it is not to get past that.
 		if err := ctx.Err(); err != nil {
@@ -29,8 +34,12 @@ func (f *fence) commit(ctx context.Context, kv clientv3.KV, ops []clientv3.Op) (
 			If(clientv3.Compare(clientv3.ModRevision(f.key), "=", known)).
 			Then(ops...).
 			Commit()
-		if err != nil || resp.Succeeded {
+		if err != nil {
 			return resp, err
+		}
+		f.saw(resp.Header.RaftTerm)
+		if resp.Succeeded {
+			return resp, nil
 		}
 		if f.revision.Load() > known {
 			continue // raised by ourselves
@@ -48,7 +57,6 @@ func (f *fence) commit(ctx context.Context, kv clientv3.KV, ops []clientv3.Op) (
 			return nil, err
 		}
 	}
-	return nil, errFence
 }
 
 // raise makes all requests fail that were sent before, and carries out ops in the same transaction.
@@ -56,12 +64,19 @@ func (f *fence) raise(ctx context.Context, kv clientv3.KV, ops ...clientv3.Op) (
 	if err := ctx.Err(); err != nil {
 		return nil, err // as in commit
 	}
-	put := clientv3.OpPut(f.key, "", clientv3.WithLease(f.lease))
+	known := f.revision.Load()
+	put := clientv3.OpPut(f.key, "", clientv3.WithLease(f.lease()))
 	resp, err := kv.Txn(ctx).Then(append(ops, put)...).Commit()
-	if err == nil {
-		f.learn(resp.Header.Revision)
+	if err != nil {
+		return resp, err
 	}
-	return resp, err
+	if resp.Header.Revision <= known {
+		f.broken(errFence)
+		return resp, errFence
+	}
+	f.learn(resp.Header.Revision)
+	f.saw(resp.Header.RaftTerm)
+	return resp, nil
 }
 
 func (f *fence) learn(revision int64) {

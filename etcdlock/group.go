@@ -2,8 +2,8 @@ package etcdlock
 
 import "sync"
 
-// group counts goroutines, as a sync.WaitGroup does, but can be waited for while somebody wants to start another: that is
-// refused then.
+// group counts goroutines, as a sync.WaitGroup does, but can be waited for while somebody wants to start another: that
+// is refused then.
 type group struct {
 	mu     sync.Mutex
 	closed bool

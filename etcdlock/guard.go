@@ -6,9 +6,9 @@ import (
 	"github.com/lockerkit/locker"
 )
 
-// Guard returns a condition for a transaction of one's own: that the lease, which a Locker of this package granted, still
-// holds its lock. It is checked by etcd in one step with what the transaction does, so not even a holder that was paused for an
-// hour can write when somebody else has the lock:
+// Guard returns a condition for a transaction of one's own: that the lease, which a Locker of this package granted,
+// still holds its lock. It is checked by etcd in one step with what the transaction does, so not even a holder that was
+// paused for an hour can write when somebody else has the lock:
 //
 //	resp, err := client.Txn(ctx).
 //		If(etcdlock.Guard(lease)).
@@ -16,8 +16,9 @@ import (
 //		Commit()
 //	if err == nil && !resp.Succeeded { // the lock was lost
 //
-// The condition does not hold once the key of the lease is gone. That may be a while after the lease has ended, if Unlock got no answer,
-// say, or the deadline has passed; until then nobody else has the lock. With a lease that comes from another store it never holds.
+// The condition does not hold once the key of the lease is gone. That may be a while after the lease has ended, if
+// Unlock got no answer, say, or the deadline has passed; until then nobody else has the lock. With a lease that comes
+// from another store it never holds.
 func Guard(lease *locker.Lease) clientv3.Cmp {
 	g := locker.GrantOf(lease)
 	c, ok := g.Private.(*claim)

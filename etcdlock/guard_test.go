@@ -12,8 +12,13 @@ import (
 	"github.com/lockerkit/locker/etcdlock"
 	"github.com/lockerkit/locker/internal/etcdtest"
 	"github.com/lockerkit/locker/internal/faultproxy"
+	"github.com/lockerkit/locker/internal/locktest"
 	"github.com/lockerkit/locker/memlock"
 )
+
+// guardTTL is that of the leases here: one test waits for the end of one, others need renewals in time, also when the
+// machine is busy.
+const guardTTL = 3 * time.Second
 
 // guarded is a value that is written by the holder of a lock.
 type guarded struct {
@@ -28,7 +33,7 @@ type guarded struct {
 func newGuarded(t *testing.T) *guarded {
 	t.Helper()
 	g := &guarded{t: t, addr: etcdtest.Address(t), lock: "guard/" + rand.Text(), key: "guarded/" + rand.Text()}
-	g.client = g.dial(g.addr)
+	g.client = connect(t, g.addr)
 	t.Cleanup(func() {
 		if _, err := g.client.Delete(context.Background(), g.key); err != nil {
 			t.Error(err)
@@ -37,36 +42,14 @@ func newGuarded(t *testing.T) *guarded {
 	return g
 }
 
-func (g *guarded) dial(addr string) *clientv3.Client {
-	g.t.Helper()
-	config, err := etcdlock.ParseURL("etcd://" + addr)
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	client, err := clientv3.New(config)
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	g.t.Cleanup(func() { client.Close() })
-	return client
-}
-
 // open returns a Locker of its own.
 func (g *guarded) open(client *clientv3.Client) locker.Locker {
-	l := etcdlock.New(client, locker.TTL(time.Second))
-	g.t.Cleanup(func() { l.Close() })
-	return l
+	return with(g.t, client, locker.TTL(guardTTL))
 }
 
 func (g *guarded) mustLock(l locker.Locker) *locker.Lease {
 	g.t.Helper()
-	ctx, cancel := context.WithTimeout(g.t.Context(), 30*time.Second)
-	defer cancel()
-	lease, err := l.Lock(ctx, g.lock)
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	return lease
+	return mustLock(g.t, l, g.lock)
 }
 
 // expect has the lease write, and expects that it can, or that it cannot and nothing is changed.
@@ -122,38 +105,14 @@ func TestGuardAfterWaiting(t *testing.T) {
 	t.Parallel()
 	g := newGuarded(t)
 	first := g.mustLock(g.open(g.client))
-	waited := make(chan *locker.Lease, 1)
 	next := g.open(g.client)
-	go func() {
-		lease, err := next.Lock(t.Context(), g.lock)
-		if err != nil {
-			t.Error(err)
-		}
-		waited <- lease
-	}()
-	for g.inLine() < 2 {
-		time.Sleep(time.Millisecond)
-	}
+	waiter := locktest.Started(func() *locker.Lease { return g.mustLock(next) })
+	administer(t, g.client).awaitLine(g.lock, 2)
 	g.expect(first, true)
-	if err := first.Unlock(); err != nil {
-		t.Fatal(err)
-	}
-	lease := <-waited
-	if lease == nil {
-		return
-	}
+	mustUnlock(t, first)
+	lease := waiter.Get(t)
 	g.expect(first, false)
 	g.expect(lease, true)
-}
-
-// inLine returns how many hold the lock or wait for it.
-func (g *guarded) inLine() int64 {
-	g.t.Helper()
-	resp, err := g.client.Get(g.t.Context(), etcdlock.Key(etcdlock.DefaultPrefix+g.lock), clientv3.WithPrefix(), clientv3.WithCountOnly())
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	return resp.Count
 }
 
 // A lock that somebody has deleted guards nothing from then on, whether or not its holder has been told.
@@ -190,7 +149,7 @@ func TestGuardOfAnotherStore(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	prefixed := etcdlock.New(g.client, locker.TTL(time.Second), locker.Prefix("others/"))
+	prefixed := etcdlock.New(g.client, locker.TTL(guardTTL), locker.Prefix("others/"))
 	defer prefixed.Close()
 	other := g.mustLock(prefixed)
 	g.expect(other, true) // its own lock is what guards
@@ -201,12 +160,8 @@ func TestGuardOfAnotherStore(t *testing.T) {
 func TestGuardOfStaleHolder(t *testing.T) {
 	t.Parallel()
 	g := newGuarded(t)
-	proxy, err := faultproxy.Start(g.addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer proxy.Close()
-	cutOff := g.dial(proxy.Addr())
+	proxy := faultproxy.New(t, g.addr)
+	cutOff := connect(t, proxy.Addr())
 	stale := g.mustLock(g.open(cutOff))
 	g.expect(stale, true)
 	proxy.Set(faultproxy.Hang())

@@ -18,6 +18,7 @@ type request struct {
 	ctx           context.Context // of the attempt
 	puts, deletes []string        // keys
 	send          func(context.Context) (*clientv3.TxnResponse, error)
+	sendLate      func(context.Context) (*clientv3.TxnResponse, error) // when the connection it was made for is closed
 }
 
 // pass is the hook that does nothing.
@@ -30,13 +31,18 @@ func (r request) claims(key string) bool { return claimOf(r.puts, key) }
 func (r request) unclaims(key string) bool { return claimOf(r.deletes, key) }
 
 func claimOf(keys []string, key string) bool {
-	return slices.ContainsFunc(keys, func(k string) bool { return strings.HasPrefix(k, etcdlock.Key(etcdlock.DefaultPrefix+key)) })
+	return slices.ContainsFunc(keys,
+		func(k string) bool { return strings.HasPrefix(k, etcdlock.Key(etcdlock.DefaultPrefix+key)) })
 }
 
-// hooked returns a Locker, closed with the test, each of whose transactions that write is left to the hook.
-func hooked(t testing.TB, client *clientv3.Client, hook func(request) (*clientv3.TxnResponse, error), opts ...locker.Option) locker.Locker {
+// hooked returns a Locker, closed with the test, each of whose transactions that write is left to the hook. One that
+// the hook does not answer is sent to another endpoint, as if this one were dead.
+func hooked(
+	t testing.TB, client *clientv3.Client, hook func(request) (*clientv3.TxnResponse, error), opts ...locker.Option,
+) locker.Locker {
 	t.Helper()
-	l := etcdlock.NewOn(client, func(kv clientv3.KV) clientv3.KV { return hookedKV{kv, hook} }, opts...)
+	late := clientv3.NewKV(client)
+	l := etcdlock.NewSilent(client, func(kv clientv3.KV) clientv3.KV { return hookedKV{kv, hook, late} }, opts...)
 	t.Cleanup(func() { _ = l.Close() })
 	return l
 }
@@ -44,6 +50,7 @@ func hooked(t testing.TB, client *clientv3.Client, hook func(request) (*clientv3
 type hookedKV struct {
 	clientv3.KV
 	hook func(request) (*clientv3.TxnResponse, error)
+	late clientv3.KV
 }
 
 func (kv hookedKV) Txn(ctx context.Context) clientv3.Txn { return &hookedTxn{kv: kv, ctx: ctx} }
@@ -60,9 +67,12 @@ func (x *hookedTxn) Then(ops ...clientv3.Op) clientv3.Txn { x.then = ops; return
 func (x *hookedTxn) Else(ops ...clientv3.Op) clientv3.Txn { x.els = ops; return x }
 
 func (x *hookedTxn) Commit() (*clientv3.TxnResponse, error) {
-	r := request{ctx: x.ctx, send: func(ctx context.Context) (*clientv3.TxnResponse, error) {
-		return x.kv.KV.Txn(ctx).If(x.cmps...).Then(x.then...).Else(x.els...).Commit()
-	}}
+	by := func(kv clientv3.KV) func(context.Context) (*clientv3.TxnResponse, error) {
+		return func(ctx context.Context) (*clientv3.TxnResponse, error) {
+			return kv.Txn(ctx).If(x.cmps...).Then(x.then...).Else(x.els...).Commit()
+		}
+	}
+	r := request{ctx: x.ctx, send: by(x.kv.KV), sendLate: by(x.kv.late)}
 	r.written(x.then)
 	if len(r.puts)+len(r.deletes) == 0 {
 		return pass(r)
@@ -124,7 +134,7 @@ func (d *delayed) arrive(t testing.TB) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if _, err := old.send(ctx); err != nil {
+	if _, err := old.sendLate(ctx); err != nil {
 		t.Fatal(err)
 	}
 }

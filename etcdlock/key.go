@@ -6,20 +6,26 @@ import (
 	"strings"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/lockerkit/locker"
 )
 
-// Key returns what the keys in etcd have in common by which a lock is held and waited for. name is the key of the lock with its
-// prefix. Each acquisition has a key of its own, which is Key(name), the id of its etcd lease, and two numbers;
-// its value is the name for people (locker.Holder). The one with the smallest create revision holds the lock, and the others
-// wait in that order:
+// Key returns what the keys in etcd have in common by which a lock is held and waited for. name is the key of the lock
+// with its prefix. Each acquisition has a key of its own, which is Key(name), the id of its etcd lease, and two
+// numbers; its value is the name for people (locker.Holder). The one with the smallest create revision holds the lock,
+// and the others wait in that order:
 //
 //	etcdctl get --prefix 'locker/orders/42@' --sort-by=CREATE             # the holder, and who waits
 //	etcdctl get --prefix 'locker/orders/42@' --sort-by=CREATE --limit=1   # the holder
 //
-// To delete the key of the holder takes the lock away from it; it is told soon, but perhaps after the next has got the lock.
+// The keys of readers (see locker.Shared) have an r behind Key(name). A reader holds the lock when no older key is without
+// one.
 //
-// Visible ASCII characters stand for themselves, except for "%", "@" and "!", which are written as %25, %40 and %21, like all
-// other bytes. "@" ends the name, so that no name is the beginning of another.
+// To delete the key of the holder takes the lock away from it; it is told soon, but perhaps after the next has got the
+// lock.
+//
+// Visible ASCII characters stand for themselves, except for "%", "@" and "!", which are written as %25, %40 and %21,
+// like all other bytes. "@" ends the name, so that no name is the beginning of another.
 func Key(name string) string { return escape(name) + string(endOfName) }
 
 const (
@@ -53,13 +59,29 @@ func escape(name string) string {
 // afterLine is the end of the range of keys that begin with line, a result of Key.
 func afterLine(line string) string { return line[:len(line)-1] + string(endOfName+1) }
 
-// claimKey is the key of a claim. Keys are used again: etcd keeps those that have been deleted in its index until it compacts, and reads
-// past them when it looks who is first in line. A key of its own for each acquisition would make the thousandth of them in
-// an hour read a thousand. slot tells apart the claims to one name that exist at the same time, see session.slots, and generation those
-// whose requests may still arrive from those that came after, see session.generation.
-func claimKey(line string, lease clientv3.LeaseID, generation, slot uint64) string {
-	b := make([]byte, 0, len(line)+24)
-	b = append(b, line...)
+// readersOf is what the keys of readers begin with (see locker.Shared), in a line, which those of the others come before:
+// they begin with the line and a hexadecimal digit.
+func readersOf(line string) string { return line + "r" }
+
+// rivalsEnd is the end of the range, from line on, of claims that one in that mode has to wait for if they are older.
+func rivalsEnd(line string, mode locker.Mode) string {
+	if mode == locker.ModeShared {
+		return readersOf(line)
+	}
+	return afterLine(line)
+}
+
+// claimKey is the key of a claim. begin is its line, or readersOf that.
+//
+//	Keys are used again: etcd keeps those that have been deleted in its index until it
+//
+// compacts, and reads past them when it looks who is first in line. A key of its own for each acquisition would make
+// the thousandth of them in an hour read a thousand. slot tells apart the claims to one name that exist at the same
+// time, see session.slots, and generation those whose requests may still arrive from those that came after, see
+// session.generation.
+func claimKey(begin string, lease clientv3.LeaseID, generation, slot uint64) string {
+	b := make([]byte, 0, len(begin)+24)
+	b = append(b, begin...)
 	b = strconv.AppendUint(b, uint64(lease), 16)
 	b = append(b, '.')
 	b = strconv.AppendUint(b, generation, 16)
@@ -67,8 +89,8 @@ func claimKey(line string, lease clientv3.LeaseID, generation, slot uint64) stri
 	return string(strconv.AppendUint(b, slot, 16))
 }
 
-// fenceKey is the key whose changes make requests fail that were sent before, see session.fence. It begins with the prefix of
-// the Locker, so that it takes no other permission than the locks.
+// fenceKey is the key whose changes make requests fail that were sent before, see session.fence. It begins with the
+// prefix of the Locker, so that it takes no other permission than the locks.
 func fenceKey(prefix string, lease clientv3.LeaseID) string {
 	return fmt.Sprintf("%s%c%x", escape(prefix), endOfFence, uint64(lease))
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/lockerkit/locker/internal/etcdtest"
 )
 
-// TestKeysAreUsedAgain looks at what the server remembers of many locks, one after the other: it reads past all of it when it is asked
-// who is first in line.
+// TestKeysAreUsedAgain looks at what the server remembers of many locks, one after the other: it reads past all of it
+// when it is asked who is first in line.
 func TestKeysAreUsedAgain(t *testing.T) {
 	t.Parallel()
 	const n = 1000
@@ -48,7 +48,8 @@ func TestKeysAreUsedAgain(t *testing.T) {
 	}
 }
 
-// TestKeyAfterDoubt has a claim whose first request arrives when the same Locker has the lock again, perhaps by the same key.
+// TestKeyAfterDoubt has a claim whose first request arrives when the same Locker has the lock again, perhaps by the
+// same key.
 func TestKeyAfterDoubt(t *testing.T) {
 	t.Parallel()
 	addr := etcdtest.Address(t)

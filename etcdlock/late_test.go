@@ -18,6 +18,7 @@ import (
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/etcdlock"
 	"github.com/lockerkit/locker/internal/etcdtest"
+	"github.com/lockerkit/locker/internal/locktest"
 )
 
 // exists reports whether there is a key.
@@ -31,8 +32,8 @@ func (a admin) exists(key string) (yes bool) {
 	return yes
 }
 
-// TestLateRequest has the first attempt to make a claim arrive when the claim is of no more use to anybody. At whatever time that
-// is, it must not leave a key that nobody will ever delete.
+// TestLateRequest has the first attempt to make a claim arrive when the claim is of no more use to anybody. At whatever
+// time that is, it must not leave a key that nobody will ever delete.
 func TestLateRequest(t *testing.T) {
 	t.Parallel()
 	const ttl = 3 * time.Second
@@ -55,10 +56,10 @@ func TestLateRequest(t *testing.T) {
 			told(t, lease, ttl)
 		}},
 		"refused": {2, func(t *testing.T, _ admin, l locker.Locker, d *delayed, key string) {
-			refused := started(func() error { _, err := l.TryLock(t.Context(), key); return err })
+			refused := locktest.Started(func() error { _, err := l.TryLock(t.Context(), key); return err })
 			eventually(t, "the first attempt is under way", d.has)
 			rival := mustTry(t, other, key)
-			if err := refused.get(t); !errors.Is(err, locker.ErrLocked) {
+			if err := refused.Get(t); !errors.Is(err, locker.ErrLocked) {
 				t.Error(err)
 			}
 			mustUnlock(t, rival)
@@ -66,10 +67,10 @@ func TestLateRequest(t *testing.T) {
 		"given up": {2, func(t *testing.T, root admin, l locker.Locker, d *delayed, key string) {
 			rival := mustLock(t, other, key)
 			ctx, cancel := context.WithCancel(t.Context())
-			waiter := started(func() error { _, err := l.Lock(ctx, key); return err })
+			waiter := locktest.Started(func() error { _, err := l.Lock(ctx, key); return err })
 			root.awaitLine(key, 2)
 			cancel()
-			if err := waiter.get(t); !errors.Is(err, context.Canceled) {
+			if err := waiter.Get(t); !errors.Is(err, context.Canceled) {
 				t.Error(err)
 			}
 			mustUnlock(t, rival)
@@ -108,7 +109,8 @@ func TestLateRequest(t *testing.T) {
 	}
 }
 
-// TestMadeAnew has an operator delete a claim, and then the first attempt to make it arrive, when the fence is about to be raised for that.
+// TestMadeAnew has an operator delete a claim, and then the first attempt to make it arrive, when the fence is about to
+// be raised for that.
 func TestMadeAnew(t *testing.T) {
 	t.Parallel()
 	const ttl = 3 * time.Second
@@ -117,8 +119,13 @@ func TestMadeAnew(t *testing.T) {
 	key := unique("key")
 	d := &delayed{which: func(r request) bool { return r.claims(key) }}
 	arrived := make(chan struct{})
+	arrive := sync.OnceFunc(func() { close(arrived) })
+	t.Cleanup(arrive) // or else Close waits for it
 	l := hooked(t, connect(t, addr, addr), func(r request) (*clientv3.TxnResponse, error) {
-		if slices.ContainsFunc(r.puts, func(k string) bool { return strings.HasPrefix(k, etcdlock.DefaultPrefix+"!") }) { // the fence
+		if slices.ContainsFunc(
+			r.puts,
+			func(k string) bool { return strings.HasPrefix(k, etcdlock.DefaultPrefix+"!") },
+		) { // the fence
 			<-arrived
 		}
 		return d.hook(r)
@@ -130,7 +137,7 @@ func TestMadeAnew(t *testing.T) {
 	if !root.exists(etcdlock.ClaimOf(lease)) {
 		t.Error("the first attempt came too late")
 	}
-	close(arrived)
+	arrive()
 	eventually(t, "the fence is raised", func() bool { return root.exists(etcdlock.FenceOf(keeper)) })
 	told(t, lease, ttl)
 	root.awaitLine(key, 0)
@@ -155,7 +162,8 @@ func TestLateUnlock(t *testing.T) {
 	mustUnlock(t, lease)
 }
 
-// TestDeletionFails has the deletion of a claim that may yet be made fail once. However long the TTL is, there is soon another attempt.
+// TestDeletionFails has the deletion of a claim that may yet be made fail once. However long the TTL is, there is soon
+// another attempt.
 func TestDeletionFails(t *testing.T) {
 	t.Parallel()
 	const ttl = 10 * time.Minute
@@ -199,7 +207,8 @@ func TestFenceDeleted(t *testing.T) {
 	mustUnlock(t, keeper)
 }
 
-// TestFenceRaisedAtOnce has many claims at once whose requests have to be repeated, and so a fence that is raised all the time.
+// TestFenceRaisedAtOnce has many claims at once whose requests have to be repeated, and so a fence that is raised all
+// the time.
 func TestFenceRaisedAtOnce(t *testing.T) {
 	t.Parallel()
 	const atOnce, each = 16, 20

@@ -11,8 +11,8 @@ import (
 	"github.com/lockerkit/locker"
 )
 
-// Wait implements locker.Queue. The claim joins the line in the same transaction that sees whether it is the first; that costs the servers
-// one entry of their log, also if the lock was free.
+// Wait implements locker.Queue. The claim joins the line in the same transaction that sees whether it is the first;
+// that costs the servers one entry of their log, also if the lock was free.
 func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
 	if err := check(r); err != nil {
 		return locker.Grant{}, err
@@ -25,7 +25,7 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 func (b *backend) stand(ctx context.Context, s *session, r locker.Request) (locker.Grant, error) {
 	c := s.newClaim(r, func(c *claim) *step {
 		step := newStep(s.ttl, 4*len(c.key)+len(r.Holder), c.putOp(),
-			clientv3.OpGet(c.line, clientv3.WithRange(afterLine(c.line)), clientv3.WithCountOnly()))
+			rivalsOp(c.line, r.Mode, clientv3.WithCountOnly()))
 		step.line = c.line
 		return step
 	})
@@ -35,14 +35,18 @@ func (b *backend) stand(ctx context.Context, s *session, r locker.Request) (lock
 	if err := c.made(ctx); err != nil {
 		return locker.Grant{}, err
 	}
-	claims := c.put.takeParts()[1].GetResponseRange().Count // with this one
-	if claims > 1 {
+	others := c.put.takeParts()[1].GetResponseRange().Count
+	if !c.isReader() {
+		others-- // this one
+	}
+	if others > 0 {
 		r.ReportHolder("") // by whom is seen at the first look
 	}
 	w := &waiter{backend: b, claim: c}
 	if !c.put.repeated { // or else it may have been made by an earlier request
 		w.revision = c.put.revision
-		if claims == 1 {
+		b.enlist(c, w.revision)
+		if others == 0 {
 			return c.hold(ctx, w.revision)
 		}
 	}
@@ -62,18 +66,24 @@ type waiter struct {
 
 // wait waits until no claim is before this one.
 func (w *waiter) wait(ctx context.Context) (locker.Grant, error) {
-	s := w.claim.session
+	c, s := w.claim, w.claim.session
 	// Later, it fires in case a deletion was not told. That costs time, and nothing else.
 	poll := time.NewTimer(0) // it is not known yet which to watch
 	defer poll.Stop()
-	for {
+	for looks := 0; ; looks++ {
 		var event watchEvent
+		ticked := false
 		select {
 		case event = <-w.events:
+		case <-c.turn:
 		case <-poll.C:
+			ticked = looks > 0 // or else it has just been made
 		case <-s.over:
 			return locker.Grant{}, locker.NotAcquired(s.cause) // and the claim is gone
 		case <-ctx.Done():
+			if before, _ := w.backend.ownBefore(c); before != nil {
+				c.request.ReportHolder(w.backend.holderOf(c))
+			}
 			return locker.Grant{}, ctx.Err() // not its cause, which may be anything: Release has to follow
 		}
 		if event == watchBroken {
@@ -81,7 +91,21 @@ func (w *waiter) wait(ctx context.Context) (locker.Grant, error) {
 			poll.Reset(jittered(min(s.renewalInterval()/10, 500*time.Millisecond))) // the server may be gone
 			continue
 		}
-		l, err := w.look(ctx)
+		var l view
+		var err error
+		before, holds := w.backend.ownBefore(c)
+		if holds && c.isReader() {
+			before = nil // of whom it need not wait for the end
+		}
+		switch {
+		case before == nil, event == watchDeleted:
+			before = nil
+			l, err = w.look(ctx)
+		case ticked:
+			l.there, err = w.find(ctx)
+		default:
+			l.there = true
+		}
 		switch {
 		case err != nil && isFinal(err):
 			return locker.Grant{}, err
@@ -94,10 +118,17 @@ func (w *waiter) wait(ctx context.Context) (locker.Grant, error) {
 		case !l.there:
 			w.claim.dismiss() // somebody has deleted it: the next Wait goes to the end of the line
 			return locker.Grant{}, locker.NotAcquired(errDeleted)
+		case before != nil:
+			if holds {
+				w.watchOnly(before.key)
+			}
+			poll.Reset(jittered(s.ttl))
+			continue
 		case l.before == "":
 			return w.claim.hold(ctx, w.revision)
 		}
 		w.claim.request.ReportHolder(l.holder)
+		w.backend.sawHolder(c, l.holder)
 		w.watchOnly(l.before)
 		poll.Reset(jittered(s.ttl))
 	}
@@ -108,7 +139,8 @@ func isFinal(err error) bool {
 	return errors.Is(err, locker.ErrDenied) || errors.Is(err, locker.ErrUnfit) || errors.Is(err, locker.ErrClosed)
 }
 
-// watchOnly watches the claim before, from now on. It then has to be looked at again: that is what watchReady calls for.
+// watchOnly watches the claim before, from now on. It then has to be looked at again: that is what watchReady calls
+// for.
 func (w *waiter) watchOnly(before string) {
 	if w.watch != nil && w.before == before {
 		return
@@ -135,37 +167,44 @@ type view struct {
 func (w *waiter) look(ctx context.Context) (view, error) {
 	c := w.claim
 	if w.revision == 0 {
-		step := newStep(c.session.ttl, len(c.key), clientv3.OpGet(c.key, clientv3.WithKeysOnly()))
-		step.over = c.session.over
-		if err := w.backend.reads.do(ctx, step); err != nil {
-			return view{}, w.backend.failure(err)
+		if there, err := w.find(ctx); err != nil || !there {
+			return view{}, err
 		}
-		own := step.parts[0].GetResponseRange().Kvs
-		if len(own) == 0 {
-			return view{}, nil
-		}
-		w.revision = own[0].CreateRevision
 	}
-	step := newStep(c.session.ttl, 4*len(c.line),
-		clientv3.OpGet(c.line, clientv3.WithRange(afterLine(c.line)), clientv3.WithMaxCreateRev(w.revision),
-			clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortDescend), clientv3.WithLimit(2), clientv3.WithKeysOnly()),
-		firstOp(c.line))
+	older := rivalsOp(c.line, c.request.Mode, clientv3.WithMaxCreateRev(w.revision-1), clientv3.WithLimit(1),
+		clientv3.WithKeysOnly(), clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortDescend))
+	step := newStep(c.session.ttl, 5*len(c.line),
+		clientv3.OpGet(c.key, clientv3.WithKeysOnly()), older, firstOp(c.line, locker.ModeExclusive))
 	step.over = c.session.over
 	if err := w.backend.reads.do(ctx, step); err != nil {
 		return view{}, w.backend.failure(err)
 	}
 	var v view
-	for _, kv := range step.parts[0].GetResponseRange().Kvs {
-		if string(kv.Key) == c.key {
-			v.there = true
-		} else if v.before == "" {
-			v.before = string(kv.Key)
-		}
+	v.there = len(step.parts[0].GetResponseRange().Kvs) > 0
+	if older := step.parts[1].GetResponseRange().Kvs; len(older) > 0 {
+		v.before = string(older[0].Key)
 	}
-	if first := step.parts[1].GetResponseRange().Kvs; len(first) > 0 {
+	if first := step.parts[2].GetResponseRange().Kvs; len(first) > 0 {
 		v.holder = string(first[0].Value)
 	}
 	return v, nil
+}
+
+// find looks whether the claim is there, and when it was made.
+func (w *waiter) find(ctx context.Context) (there bool, err error) {
+	c := w.claim
+	step := newStep(c.session.ttl, len(c.key), clientv3.OpGet(c.key, clientv3.WithKeysOnly()))
+	step.over = c.session.over
+	if err := w.backend.reads.do(ctx, step); err != nil {
+		return false, w.backend.failure(err)
+	}
+	own := step.parts[0].GetResponseRange().Kvs
+	if len(own) == 0 {
+		return false, nil
+	}
+	w.revision = own[0].CreateRevision
+	w.backend.enlist(c, w.revision)
+	return true, nil
 }
 
 // jittered returns a duration of d less up to half of it.

@@ -13,6 +13,7 @@ import (
 	"github.com/lockerkit/locker/etcdlock"
 	"github.com/lockerkit/locker/internal/etcdtest"
 	"github.com/lockerkit/locker/internal/faultproxy"
+	"github.com/lockerkit/locker/internal/locktest"
 	"github.com/lockerkit/locker/internal/wires"
 )
 
@@ -62,7 +63,7 @@ func TestMemberFails(t *testing.T) {
 			var all sync.WaitGroup
 			defer all.Wait()
 			for i := range waiters {
-				l := open(t, cluster.Endpoints(), locker.TTL(membersTTL))
+				l, joined := joining(t, connect(t, cluster.Endpoints()...), locker.TTL(membersTTL))
 				all.Go(func() {
 					lease, err := lock(l, key)
 					if err != nil {
@@ -77,6 +78,7 @@ func TestMemberFails(t *testing.T) {
 					}
 				})
 				root.awaitLine(key, 2+i)
+				joined(key, 1)
 			}
 			heal := fail(t, cluster, cluster.Leader(t))
 			start := time.Now()
@@ -122,7 +124,8 @@ func TestMajorityLost(t *testing.T) {
 	cluster := etcdtest.New(t, etcdtest.Options{Members: 3})
 	key := unique("key")
 	r := &relay{t: t}
-	l, rival := open(t, cluster.Endpoints(), locker.TTL(membersTTL)), open(t, cluster.Endpoints(), locker.TTL(membersTTL))
+	l, rival := open(t, cluster.Endpoints(), locker.TTL(membersTTL)), open(t, cluster.Endpoints(),
+		locker.TTL(membersTTL))
 	holder := mustLock(t, l, key)
 	r.granted(holder)
 	leader := cluster.Leader(t)
@@ -130,7 +133,7 @@ func TestMajorityLost(t *testing.T) {
 	for _, m := range gone {
 		m.Kill()
 	}
-	end := started(func() time.Time { <-holder.Done(); return time.Now() })
+	end := locktest.Started(func() time.Time { <-holder.Done(); return time.Now() })
 	for op, call := range map[string]func() error{
 		"trylock": func() error { _, err := rival.TryLock(t.Context(), key); return err },
 		"lock":    func() error { _, err := lock(rival, key); return err },
@@ -142,8 +145,9 @@ func TestMajorityLost(t *testing.T) {
 			t.Errorf("%s without a majority: %v", op, err)
 		}
 	}
-	late := end.within(t, 2*membersTTL, "the holder is told").Sub(holder.Deadline())
-	if err := holder.Err(); !errors.Is(err, locker.ErrLost) || late < 0 || late > membersTTL/10 {
+	late := end.Within(t, 2*membersTTL, "the holder is told").Sub(holder.Deadline())
+	// It is late by a moment, or more on a machine that is busy.
+	if err := holder.Err(); !errors.Is(err, locker.ErrLost) || late < 0 || late > membersTTL/3 {
 		t.Errorf("the holder is told %v, %v after its deadline", err, late)
 	}
 	// By now, the remaining member knows that it has no leader.
@@ -201,18 +205,17 @@ func TestTokens(t *testing.T) {
 	}
 }
 
-// TestLeaderKilled has holders cut off in each way that a network has, and the leader killed soon after. The new one gives each lease its
-// whole TTL anew, which makes rivals wait longer: what counts is that the holders are told before.
+// TestLeaderKilled has holders cut off in each way that a network has, and the leader killed soon after. The new one
+// gives each lease its whole TTL anew, which makes rivals wait longer: what counts is that the holders are told before.
 func TestLeaderKilled(t *testing.T) {
 	t.Parallel()
-	const ttl = time.Second
+	const ttl = 3 * time.Second // all are still held when they are cut off, also on a machine that is busy
 	cluster := etcdtest.New(t, etcdtest.Options{Members: 3})
-	root := administer(t, cluster.Client(t))
 	w := wires.New(cluster.Endpoints()...)
 	faults := map[string]faultproxy.Fault{
 		"refuse": faultproxy.Refuse(), "black-hole": faultproxy.BlackHole(), "hang": faultproxy.Hang(), "drop-replies": faultproxy.DropReplies(),
 	}
-	rivals := open(t, cluster.Endpoints(), locker.TTL(20*ttl)) // elections take longer than a second at times
+	rivals, joined := joining(t, connect(t, cluster.Endpoints()...), locker.TTL(time.Minute)) // elections take time
 	margins := make(map[string][]time.Duration)
 	var longest time.Duration
 	type granting struct {
@@ -223,8 +226,8 @@ func TestLeaderKilled(t *testing.T) {
 	for range wires.Trials(t, 2) {
 		leader := cluster.Member(cluster.Leader(t))
 		holders := make(map[string]*locker.Lease)
-		told := make(map[string]pending[time.Time])
-		next := make(map[string]pending[granting])
+		told := make(map[string]locktest.Pending[time.Time])
+		next := make(map[string]locktest.Pending[granting])
 		cuts := make(map[string]func())
 		for name, fault := range faults {
 			var endpoints []string
@@ -236,12 +239,12 @@ func TestLeaderKilled(t *testing.T) {
 			key := unique("key")
 			holder := mustLock(t, l, key)
 			holders[name] = holder
-			told[name] = started(func() time.Time { <-holder.Done(); return time.Now() })
-			next[name] = started(func() granting {
+			told[name] = locktest.Started(func() time.Time { <-holder.Done(); return time.Now() })
+			next[name] = locktest.Started(func() granting {
 				lease, err := lock(rivals, key)
 				return granting{lease, err, time.Now()}
 			})
-			root.awaitLine(key, 2)
+			joined(key, 1)
 			cuts[name] = func() {
 				for _, p := range proxies {
 					p.Set(fault)
@@ -254,7 +257,7 @@ func TestLeaderKilled(t *testing.T) {
 		time.Sleep(rand.N(ttl))
 		leader.Kill()
 		for name, holder := range holders {
-			g := next[name].within(t, 20*ttl, "a rival is granted the lock")
+			g := next[name].Within(t, 2*patience, "a rival is granted the lock")
 			if g.err != nil {
 				t.Fatalf("%s: %v", name, g.err)
 			}
@@ -264,7 +267,7 @@ func TestLeaderKilled(t *testing.T) {
 			if g.lease.Token() <= holder.Token() {
 				t.Errorf("%s: token %d after %d", name, g.lease.Token(), holder.Token())
 			}
-			margins[name] = append(margins[name], g.at.Sub(told[name].within(t, ttl, "the holder is told")))
+			margins[name] = append(margins[name], g.at.Sub(told[name].Within(t, ttl, "the holder is told")))
 			longest = max(longest, g.at.Sub(holder.Deadline()))
 			_ = g.lease.Unlock() // which may be late, without a leader
 		}
@@ -274,7 +277,8 @@ func TestLeaderKilled(t *testing.T) {
 	}
 	for name, m := range margins {
 		slices.Sort(m)
-		t.Logf("%s: the holder was told before the rival got in, %d times, by at least %v, median %v", name, len(m), m[0], m[len(m)/2])
+		t.Logf("%s: the holder was told before the rival got in, %d times, by at least %v, median %v", name, len(m),
+			m[0], m[len(m)/2])
 		if m[0] < 0 {
 			t.Errorf("%s: and once %v too late", name, -m[0])
 		}
@@ -321,7 +325,8 @@ func TestMemberFrozen(t *testing.T) {
 	if median > membersTTL/6 { // half the time that one attempt would have, if there was one endpoint
 		t.Errorf("half of the Locks take %v or more", median)
 	}
-	t.Logf("half of the Locks take no more than %v, the slowest %v", median.Round(time.Millisecond), took[len(took)-1].Round(time.Millisecond))
+	t.Logf("half of the Locks take no more than %v, the slowest %v", median.Round(time.Millisecond),
+		took[len(took)-1].Round(time.Millisecond))
 	until := paused.Add(3 * membersTTL)
 	for _, lease := range leases {
 		eventually(t, "all are renewed", func() bool { return lease.Err() != nil || lease.Deadline().After(until) })

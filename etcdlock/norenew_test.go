@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/lockerkit/locker"
@@ -18,7 +21,7 @@ import (
 // TestNoRenew checks for how long a lease is valid that is not renewed, whenever the etcd lease was last kept alive.
 func TestNoRenew(t *testing.T) {
 	t.Parallel()
-	const ttl = 3 * time.Second
+	const ttl = 9 * time.Second // a tenth of it is more than a busy machine takes for an answer
 	addr := etcdtest.Address(t)
 	root := administer(t, connect(t, addr))
 	check := func(lease *locker.Lease) {
@@ -39,7 +42,31 @@ func TestNoRenew(t *testing.T) {
 	check(granted(t, waiter, ttl/3))
 }
 
-// generous is a backend by whose grants leases end later than they should, as if the timers of package locker were late.
+// TestNoRenewSharesKeepAlives has many leases granted at once that are not renewed: each needs a keep-alive that was
+// sent after it was asked for, which many can share. A stream for each would cost the server a check of the password
+// each.
+func TestNoRenewSharesKeepAlives(t *testing.T) {
+	t.Parallel()
+	var streams atomic.Int32
+	l := etcdlock.NewWith(connect(t, etcdtest.Address(t)), func(c pb.LeaseClient) pb.LeaseClient {
+		return hookedLeases{c, func(ctx context.Context, c pb.LeaseClient) (pb.Lease_LeaseKeepAliveClient, error) {
+			streams.Add(1)
+			return c.LeaseKeepAlive(ctx)
+		}}
+	}, locker.TTL(time.Minute), locker.NoRenew())
+	t.Cleanup(func() { _ = l.Close() })
+	var all sync.WaitGroup
+	for range 200 {
+		all.Go(func() { mustUnlock(t, mustTry(t, l, unique("key"))) })
+	}
+	all.Wait()
+	if n := streams.Load(); n > 5 { // one, and others only after failures
+		t.Errorf("%d streams of keep-alives", n)
+	}
+}
+
+// generous is a backend by whose grants leases end later than they should, as if the timers of package locker were
+// late.
 type generous struct{ locker.Backend }
 
 func (b generous) Acquire(ctx context.Context, r locker.Request) (locker.Grant, error) {
@@ -65,12 +92,12 @@ func TestNoRenewToldFirst(t *testing.T) {
 	}
 }
 
-// TestNoRenewWithoutAnswers has the server not answer before, and after, the lock was granted. Who does not want to have it renewed
-// must not wait any longer.
+// TestNoRenewWithoutAnswers has the server not answer before, and after, the lock was granted. Who does not want to
+// have it renewed must not wait any longer.
 func TestNoRenewWithoutAnswers(t *testing.T) {
 	t.Parallel()
-	const ttl = 3 * time.Second
-	const bound = ttl / 3 // of an attempt
+	const ttl = 6 * time.Second // for half of the bound to be enough for a busy machine
+	const bound = ttl / 3       // of an attempt
 	cluster := etcdtest.New(t, etcdtest.Options{})
 	for name, opts := range map[string][]locker.CallOption{"renewed": nil, "not renewed": {locker.NoRenew()}} {
 		t.Run(name, func(t *testing.T) {
@@ -79,7 +106,7 @@ func TestNoRenewWithoutAnswers(t *testing.T) {
 			l := open(t, []string{proxy.Addr()}, locker.TTL(ttl))
 			mustUnlock(t, mustLock(t, l, unique("key")))
 			proxy.Set(faultproxy.BlackHole())
-			a := waits(l, key, opts...).within(t, bound*3/2, "Lock gives up")
+			a := waits(l, key, opts...).Within(t, bound*3/2, "Lock gives up")
 			proxy.Heal()
 			checkError(t, a.err, "lock", key, etcdlock.ErrNoAnswer)
 		})

@@ -21,7 +21,7 @@ func isExpiry(err error) bool {
 
 func TestLeaseRevoked(t *testing.T) {
 	t.Parallel()
-	const ttl = 3 * time.Second
+	const ttl = 6 * time.Second // renewed every two seconds
 	addr := []string{etcdtest.Address(t)}
 	root := administer(t, connect(t, addr...))
 	t.Run("held and watched", func(t *testing.T) {
@@ -31,7 +31,7 @@ func TestLeaseRevoked(t *testing.T) {
 		outlives(t, lease, 1)
 		_, leases := root.claims(key)
 		root.revoke(leases[0])
-		if err := told(t, lease, ttl/3+ttl/10); !isExpiry(err) {
+		if err := told(t, lease, ttl/3+ttl/4); !isExpiry(err) {
 			t.Errorf("a lease that was revoked: %v", err)
 		}
 		next := mustTry(t, l, key) // at once, whatever the Locker knows of its other lock
@@ -49,7 +49,7 @@ func TestLeaseRevoked(t *testing.T) {
 		root.revoke(leases[0])
 		next := mustLock(t, l, key) // by which the Locker learns of it
 		for _, lost := range []*locker.Lease{lease, other} {
-			if err := told(t, lost, ttl/10); !isExpiry(err) {
+			if err := told(t, lost, ttl/4); !isExpiry(err) {
 				t.Errorf("a lease that was revoked: %v", err)
 			}
 			if err := lost.Unlock(); !errors.Is(err, locker.ErrLost) {
@@ -64,7 +64,7 @@ func TestLeaseRevoked(t *testing.T) {
 		lease := mustTry(t, l, key)
 		_, leases := root.claims(key)
 		root.revoke(leases[0])
-		if err := told(t, lease, ttl/3+ttl/10); !isExpiry(err) {
+		if err := told(t, lease, ttl/3+ttl/4); !isExpiry(err) {
 			t.Errorf("a lease that was revoked: %v", err)
 		}
 	})
@@ -76,8 +76,8 @@ func TestLeaseRevoked(t *testing.T) {
 		waiter := waits(l, key)
 		_, leases := root.awaitLine(key, 2)
 		root.revoke(leases[1])
-		// The predecessor stays. The waiter learns that its lease is gone, or, if it looks at the line before, that its key is, and
-		// then stands in line again.
+		// The predecessor stays. The waiter learns that its lease is gone, or, if it looks at the line before, that its
+		// key is, and then stands in line again.
 		root.awaitLine(key, 2)
 		mustUnlock(t, lease)
 		mustUnlock(t, granted(t, waiter, ttl/3))
@@ -97,7 +97,7 @@ func TestLeaseRevoked(t *testing.T) {
 
 func TestKeyDeleted(t *testing.T) {
 	t.Parallel()
-	const ttl = 3 * time.Second
+	const ttl = 6 * time.Second // renewed every two seconds
 	addr := []string{etcdtest.Address(t)}
 	root := administer(t, connect(t, addr...))
 	t.Run("held", func(t *testing.T) {
@@ -107,7 +107,7 @@ func TestKeyDeleted(t *testing.T) {
 		keys, _ := root.claims(key)
 		root.delete(keys[0])
 		rival := mustTry(t, open(t, addr), key) // this is what the operator wanted
-		if err := told(t, lease, ttl/3+ttl/10); !strings.Contains(err.Error(), "deleted") {
+		if err := told(t, lease, ttl/3+ttl/4); !strings.Contains(err.Error(), "deleted") {
 			t.Errorf("a lock whose key was deleted: %v", err)
 		}
 		outlives(t, other, 1)
@@ -154,7 +154,7 @@ func TestKeyDeleted(t *testing.T) {
 			_, err := root.Delete(ctx, etcdlock.Key(etcdlock.DefaultPrefix+key), clientv3.WithPrefix())
 			return err
 		})
-		told(t, lease, ttl/3+ttl/10)
+		told(t, lease, ttl/3+ttl/4)
 		for range n {
 			if err := <-through; err != nil {
 				t.Error(err)
@@ -166,7 +166,7 @@ func TestKeyDeleted(t *testing.T) {
 // TestCompaction forgets what is before now, for a holder and a waiter whose watch began before, and then breaks it.
 func TestCompaction(t *testing.T) {
 	t.Parallel()
-	const ttl = 3 * time.Second
+	const ttl = 9 * time.Second // a restart may take seconds
 	cluster := etcdtest.New(t, etcdtest.Options{})
 	root := administer(t, cluster.Client(t))
 	compact := func() {
@@ -181,8 +181,9 @@ func TestCompaction(t *testing.T) {
 	proxy := behind(t, cluster.Member(0))
 	key := unique("key")
 	lease := mustTry(t, open(t, []string{proxy.Addr()}, locker.TTL(ttl)), key)
-	first := waits(open(t, []string{proxy.Addr()}, locker.TTL(ttl)), key)
-	root.awaitLine(key, 2)
+	l, joined := joining(t, connect(t, proxy.Addr()), locker.TTL(ttl))
+	first := waits(l, key)
+	joined(key, 1)
 	outlives(t, lease, 1)
 	for _, cut := range []func(){func() {}, proxy.ResetAll, func() { _ = cluster.Restart() }} {
 		compact()
@@ -193,7 +194,7 @@ func TestCompaction(t *testing.T) {
 	// Both are still told of what happens.
 	keys, _ := root.awaitLine(key, 2)
 	root.delete(keys[0])
-	told(t, lease, ttl/3+ttl/10) // at the latest by the next renewal, if the watch has not come back yet
+	told(t, lease, ttl/2) // at the latest by the next renewal, if the watch has not come back yet
 	next := granted(t, first, ttl/3)
 	compact()
 	mustUnlock(t, next)

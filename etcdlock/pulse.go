@@ -11,18 +11,13 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// pulse sends keep-alives for a lease. The client's own KeepAlive does not tell when it has sent one, and its KeepAliveOnce tries again
-// without any pause while no connection can be made, and opens a stream for each, which with a password costs the
-// server a check of that each time.
+// pulse sends keep-alives for a lease. The client's own KeepAlive does not tell when it has sent one, and its
+// KeepAliveOnce tries again without any pause while no connection can be made, and opens a stream for each, which with
+// a password costs the server a check of that each time.
 type pulse struct {
-	client pb.LeaseClient
-	conn   *conn
-	life   context.Context
-	lease  clientv3.LeaseID
-	ttl    time.Duration // as granted
-
-	endpoints func() int
-	bound     time.Duration // of a keep-alive
+	life  context.Context
+	lease clientv3.LeaseID
+	ttl   time.Duration // as granted
 
 	mu     sync.Mutex
 	idle   *pulseStream // kept for the next
@@ -31,54 +26,22 @@ type pulse struct {
 
 type pulseStream struct {
 	pb.Lease_LeaseKeepAliveClient
-	end context.CancelFunc
+	link *link
+	end  context.CancelFunc
 }
 
-// beat sends a keep-alive and waits for its answer. It returns the raft term that the member knew of which was asked, see
-// session.renew, and ErrLeaseNotFound if the lease is not there any more. If there are several
-// endpoints, another is asked beside the first if that does not answer soon: a dead connection must not cost a third of the TTL, as
-// the next attempt may be made on it, too.
-func (p *pulse) beat(ctx context.Context) (term uint64, err error) {
-	n := p.endpoints()
-	if n <= 1 {
-		return p.beatOnce(ctx)
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	var running sync.WaitGroup
-	defer running.Wait() // after cancel
-	defer cancel()
-	type answer struct {
-		term uint64
-		err  error
-	}
-	answers := make(chan answer, n+1)
-	patience := time.NewTicker(p.bound / time.Duration(n+1))
-	defer patience.Stop()
-	for asked, answered := 0, 0; ; {
-		if asked <= n {
-			asked++
-			running.Go(func() {
-				term, err := p.beatOnce(ctx)
-				answers <- answer{term, err}
-			})
-		}
-		select {
-		case a := <-answers:
-			answered++
-			if !isOutage(a.err) || answered > n || ctx.Err() != nil {
-				return a.term, a.err
-			}
-		case <-patience.C:
-		}
-	}
-}
-
-func (p *pulse) beatOnce(ctx context.Context) (term uint64, err error) {
+// beat sends a keep-alive and waits for its answer. It returns the raft term that the member knew of which was asked,
+// see session.renew, and ErrLeaseNotFound if the lease is not there any more.
+func (p *pulse) beat(ctx context.Context, l *link) (term uint64, err error) {
 	p.mu.Lock()
 	s := p.idle
 	p.idle = nil
 	p.mu.Unlock()
-	if s != nil {
+	switch {
+	case s == nil:
+	case s.link != l:
+		s.end()
+	default:
 		term, err := p.beatOn(ctx, s)
 		if err == nil || errors.Is(err, rpctypes.ErrLeaseNotFound) || timedOut(err) {
 			return term, err
@@ -87,21 +50,19 @@ func (p *pulse) beatOnce(ctx context.Context) (term uint64, err error) {
 	}
 	streamCtx, end := context.WithCancel(p.life)
 	stop := context.AfterFunc(ctx, end)
-	stream, err := openOnSome(streamCtx, p.conn, p.client.LeaseKeepAlive)
+	stream, err := l.leases.LeaseKeepAlive(streamCtx)
 	stop()
 	if err != nil {
 		end()
 		return 0, errorOf(ctx, err)
 	}
-	return p.beatOn(ctx, &pulseStream{stream, end})
+	return p.beatOn(ctx, &pulseStream{stream, l, end})
 }
 
 // beatOn keeps the stream for the next if all goes well, and else ends it.
 func (p *pulse) beatOn(ctx context.Context, s *pulseStream) (term uint64, err error) {
 	stop := context.AfterFunc(ctx, s.end)
-	sent := time.Now()
 	resp, err := s.ask(p.lease)
-	p.conn.heard(endpointOf(s.Context()), sent, err)
 	if !stop() || err != nil {
 		s.end()
 		if err == nil {

@@ -42,7 +42,8 @@ func TestQuotaReachedByLock(t *testing.T) {
 	mustUnlock(t, keeper)
 }
 
-// TestQuotaReachedBesideUnlock has an Unlock share a transaction with such a Lock: it is no loss that the key is gone the second time.
+// TestQuotaReachedBesideUnlock has an Unlock share a transaction with such a Lock: it is no loss that the key is gone
+// the second time.
 func TestQuotaReachedBesideUnlock(t *testing.T) {
 	t.Parallel()
 	const tries = 200

@@ -14,6 +14,7 @@ import (
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/etcdlock"
 	"github.com/lockerkit/locker/internal/etcdtest"
+	"github.com/lockerkit/locker/internal/locktest"
 	"github.com/lockerkit/locker/internal/wires"
 )
 
@@ -221,10 +222,10 @@ func TestWaitWithoutRelease(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	r := holder.Request
 	_, _ = rand.Read(r.Owner[:])
-	waiter := started(func() error { _, err := b.(locker.Queue).Wait(ctx, r); return err })
+	waiter := locktest.Started(func() error { _, err := b.(locker.Queue).Wait(ctx, r); return err })
 	keys, _ := root.awaitLine(r.Key, 2)
 	cancel()
-	if err := waiter.get(t); err == nil {
+	if err := waiter.Get(t); err == nil {
 		t.Error("a Wait that was cancelled has the lock")
 	}
 	eventually(t, "the claim of the waiter is gone", func() bool { return !root.exists(keys[1]) })

@@ -2,11 +2,16 @@ package etcdlock_test
 
 import (
 	"bytes"
+	"context"
+	"fmt"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -14,9 +19,11 @@ import (
 	"github.com/lockerkit/locker/etcdlock"
 	"github.com/lockerkit/locker/internal/etcdtest"
 	"github.com/lockerkit/locker/internal/faultproxy"
+	"github.com/lockerkit/locker/internal/locktest"
 )
 
-// TestRepeatedRequest has the answer to the first in line get lost, and others join the line before its request is repeated.
+// TestRepeatedRequest has the answer to the first in line get lost, and others join the line before its request is
+// repeated.
 func TestRepeatedRequest(t *testing.T) {
 	t.Parallel()
 	const ttl = 6 * time.Second
@@ -32,11 +39,12 @@ func TestRepeatedRequest(t *testing.T) {
 	var lost atomic.Bool
 	line := []byte(etcdlock.Key(etcdlock.DefaultPrefix + key))
 	for _, proxy := range []*faultproxy.Proxy{one, two} {
-		proxy.SetWhere(func(sent []byte) bool { return bytes.Contains(sent, line) && lost.CompareAndSwap(false, true) }, faultproxy.DropReplies())
+		proxy.SetWhere(func(sent []byte) bool { return bytes.Contains(sent, line) && lost.CompareAndSwap(false, true) },
+			faultproxy.DropReplies())
 	}
 
 	before := root.state().revision
-	waiters := []pending[acquired]{waits(first, key)}
+	waiters := []locktest.Pending[acquired]{waits(first, key)}
 	root.awaitLine(key, 1)
 	for i, l := range others {
 		waiters = append(waiters, waits(l, key))
@@ -68,7 +76,8 @@ func TestRepeatedUnlock(t *testing.T) {
 			var claimed, unclaimed atomic.Bool
 			l := hooked(t, connect(t, addr, addr), func(r request) (*clientv3.TxnResponse, error) {
 				resp, err := pass(r)
-				if doubtful && r.claims(key) && claimed.CompareAndSwap(false, true) || r.unclaims(key) && unclaimed.CompareAndSwap(false, true) {
+				if doubtful && r.claims(key) && claimed.CompareAndSwap(false, true) ||
+					r.unclaims(key) && unclaimed.CompareAndSwap(false, true) {
 					return nil, status.Error(codes.Unavailable, "the answer is lost")
 				}
 				return resp, err
@@ -79,4 +88,60 @@ func TestRepeatedUnlock(t *testing.T) {
 			}
 		})
 	}
+}
+
+// slowDisk is a pb.KVClient of which transactions that write are answered late.
+type slowDisk struct {
+	pb.KVClient
+	delay  time.Duration
+	writes *atomic.Int32
+}
+
+func (s slowDisk) Txn(ctx context.Context, r *pb.TxnRequest, opts ...grpc.CallOption) (*pb.TxnResponse, error) {
+	resp, err := s.KVClient.Txn(ctx, r, opts...)
+	if err != nil || !writes(r) {
+		return resp, err
+	}
+	s.writes.Add(1)
+	select {
+	case <-time.After(s.delay):
+		return resp, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func writes(r *pb.TxnRequest) bool {
+	return slices.ContainsFunc(r.Success, func(op *pb.RequestOp) bool {
+		return op.GetRequestPut() != nil || op.GetRequestDeleteRange() != nil ||
+			op.GetRequestTxn() != nil && writes(op.GetRequestTxn())
+	})
+}
+
+// TestSlowDisk has all writes take long, on a cluster of several endpoints. None is repeated for that, which would make
+// them slower.
+func TestSlowDisk(t *testing.T) {
+	t.Parallel()
+	const ttl, pairs = 6 * time.Second, 2
+	const delay = 2 * ttl / 3 / 3 // twice as long as one endpoint has before it is suspected
+	cluster := etcdtest.New(t, etcdtest.Options{})
+	var endpoints []string
+	for range 3 {
+		endpoints = append(endpoints, behind(t, cluster.Member(0)).Addr())
+	}
+	locktest.Tries(t, func() error { // an endpoint may not answer in time, on a busy machine
+		var sent atomic.Int32
+		slow := func(kv pb.KVClient) pb.KVClient { return slowDisk{kv, delay, &sent} }
+		l := etcdlock.NewByKV(connect(t, endpoints...), slow, locker.TTL(ttl))
+		defer func() { _ = l.Close() }()
+		held := mustLock(t, l, unique("key"))
+		for range pairs {
+			mustUnlock(t, mustLock(t, l, unique("key")))
+		}
+		mustUnlock(t, held)
+		if n := sent.Load(); n != 2+2*pairs {
+			return fmt.Errorf("%d writes for %d pairs; want one for each Lock and Unlock", n, 1+pairs)
+		}
+		return nil
+	})
 }

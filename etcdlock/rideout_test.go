@@ -16,6 +16,7 @@ import (
 	"github.com/lockerkit/locker/etcdlock"
 	"github.com/lockerkit/locker/internal/etcdtest"
 	"github.com/lockerkit/locker/internal/faultproxy"
+	"github.com/lockerkit/locker/internal/locktest"
 )
 
 // retries returns an option that has what a Lock rides out sent to a channel.
@@ -44,18 +45,20 @@ func awaitRetry(t *testing.T, failures <-chan error, want error) {
 	}
 }
 
-// joining returns a Locker with a client of its own, and what waits until it knows that so many claims have been made
-// for locks that begin with key. Others see them before that, when the answer may still get lost.
-func joining(t *testing.T, endpoint string, opts ...locker.Option) (l locker.Locker, joined func(key string, n int)) {
+// joining returns a Locker, and what waits until it knows that so many claims have been made for locks that begin with
+// key. Others see them before that, when the answer may still get lost, and a Lock then ends with whatever goes wrong.
+func joining(t *testing.T, client *clientv3.Client, opts ...locker.Option) (l locker.Locker, joined func(string, int)) {
 	t.Helper()
 	var mu sync.Mutex
-	var claims []string
-	l = hooked(t, connect(t, endpoint), func(r request) (*clientv3.TxnResponse, error) {
+	claims := make(map[string]bool)
+	l = hooked(t, client, func(r request) (*clientv3.TxnResponse, error) {
 		resp, err := pass(r)
 		if err == nil {
 			mu.Lock()
 			defer mu.Unlock()
-			claims = append(claims, r.puts...)
+			for _, claim := range r.puts {
+				claims[claim] = true
+			}
 		}
 		return resp, err
 	}, opts...)
@@ -65,7 +68,7 @@ func joining(t *testing.T, endpoint string, opts ...locker.Option) (l locker.Loc
 			mu.Lock()
 			defer mu.Unlock()
 			known := 0
-			for _, claim := range claims {
+			for claim := range claims {
 				if strings.HasPrefix(claim, etcdlock.DefaultPrefix+key) {
 					known++
 				}
@@ -81,7 +84,7 @@ func TestWaitThroughRestart(t *testing.T) {
 	cluster := etcdtest.New(t, etcdtest.Options{})
 	key := unique("key")
 	holder := mustLock(t, open(t, cluster.Endpoints(), locker.TTL(time.Minute)), key)
-	l, joined := joining(t, cluster.Member(0).Addr(), locker.TTL(3*time.Second))
+	l, joined := joining(t, connect(t, cluster.Endpoints()...), locker.TTL(3*time.Second))
 	waiter := waits(l, key)
 	joined(key, 1)
 	if err := cluster.Restart(); err != nil {
@@ -89,7 +92,7 @@ func TestWaitThroughRestart(t *testing.T) {
 	}
 	cluster.AwaitHealthy(t)
 	select {
-	case a := <-waiter.done:
+	case a := <-waiter.Done:
 		t.Fatalf("before Unlock, the wait is over: %v", a.err)
 	default:
 	}
@@ -103,7 +106,7 @@ type behindProxy struct {
 	proxy    *faultproxy.Proxy
 	key      string
 	holder   *locker.Lease
-	lock     pending[acquired]
+	lock     locktest.Pending[acquired]
 	failures <-chan error // that were ridden out
 }
 
@@ -113,7 +116,7 @@ func waitBehindProxy(t *testing.T, ttl time.Duration) behindProxy {
 	w := behindProxy{root: administer(t, cluster.Client(t)), proxy: behind(t, cluster.Member(0)), key: unique("key")}
 	w.holder = mustLock(t, open(t, cluster.Endpoints(), locker.TTL(time.Minute)), w.key)
 	observe, failures := retries()
-	l, joined := joining(t, w.proxy.Addr(), locker.TTL(ttl), observe)
+	l, joined := joining(t, connect(t, w.proxy.Addr()), locker.TTL(ttl), observe)
 	w.lock, w.failures = waits(l, w.key), failures
 	joined(w.key, 1)
 	return w
@@ -174,15 +177,20 @@ func TestQueuedBeforeLook(t *testing.T) {
 	held := heldReads{key: &line, letGo: make(chan struct{}), onHold: make(chan struct{}, 100)}
 	defer close(held.letGo)
 	queued := make(chan bool, 1)
-	l := etcdlock.NewOn(connect(t, addr), func(kv clientv3.KV) clientv3.KV { held.KV = kv; return held },
-		locker.Observe(&locker.Observer{LockDone: func(_ context.Context, info locker.LockDoneInfo) { queued <- info.Queued }}))
+	l := etcdlock.NewOn(
+		connect(t, addr),
+		func(kv clientv3.KV) clientv3.KV { held.KV = kv; return held },
+		locker.Observe(
+			&locker.Observer{LockDone: func(_ context.Context, info locker.LockDoneInfo) { queued <- info.Queued }},
+		),
+	)
 	t.Cleanup(func() { _ = l.Close() })
 	holder := mustLock(t, open(t, []string{addr}), key)
 	ctx, cancel := context.WithCancel(t.Context())
-	waiter := started(func() error { _, err := l.Lock(ctx, key); return err })
+	waiter := locktest.Started(func() error { _, err := l.Lock(ctx, key); return err })
 	<-held.onHold
 	cancel()
-	if err := waiter.get(t); !errors.Is(err, context.Canceled) {
+	if err := waiter.Get(t); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	if !<-queued {

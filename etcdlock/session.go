@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -15,28 +17,33 @@ import (
 
 // session is an etcd lease, to which the keys of all locks of one TTL are attached. Its end is theirs.
 //
-// The lease lives on the server for a TTL after it was last kept alive, or longer: a new leader of the cluster gives each lease a
-// whole TTL anew. So a lock is safe for a TTL from the moment when the last keep-alive that was answered had been sent, and what
-// the server adds only makes rivals wait longer. A leader that was deposed and does not know it yet answers keep-alives, and revokes
-// leases that others have kept alive: before 3.5.13 for as long as its raft loop stood still (https://github.com/etcd-io/etcd/issues/15247;
-// hence ErrVersion), since then for some milliseconds, see renew and the package documentation.
+// The lease lives on the server for a TTL after it was last kept alive, or longer: a new leader of the cluster gives
+// each lease a whole TTL anew. So a lock is safe for a TTL from the moment when the last keep-alive that was answered
+// had been sent, and what the server adds only makes rivals wait longer. A leader that was deposed and does not know it
+// yet answers keep-alives, see renew, and revokes leases that others have kept alive, see move: before 3.5.13 for as
+// long as its raft loop stood still (https://github.com/etcd-io/etcd/issues/15247; hence ErrVersion), since then for
+// some milliseconds.
 type session struct {
 	b     *backend
-	asked time.Duration // the TTL that was asked for, under which backend.sessions has it
-	ttl   time.Duration // as granted
-	lease clientv3.LeaseID
+	asked time.Duration    // the TTL that was asked for, under which backend.sessions has it
+	ttl   time.Duration    // as granted
+	id    clientv3.LeaseID // of the first lease, which is in the names of the keys
 	fence fence
-	steps batcher // what changes something
-	pulse pulse
-
-	refreshing chan struct{} // has room for one
+	steps batcher       // what changes something
+	seen  atomic.Uint64 // the greatest raft term that an answer had
 
 	over  chan struct{} // closed at the end, with cause set
 	cause error
 
 	// What follows is guarded by backend.mu.
-	confirmed  time.Time // when the last keep-alive that was answered had been sent
-	used       time.Time // when the session was made, or last had a claim less
+	lease      clientv3.LeaseID   // that all keys are attached to, or are about to be
+	former     []clientv3.LeaseID // that some may still be attached to
+	pulse      *pulse             // of the lease
+	moving     chan struct{}      // closed when all keys are attached to the lease; nil if they are
+	next       *keepAlive         // for all who want one that has not been sent yet
+	beating    bool               // those are being sent
+	confirmed  time.Time          // when the last keep-alive that was answered had been sent
+	used       time.Time          // when the session was made, or last had a claim less
 	claims     map[*claim]struct{}
 	slots      map[string]*slots // by the line of the claims
 	generation uint64            // of the keys of claims; increases when one is forgotten whose requests may still arrive
@@ -108,34 +115,52 @@ func (b *backend) open(o *opening, r locker.Request) {
 	}
 }
 
-// grant asks for a lease. One whose answer gets lost has no keys, and ends by itself.
+// grant makes a session.
 func (b *backend) grant(r locker.Request) (*session, error) {
-	type granted struct {
-		*pb.LeaseGrantResponse
-		sent time.Time
-	}
-	lease, err := attempts(b.life, b, r.TTL, func(ctx context.Context) (granted, error) {
-		if err := b.checkVersion(ctx); err != nil {
-			return granted{}, err
-		}
-		sent := time.Now()
-		lease, err := onSome(ctx, b.conn, b.leases.LeaseGrant, &pb.LeaseGrantRequest{TTL: int64(r.TTL / time.Second)}, nil)
-		return granted{lease, sent}, err
-	})
+	lease, err := b.grantLease(r.TTL)
 	if err != nil {
 		return nil, b.contactFailure(b.life, err)
 	}
+	id := clientv3.LeaseID(lease.ID)
 	s := &session{
-		b: b, asked: r.TTL, ttl: time.Duration(lease.TTL) * time.Second, lease: clientv3.LeaseID(lease.ID),
-		refreshing: make(chan struct{}, 1), over: make(chan struct{}), confirmed: lease.sent, used: lease.sent, claims: make(map[*claim]struct{}), slots: make(map[string]*slots),
+		b: b, asked: r.TTL, ttl: time.Duration(lease.TTL) * time.Second, id: id, lease: id,
+		over: make(chan struct{}), confirmed: lease.sent, used: lease.sent,
+		claims: make(map[*claim]struct{}), slots: make(map[string]*slots),
 	}
-	s.fence.key, s.fence.lease = fenceKey(r.Prefix, s.lease), s.lease
+	s.seen.Store(lease.GetHeader().GetRaftTerm())
+	s.fence.key, s.fence.lease, s.fence.saw, s.fence.broken = fenceKey(r.Prefix, id), s.currentLease, s.saw, s.end
 	s.steps = newBatcher(b, &s.fence, s.over)
-	s.pulse = pulse{
-		client: b.leases, conn: b.conn, life: b.life, lease: s.lease, ttl: s.ttl,
-		endpoints: b.endpoints, bound: b.bound(s.ttl),
-	}
+	s.pulse = b.pulseOf(id, s.ttl)
 	return s, nil
+}
+
+// granted is a lease, and when it was asked for.
+type granted struct {
+	*pb.LeaseGrantResponse
+	sent time.Time
+}
+
+// grantLease asks for a lease. One whose answer gets lost has no keys, and ends by itself.
+func (b *backend) grantLease(ttl time.Duration) (granted, error) {
+	return writing(b.life, b, ttl, func(ctx context.Context, l *link) (granted, error) {
+		if err := b.checkVersion(ctx, l); err != nil {
+			return granted{}, err
+		}
+		sent := time.Now()
+		request := &pb.LeaseGrantRequest{TTL: int64(ttl / time.Second)}
+		lease, err := once(ctx, b.endpoints.logins, l.leases.LeaseGrant, request)
+		return granted{lease, sent}, err
+	})
+}
+
+func (b *backend) pulseOf(lease clientv3.LeaseID, ttl time.Duration) *pulse {
+	return &pulse{life: b.life, lease: lease, ttl: ttl}
+}
+
+func (s *session) currentLease() clientv3.LeaseID {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	return s.lease
 }
 
 // keepAlive renews the lease, and with it all keys that are attached to it. If the lease is not there any more, the
@@ -151,29 +176,39 @@ func (s *session) keepAlive(ctx context.Context) error {
 		s.end(ErrLeaseExpired)
 		return ErrLeaseExpired
 	}
-	s.b.reconnectAfter(err)
 	return s.b.failure(err)
 }
 
 // renew has the lease renewed, and returns when what counts was sent.
 //
-// A leader that stood still while another was elected goes on, for some milliseconds, to answer keep-alives that wait for it, also in
-// etcd 3.5.13 and later: it takes itself for the leader if its clock has ticked just now. The leader since has given the lease
-// one TTL when it was elected, which was after the keep-alive before, and knows nothing of such an answer. If it comes in due time, half
-// of that TTL is left for the keep-alive after it. If it is overdue, the lease might be over before that: so it only counts if a read that
-// was sent after the answer, and which a majority has to confirm, finds the cluster in the same raft term as the member that has answered.
+// A leader that stood still while another was elected goes on, for some milliseconds, to answer keep-alives, also in
+// etcd 3.5.13 and later: it takes itself for the leader if its clock has ticked just now. The leader since has given
+// the lease one TTL when it was elected, and knows nothing of such an answer. So an answer only counts if a read that
+// was sent after it, and which a majority has to confirm, finds the cluster in the same raft term as the member that
+// has answered. If the term is a later one than when the lease was granted, the keys are moved to another lease first.
 func (s *session) renew(ctx context.Context) (sent time.Time, err error) {
 	for {
+		p, err := s.settledPulse(ctx)
+		if err != nil {
+			return sent, err
+		}
 		sent := time.Now()
-		term, err := s.pulse.beat(ctx)
-		if err != nil || s.inTime() {
+		term, err := reading(ctx, s.b, s.ttl, p.beat)
+		notFound := errors.Is(err, rpctypes.ErrLeaseNotFound)
+		if err != nil && !notFound {
 			return sent, err
 		}
 		verified := make(chan error, 1)
 		verify := func() {
-			now, err := s.raftTerm()
+			now, there, err := s.look()
 			switch {
 			case err != nil:
+			case !s.isSettledAt(p, now):
+				err = errDeposed
+			case notFound && there: // not by the leader since
+				err = errDeposed
+			case notFound:
+				err = rpctypes.ErrLeaseNotFound
 			case now == term, term == 0: // not told, by something else that speaks etcd's protocol
 				s.confirm(sent) // even if nobody waits for that any more
 			default:
@@ -192,19 +227,22 @@ func (s *session) renew(ctx context.Context) (sent time.Time, err error) {
 		if !errors.Is(err, errDeposed) {
 			return sent, err
 		}
-		select {
-		case <-time.After(jittered(20 * time.Millisecond)): // it may also be a member that lags behind
-		case <-ctx.Done():
-			return sent, ctx.Err()
+		if err := pause(ctx, 20*time.Millisecond); err != nil { // it may also be a member that lags behind
+			return sent, err
 		}
 	}
 }
 
-// inTime reports whether no more than half of the TTL has passed since the last keep-alive that counts.
-func (s *session) inTime() bool {
-	s.b.mu.Lock()
-	defer s.b.mu.Unlock()
-	return time.Since(s.confirmed) < s.ttl/2
+// look returns the raft term of the cluster, as of a moment after the call, and whether the key of the fence is there,
+// which is only without a doubt if the fence was raised.
+func (s *session) look() (term uint64, there bool, err error) {
+	r, err := reading(s.b.life, s.b, s.ttl, func(ctx context.Context, l *link) (*clientv3.GetResponse, error) {
+		return l.kv.Get(ctx, s.fence.key, clientv3.WithCountOnly())
+	})
+	if err != nil {
+		return 0, false, err
+	}
+	return r.Header.RaftTerm, r.Count > 0, nil
 }
 
 // confirm has the session live from when a keep-alive was sent.
@@ -219,34 +257,66 @@ func (s *session) confirm(sent time.Time) {
 	}
 }
 
-// raftTerm returns the raft term of the cluster, as of a moment after the call.
-func (s *session) raftTerm() (uint64, error) {
-	r, err := attempts(s.b.life, s.b, s.ttl, func(ctx context.Context) (*clientv3.GetResponse, error) {
-		return s.b.kv.Get(ctx, s.fence.key, clientv3.WithCountOnly())
-	})
-	if err != nil {
-		return 0, err
-	}
-	return r.Header.RaftTerm, nil
-}
-
-// refresh keeps a session alive of which no keep-alive was answered for too long: a lock that begins on it might end before it is used.
+// refresh keeps a session alive of which no keep-alive was answered for too long: a lock that begins on it might end
+// before it is used.
 func (s *session) refresh(ctx context.Context) error {
 	if !s.overdue() {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.b.bound(s.ttl))
 	defer cancel()
-	select {
-	case s.refreshing <- struct{}{}: // one for all who ask
-		defer func() { <-s.refreshing }()
-	case <-ctx.Done():
+	err := s.keepAliveOnce(ctx)
+	if err != nil && ctx.Err() != nil {
 		return ErrNoAnswer
 	}
-	if !s.overdue() {
-		return nil
+	return err
+}
+
+// keepAlive is one that is shared by all who asked for it before it was sent.
+type keepAlive struct {
+	done chan struct{} // closed when err is set
+	err  error
+}
+
+// keepAliveOnce renews the lease by a keep-alive that is sent after the call. Many who want that get one together.
+func (s *session) keepAliveOnce(ctx context.Context) error {
+	b := s.b
+	b.mu.Lock()
+	k := s.next
+	if k == nil {
+		k = &keepAlive{done: make(chan struct{})}
+		s.next = k
 	}
-	return s.keepAlive(ctx)
+	if !s.beating && !b.running.start(s.beat) {
+		b.mu.Unlock()
+		return errClosed
+	}
+	s.beating = true
+	b.mu.Unlock()
+	select {
+	case <-k.done:
+		return k.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// beat sends keep-alives as long as somebody wants one.
+func (s *session) beat() {
+	b := s.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for s.next != nil {
+		k := s.next
+		s.next = nil
+		b.mu.Unlock()
+		ctx, cancel := context.WithTimeout(b.life, b.bound(s.ttl))
+		k.err = s.keepAlive(ctx)
+		cancel()
+		close(k.done)
+		b.mu.Lock()
+	}
+	s.beating = false
 }
 
 func (s *session) overdue() bool {
@@ -258,8 +328,9 @@ func (s *session) overdue() bool {
 // overdueLocked reports whether a keep-alive should have been answered by now.
 func (s *session) overdueLocked() bool { return time.Since(s.confirmed) > s.renewalInterval()*6/5 }
 
-// untilAlarmLocked is the time until the session has to look after itself: package locker renews the leases that are held a
-// little earlier, with one keep-alive for all of them, but not what waits, and not the session when it has nothing.
+// untilAlarmLocked is the time until the session has to look after itself: package locker renews the leases that are
+// held a little earlier, with one keep-alive for all of them, but not what waits, and not the session when it has
+// nothing.
 func (s *session) untilAlarmLocked() time.Duration {
 	return time.Until(s.confirmed.Add(s.renewalInterval() + s.renewalInterval()/20))
 }
@@ -338,12 +409,17 @@ func (s *session) endLocked(cause error) {
 	if s.sweeper != nil {
 		s.sweeper.Stop()
 	}
+	var lost []locker.Request
 	for c := range s.claims {
-		c.loseLocked(cause)
+		if c.goneLocked(cause) {
+			lost = append(lost, c.request)
+		}
 	}
+	locker.ReportLost(lost, cause)
 }
 
-// revoke gives a lease back, in the background: with it go all keys attached to it. It tries until the lease has ended by itself.
+// revoke gives the leases of a session back, in the background: with them go all keys attached to them. It tries until
+// they have ended by themselves.
 func (b *backend) revoke(s *session) {
 	ctx, cancel := context.WithTimeout(b.life, s.ttl)
 	defer cancel()
@@ -356,7 +432,8 @@ func (b *backend) revoke(s *session) {
 	}
 }
 
-// revokeLate gives a lease back that was granted while the Locker was closed. If that fails, the lease, which has no keys, ends by itself.
+// revokeLate gives a lease back that was granted while the Locker was closed. If that fails, the lease, which has no
+// keys, ends by itself.
 func (b *backend) revokeLate(s *session) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(b.life), time.Second) // Close waits for it
 	defer cancel()
@@ -364,12 +441,19 @@ func (b *backend) revokeLate(s *session) {
 }
 
 func (b *backend) revokeOnce(ctx context.Context, s *session) error {
-	_, err := attempts(ctx, b, s.ttl, func(ctx context.Context) (*pb.LeaseRevokeResponse, error) {
-		resp, err := onSome(ctx, b.conn, b.leases.LeaseRevoke, &pb.LeaseRevokeRequest{ID: int64(s.lease)}, nil)
-		return resp, rpctypes.Error(err)
-	})
-	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
-		return nil
+	b.mu.Lock()
+	leases := append(slices.Clone(s.former), s.lease)
+	b.mu.Unlock()
+	var failure error
+	for _, lease := range leases {
+		_, err := writing(ctx, b, s.ttl, func(ctx context.Context, l *link) (*pb.LeaseRevokeResponse, error) {
+			request := &pb.LeaseRevokeRequest{ID: int64(lease)}
+			resp, err := once(ctx, b.endpoints.logins, l.leases.LeaseRevoke, request)
+			return resp, rpctypes.Error(err)
+		})
+		if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+			failure = err
+		}
 	}
-	return err
+	return failure
 }

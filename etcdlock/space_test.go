@@ -65,8 +65,8 @@ func TestNoSpace(t *testing.T) {
 	}
 	root.fill()
 
-	checkFailure(t, l, unique("key"), etcdlock.ErrNoSpace)
-	checkFailure(t, open(t, cluster.Endpoints()), unique("key"), etcdlock.ErrNoSpace) // who has no lease either
+	failures.CheckAcquires(t, l, unique("key"), etcdlock.ErrNoSpace)
+	failures.CheckAcquires(t, open(t, cluster.Endpoints()), unique("key"), etcdlock.ErrNoSpace) // who has no lease either
 	isLocked(t, l, key)
 	outlives(t, lease, 2)
 	mustUnlock(t, lease)

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -18,8 +19,8 @@ import (
 	"github.com/lockerkit/locker"
 )
 
-// ParseURL returns the configuration of the client that Open makes for a URL: for a program that does more with its client than to
-// lock, such as transactions with a Guard, and gives it to New. An unusable URL is ErrInvalidOption.
+// ParseURL returns the configuration of the client that Open makes for a URL: for a program that does more with its
+// client than to lock, such as transactions with a Guard, and gives it to New. An unusable URL is ErrInvalidOption.
 func ParseURL(rawURL string) (clientv3.Config, error) {
 	config, err := parse(rawURL)
 	if err != nil {
@@ -30,9 +31,14 @@ func ParseURL(rawURL string) (clientv3.Config, error) {
 
 // parse returns the configuration for a URL of Open. Its errors do not show the password.
 func parse(rawURL string) (clientv3.Config, error) {
-	// A connection that has died without a word is noticed, and no longer used. More frequent pings are not possible with package grpc.
-	config := clientv3.Config{DialTimeout: 5 * time.Second, DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 3 * time.Second,
-		Logger: zap.NewNop()} // errors are returned
+	// A connection that has died without a word is noticed, and no longer used. More frequent pings are not possible
+	// with package grpc.
+	config := clientv3.Config{
+		DialTimeout:          5 * time.Second,
+		DialKeepAliveTime:    10 * time.Second,
+		DialKeepAliveTimeout: 3 * time.Second,
+		Logger:               zap.NewNop(),
+	} // errors are returned
 	scheme, rest, found := strings.Cut(rawURL, "://")
 	if !found || scheme != "etcd" && scheme != "etcds" {
 		return config, errors.New("a URL that begins with etcd:// or etcds:// is wanted")
@@ -45,7 +51,8 @@ func parse(rawURL string) (clientv3.Config, error) {
 		return config, errors.New(`in user and password write "?" as %3F, and in parameters "@" as %40`)
 	}
 	u, err := url.Parse("etcd://" + authority[:at+1] + "host")
-	if err != nil {
+	// Else a part of the password is taken for one of the others.
+	if err != nil || u.Host != "host" || u.Path != "" || u.Fragment != "" {
 		return config, errors.New("user and password cannot be parsed; write special characters as %XX")
 	}
 	password, _ := u.User.Password()
@@ -70,16 +77,15 @@ func parse(rawURL string) (clientv3.Config, error) {
 	return config, nil
 }
 
+// withPort returns host:port. Its error does not show the host: in a URL that makes no sense, it may be the password.
 func withPort(host string) (string, error) {
-	if strings.ContainsAny(host, "/# ") {
-		return "", fmt.Errorf("%q is not a host", host)
-	}
 	name, port, err := net.SplitHostPort(host)
 	if err != nil {
 		name, port, err = net.SplitHostPort(host + ":2379")
 	}
-	if err != nil || name == "" || port == "" {
-		return "", fmt.Errorf("%q is not a host, or a host and a port", host)
+	_, bad := strconv.ParseUint(port, 10, 16)
+	if err != nil || bad != nil || name == "" || strings.ContainsAny(host, "/# ") {
+		return "", errors.New(`what follows "://" or "@" is not a host, or host:port, or several of these, with commas`)
 	}
 	return net.JoinHostPort(name, port), nil
 }

@@ -17,16 +17,18 @@ func (b *backend) contact(ctx context.Context, ttl time.Duration) error {
 	}
 	ctx, cancel := b.requestOf(ctx)
 	defer cancel()
-	_, err := attempts(ctx, b, ttl, func(ctx context.Context) (struct{}, error) { return struct{}{}, b.checkVersion(ctx) })
+	_, err := reading(ctx, b, ttl, func(ctx context.Context, l *link) (struct{}, error) {
+		return struct{}{}, b.checkVersion(ctx, l)
+	})
 	return err
 }
 
 // checkVersion refuses servers whose leases cannot be relied upon. One member is asked, once.
-func (b *backend) checkVersion(ctx context.Context) error {
+func (b *backend) checkVersion(ctx context.Context, l *link) error {
 	if b.contacted.Load() {
 		return nil
 	}
-	status, err := onSome(ctx, b.conn, pb.NewMaintenanceClient(b.conn.ClientConn).Status, &pb.StatusRequest{}, nil)
+	status, err := once(ctx, b.endpoints.logins, l.status.Status, &pb.StatusRequest{})
 	if err != nil && code(err) != codes.Unimplemented {
 		return err
 	}

@@ -3,7 +3,10 @@ package etcdlock_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -64,7 +67,7 @@ func TestVersion(t *testing.T) {
 	t.Parallel()
 	t.Run("old", func(t *testing.T) {
 		s, addr := serve(t, "3.5.12")
-		checkFailure(t, open(t, []string{addr}), unique("key"), etcdlock.ErrVersion, "3.5.12", "3.5.13")
+		failures.CheckAcquires(t, open(t, []string{addr}), unique("key"), etcdlock.ErrVersion, "3.5.12", "3.5.13")
 		if n := s.grants.Load(); n > 0 {
 			t.Errorf("it was asked for %d leases all the same", n)
 		}
@@ -100,9 +103,30 @@ func TestTTLNotKept(t *testing.T) {
 	t.Parallel()
 	for _, ttl := range []time.Duration{locker.MinTTL, 999 * time.Millisecond, 1500 * time.Millisecond, time.Minute + 1} {
 		start := time.Now()
-		checkFailure(t, open(t, []string{strangers.Nobody(t)}, locker.TTL(ttl)), unique("key"), locker.ErrInvalidOption, ttl.String(), "second")
+		failures.CheckAcquires(t, open(t, []string{strangers.Nobody(t)}, locker.TTL(ttl)), unique("key"),
+			locker.ErrInvalidOption, ttl.String(), "second")
 		if took := time.Since(start); took > time.Second {
 			t.Errorf("TTL(%v) was refused after %v: by whom?", ttl, took)
 		}
 	}
+}
+
+// FuzzTooOld has versions of any form: of a release, the numbers decide; what is no version is not refused.
+func FuzzTooOld(f *testing.F) {
+	f.Add(uint16(3), uint16(5), uint16(12), "-rc.1")
+	f.Add(uint16(2), uint16(99), uint16(0), "")
+	f.Add(uint16(3), uint16(10), uint16(1), "+git")
+	f.Fuzz(func(t *testing.T, major, minor, patch uint16, rest string) {
+		if rest != "" && rest[0] >= '0' && rest[0] <= '9' {
+			t.Skip("the patch goes on")
+		}
+		version := fmt.Sprintf("%d.%d.%d%s", major, minor, patch, rest)
+		good := slices.Compare([]uint16{major, minor, patch}, []uint16{3, 5, 13}) >= 0
+		if etcdlock.TooOld(version) == good {
+			t.Errorf("version %q is too old: %v", version, good)
+		}
+		if etcdlock.TooOld(rest) && !strings.Contains(rest, ".") {
+			t.Errorf("%q is too old", rest)
+		}
+	})
 }

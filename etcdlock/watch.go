@@ -9,16 +9,16 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// watches tells when keys are deleted. All of them share one stream of the server, whatever their number: the client's own Watcher
-// takes two goroutines for each, and is reached by way of a third.
+// watches tells when keys are deleted. All of them share one stream of the server, whatever their number: the client's
+// own Watcher takes two goroutines for each, and is reached by way of a third.
 //
-// Nothing is resumed when the stream breaks: all watches on it end, and who still wants to know looks at the key, and makes another.
-// So a compaction does no harm, and no server is made to search its history for what has happened since a watch began.
+// Nothing is resumed when the stream breaks: all watches on it end, and who still wants to know looks at the key, and
+// makes another. So a compaction does no harm, and no server is made to search its history for what has happened since
+// a watch began.
 type watches struct {
-	client  pb.WatchClient
-	conn    *conn
-	life    context.Context
-	running *group
+	endpoints *endpoints
+	life      context.Context
+	running   *group
 
 	mu     sync.Mutex
 	closed bool
@@ -72,8 +72,8 @@ func (ws *watches) remove(w *watch) {
 
 // ping makes sure that the stream is alive: one that says nothing for a second after a ping is broken off.
 //
-// A ping is a watch that is cancelled as soon as it is made. The WatchProgressRequest that is meant for this is not answered while any watch
-// of the stream is to begin later than the last revision, or lags behind.
+// A ping is a watch that is cancelled as soon as it is made. The WatchProgressRequest that is meant for this is not
+// answered while any watch of the stream is to begin later than the last revision, or lags behind.
 func (ws *watches) ping() {
 	const patience = time.Second
 	ws.mu.Lock()
@@ -145,7 +145,11 @@ func (s *watchStream) sendLocked(r *pb.WatchRequest) {
 func (s *watchStream) removeLocked(w *watch) {
 	if s.watches[w.id] == w {
 		delete(s.watches, w.id)
-		s.sendLocked(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CancelRequest{CancelRequest: &pb.WatchCancelRequest{WatchId: w.id}}})
+		s.sendLocked(
+			&pb.WatchRequest{
+				RequestUnion: &pb.WatchRequest_CancelRequest{CancelRequest: &pb.WatchCancelRequest{WatchId: w.id}},
+			},
+		)
 	}
 }
 
@@ -154,9 +158,14 @@ func (ws *watches) openLocked() *watchStream {
 	s := &watchStream{end: end, watches: make(map[int64]*watch), wake: make(chan struct{}, 1)}
 	ws.stream = s
 	run := func() {
-		if stream, err := openOnSome(ctx, ws.conn, ws.client.Watch); err == nil && ws.running.start(func() { s.send(ctx, ws, stream) }) {
-			ws.receive(s, stream)
-		}
+		e, _ := ws.endpoints.next(nil)
+		_, _ = use(ctx, ws.life, e, func(ctx context.Context, l *link) (struct{}, error) {
+			stream, err := l.watch.Watch(ctx)
+			if err == nil && ws.running.start(func() { s.send(ctx, ws, stream) }) {
+				err = ws.receive(s, stream)
+			}
+			return struct{}{}, err
+		})
 		end()
 		ws.mu.Lock()
 		ws.stream = nil
@@ -173,7 +182,8 @@ func (ws *watches) openLocked() *watchStream {
 	return s
 }
 
-// send sends what is to be sent, until the stream ends. It has a goroutine of its own, as a server that does not read makes it wait.
+// send sends what is to be sent, until the stream ends. It has a goroutine of its own, as a server that does not read
+// makes it wait.
 func (s *watchStream) send(ctx context.Context, ws *watches, stream pb.Watch_WatchClient) {
 	for {
 		select {
@@ -194,17 +204,17 @@ func (s *watchStream) send(ctx context.Context, ws *watches, stream pb.Watch_Wat
 	}
 }
 
-// receive tells what the server says, until the stream ends.
-func (ws *watches) receive(s *watchStream, stream pb.Watch_WatchClient) {
+// receive tells what the server says, until the stream ends, and returns why it has.
+func (ws *watches) receive(s *watchStream, stream pb.Watch_WatchClient) error {
 	for {
 		r, err := stream.Recv()
 		if err != nil {
-			return
+			return err
 		}
 		event := watchReady
 		switch {
 		case r.Created && r.Canceled:
-			return // refused, without saying which: what comes of that is seen by looking at the keys
+			return nil // refused, without saying which: what comes of that is seen by looking at the keys
 		case r.Canceled:
 			event = watchBroken
 		case r.Created:

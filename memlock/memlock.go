@@ -3,6 +3,9 @@
 // expire, fencing tokens, a waiting line served in order of arrival. It works inside testing/synctest, in whose
 // fake time a lease of an hour expires at once.
 //
+// It has the locks of the options locker.Shared and locker.Slots, too: one line for all, in order of arrival, from which
+// readers, or as many as there are slots, get in together.
+//
 // Locks are shared by the Lockers that come from one New by way of Peer. They do not exclude other processes, and
 // are gone, with the count of tokens, when the process ends.
 //
@@ -11,13 +14,15 @@
 //	l.Break("orders/42")                   // in a test: what does the program do when it loses the lock?
 //
 // It makes Lockers of package [github.com/lockerkit/locker], which tells what all of them promise. With a server:
-// [github.com/lockerkit/locker/redislock], [github.com/lockerkit/locker/pglock] and [github.com/lockerkit/locker/etcdlock].
+// [github.com/lockerkit/locker/redislock], [github.com/lockerkit/locker/pglock] and
+// [github.com/lockerkit/locker/etcdlock].
 package memlock
 
 import (
 	"context"
 	"errors"
 	"hash/maphash"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -55,9 +60,9 @@ func New(opts ...locker.Option) *Locker {
 // first in everything but the locks, and to be closed by itself. Its options are its own.
 func (l *Locker) Peer(opts ...locker.Option) *Locker { return l.store.open(opts) }
 
-// Break takes the lock of name, which is the key with the prefix of its Locker if it has one, away from its holder,
-// as an operator or a lost connection would: the lease ends with ErrLost, its Done is closed, and the next waiter
-// gets the lock, all before Break returns. It reports whether there was a holder. It is for testing what a program
+// Break takes the lock of name, which is the key with the prefix of its Locker if it has one, away from its holder, or
+// from all of them, as an operator or a lost connection would: the lease ends with ErrLost, its Done is closed, and the
+// next waiter gets the lock, all before Break returns. It reports whether there was a holder. It is for testing what a program
 // does when it loses a lease.
 func (l *Locker) Break(name string) bool { return l.store.breakLock(name) }
 
@@ -130,12 +135,17 @@ type shard struct {
 	_       [64]byte          // keep neighbours off the same cache line
 }
 
-// entry is the state of one key. A key with neither holder nor waiters has none.
+// entry is the state of one key. A key with neither holders nor waiters has none.
 type entry struct {
-	holder  locker.Grant
-	expires time.Time   // when the holder's lease ends
-	line    []*waiter   // in order of arrival
-	timer   *time.Timer // set while there is a line: to grant the lock when the holder's lease ends
+	holders []holder    // all of the same mode
+	line    []*waiter   // in order of arrival, of whatever mode
+	timer   *time.Timer // set while there is a line: to look at it when the first lease ends
+}
+
+// holder is somebody who has the lock, or one of its slots.
+type holder struct {
+	grant   locker.Grant
+	expires time.Time // when the lease ends
 }
 
 // waiter is somebody in line.
@@ -144,51 +154,111 @@ type waiter struct {
 	granted chan locker.Grant // has room for the one grant
 }
 
-// lookup returns the entry of name if it has a living holder, and clears it away if its holder's lease is over.
+// lookup returns the entry of name if it has a living holder, and clears away holders whose leases are over.
 func (s *shard) lookup(name string, now time.Time) *entry {
 	e := s.entries[name]
-	if e != nil && !now.Before(e.expires) {
-		s.pass(name, e)
-		e = s.entries[name]
+	if e == nil || now.Before(e.firstExpiry()) {
+		return e
 	}
-	return e
+	e.holders = slices.DeleteFunc(e.holders, func(h holder) bool { return !now.Before(h.expires) })
+	s.serve(name, e, now)
+	return s.entries[name]
 }
 
-// grant gives the key to r.
+// firstExpiry returns when the first of the leases ends.
+func (e *entry) firstExpiry() time.Time {
+	first := e.holders[0].expires
+	for _, h := range e.holders[1:] {
+		if h.expires.Before(first) {
+			first = h.expires
+		}
+	}
+	return first
+}
+
+// holder returns what an owner has, nil if that is nothing.
+func (e *entry) holder(o locker.Owner) *holder {
+	for i := range e.holders {
+		if e.holders[i].grant.Owner == o {
+			return &e.holders[i]
+		}
+	}
+	return nil
+}
+
+// admits reports whether r can have the lock beside those who have it. Slots of which there are different numbers are
+// those of one lock: there are never more holders than the one says who came last.
+func (e *entry) admits(r locker.Request) bool {
+	if len(e.holders) == 0 {
+		return true
+	}
+	switch mode := e.holders[0].grant.Mode; r.Mode {
+	case locker.ModeShared:
+		return mode == locker.ModeShared
+	case locker.ModeSlots:
+		return mode == locker.ModeSlots && len(e.holders) < r.Slots
+	default:
+		return false
+	}
+}
+
+// grant gives the key to r, whom it admits.
 func (s *shard) grant(e *entry, r locker.Request, now time.Time) locker.Grant {
 	s.token++
-	e.holder = locker.Grant{Request: r, Token: s.token, Sent: now}
-	e.expires = now.Add(r.TTL)
-	return e.holder
+	g := locker.Grant{Request: r, Token: s.token, Sent: now}
+	if r.Mode == locker.ModeSlots {
+		g.Slot = e.freeSlot()
+	}
+	e.holders = append(e.holders, holder{g, now.Add(r.TTL)})
+	return g
 }
 
-// pass gives the key to the next in line, or removes its entry if there is none.
-func (s *shard) pass(name string, e *entry) {
-	if len(e.line) == 0 {
-		if e.timer != nil {
-			e.timer.Stop()
+// freeSlot returns the smallest number that no holder has.
+func (e *entry) freeSlot() int {
+	taken := make([]bool, len(e.holders)+1)
+	for _, h := range e.holders {
+		if h.grant.Slot < len(taken) {
+			taken[h.grant.Slot] = true
 		}
-		delete(s.entries, name)
-		*e = entry{line: e.line}
-		s.spare = e
+	}
+	return slices.Index(taken, false)
+}
+
+// leave takes the lock from an owner who has it.
+func (s *shard) leave(name string, e *entry, o locker.Owner) {
+	e.holders = slices.DeleteFunc(e.holders, func(h holder) bool { return h.grant.Owner == o })
+	s.serve(name, e, time.Now())
+}
+
+// serve gives the key to those at the head of the line who can have it, or removes its entry if there is nobody any
+// more.
+func (s *shard) serve(name string, e *entry, now time.Time) {
+	for len(e.line) > 0 && e.admits(e.line[0].request) {
+		next := e.line[0]
+		e.line[0] = nil
+		e.line = e.line[1:]
+		next.granted <- s.grant(e, next.request, now)
+	}
+	if len(e.holders) > 0 {
+		s.watch(name, e, now)
 		return
 	}
-	next := e.line[0]
-	e.line[0] = nil
-	e.line = e.line[1:]
-	now := time.Now()
-	next.granted <- s.grant(e, next.request, now)
-	s.watch(name, e, now)
+	if e.timer != nil {
+		e.timer.Stop()
+	}
+	delete(s.entries, name)
+	*e = entry{line: e.line, holders: e.holders}
+	s.spare = e
 }
 
-// watch sees to it that a key with a line is passed on when its holder's lease ends.
+// watch sees to it that a key with a line is looked at when the first of its leases ends.
 func (s *shard) watch(name string, e *entry, now time.Time) {
 	switch {
 	case len(e.line) == 0:
 	case e.timer == nil:
-		e.timer = time.AfterFunc(e.expires.Sub(now), func() { s.expire(name, e) })
+		e.timer = time.AfterFunc(e.firstExpiry().Sub(now), func() { s.expire(name, e) })
 	default:
-		e.timer.Reset(e.expires.Sub(now))
+		e.timer.Reset(e.firstExpiry().Sub(now))
 	}
 }
 
@@ -214,8 +284,13 @@ func (s *store) breakLock(name string) bool {
 	if e == nil {
 		return false
 	}
-	e.holder.ReportLost(ErrBroken) // closes Done, before anybody else gets the lock
-	sh.pass(name, e)
+	lost := make([]locker.Request, len(e.holders))
+	for i, h := range e.holders {
+		lost[i] = h.grant.Request
+	}
+	locker.ReportLost(lost, ErrBroken) // closes Done, before anybody else gets the lock
+	e.holders = e.holders[:0]
+	sh.serve(name, e, time.Now())
 	return true
 }
 
@@ -230,9 +305,11 @@ var (
 	_ locker.Queue   = backend{}
 )
 
-func (backend) Features() locker.Features { return locker.Features{HeedsContext: true, Queue: true} }
-func (backend) String() string            { return "memory" }
-func (backend) Close() error              { return nil }
+func (backend) Features() locker.Features {
+	return locker.Features{HeedsContext: true, Queue: true, Shared: true, Slots: true}
+}
+func (backend) String() string { return "memory" }
+func (backend) Close() error   { return nil }
 
 // Acquire implements locker.Backend.
 func (b backend) Acquire(_ context.Context, r locker.Request) (locker.Grant, error) {
@@ -248,11 +325,14 @@ func (b backend) Acquire(_ context.Context, r locker.Request) (locker.Grant, err
 
 func (s *shard) acquire(name string, r locker.Request, now time.Time) (locker.Grant, error) {
 	if e := s.lookup(name, now); e != nil {
-		if e.holder.Owner == r.Owner {
-			e.expires = now.Add(r.TTL)
-			return e.holder, nil
+		if h := e.holder(r.Owner); h != nil {
+			h.expires = now.Add(r.TTL)
+			return h.grant, nil
 		}
-		return locker.Grant{}, &locker.Held{Holder: e.holder.Holder, Remaining: e.expires.Sub(now)}
+		if len(e.line) == 0 && e.admits(r) {
+			return s.grant(e, r, now), nil
+		}
+		return locker.Grant{}, &locker.Held{Holder: e.holders[0].grant.Holder, Remaining: e.firstExpiry().Sub(now)}
 	}
 	if s.grants++; s.grants == sweepEvery {
 		s.sweep(now)
@@ -269,14 +349,14 @@ func (s *shard) acquire(name string, r locker.Request, now time.Time) (locker.Gr
 // sweepEvery is after how many grants of free keys a shard looks for entries that nobody will ask about any more.
 const sweepEvery = 64
 
-// sweep clears away leases that have run out, among some of the entries: more than were added since the last time, so that
-// what the holders of a million keys did not unlock does not pile up.
+// sweep clears away leases that have run out, among some of the entries: more than were added since the last time, so
+// that what the holders of a million keys did not unlock does not pile up.
 func (s *shard) sweep(now time.Time) {
 	s.grants = 0
 	looked := 0
 	for name, e := range s.entries {
-		if len(e.line) == 0 && !now.Before(e.expires) {
-			s.pass(name, e)
+		if len(e.line) == 0 {
+			s.lookup(name, now)
 		}
 		if looked++; looked == 2*sweepEvery {
 			return
@@ -304,7 +384,7 @@ func (b backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, erro
 	if len(e.line) == 1 {
 		s.watch(name, e, now)
 	}
-	holder := e.holder.Holder
+	holder := e.holders[0].grant.Holder
 	s.mu.Unlock()
 	severance := b.link.severance()
 	r.ReportHolder(holder)
@@ -321,17 +401,21 @@ func (b backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, erro
 	defer s.mu.Unlock()
 	select {
 	case <-w.granted: // at the same moment: pass it on, unless that lease is over already
-		if e := s.lookup(name, time.Now()); e != nil && e.holder.Owner == r.Owner {
-			s.pass(name, e)
+		if e := s.lookup(name, time.Now()); e != nil && e.holder(r.Owner) != nil {
+			s.leave(name, e, r.Owner)
 		}
 	default:
-		e.leave(w)
+		e.quit(w)
+		now := time.Now()
+		if s.lookup(name, now) == e {
+			s.serve(name, e, now) // those behind may have waited for this one alone
+		}
 	}
 	return locker.Grant{}, err
 }
 
-// leave takes w out of the line.
-func (e *entry) leave(w *waiter) {
+// quit takes w out of the line.
+func (e *entry) quit(w *waiter) {
 	for i, other := range e.line {
 		if other == w {
 			copy(e.line[i:], e.line[i+1:])
@@ -346,11 +430,11 @@ func (e *entry) leave(w *waiter) {
 func (b backend) Renew(_ context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
 	for i, g := range gs {
 		done(i, locker.Renewal{Err: b.withHeld(g, func(_ *shard, _ string, e *entry) error {
-			now := time.Now()
-			if !now.Before(e.expires) {
+			now, h := time.Now(), e.holder(g.Owner)
+			if !now.Before(h.expires) {
 				return locker.ErrLost // though nobody has asked for it since
 			}
-			e.expires = now.Add(g.TTL)
+			h.expires = now.Add(g.TTL)
 			return nil
 		})})
 	}
@@ -358,7 +442,7 @@ func (b backend) Renew(_ context.Context, gs []locker.Grant, done func(int, lock
 
 // Release implements locker.Backend.
 func (b backend) Release(_ context.Context, g locker.Grant) error {
-	return b.withHeld(g, func(s *shard, name string, e *entry) error { s.pass(name, e); return nil })
+	return b.withHeld(g, func(s *shard, name string, e *entry) error { s.leave(name, e, g.Owner); return nil })
 }
 
 // withHeld calls f if g is held, with its shard locked, and returns ErrLost otherwise.
@@ -371,7 +455,7 @@ func (b backend) withHeld(g locker.Grant, f func(*shard, string, *entry) error) 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.entries[name]
-	if e == nil || e.holder.Owner != g.Owner {
+	if e == nil || e.holder(g.Owner) == nil {
 		return locker.ErrLost
 	}
 	return f(s, name, e)

@@ -45,8 +45,8 @@ func TestBreak(t *testing.T) {
 	})
 }
 
-// TestCut has what lease/DoneBeforeRival has for stores on a network: of a holder that is severed, Done is closed before
-// anybody else gets the lock.
+// TestCut has what lease/DoneBeforeRival has for stores on a network: of a holder that is severed, Done is closed
+// before anybody else gets the lock.
 func TestCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		memory := memlock.New(locker.TTL(time.Second))
@@ -83,7 +83,8 @@ func TestCut(t *testing.T) {
 			if waited := time.Since(cut); waited > time.Second {
 				t.Errorf("the rival waited for %v", waited)
 			}
-			if _, err := holder.TryLock(t.Context(), "other"); !errors.Is(err, memlock.ErrCut) || errors.Is(err, locker.ErrLocked) {
+			if _, err := holder.TryLock(t.Context(), "other"); !errors.Is(err, memlock.ErrCut) ||
+				errors.Is(err, locker.ErrLocked) {
 				t.Errorf("TryLock of a severed Locker: %v; want ErrCut", err)
 			}
 			heal()
@@ -96,6 +97,45 @@ func TestCut(t *testing.T) {
 			}
 			if err := again.Unlock(); err != nil {
 				t.Error(err)
+			}
+		}
+	})
+}
+
+// A Locker that was cut off locks nothing, and is as good as new after that: it waits without asking again and again,
+// and can be cut off once more.
+func TestHeal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		retries := 0
+		memory := memlock.New()
+		holder := memory.Peer()
+		waiter := memory.Peer(locker.Observe(&locker.Observer{Retry: func(locker.RetryInfo) { retries++ }}))
+		for range 3 {
+			heal := waiter.Cut()
+			if lease, err := waiter.Lock(t.Context(), "free"); !errors.Is(err, memlock.ErrCut) {
+				t.Fatalf("Lock of a free key by a severed Locker: %v, %v; want ErrCut", lease, err)
+			}
+			heal()
+			lease, err := holder.Lock(t.Context(), "k")
+			if err != nil {
+				t.Fatal(err)
+			}
+			served := make(chan time.Time, 1)
+			go func() {
+				lease, err := waiter.Lock(t.Context(), "k")
+				served <- time.Now()
+				if err != nil {
+					t.Error(err)
+				} else if err := lease.Unlock(); err != nil {
+					t.Error(err)
+				}
+			}()
+			time.Sleep(time.Hour)
+			if err := lease.Unlock(); err != nil {
+				t.Error(err)
+			}
+			if at := time.Now(); !at.Equal(<-served) || retries > 0 {
+				t.Errorf("a waiter got the key %v after its release, with %d retries", time.Since(at), retries)
 			}
 		}
 	})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/lockerkit/locker"
@@ -16,12 +17,13 @@ const maxTimeout = (1<<31 - 1) * time.Millisecond
 
 // backend is a locker.Backend, a locker.Queue and a locker.Expirer.
 //
-// Session locks stack: a session that asks again for what it has gets it. So everything that this Locker has or asks for is
-// in a table here, and a session has one request per key under way at a time. Another one is only asked while all that were
-// asked before are given up, since they do not answer.
+// Session locks stack: a session that asks again for what it has gets it. So everything that this Locker has or asks
+// for is in a table here, and a session has one request per key under way at a time. Another one is only asked while
+// all that were asked before are given up, since they do not answer.
 type backend struct {
 	*connector
 	lifetimes lifetimes
+	noBlocks  atomic.Bool // the database cannot execute blocks, see waitSQL
 
 	life    context.Context // ends with Close
 	end     context.CancelFunc
@@ -34,6 +36,8 @@ type backend struct {
 	ghosts   []ghost
 	leases   []*leaseSession // for locks taken without waiting, one for each TTL
 	waits    waitSessions
+	hints    hints
+	raising  []func(limit uint64, err error) // who waits for a greater limit of tokens
 }
 
 var (
@@ -55,9 +59,8 @@ type slot struct {
 	line      []*waiter       // who waits for the key here, in order of arrival
 	returning int             // sessions to wait on that are giving the key back
 	place     *place          // of the first of them in Postgres's line; nil if there is none
-	poll      *time.Timer     // runs while there is a line without a place
-	refused   int             // how often the poll was refused in a row
-	wanted    bool            // some other Locker polls for the key, and wants to be told when it is free
+	starved   bool            // there is a line without a place: it polls
+	pollAgain bool            // once more, as the lock may have become free while a poll was under way
 }
 
 // holding is a lock that a session has.
@@ -94,25 +97,27 @@ func (b *backend) Features() locker.Features {
 	return locker.Features{HeedsContext: true, Queue: true, Expirer: true}
 }
 
-// name is that of the store in errors.
-const name = "postgres"
+// storeName is that of the store in errors.
+const storeName = "postgres"
 
 // String names the backend in errors.
-func (b *backend) String() string { return name }
+func (b *backend) String() string { return storeName }
 
 // check refuses what cannot be kept, before the server is asked.
 func (b *backend) check(r locker.Request) error {
 	switch {
 	case r.TTL%time.Millisecond != 0:
-		return fmt.Errorf("%w: TTL(%v) is not a whole number of milliseconds, which is what Postgres counts in", locker.ErrInvalidOption, r.TTL)
+		return fmt.Errorf("%w: TTL(%v) is not a whole number of milliseconds, which is what Postgres counts in",
+			locker.ErrInvalidOption, r.TTL)
 	case r.TTL > maxTimeout:
-		return fmt.Errorf("%w: TTL(%v) is longer than %v, the longest that Postgres can count", locker.ErrInvalidOption, r.TTL, maxTimeout)
+		return fmt.Errorf("%w: TTL(%v) is longer than %v, the longest that Postgres can count", locker.ErrInvalidOption,
+			r.TTL, maxTimeout)
 	}
 	return nil
 }
 
-// expiry is when a lock that was asked for, or renewed, at the given time is given back: when its holder has stopped trusting
-// it, and before the server would end an otherwise idle session. See locker.Grant for the former.
+// expiry is when a lock that was asked for, or renewed, at the given time is given back: when its holder has stopped
+// trusting it, and before the server would end an otherwise idle session. See locker.Grant for the former.
 func expiry(sent time.Time, ttl time.Duration) time.Time {
 	return sent.Add(ttl - ttl/200 - time.Millisecond)
 }
@@ -139,8 +144,8 @@ func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 	return d.grant, d.err
 }
 
-// settle returns the slot of a key when it is settled and all that came before have left, or gives up at the given time. It is
-// called with b.mu held, and returns so unless there is an error.
+// settle returns the slot of a key when it is settled and all that came before have left, or gives up at the given
+// time. It is called with b.mu held, and returns so unless there is an error.
 func (b *backend) settle(ctx context.Context, key int64, until time.Time) (*slot, error) {
 	s := b.slots[key]
 	if s != nil && s.held != nil && s.held.isExpired(time.Now()) {
@@ -187,8 +192,8 @@ func (b *backend) evict(h *holding) {
 	b.mu.Lock()
 }
 
-// settled reports whether it is known what to do for who wants the key of a slot: somebody has it or waits for it here, or it may
-// be asked for. b.mu is held.
+// settled reports whether it is known what to do for who wants the key of a slot: somebody has it or waits for it here,
+// or it may be asked for. b.mu is held.
 func (b *backend) settled(s *slot) bool { return s.held != nil || len(s.line) > 0 || b.mayAsk(s) }
 
 // goOn lets the first who waits in settle go on, if the slot is settled. b.mu is held.
@@ -201,8 +206,8 @@ func (b *backend) goOn(s *slot) {
 	}
 }
 
-// mayAsk reports whether a session for leases may be asked for the key of a slot: no request is under way, or only such as
-// may never be answered, of sessions that are given up. b.mu is held.
+// mayAsk reports whether a session for leases may be asked for the key of a slot: no request is under way, or only such
+// as may never be answered, of sessions that are given up. b.mu is held.
 func (b *backend) mayAsk(s *slot) bool {
 	if s.busy > 0 || len(s.asked) == 0 {
 		return s.busy == 0
@@ -310,6 +315,7 @@ func (b *backend) tried(a *attempt, l *leaseSession, o outcome) {
 	switch {
 	case o.err != nil:
 		d.err = locker.NotAcquired(explain(o.err))
+		b.heedMissing(l, d.err)
 	case !o.done:
 		d.err = locker.ErrLocked
 		if a.queues && !a.left { // here, and before those that have come later
@@ -327,14 +333,22 @@ func (b *backend) tried(a *attempt, l *leaseSession, o outcome) {
 	b.mu.Unlock()
 }
 
+// heedMissing has nothing more asked of a session that lacks what tokens come from: the next one creates it, if it may.
+// b.mu is held.
+func (b *backend) heedMissing(l *leaseSession, err error) {
+	if errors.Is(err, ErrNoTables) {
+		b.dropLease(l)
+	}
+}
+
 // hold notes that a session has a lock for a request. b.mu is held.
 func (b *backend) hold(sl *slot, s *session, r locker.Request, o outcome) (locker.Grant, error) {
 	if s.dead {
 		return locker.Grant{}, locker.NotAcquired(&sessionOver{errSilent})
 	}
 	if o.token < sl.newest && o.sent.Before(sl.granted) {
-		// Another session was granted the lock after this one, and its answer was faster: this one is over, which we have yet
-		// to hear. (If the lock was asked for when the other was known to have it, tokens have gone back.)
+		// Another session was granted the lock after this one, and its answer was faster: this one is over, which we
+		// have yet to hear. (If the lock was asked for when the other was known to have it, tokens have gone back.)
 		sl.busy++
 		b.begin(func() { // not here, as b.mu is held
 			b.giveBack(sl, s, func() {
@@ -345,8 +359,8 @@ func (b *backend) hold(sl *slot, s *session, r locker.Request, o outcome) (locke
 		return locker.Grant{}, locker.NotAcquired(&sessionOver{errUnowned})
 	}
 	if old := sl.held; old != nil {
-		// The server would not have given the lock to another session if that of the holder were not over, which we have
-		// yet to hear. Of two leases of one Locker, too, the first has to end before the second begins.
+		// The server would not have given the lock to another session if that of the holder were not over, which we
+		// have yet to hear. Of two leases of one Locker, too, the first has to end before the second begins.
 		delete(old.session.locks, sl.key)
 		old.request.ReportLost(errUnowned)
 		b.begin(func() { old.session.fail(errUnowned) }) // or it would keep the lock for good, should it live after all
@@ -552,23 +566,16 @@ func (b *backend) letGo(h *holding, wait bool) *release {
 			rel.err = fmt.Errorf("%w: %w", locker.ErrLost, errUnowned)
 		}
 		b.mu.Lock()
+		defer b.mu.Unlock()
 		rel.failed = o.err != nil && !ended
 		if s.leaving == rel && !rel.failed {
 			s.leaving = nil
 		} else if rel.failed { // until the lock has ended by itself
 			time.AfterFunc(h.request.TTL, func() { b.forget(s, rel) })
 		}
-		wanted := s.wanted && rel.err == nil
-		s.wanted = false
-		b.mu.Unlock()
 		close(rel.done)
-		if wanted {
-			session.hint(free, s.key) // before it is made to wait again
-		}
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		if s.poll != nil {
-			s.poll.Reset(0)
+		if s.starved && (!o.wanted || b.hints.session == nil) { // or there is a hint, for this Locker and for others
+			b.begin(func() { b.pollOnce(s) })
 		}
 		s.returning -= returning
 		b.finish(s)
@@ -578,8 +585,8 @@ func (b *backend) letGo(h *holding, wait bool) *release {
 	return rel
 }
 
-// confirm is Release for a lock whose session ended before the server had confirmed that it was given back: it is, if the server
-// has ended the session too, and if not, it is made to. It is called with b.mu held, which it releases.
+// confirm is Release for a lock whose session ended before the server had confirmed that it was given back: it is, if
+// the server has ended the session too, and if not, it is made to. It is called with b.mu held, which it releases.
 func (b *backend) confirm(ctx context.Context, s *slot, ttl time.Duration) error {
 	rel := s.leaving
 	l := b.leaseSession(ttl)

@@ -10,12 +10,13 @@ import (
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/faultproxy"
+	"github.com/lockerkit/locker/internal/locktest"
 	"github.com/lockerkit/locker/internal/pgtest"
 	"github.com/lockerkit/locker/pglock"
 )
 
-// TestClose closes Lockers that are in the middle of something, of which some have lost their server. It takes a bounded time,
-// ends all calls, and leaves nothing behind.
+// TestClose closes Lockers that are in the middle of something, of which some have lost their server. It takes a
+// bounded time, ends all calls, and leaves nothing behind.
 func TestClose(t *testing.T) { // not in parallel: it looks at all goroutines
 	const ttl = time.Second
 	server := pgtest.New(t, pgtest.Options{})
@@ -33,9 +34,9 @@ func TestClose(t *testing.T) { // not in parallel: it looks at all goroutines
 					other, key, key2 := open(t, server.URL()), unique("key"), unique("key")
 					ctx, cancel := context.WithCancel(t.Context())
 					defer cancel()
-					var calls []pending[error]
+					var calls []locktest.Pending[error]
 					call := func(key string) {
-						calls = append(calls, started(func() error { _, err := l.Lock(ctx, key); return err }))
+						calls = append(calls, locktest.Started(func() error { _, err := l.Lock(ctx, key); return err }))
 					}
 					switch doing {
 					case "connecting":
@@ -53,7 +54,7 @@ func TestClose(t *testing.T) { // not in parallel: it looks at all goroutines
 					if doing == "polling" {
 						mustTry(t, other, key2)
 						call(key2)
-						eventually(t, "it polls", func() bool { return pglock.InLine(l.backend, key2) == 1 })
+						eventually(t, "it polls, and has marked the key", func() bool { return pglock.Marked(l.backend) == 1 })
 					}
 					proxy.Set(fault)
 					if doing == "cancelling" {
@@ -61,7 +62,8 @@ func TestClose(t *testing.T) { // not in parallel: it looks at all goroutines
 					}
 					start := time.Now()
 					_ = l.Close() // which may say that it could not unlock
-					if took := time.Since(start); took > 3*ttl {
+					// To unlock is bounded by the TTL, and to leave a line by two seconds; the machine may be busy.
+					if took := time.Since(start); took > 6*ttl {
 						t.Errorf("Close took %v", took)
 					}
 					_ = other.Close() // as a session that cannot be reached stays in line until it is granted the lock, and then ends
@@ -69,7 +71,8 @@ func TestClose(t *testing.T) { // not in parallel: it looks at all goroutines
 						proxy.Heal()
 					}
 					for _, call := range calls {
-						if err := call.get(t); err != nil && name == "no fault" && !errors.Is(err, locker.ErrClosed) && !errors.Is(err, context.Canceled) {
+						if err := call.Get(t); err != nil && name == "no fault" && !errors.Is(err, locker.ErrClosed) &&
+							!errors.Is(err, context.Canceled) {
 							t.Errorf("Lock while the Locker is closed: %v", err)
 						}
 					}

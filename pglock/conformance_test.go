@@ -22,7 +22,10 @@ func TestMain(m *testing.M) { os.Exit(pgtest.Main(m)) }
 // dialWire returns a pool with a wire of its own, and what closes both.
 func dialWire(t *testing.T, w *wires.Wires) (pool *pgxpool.Pool, closeBoth func()) {
 	proxy := w.Proxy(t)
-	pool, err := pgxpool.New(context.Background(), fmt.Sprintf("postgres://postgres@%s/postgres?sslmode=disable", proxy.Addr()))
+	pool, err := pgxpool.New(
+		context.Background(),
+		fmt.Sprintf("postgres://postgres@%s/postgres?sslmode=disable", proxy.Addr()),
+	)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,9 +77,11 @@ func TestConformance(t *testing.T) {
 		Break:  func(t *testing.T, key string) { takeAway(t, server.URL(), key) },
 		Trials: wires.Trials(t, 5),
 		Features: conformance.Features{
-			// The server frees the locks of a session when its connection ends, so to go on holding one would be a lie. In
-			// return, those of a process that dies are free at once.
+			// The server frees the locks of a session when its connection ends, so to go on holding one would be a lie.
+			// In return, those of a process that dies are free at once.
 			ConnectionBound: "an advisory lock ends with its session",
+			// A place for each waiter would cost a connection for each of them.
+			OrderedPerLocker: "a Locker has one place in the server's line, on one connection, for all its waiters on a key",
 		},
 	})
 }

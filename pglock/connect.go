@@ -58,7 +58,7 @@ func (c *connector) connect(ctx context.Context, timeout time.Duration) (server,
 		return server{}, explain(err)
 	}
 	s := server{PgConn: conn.PgConn()}
-	if s.started, err = c.prepare(ctx, conn, timeout); err != nil {
+	if err = c.prepare(ctx, conn, timeout, &s); err != nil {
 		// Not a polite end, for which the server would have to answer.
 		_ = s.Conn().Close()
 		return server{}, explain(err)
@@ -139,41 +139,66 @@ func article(kind string) string {
 type server struct {
 	*pgconn.PgConn
 	started string // when, as the server writes it: with the process id, it tells it from all others
+	limit   uint64 // the greatest token that may be used
 }
 
 // prepare makes a new connection fit to carry locks, or says why it cannot be.
-func (c *connector) prepare(ctx context.Context, conn *pgx.Conn, timeout time.Duration) (started string, err error) {
+func (c *connector) prepare(ctx context.Context, conn *pgx.Conn, timeout time.Duration, s *server) (err error) {
 	if c.afterConnect != nil {
 		if err := c.afterConnect(ctx, conn); err != nil {
-			return "", err
+			return err
 		}
 	}
 	pg := conn.PgConn()
 	if pg.TxStatus() != 'I' {
-		return "", fmt.Errorf("%w: AfterConnect has left a transaction open, in which no idle_session_timeout counts", ErrSettings)
+		return fmt.Errorf("%w: AfterConnect has left a transaction open, in which no idle_session_timeout counts",
+			ErrSettings)
 	}
 	if err := checkVersion(pg.ParameterStatus("server_version")); err != nil {
-		return "", err
+		return err
 	}
-	if started, err = checkServer(ctx, pg); err != nil { // before anything is set, which a pooler would hand to others
-		return "", err
+	if s.started, err = checkServer(ctx, pg); err != nil { // before anything is set, which a pooler would hand to others
+		return err
 	}
 	if err := applySettings(ctx, pg, timeout); err != nil {
-		return "", err
+		return err
 	}
 	err = pg.Exec(ctx, c.sql.prepare).Close()
 	if isCode(err, "42P01", "3F000") { // undefined table, undefined schema
 		if !c.create {
-			return "", fmt.Errorf("%w: %w", ErrNoTables, err)
+			return fmt.Errorf("%w: %w", ErrNoTables, err)
 		}
 		if err = c.createTokens(ctx, pg); err == nil {
 			err = pg.Exec(ctx, c.sql.prepare).Close()
 		}
 	}
-	if err != nil {
-		return "", err
+	if err == nil {
+		s.limit, err = c.limit(ctx, pg)
 	}
-	return started, pg.SyncConn(ctx)
+	if err != nil {
+		return err
+	}
+	return pg.SyncConn(ctx)
+}
+
+// limit returns the greatest token that may be used, which it raises if there is not much room below it.
+func (c *connector) limit(ctx context.Context, pg *pgconn.PgConn) (uint64, error) {
+	for raised := false; ; raised = true {
+		row, err := queryRow(ctx, pg, c.sql.room, 2)
+		if err != nil {
+			return 0, err
+		}
+		limit := parseToken(row[0])
+		if room, _ := strconv.ParseInt(row[1], 10, 64); limit > 0 && room >= leastRoom {
+			return limit, nil
+		}
+		if raised {
+			return 0, errNoTokens
+		}
+		if err := pg.Exec(ctx, c.sql.raise).Close(); err != nil {
+			return 0, err
+		}
+	}
 }
 
 // settingsSQL sets what a role, a database or a connection string might have set otherwise.
@@ -195,13 +220,18 @@ SELECT set_config('transaction_timeout', '0', false) WHERE current_setting('tran
 SET synchronous_commit = off;
 `
 
-// timeoutSQL makes the server end the session when nothing has come for so long, and not before: a server that gave up a
-// dead connection sooner would free locks that their holder, who is cut off, still trusts.
+// timeoutSQL makes the server end the session when nothing has come for so long, and not before: a server that gave up
+// a dead connection sooner would free locks that their holder, who is cut off, still trusts.
 func timeoutSQL(d time.Duration) string {
 	const longestKeepalive = 32767 // seconds, on Linux; the user timeout counts beyond it
 	later := d + time.Second
-	return fmt.Sprintf("SET idle_session_timeout = %d;SET tcp_user_timeout = %d;SET tcp_keepalives_idle = %d;",
-		d.Milliseconds(), min(later.Milliseconds(), maxTimeout.Milliseconds()), min(int64(later/time.Second)+1, longestKeepalive))
+	return fmt.Sprintf(
+		"SET idle_session_timeout = %d;SET tcp_user_timeout = %d;SET tcp_keepalives_idle = %d;"+
+			"SET tcp_keepalives_interval = 1;",
+		d.Milliseconds(),
+		min(later.Milliseconds(), maxTimeout.Milliseconds()),
+		min(int64(later/time.Second)+1, longestKeepalive),
+	)
 }
 
 // applySettings makes the settings, and checks that the one which matters most has been made.
@@ -216,7 +246,8 @@ func applySettings(ctx context.Context, pg *pgconn.PgConn, timeout time.Duration
 		return err
 	}
 	if row[0] != strconv.FormatInt(timeout.Milliseconds(), 10) {
-		return fmt.Errorf("%w: idle_session_timeout was set to %d ms, but is %s ms", ErrSettings, timeout.Milliseconds(), row[0])
+		return fmt.Errorf("%w: idle_session_timeout was set to %d ms, but is %s ms", ErrSettings,
+			timeout.Milliseconds(), row[0])
 	}
 	return nil
 }
@@ -230,7 +261,9 @@ func checkServer(ctx context.Context, pg *pgconn.PgConn) (started string, err er
 	}
 	// A pooler has to tell its clients a process id of its own making, so that it can tell whom they want to cancel.
 	if row[0] != strconv.FormatUint(uint64(pg.PID()), 10) {
-		return "", fmt.Errorf("%w: it was said to belong to process %d of the server, but statements are executed by process %s", ErrPooler, pg.PID(), row[0])
+		return "", fmt.Errorf(
+			"%w: it was said to belong to process %d of the server, but statements are executed by process %s",
+			ErrPooler, pg.PID(), row[0])
 	}
 	if row[1] == "t" {
 		return "", ErrStandby
@@ -270,7 +303,8 @@ func checkVersion(version string) error {
 // does the same.
 func (c *connector) createTokens(ctx context.Context, pg *pgconn.PgConn) error {
 	// The namespace may be there, and the role allowed to create tables in it, but not namespaces.
-	row, err := queryRow(ctx, pg, "SELECT to_regnamespace("+literal(pgx.Identifier{c.namespace}.Sanitize())+") IS NULL", 1)
+	row, err := queryRow(ctx, pg, "SELECT to_regnamespace("+literal(pgx.Identifier{c.namespace}.Sanitize())+") IS NULL",
+		1)
 	if err != nil {
 		return err
 	}
@@ -308,7 +342,9 @@ func keepAlive(conn net.Conn) {
 		conn = c.NetConn()
 	}
 	if tcp, ok := conn.(*net.TCPConn); ok {
-		_ = tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 5 * time.Second, Count: 3})
+		_ = tcp.SetKeepAliveConfig(
+			net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 5 * time.Second, Count: 3},
+		)
 	}
 }
 

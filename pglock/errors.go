@@ -15,9 +15,9 @@ import (
 // What a Postgres that answers may say instead of yes or no. The error of a Lock wraps one of these, together with what
 // the server said; none of them is ever ErrLocked. Each is of one of the classes of package locker.
 var (
-	// ErrPooler: the connection goes through a pooler, such as PgBouncer, which hands each transaction to another session of
-	// the server. Locks belong to sessions. Connect to the server itself. A pooler in session mode is refused too, as it
-	// cannot be told apart with certainty. It is a locker.ErrUnfit.
+	// ErrPooler: the connection goes through a pooler, such as PgBouncer, which hands each transaction to another
+	// session of the server. Locks belong to sessions. Connect to the server itself. A pooler in session mode is
+	// refused too, as it cannot be told apart with certainty. It is a locker.ErrUnfit.
 	ErrPooler = backends.Sentinel(locker.ErrUnfit,
 		"postgres: connected through a pooler; locks need a direct connection")
 
@@ -114,7 +114,11 @@ func explain(err error) error {
 		}
 		return err
 	}
-	if meaning := meanings[pg.Code]; meaning != nil && !hasClass(err) {
+	meaning := meanings[pg.Code]
+	if pg.Code == "XX000" && strings.HasPrefix(pg.Message, "could not open relation") {
+		meaning = ErrNoTables // the sequence of a statement that was prepared before it was dropped
+	}
+	if meaning != nil && !hasClass(err) {
 		return fmt.Errorf("%w: %w", meaning, err)
 	}
 	return err

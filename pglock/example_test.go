@@ -7,6 +7,7 @@ import (
 	"log"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/lockerkit/locker"
@@ -65,11 +66,12 @@ func ExampleConfig() {
 	defer l.Close()
 }
 
-// A holder that was paused for longer than its TTL does not know that it has lost the lock. Its token gives it away, if it is
-// checked where the data is, and in the same statement that writes: between a SELECT and an UPDATE, a new holder could come.
+// A holder that was paused for longer than its TTL does not know that it has lost the lock. Its token gives it away, if
+// it is checked where the data is, and in the same statement that writes: between a SELECT and an UPDATE, a new holder
+// could come.
 //
-// With fence <= $token, a holder may write as often as it likes. With fence < $token, it may write once for each time it has
-// the lock, so that a statement which is repeated because its answer was lost changes nothing more.
+// With fence <= $token, a holder may write as often as it likes. With fence < $token, it may write once for each time
+// it has the lock, so that a statement which is repeated because its answer was lost changes nothing more.
 func Example_fence() {
 	ctx := context.Background()
 	pool, err := pgxpool.New(ctx, "postgres://app@localhost:5432/app")
@@ -93,6 +95,34 @@ func Example_fence() {
 		log.Fatal(err)
 	case tag.RowsAffected() == 0:
 		log.Fatal("stale token: another holder has been here") // or there is no such account
+	}
+}
+
+// A payment, and the lock in the same transaction: there is no lease to lose, and nothing to unlock. Whoever processes
+// the account with a Locker is excluded, too. The token goes where this transaction does not reach.
+func ExampleLockTx() {
+	ctx := context.Background()
+	pool, err := pgxpool.New(ctx, "postgres://app@localhost:6432/app") // PgBouncer, for example
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer pool.Close()
+	err = pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = '5s'"); err != nil { // then it is ErrLocked
+			return err
+		}
+		token, err := pglock.LockTx(ctx, tx, "accounts/7")
+		if err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, "UPDATE accounts SET balance = balance - 100 WHERE id = 7"); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, "INSERT INTO payments (account, amount, token) VALUES (7, 100, $1)", int64(token))
+		return err
+	})
+	if err != nil {
+		log.Fatal(err)
 	}
 }
 

@@ -69,17 +69,21 @@ func Left(b locker.Backend) (left string) {
 	defer p.mu.Unlock()
 	for _, s := range p.slots {
 		left += fmt.Sprintf("a slot: held %v, leaving %v, busy %d, %d unsettled, %d in line, place %v, polling %v; ",
-			s.held != nil, s.leaving != nil, s.busy+len(s.asked), len(s.unsettled), len(s.line), s.place != nil, s.poll != nil)
+			s.held != nil, s.leaving != nil, s.busy+len(s.asked), len(s.unsettled), len(s.line), s.place != nil, s.starved)
 	}
 	w := &p.waits
 	if len(w.starved) > 0 || w.spare || w.count != len(w.all) || len(w.idle) != len(w.all) || w.count > w.most {
 		left += fmt.Sprintf("sessions to wait on: %d of at most %d, %d made, %d idle, spare %v, %d starved; ",
 			w.count, w.most, len(w.all), len(w.idle), w.spare, len(w.starved))
 	}
+	if len(p.hints.free) > 0 || len(p.hints.marked) > 0 {
+		left += fmt.Sprintf("hints: %d to be sent, %d keys marked; ", len(p.hints.free), len(p.hints.marked))
+	}
 	for s := range p.sessions {
 		s.mu.Lock()
 		if len(s.locks) > 0 || len(s.waiting) > 0 || s.batches > 0 || s.place != nil {
-			left += fmt.Sprintf("a session: %d locks, %d waiting, %d batches, place %v; ", len(s.locks), len(s.waiting), s.batches, s.place != nil)
+			left += fmt.Sprintf("a session: %d locks, %d waiting, %d batches, place %v; ", len(s.locks), len(s.waiting),
+				s.batches, s.place != nil)
 		}
 		s.mu.Unlock()
 	}
@@ -96,3 +100,11 @@ func SetLifetimes(b locker.Backend, parked, standing time.Duration) {
 
 // EndedByServer reports whether err, the reason for which a session is over, is taken for that the server has ended it.
 func EndedByServer(err error) bool { return endedByServer(&sessionOver{explain(err)}) }
+
+// Marked returns how many keys a Backend has marked as polled for.
+func Marked(b locker.Backend) int {
+	p := b.(*backend)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.hints.marked)
+}

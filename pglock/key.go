@@ -5,8 +5,8 @@ import (
 	"encoding/binary"
 )
 
-// Key returns the advisory lock key of a name, which is the Locker's prefix and the key joined together: the first 64 bits of
-// its SHA-256. It is for people who look into pg_locks; in SQL it is
+// Key returns the advisory lock key of a name, which is the Locker's prefix and the key joined together: the first 64
+// bits of its SHA-256. It is for people who look into pg_locks; in SQL it is
 //
 //	('x' || left(encode(sha256('orders/42'), 'hex'), 16))::bit(64)::bigint
 //

@@ -12,13 +12,15 @@ import (
 )
 
 // Waiting. Whoever is refused a key gets into line for it here, and the first in this line into Postgres's own, by a
-// pg_advisory_lock on a session that has no locks and does nothing else meanwhile. The lock that it is granted stays on that
-// session. If others are in line here, the next of them then gets into Postgres's line on another session. So this
-// Locker has one place in Postgres's line however many wait here, and takes turns with others that have one; its
-// own waiters are served in order of arrival.
+// pg_advisory_lock on a session that has no locks and does nothing else meanwhile. The lock that it is granted stays on
+// that session. If others are in line here, the next of them then gets into Postgres's line on another session. So this
+// Locker has one place in Postgres's line however many wait here, and takes turns with others that have one; its own
+// waiters are served in order of arrival.
 //
 // There are only so many sessions for that. A key that has none is polled for on the session for leases, until one is
 // free.
+//
+// A wait that is cancelled ends without an error, which the server would write into its log, statement and all.
 
 // waitSessions are the sessions that wait, or that have got their lock by waiting.
 type waitSessions struct {
@@ -28,14 +30,43 @@ type waitSessions struct {
 	idle    []*session
 	spare   bool           // one is being made ahead of need
 	starved []*slot        // those that have to poll, the first come first
+	polling bool           // pollAll is going to be called, or runs
 	leaving sync.WaitGroup // waits that are being cancelled
 
-	notBefore time.Time // when to try again to make a session, after the server had no room for it
+	refusals  int       // how often in a row the server had no room for a session
+	notBefore time.Time // when to try again to make one
 }
 
 // available reports whether there is a session to wait on, or one may be made.
-func (w *waitSessions) available() bool {
-	return len(w.idle) > 0 || w.count < w.most && !time.Now().Before(w.notBefore)
+func (w *waitSessions) available() bool { return len(w.idle) > 0 || w.count < w.most && w.mayConnect() }
+
+// mayConnect reports whether to make a session that can be done without.
+func (w *waitSessions) mayConnect() bool { return !time.Now().Before(w.notBefore) }
+
+// connecting notes that a session is being made that can be done without. After a refusal, one is tried at a time.
+func (w *waitSessions) connecting() {
+	if w.refusals > 0 {
+		w.pause()
+	}
+}
+
+// connected notes whether the server had room for such a session. If so, the next is tried at once, and those after it
+// one at a time.
+func (w *waitSessions) connected(err error) {
+	switch {
+	case err == nil:
+		w.refusals, w.notBefore = min(w.refusals, 1), time.Time{}
+	case errors.Is(err, ErrTooManyConnections):
+		w.refusals++
+		w.pause()
+	}
+}
+
+// pause puts the next attempt to make a session off.
+func (w *waitSessions) pause() {
+	const longest = time.Minute
+	d := min(silence<<min(w.refusals-1, 10), longest)
+	w.notBefore = time.Now().Add(d/2 + rand.N(d/2))
 }
 
 func (w *waitSessions) has(s *session) bool { _, ok := w.all[s]; return ok }
@@ -158,8 +189,8 @@ func (b *backend) getInLine(sl *slot, r locker.Request, i int) *waiter {
 	return w
 }
 
-// checkPlace gives up the place of a slot, to get in again, if its session has the timeout of somebody who is not the first in
-// line any more. b.mu is held.
+// checkPlace gives up the place of a slot, to get in again, if its session has the timeout of somebody who is not the
+// first in line any more. b.mu is held.
 func (b *backend) checkPlace(sl *slot) {
 	if p := sl.place; p != nil && p.session != nil && p.session.wanted() != sl.line[0].request.TTL {
 		b.leavePlace(p)
@@ -188,34 +219,37 @@ func (b *backend) arrange(sl *slot) {
 		b.begin(func() { b.enqueue(p) }) // not here, as b.mu is held
 	case w.available():
 		w.count++
+		w.connecting()
 		sl.place = p
 		timeout := sl.line[0].request.TTL
 		b.begin(func() { b.openPlace(p, timeout) })
-	case sl.poll == nil:
+	case !sl.starved:
 		b.startPolling(sl)
 	}
 }
 
 // openSpare sees to it that there is a session for the second in a line when the first has been served, unless that of
-// the holder will be free by then. To make a connection only then takes so long that other Lockers would get more turns. b.mu is
-// held.
+// the holder will be free by then. To make a connection only then takes so long that other Lockers would get more
+// turns. b.mu is held.
 func (b *backend) openSpare(timeout time.Duration) {
 	w := &b.waits
 	if len(w.idle) > 0 || w.spare || !w.available() {
 		return
 	}
 	w.count++
+	w.connecting()
 	w.spare = b.begin(func() {
 		s, err := b.open(timeout)
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		w.spare = false
+		w.connected(err)
 		if err == nil && !s.dead {
 			w.add(s)
 			b.parkLocked(s)
-		} else {
-			w.count-- // if it cannot be had, who needs it will be told
+			return
 		}
+		w.count-- // if it cannot be had, who needs it will be told
 	})
 }
 
@@ -223,6 +257,7 @@ func (b *backend) openSpare(timeout time.Duration) {
 func (b *backend) openPlace(p *place, timeout time.Duration) {
 	s, err := b.open(timeout)
 	b.mu.Lock()
+	b.waits.connected(err)
 	switch {
 	case err == nil && !s.dead:
 		b.waits.add(s)
@@ -242,16 +277,20 @@ func (b *backend) openPlace(p *place, timeout time.Duration) {
 		err = &sessionOver{errSilent}
 	}
 	b.waits.count--
-	if !p.left {
-		p.slot.place = nil
-		if errors.Is(err, ErrTooManyConnections) {
-			b.waits.notBefore = time.Now().Add(silence)
-			b.startPolling(p.slot) // the session for leases may be all that it takes
-		} else {
-			b.failLine(p.slot, err)
-		}
+	if p.left {
+		b.mu.Unlock()
+		return
 	}
+	p.slot.place = nil
+	if !errors.Is(err, ErrTooManyConnections) {
+		b.failLine(p.slot, err)
+		b.mu.Unlock()
+		return
+	}
+	first := p.slot.line[0].request
+	b.startPolling(p.slot) // the session for leases may be all that it takes
 	b.mu.Unlock()
+	first.ReportRetry(classified(err)) // not with b.mu held, as an observer may do anything
 }
 
 // enqueue gets into Postgres's line.
@@ -259,16 +298,49 @@ func (b *backend) enqueue(p *place) {
 	if p.session.needsTimeout() { // before the wait, since who is cut off while it waits may be granted the lock all the same
 		p.session.heartbeat(func(answer) {})
 	}
-	p.session.askText(&message{patient: true, answered: func(a answer) {
-		close(p.ended)
-		b.reached(p, a.err)
-	}},
-		"SELECT %d, pg_advisory_lock(%d)", p.slot.key)
+	plain := func() { p.ask(plainWaitSQL, func(a answer) { b.reached(p, a) }) }
+	if b.noBlocks.Load() {
+		plain()
+	} else {
+		p.ask(waitSQL, func(a answer) {
+			if isCode(a.err, "42704", "42501") { // no such language, or it is not allowed
+				b.noBlocks.Store(true)
+				plain()
+			} else {
+				b.reached(p, a)
+			}
+		})
+	}
 	close(p.entered)
 }
 
-// reached is called when Postgres's line has come to an end: with a lock, or with an error.
-func (b *backend) reached(p *place, err error) {
+// ask sends one of the statements that wait.
+func (p *place) ask(statement string, answered func(answer)) {
+	p.session.askText(&message{patient: true, answered: answered}, statement, p.slot.key)
+}
+
+// waitSQL waits in Postgres's line. A statement that is cancelled is an error in the server's log, for each of which
+// somebody may be called; so the error is caught, and the last column tells whether the lock was granted. The key is
+// not in the block, which so is the same text each time for those who collect statistics of statements.
+const waitSQL = `SELECT %[1]d, set_config('locker.key', '%[2]d', true);
+DO 'BEGIN
+	PERFORM pg_advisory_lock(current_setting(''locker.key'')::bigint);
+	PERFORM set_config(''locker.key'', ''granted'', true);
+EXCEPTION WHEN query_canceled THEN
+END';
+SELECT current_setting('locker.key')`
+
+// plainWaitSQL is for databases without PL/pgSQL, or in which the role may not use it.
+const plainWaitSQL = "SELECT %d, pg_advisory_lock(%d);SELECT 'granted'"
+
+// granted reports whether an answer to one of these says that there is a lock.
+func (a *answer) granted() bool {
+	return a.err == nil && len(a.rows) == 2 && len(a.rows[1]) == 1 && a.rows[1][0] == "granted"
+}
+
+// reached is called when Postgres's line has come to an end: with a lock, cancelled, or with an error.
+func (b *backend) reached(p *place, a answer) {
+	close(p.ended)
 	b.mu.Lock()
 	if p.left { // whoever gave it up sees to the rest
 		b.mu.Unlock()
@@ -277,9 +349,9 @@ func (b *backend) reached(p *place, err error) {
 	sl := p.slot
 	sl.place, p.session.place = nil, nil
 	sl.busy++
-	if err != nil {
-		if !isCode(err, queryCanceled) {
-			b.failLine(sl, explain(err))
+	if !a.granted() {
+		if a.err != nil && !isCode(a.err, queryCanceled) {
+			b.failLine(sl, explain(a.err))
 		}
 		b.mu.Unlock()
 		// A wait that was cancelled may have been granted all the same.
@@ -348,8 +420,8 @@ func (b *backend) deserted(sl *slot) {
 	b.tidy(sl)
 }
 
-// leavePlace begins to give up a place. If anybody is in line here when that is done, the session gets into Postgres's line
-// again. b.mu is held.
+// leavePlace begins to give up a place. If anybody is in line here when that is done, the session gets into Postgres's
+// line again. b.mu is held.
 func (b *backend) leavePlace(p *place) {
 	p.left = true
 	p.slot.place = nil
@@ -370,8 +442,8 @@ func (b *backend) leavePlace(p *place) {
 	})
 }
 
-// leave leaves Postgres's line, and gives back what was granted meanwhile: of a wait that is cancelled at the moment when it
-// is granted, the server may say that it was cancelled, though the session has the lock.
+// leave leaves Postgres's line, and gives back what was granted meanwhile: of a wait that is cancelled at the moment
+// when it is granted, the server may say that it was cancelled, though the session has the lock.
 func (b *backend) leave(p *place) {
 	<-p.entered // which is about to happen; or the lock would be asked for when it has been given back
 	s := p.session
@@ -390,7 +462,8 @@ func (b *backend) leave(p *place) {
 	}
 }
 
-// cancel ends the wait, and returns when it has ended. It tries again: a cancel that overtakes what it is for has no effect.
+// cancel ends the wait, and returns when it has ended. It tries again: a cancel that overtakes what it is for has no
+// effect.
 func (p *place) cancel(ctx context.Context) error {
 	for pause := firstCancel; ; pause *= 2 {
 		if err := p.session.cancel(ctx); err != nil {

@@ -8,7 +8,8 @@ import (
 	"github.com/lockerkit/locker/pglock"
 )
 
-// TestLineNeedsTwoSessions has many goroutines wait for one key: one session has the lock, and another one waits for it, in turn.
+// TestLineNeedsTwoSessions has many goroutines wait for one key: one session has the lock, and another one waits for
+// it, in turn.
 func TestLineNeedsTwoSessions(t *testing.T) {
 	t.Parallel()
 	const waiters = 100

@@ -12,6 +12,7 @@ import (
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/faultproxy"
+	"github.com/lockerkit/locker/internal/locktest"
 	"github.com/lockerkit/locker/internal/pgtest"
 	"github.com/lockerkit/locker/internal/wires"
 	"github.com/lockerkit/locker/pglock"
@@ -67,12 +68,13 @@ func TestLine(t *testing.T) {
 	}
 }
 
-// sample looks at the number of connections with an application_name all the time, and returns the greatest when it is told to end.
+// sample looks at the number of connections with an application_name all the time, and returns the greatest when it is
+// told to end.
 func sample(t *testing.T, dsn, app string) (end func() int) {
 	t.Helper()
 	admin := connect(t, dsn)
 	stop := make(chan struct{})
-	most := started(func() (most int) {
+	most := locktest.Started(func() (most int) {
 		for {
 			most = max(most, admin.connections(app))
 			select {
@@ -84,11 +86,12 @@ func sample(t *testing.T, dsn, app string) (end func() int) {
 	})
 	return func() int {
 		close(stop)
-		return most.get(t)
+		return most.Get(t)
 	}
 }
 
-// TestOrderOfArrival: those who come while it is not known yet whether the key is locked are served in order of arrival, too.
+// TestOrderOfArrival: those who come while it is not known yet whether the key is locked are served in order of
+// arrival, too.
 func TestOrderOfArrival(t *testing.T) {
 	t.Parallel()
 	const waiters = 8
@@ -161,7 +164,18 @@ func TestLockersTakeTurns(t *testing.T) {
 
 // TestMoreKeysThanWaitSessions waits for more keys than there are sessions to wait on.
 func TestMoreKeysThanWaitSessions(t *testing.T) { // not in parallel: it measures
-	const keys, sessions = 40, 2
+	locktest.Tries(t, func() error {
+		if median := handoffs(t); median > 20*time.Millisecond { // it is two or three; by polls alone, between 25 and 50
+			return fmt.Errorf("median %v: those who poll seem not to be told when a key is free", median)
+		}
+		return nil
+	})
+}
+
+// handoffs returns how long it takes from Unlock to the next holder, half of the time, where most have to poll.
+func handoffs(t *testing.T) (median time.Duration) {
+	t.Helper()
+	const keys, sessions = 80, 2
 	url := pgtest.URL(t)
 	holder := open(t, url)
 	l := openWatched(t, pglock.Config{WaitSessions: sessions}, url)
@@ -194,15 +208,13 @@ func TestMoreKeysThanWaitSessions(t *testing.T) { // not in parallel: it measure
 		took = append(took, (<-served[i]).Sub(start))
 	}
 	wg.Wait()
-	if n := most(); n > 1+sessions {
-		t.Errorf("%d connections; want %d at most", n, 1+sessions)
+	if n := most(); n > 2+sessions {
+		t.Errorf("%d connections; want %d at most", n, 2+sessions)
 	}
 	slices.Sort(took)
-	median := took[len(took)/2]
+	median = took[len(took)/2]
 	t.Logf("from Unlock to the next holder: p50 %v, p90 %v, at most %v", median, took[len(took)*9/10], took[len(took)-1])
-	if median > 30*time.Millisecond {
-		t.Errorf("median %v: those who poll seem not to be told when a key is free", median)
-	}
+	return median
 }
 
 // TestIdleSessionsEnd waits once, and then has no need of the sessions for that.
@@ -210,7 +222,7 @@ func TestIdleSessionsEnd(t *testing.T) {
 	t.Parallel()
 	url, key := pgtest.URL(t), unique("key")
 	admin := connect(t, url)
-	l := openWatched(t, pglock.Config{}, url, locker.TTL(time.Second))
+	l := openWatched(t, pglock.Config{}, url, locker.TTL(time.Minute)) // the leases last: only sessions are to end
 	pglock.Parked(l.backend, 500*time.Millisecond)
 	var leases []*locker.Lease
 	var wg sync.WaitGroup
@@ -232,10 +244,10 @@ func TestIdleSessionsEnd(t *testing.T) {
 	if err := kept.Err(); err != nil {
 		t.Error(err)
 	}
-	waiter := started(func() *locker.Lease { return mustLock(t, l, key) }) // on a new session
+	waiter := locktest.Started(func() *locker.Lease { return mustLock(t, l, key) }) // on a new session
 	eventually(t, "it waits", func() bool { return admin.inLine(key) == 1 })
 	mustUnlock(t, kept)
-	mustUnlock(t, waiter.get(t))
+	mustUnlock(t, waiter.Get(t))
 }
 
 // TestCancelledWaitsLeaveNothing cancels many waits just when keys are handed over.
@@ -248,7 +260,12 @@ func TestCancelledWaitsLeaveNothing(t *testing.T) {
 	var lockers []watched
 	var samples []func() int
 	for range 4 {
-		l := openWatched(t, pglock.Config{WaitSessions: sessions}, server.URL(), locker.TTL(30*time.Second)) // an orphan would be seen
+		l := openWatched(
+			t,
+			pglock.Config{WaitSessions: sessions},
+			server.URL(),
+			locker.TTL(30*time.Second),
+		) // an orphan would be seen
 		lockers = append(lockers, l)
 		samples = append(samples, sample(t, server.URL(), l.app))
 	}
@@ -310,9 +327,12 @@ func TestCancelledWaitsLeaveNothing(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	eventually(t, "no lock is left", func() bool {
-		return admin.count("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
-	})
+	for _, l := range lockers {
+		eventually(t, "nothing is under way", func() bool { return pglock.Left(l.backend) == "" })
+	}
+	if n := admin.count("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1"); n > 0 {
+		t.Errorf("%d locks are left", n)
+	}
 	for _, key := range keys {
 		for _, l := range lockers {
 			mustUnlock(t, mustTry(t, l, key))
@@ -322,8 +342,8 @@ func TestCancelledWaitsLeaveNothing(t *testing.T) {
 		}
 	}
 	for i, most := range samples {
-		if n := most(); n > 1+sessions {
-			t.Errorf("Locker %d had %d connections; want %d at most", i, n, 1+sessions)
+		if n := most(); n > 2+sessions {
+			t.Errorf("Locker %d had %d connections; want %d at most", i, n, 2+sessions)
 		}
 	}
 	t.Logf("%d granted, %d cancelled", granted, cancelled)
@@ -340,23 +360,23 @@ func TestPollThatIsCancelled(t *testing.T) {
 	held, next := mustTry(t, other, key), mustTry(t, other, polled)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	waits := started(func() error { _, err := l.Lock(ctx, key); return err })
+	waits := locktest.Started(func() error { _, err := l.Lock(ctx, key); return err })
 	eventually(t, "one waits", func() bool { return admin.inLine(key) == 1 })
 	r := locker.Request{Key: polled, Owner: locker.Owner{1}, TTL: time.Minute}
-	polls := started(func() error { _, err := l.backend.(locker.Queue).Wait(ctx, r); return err })
+	polls := locktest.Started(func() error { _, err := l.backend.(locker.Queue).Wait(ctx, r); return err })
 	eventually(t, "the other polls", func() bool { return pglock.InLine(l.backend, polled) == 1 })
 	blocker.do("BEGIN")
-	blocker.do(fmt.Sprintf("LOCK TABLE %s.token_limit", config.Namespace)) // which the statement reads
+	blocker.do(fmt.Sprintf("ALTER SEQUENCE %s.token CACHE 1", config.Namespace)) // from which the statement takes a token
+	mustUnlock(t, next)
 	const blocked = `FROM pg_stat_activity WHERE application_name = $1 AND wait_event = 'relation'`
 	eventually(t, "a poll is blocked", func() bool { return admin.count("SELECT count(*) "+blocked, l.app) == 1 })
 	admin.do("SELECT pg_cancel_backend(pid) "+blocked, l.app)
 	blocker.do("ROLLBACK")
-	mustUnlock(t, next)
-	if err := polls.get(t); err != nil {
+	if err := polls.Get(t); err != nil {
 		t.Errorf("the wait that polls: %v", err)
 	}
 	cancel()
-	if err := waits.get(t); !errors.Is(err, context.Canceled) {
+	if err := waits.Get(t); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	mustUnlock(t, held)

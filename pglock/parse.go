@@ -19,24 +19,36 @@ func parseBools(array string) []bool {
 	return bools
 }
 
-// parseToken reads a minted token and the greatest that may be used. It returns 0 if the one that was minted may not be used.
-func parseToken(token, limit string) uint64 {
+// parseUnlock reads the answer of locker_unlock: number, whether each lock was given back, and whether somebody wants
+// it. Both lists are empty if that is no such answer.
+func parseUnlock(row []string) (done, wanted []bool) {
+	if len(row) != 3 {
+		return nil, nil
+	}
+	done, wanted = parseBools(row[1]), parseBools(row[2])
+	if len(done) != len(wanted) {
+		return nil, nil
+	}
+	return done, wanted
+}
+
+// parseToken reads a token. It returns 0 if there is none.
+func parseToken(token string) uint64 {
 	t, err := strconv.ParseUint(token, 10, 63)
-	most, err2 := strconv.ParseUint(limit, 10, 63) // "" if there is none
-	if err != nil || err2 != nil || t > most {
+	if err != nil {
 		return 0
 	}
 	return t
 }
 
-// parseTry reads the answer of locker_try: number, token, limit and whether each lock was taken; or of locker_try_one, which has
-// a token if it was. The token is 0 if it may not be used.
+// parseTry reads the answer of locker_try: number, token and whether each lock was taken; or of locker_try_one, which
+// has a token if it was.
 func parseTry(row []string) (token uint64, taken []bool) {
 	switch len(row) {
+	case 2:
+		return parseToken(row[1]), []bool{row[1] != ""}
 	case 3:
-		return parseToken(row[1], row[2]), []bool{row[1] != ""}
-	case 4:
-		return parseToken(row[1], row[2]), parseBools(row[3])
+		return parseToken(row[1]), parseBools(row[2])
 	}
 	return 0, nil
 }

@@ -7,8 +7,8 @@ import (
 	"github.com/lockerkit/locker/pglock"
 )
 
-// TestPasswordInBrokenString has connection strings that are not easy to cut into pieces, as people forget to escape what is
-// in their passwords.
+// TestPasswordInBrokenString has connection strings that are not easy to cut into pieces, as people forget to escape
+// what is in their passwords.
 func TestPasswordInBrokenString(t *testing.T) {
 	t.Parallel()
 	for _, dsn := range []string{

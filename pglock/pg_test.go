@@ -2,19 +2,17 @@ package pglock_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/url"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/locktest"
 	"github.com/lockerkit/locker/pglock"
 )
 
@@ -44,8 +42,22 @@ func as(t testing.TB, dsn, role, password string) string {
 	return u.String()
 }
 
-// unique returns a name that nothing else has on any server.
-func unique(what string) string { return fmt.Sprintf("%s_%x", what, rand.Uint64()) }
+// What the tests of all stores use.
+var (
+	unique     = locktest.Unique
+	lock       = locktest.Lock
+	mustLock   = locktest.MustLock
+	mustTry    = locktest.MustTry
+	mustUnlock = locktest.MustUnlock
+	isLocked   = locktest.IsLocked
+	works      = locktest.Works
+	eventually = locktest.Eventually
+	failures   = locktest.Failures{Backend: "postgres", Secret: secret}
+	checkError = failures.Check
+)
+
+// secret is the password of all roles. It must not be in any error.
+const secret = "tell-nobody-8d1f"
 
 // pool returns a pool, closed with the test.
 func pool(t testing.TB, dsn string) *pgxpool.Pool {
@@ -176,84 +188,6 @@ func (s *session) isFree(name string) bool {
 	return s.is(`SELECT CASE WHEN pg_try_advisory_lock($1) THEN pg_advisory_unlock($1) ELSE false END`, pglock.Key(name))
 }
 
-func mustLock(t testing.TB, l locker.Locker, key string, opts ...locker.CallOption) *locker.Lease {
-	t.Helper()
-	lease, err := lock(l, key, opts...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return lease
-}
-
-// lock is Lock with the patience of a test.
-func lock(l locker.Locker, key string, opts ...locker.CallOption) (*locker.Lease, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	return l.Lock(ctx, key, opts...)
-}
-
-func mustTry(t testing.TB, l locker.Locker, key string, opts ...locker.CallOption) *locker.Lease {
-	t.Helper()
-	lease, err := l.TryLock(context.Background(), key, opts...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return lease
-}
-
-func mustUnlock(t testing.TB, lease *locker.Lease) {
-	t.Helper()
-	if err := lease.Unlock(); err != nil {
-		t.Error(err)
-	}
-}
-
-// isLocked checks that a key is refused, and for the right reason.
-func isLocked(t testing.TB, l locker.Locker, key string) {
-	t.Helper()
-	lease, err := l.TryLock(context.Background(), key)
-	if err == nil {
-		_ = lease.Unlock()
-	}
-	if !errors.Is(err, locker.ErrLocked) {
-		t.Errorf("TryLock of a key that is held: %v; want ErrLocked", err)
-	}
-}
-
-// eventually waits until cond is true, for as long as the test can bear.
-func eventually(t testing.TB, what string, cond func() bool) {
-	t.Helper()
-	const within = 20 * time.Second
-	for start := time.Now(); !cond(); time.Sleep(2 * time.Millisecond) {
-		if time.Since(start) > within {
-			t.Fatalf("not within %v: %s", within, what)
-		}
-	}
-}
-
-// pending is what a function is going to return.
-type pending[T any] struct{ done chan T }
-
-// started runs f beside the test.
-func started[T any](f func() T) pending[T] {
-	p := pending[T]{make(chan T, 1)}
-	go func() {
-		defer close(p.done) // also if f ends the test
-		p.done <- f()
-	}()
-	return p
-}
-
-// get waits for the result, and ends the test if f has.
-func (p pending[T]) get(t testing.TB) T {
-	t.Helper()
-	v, ok := <-p.done
-	if !ok {
-		t.FailNow()
-	}
-	return v
-}
-
 // namespace returns the name of a namespace that does not exist yet, and is removed after the test.
 func namespace(t testing.TB, admin *session) string {
 	t.Helper()
@@ -269,6 +203,3 @@ func role(t testing.TB, admin *session, dsn string, options ...string) (name, ur
 	admin.do(fmt.Sprintf("CREATE ROLE %s LOGIN PASSWORD '%s' %s", name, secret, strings.Join(options, " ")))
 	return name, as(t, dsn, name, secret)
 }
-
-// secret is the password of all roles. It must not be in any error.
-const secret = "tell-nobody-8d1f"

@@ -2,9 +2,12 @@ package pglock
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/lockerkit/locker"
@@ -14,19 +17,21 @@ import (
 // DefaultWaitSessions is how many sessions a Locker waits on at most, unless Config.WaitSessions says otherwise.
 const DefaultWaitSessions = 8
 
-// Config is what can be chosen beside the options of package locker, which are the same for all backends. The zero Config is
-// what the functions New and Open use.
+// Config is what can be chosen beside the options of package locker, which are the same for all backends. The zero
+// Config is what the functions New and Open use.
 type Config struct {
-	// Namespace is the schema (namespace) of what SchemaSQL creates; DefaultNamespace if empty. All Lockers that share locks
-	// must have the same, or their fencing tokens are not comparable.
+	// Namespace is the schema (namespace) of what SchemaSQL creates; DefaultNamespace if empty. All Lockers that share
+	// locks must have the same, or their fencing tokens are not comparable.
 	Namespace string
 
 	// NoCreate keeps the Locker from creating what SchemaSQL creates when it is missing: it returns ErrNoTables.
 	NoCreate bool
 
-	// WaitSessions bounds the connections on which this Locker waits for keys that are held, and on which it holds those
-	// that it has got by waiting; DefaultWaitSessions if 0. A line of waiters beyond them polls. Set it to the number of keys
-	// that a process waits for at a time, if that many connections are to be had.
+	// WaitSessions bounds the connections on which this Locker waits for keys that are held, and on which it holds
+	// those that it has got by waiting; DefaultWaitSessions if 0. A line of waiters beyond them polls about once a
+	// second, and is told by hints, on one further connection, when its lock is given back. Set it to the number of
+	// keys that a process waits for at a time, if that many connections are to be had and the locks of those who die
+	// are to be had at once.
 	WaitSessions int
 }
 
@@ -34,9 +39,10 @@ type Config struct {
 // for its leases, see locker.New.
 //
 // It makes connections of its own with the configuration of the pool, its BeforeConnect and AfterConnect included: one
-// for locks that are taken without waiting, and up to Config.WaitSessions for others. It never uses a connection
-// of the pool, so that locks and queries cannot starve one another; the pool may be closed before the Client is. It
-// connects when the first lock is asked for. Without a pool, that returns ErrInvalidOption.
+// for locks that are taken without waiting for each TTL in use (four at most), up to Config.WaitSessions for others,
+// and one for hints where lines poll. A further one is made for a moment when tokens run short. It never uses a
+// connection of the pool, so that locks and queries cannot starve one another; the pool may be closed before the Client
+// is. It connects when the first lock is asked for. Without a pool, that returns ErrInvalidOption.
 func New(pool *pgxpool.Pool, opts ...locker.Option) *locker.Client {
 	return Config{}.New(pool, opts...)
 }
@@ -55,9 +61,9 @@ func (c Config) New(pool *pgxpool.Pool, opts ...locker.Option) *locker.Client {
 
 // Open is like the function Open.
 func (c Config) Open(ctx context.Context, dsn string, opts ...locker.Option) (*locker.Client, error) {
-	config, err := pgxpool.ParseConfig(dsn) // which also knows the parameters of pools, and takes them out
+	config, err := parseDSN(dsn)
 	if err != nil {
-		return nil, fmt.Errorf("pglock: %w: %s", locker.ErrInvalidOption, withoutSecrets(err))
+		return nil, fmt.Errorf("pglock: %w", err)
 	}
 	b, err := c.backend(&connector{config: config.ConnConfig})
 	if err != nil {
@@ -79,15 +85,30 @@ func (c Config) Open(ctx context.Context, dsn string, opts ...locker.Option) (*l
 	return client, nil
 }
 
-// withoutSecrets returns what is wrong with a connection string. The error of pgx quotes the string, from which it cannot
-// always take the password out, as there is something wrong with it.
+// parseDSN returns the configuration for a connection string, or an ErrInvalidOption, which does not show the password.
+func parseDSN(dsn string) (*pgxpool.Config, error) {
+	config, err := pgxpool.ParseConfig(dsn) // which also knows the parameters of pools, and takes them out
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s", locker.ErrInvalidOption, withoutSecrets(err))
+	}
+	return config, nil
+}
+
+// withoutSecrets returns what is wrong with a connection string. The error of pgx shows the string, and quotes what it
+// does not understand; as there is something wrong with the string, any part of it may be the password.
 func withoutSecrets(err error) string {
 	text := err.Error()
-	if i := strings.LastIndex(text, "`: "); i >= 0 {
-		text = text[i+len("`: "):]
+	if bad := (*pgconn.ParseConfigError)(nil); errors.As(err, &bad) {
+		text = strings.TrimPrefix(text, pgconn.NewParseConfigError(bad.ConnString, "", nil).Error())
 	}
-	return "connection string: " + text
+	text = ownWords.Replace(text)
+	return "connection string: " + quoted.ReplaceAllLiteralString(text, `"…"`)
 }
+
+var (
+	ownWords = strings.NewReplacer(`missing "="`, `missing =`, `"sslcert" and "sslkey"`, `sslcert and sslkey`) // of pgx
+	quoted   = regexp.MustCompile(`(?s)".*"`)
+)
 
 // forPool returns the Backend of New.
 func (c Config) forPool(pool *pgxpool.Pool) locker.Backend {
@@ -102,10 +123,20 @@ func (c Config) forPool(pool *pgxpool.Pool) locker.Backend {
 	return b
 }
 
-func unusable(err error) locker.Backend { return backends.Unusable{Name: name, Err: err} }
+func unusable(err error) locker.Backend { return backends.Unusable{Name: storeName, Err: err} }
 
 // backend returns the backend of a Config, or an ErrInvalidOption.
 func (c Config) backend(conn *connector) (*backend, error) {
+	c, err := c.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	conn.namespace, conn.create, conn.sql = c.Namespace, !c.NoCreate, statementsFor(c.Namespace)
+	return newBackend(conn, c.WaitSessions), nil
+}
+
+// withDefaults returns a Config in which nothing is left out, or an ErrInvalidOption.
+func (c Config) withDefaults() (Config, error) {
 	if c.Namespace == "" {
 		c.Namespace = DefaultNamespace
 	}
@@ -115,11 +146,10 @@ func (c Config) backend(conn *connector) (*backend, error) {
 	const longest = 63 // NAMEDATALEN - 1: Postgres would cut off the rest
 	switch {
 	case len(c.Namespace) > longest || strings.ContainsRune(c.Namespace, 0):
-		return nil, fmt.Errorf("%w: Namespace %q is longer than %d bytes or has a NUL in it",
+		return c, fmt.Errorf("%w: Namespace %q is longer than %d bytes or has a NUL in it",
 			locker.ErrInvalidOption, c.Namespace, longest)
 	case c.WaitSessions < 0:
-		return nil, fmt.Errorf("%w: WaitSessions is %d, must not be negative", locker.ErrInvalidOption, c.WaitSessions)
+		return c, fmt.Errorf("%w: WaitSessions is %d, must not be negative", locker.ErrInvalidOption, c.WaitSessions)
 	}
-	conn.namespace, conn.create, conn.sql = c.Namespace, !c.NoCreate, statementsFor(c.Namespace)
-	return newBackend(conn, c.WaitSessions), nil
+	return c, nil
 }

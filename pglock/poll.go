@@ -3,108 +3,96 @@ package pglock
 import (
 	"math/rand/v2"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 )
 
-// Polling, for the lines that have no session to wait on. So that nobody has to wait for the next poll, who polls tells all
-// Lockers so, and the one that holds the key tells them all when it is free: two notifications per handoff, of
-// which there are none as long as nobody polls. They are only hints. A NOTIFY takes a lock that is one for the whole
-// database, so it must not be what all handoffs depend on.
+// Polling, for the lines that have no session to wait on. A Locker polls for all of them together, about once a second.
+// Hints make that sooner.
 
 const (
-	// firstPoll and longestPoll bound the pause between two attempts of a line that has to poll.
-	firstPoll   = 5 * time.Millisecond
-	longestPoll = 100 * time.Millisecond
+	// pollEvery is the time between two polls, and pollJitter that by which it may be longer, so that Lockers do not
+	// poll in step.
+	pollEvery  = time.Second
+	pollJitter = pollEvery / 4
 
-	// askEvery is after how many refusals others are told again that somebody polls.
-	askEvery = 10
+	// hintJitter is for how long at most a Locker waits that is told of a free key, as all others are told, too.
+	hintJitter = 1250 * time.Microsecond
 )
-
-// The hints, sent on one channel of the database.
-const (
-	channel = "locker"
-	want    = "want" // tell me when this key is free
-	free    = "free"
-)
-
-// listen makes the session receive hints.
-func (s *session) listen() {
-	s.askText(&message{answered: func(answer) {}}, "LISTEN "+channel+";SELECT %d")
-}
-
-// hint sends a hint about a key.
-func (s *session) hint(kind string, key int64) {
-	s.askText(&message{answered: func(answer) {}}, "SELECT %d, pg_notify('%s', '%s %d')", channel, kind, key)
-}
-
-// hinted receives a hint.
-func (b *backend) hinted(payload string) {
-	kind, number, _ := strings.Cut(payload, " ")
-	key, err := strconv.ParseInt(number, 10, 64)
-	if err != nil {
-		return // somebody else uses the channel
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	switch s := b.slots[key]; {
-	case s == nil:
-	case kind == want && s.held != nil:
-		s.wanted = true
-	case kind == free && s.poll != nil:
-		s.refused = 0
-		s.poll.Reset(rand.N(firstPoll / 4))
-	}
-}
 
 // startPolling makes the line of a slot poll. b.mu is held.
 func (b *backend) startPolling(sl *slot) {
-	sl.refused = 0
-	sl.poll = time.AfterFunc(0, func() { b.pollOnce(sl) })
+	sl.starved = true
 	b.waits.starved = append(b.waits.starved, sl)
+	b.tend()
+	b.pollAfter()
 }
 
 // stopPolling undoes startPolling. b.mu is held.
 func (b *backend) stopPolling(sl *slot) {
-	if sl.poll == nil {
+	if !sl.starved {
 		return
 	}
-	sl.poll.Stop()
-	sl.poll = nil
+	sl.starved, sl.pollAgain = false, false
 	b.waits.starved = slices.DeleteFunc(b.waits.starved, func(other *slot) bool { return other == sl })
+	b.tend()
 }
 
-// pollLater polls again after a pause. b.mu is held.
-func (b *backend) pollLater(sl *slot) {
-	if sl.poll == nil {
-		return
+// pollAfter polls for all lines that have to, after a pause, if there are any. b.mu is held.
+func (b *backend) pollAfter() {
+	if w := &b.waits; !w.polling && len(w.starved) > 0 && !b.closed {
+		w.polling = true
+		time.AfterFunc(pollEvery+rand.N(pollJitter), b.pollAll)
 	}
-	longest := min(firstPoll<<min(sl.refused, 10), longestPoll)
-	sl.poll.Reset(longest - rand.N(longest/2))
-	sl.refused++
+}
+
+// pollAll polls for all lines that have to.
+func (b *backend) pollAll() {
+	b.mu.Lock()
+	b.tend()
+	starved := slices.Clone(b.waits.starved)
+	b.mu.Unlock()
+	for _, sl := range starved {
+		b.pollOnce(sl)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.waits.polling = false
+	b.pollAfter()
+}
+
+// pollSoon polls for a key of which there is a hint that it is free. b.mu is held.
+func (b *backend) pollSoon(sl *slot) {
+	time.AfterFunc(rand.N(hintJitter), func() { b.pollOnce(sl) })
 }
 
 // pollOnce tries to get the lock for the first in line.
 func (b *backend) pollOnce(sl *slot) {
 	b.mu.Lock()
-	if sl.poll == nil || len(sl.line) == 0 {
+	switch {
+	case !sl.starved || sl.held != nil: // by this Locker, which polls when it gives it back
 		b.mu.Unlock()
 		return
-	}
-	if b.waits.available() { // since a session has ended
+	case b.waits.available(): // since a session has ended
 		b.stopPolling(sl)
 		b.arrange(sl)
 		b.mu.Unlock()
 		return
-	}
-	if sl.held != nil || !b.mayAsk(sl) { // by this Locker, which will see to it that there is another poll
-		b.pollLater(sl)
+	case !b.mayAsk(sl):
+		sl.pollAgain = true
 		b.mu.Unlock()
 		return
 	}
 	l := b.ask(sl, sl.line[0].request.TTL)
+	if l.session == nil && b.begin(func() { b.pollOn(sl, l) }) { // it is being made: the other lines do not wait
+		b.mu.Unlock()
+		return
+	}
 	b.mu.Unlock()
+	b.pollOn(sl, l)
+}
+
+// pollOn is pollOnce on a session that ask has chosen.
+func (b *backend) pollOn(sl *slot, l *leaseSession) {
 	<-l.ready // within a bounded time
 	if l.err != nil {
 		b.mu.Lock()
@@ -118,31 +106,28 @@ func (b *backend) pollOnce(sl *slot) {
 
 // polled deals with the outcome of a poll.
 func (b *backend) polled(sl *slot, l *leaseSession, o outcome) {
-	ask := false
 	b.mu.Lock()
+	defer b.mu.Unlock()
+	again := sl.pollAgain
+	sl.pollAgain = false
 	switch {
 	case isCode(o.err, queryCanceled):
-		b.pollLater(sl)
 	case o.err != nil:
-		b.failLine(sl, explain(o.err))
+		err := explain(o.err)
+		b.heedMissing(l, err)
+		b.failLine(sl, err)
+	case !o.done && again:
+		b.begin(func() { b.pollOnce(sl) }) // there was a hint while this was under way
 	case !o.done:
-		ask = sl.poll != nil && sl.refused%askEvery == 0
-		b.pollLater(sl)
 	case len(sl.line) == 0:
-		b.mu.Unlock()
-		b.giveBack(sl, l.session, func() { b.answered(sl, l) })
+		b.begin(func() { b.giveBack(sl, l.session, func() { b.answered(sl, l) }) }) // not here, as b.mu is held
 		return
 	default:
 		w := sl.line[0]
 		sl.line = slices.Delete(sl.line, 0, 1)
 		g, err := b.hold(sl, l.session, w.request, o)
 		w.done <- attempted{grant: g, err: err}
-		b.pollLater(sl)
 		b.deserted(sl)
 	}
 	b.answered(sl, l)
-	b.mu.Unlock()
-	if ask {
-		l.session.hint(want, sl.key)
-	}
 }

@@ -11,10 +11,10 @@ import (
 )
 
 // Reading. Somebody has to read at any time, to see at once when the server ends the session, by which all its locks
-// are lost. That is a goroutine of the session, the watch. But an answer that it reads for somebody else costs two changes
-// of goroutine, which may take as long as Postgres does: so whoever has sent something and is going to wait for the answer
-// reads it himself if nobody else is reading. The watch takes over when there are more answers to come than that one, when
-// the answer takes long, as this read cannot be broken off by a context, and when nothing is going on.
+// are lost. That is a goroutine of the wire, the watch. But an answer that it reads for somebody else costs two changes
+// of goroutine, which may take as long as Postgres does: so whoever has sent something and is going to wait for the
+// answer reads it himself if nobody else is reading. The watch takes over when there are more answers to come than that
+// one, when the answer takes long, as this read cannot be broken off by a context, and when nothing is going on.
 
 const (
 	// patience is how long a caller may be busy reading, and not look at its context.
@@ -24,9 +24,9 @@ const (
 	quiet = 500 * time.Microsecond
 )
 
-// reader is the reading side of a session.
+// reader is the reading side of a wire.
 type reader struct {
-	reading bool        // somebody reads; guarded by session.mu, as is the next
+	reading bool        // somebody reads; guarded by wire.mu, as is the next
 	alone   bool        // only the watch can read: the connection has no deadlines
 	armed   bool        // idle will fire
 	idle    *time.Timer // wakes the watch when nothing is going on
@@ -39,93 +39,93 @@ func newReader() reader {
 	return reader{reading: true, wake: make(chan struct{}, 1), over: make(chan struct{})}
 }
 
-// watch is the goroutine of a session. It is born reading.
-func (s *session) watch() {
+// watch is the goroutine of a wire. It is born reading.
+func (w *wire) watch() {
 	for {
-		if err := s.readAnswer(); err != nil {
-			s.fail(err)
+		if err := w.readAnswer(); err != nil {
+			w.fail(err)
 			return
 		}
-		if s.stillReading() {
+		if w.stillReading() {
 			continue
 		}
 		select {
-		case <-s.wake:
-		case <-s.over:
+		case <-w.wake:
+		case <-w.over:
 			return
 		}
 	}
 }
 
 // stillReading reports whether there is more to be read. If not, the next who waits for an answer may read it.
-func (s *session) stillReading() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.out) == 0 {
-		s.restLocked()
+func (w *wire) stillReading() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.out) == 0 {
+		w.restLocked()
 	}
-	return s.reading
+	return w.reading
 }
 
 // restLocked ends the reading, until somebody waits for an answer or nothing has been going on for a while.
-func (s *session) restLocked() {
-	s.reading = false
-	if s.armed {
+func (w *wire) restLocked() {
+	w.reading = false
+	if w.armed {
 		return
 	}
-	s.armed = true
-	if s.idle == nil {
-		s.idle = time.AfterFunc(quiet, s.rested)
+	w.armed = true
+	if w.idle == nil {
+		w.idle = time.AfterFunc(quiet, w.rested)
 	} else {
-		s.idle.Reset(quiet)
+		w.idle.Reset(quiet)
 	}
 }
 
 // rested is called a while after the last reading.
-func (s *session) rested() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if rest := quiet - time.Since(s.spoke); rest > 0 && s.cause == nil {
-		s.idle.Reset(rest)
+func (w *wire) rested() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if rest := quiet - time.Since(w.spoke); rest > 0 && w.cause == nil {
+		w.idle.Reset(rest)
 		return
 	}
-	s.armed = false
-	s.watchLocked()
+	w.armed = false
+	w.watchLocked()
 }
 
 // watchLocked makes the watch read if nobody does.
-func (s *session) watchLocked() {
-	if !s.reading && s.cause == nil {
-		s.reading = true
-		s.wake <- struct{}{} // it has room: the watch is only woken when nobody reads
+func (w *wire) watchLocked() {
+	if !w.reading && w.cause == nil {
+		w.reading = true
+		w.wake <- struct{}{} // it has room: the watch is only woken when nobody reads
 	}
 }
 
 // readUntil reads answers on the caller's goroutine, whose turn it is, until arrived reports true or it takes too long.
-func (s *session) readUntil(arrived func() bool) {
-	conn := s.conn.Conn()
+func (w *wire) readUntil(arrived func() bool) {
+	conn := w.conn.Conn()
 	_ = conn.SetReadDeadline(time.Now().Add(patience))
 	var err error
 	for !arrived() && err == nil {
-		err = s.readAnswer()
+		err = w.readAnswer()
 	}
 	_ = conn.SetReadDeadline(time.Time{})
 	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-		s.fail(err)
+		w.fail(err)
 		return
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.restLocked()
-	if len(s.out) > 0 {
-		s.watchLocked()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.restLocked()
+	if len(w.out) > 0 {
+		w.watchLocked()
 	}
 }
 
 // readAnswer reads one answer and delivers it. If it is broken off by a deadline, the next call goes on.
-func (s *session) readAnswer() error {
+func (w *wire) readAnswer() error {
 	for {
-		msg, err := s.conn.Frontend().Receive()
+		msg, err := w.conn.Frontend().Receive()
 		if err != nil {
 			return err
 		}
@@ -135,44 +135,54 @@ func (s *session) readAnswer() error {
 			for i, v := range msg.Values {
 				row[i] = string(v)
 			}
-			s.partial.rows = append(s.partial.rows, row)
+			w.partial.rows = append(w.partial.rows, row)
 		case *pgproto3.NotificationResponse:
-			s.b.hinted(msg.Payload)
+			w.events.hinted(msg.Payload)
 		case *pgproto3.ErrorResponse:
 			err := pgconn.ErrorResponseToPgError(msg)
 			if !isOfStatement(err) {
 				// The server is about to end the session, and then to give its locks to others.
 				return err
 			}
-			s.partial.err = err
+			w.partial.err = err
 		case *pgproto3.ReadyForQuery:
-			a := s.partial
-			s.partial = answer{}
-			return s.deliver(a)
+			a := w.partial
+			w.partial = answer{}
+			return w.deliver(a)
 		}
 	}
 }
 
+// fits reports whether this may be the answer to the message with that number, which comes back in its first row.
+func (a *answer) fits(seq int64) bool {
+	if len(a.rows) == 0 {
+		return a.err != nil
+	}
+	first := a.rows[0]
+	return len(first) > 0 && first[0] == strconv.FormatInt(seq, 10)
+}
+
 // deliver hands an answer to the message that it belongs to.
-func (s *session) deliver(a answer) error {
-	s.mu.Lock()
-	if len(s.out) == 0 || len(a.rows) > 0 && a.rows[0][0] != strconv.FormatInt(s.out[0].seq, 10) || len(a.rows) == 0 && a.err == nil {
-		s.mu.Unlock()
+func (w *wire) deliver(a answer) error {
+	w.mu.Lock()
+	if len(w.out) == 0 || !a.fits(w.out[0].seq) {
+		w.mu.Unlock()
 		return errMismatch
 	}
-	m := s.out[0]
-	s.out[0] = nil
-	s.out = s.out[1:]
-	s.heard = time.Now()
+	m := w.out[0]
+	w.out[0] = nil
+	w.out = w.out[1:]
+	w.heard = time.Now()
 	if m.timeout != 0 && a.err == nil {
-		s.timeout = m.timeout
+		w.timeout = m.timeout
 	}
 	var err error
-	if m.batch {
-		s.batches--
-		err = s.flushLocked()
+	if m.requests > 0 {
+		w.batches--
+		w.asked -= m.requests
+		err = w.flushLocked()
 	}
-	s.mu.Unlock()
+	w.mu.Unlock()
 	a.sent = m.sent
 	m.answered(a)
 	return err

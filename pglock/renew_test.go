@@ -10,6 +10,7 @@ import (
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/faultproxy"
+	"github.com/lockerkit/locker/internal/locktest"
 	"github.com/lockerkit/locker/internal/pgtest"
 	"github.com/lockerkit/locker/internal/wires"
 	"github.com/lockerkit/locker/pglock"
@@ -101,7 +102,7 @@ func TestRenewReportsAsItComes(t *testing.T) {
 		r locker.Renewal
 	}
 	results := make(chan result, 10)
-	over := started(func() bool {
+	over := locktest.Started(func() bool {
 		b.Renew(ctx, []locker.Grant{hung, nobodys, healthy}, func(i int, r locker.Renewal) { results <- result{i, r} })
 		return true
 	})
@@ -121,7 +122,7 @@ func TestRenewReportsAsItComes(t *testing.T) {
 		t.Errorf("of the session that is fine: %v; want a renewal, and when it was sent", got)
 	}
 	cancel()
-	over.get(t)
+	over.Get(t)
 	close(results) // nothing is reported afterwards
 	var late []result
 	for r := range results {
@@ -135,16 +136,16 @@ func TestRenewReportsAsItComes(t *testing.T) {
 // TestLeasesThatEnd are given back, of which the server knows: nothing else ends them as long as the session lives.
 func TestLeasesThatEnd(t *testing.T) {
 	t.Parallel()
-	const ttl = 200 * time.Millisecond
+	const ttl = 3 * time.Second // one of them is renewed, in time also when the machine is busy
 	url := pgtest.URL(t)
 	admin := connect(t, url)
 	l := openWatched(t, pglock.Config{}, url, locker.TTL(ttl))
 	kept := mustTry(t, l, unique("key"))
 	key := unique("key")
 	ends := mustTry(t, l, key, locker.NoRenew())
-	next := started(func() *locker.Lease { return mustLock(t, l, key) })
+	next := locktest.Started(func() *locker.Lease { return mustLock(t, l, key) })
 	<-ends.Done()
-	mustUnlock(t, next.get(t))
+	mustUnlock(t, next.Get(t))
 	key = unique("key")
 	ends = mustTry(t, l, key, locker.NoRenew())
 	<-ends.Done()

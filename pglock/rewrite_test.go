@@ -7,9 +7,9 @@ import (
 	"testing"
 )
 
-// rewrite puts a proxy between the tests and a server that changes what passes, by functions that must not change its length.
-// It returns the connection string for the proxy. What they look for is expected to arrive in one piece, as what is sent in one
-// piece does on loopback.
+// rewrite puts a proxy between the tests and a server that changes what passes, by functions that must not change its
+// length. It returns the connection string for the proxy. What they look for is expected to arrive in one piece, as
+// what is sent in one piece does on loopback.
 func rewrite(t *testing.T, dsn string, toServer, toClient func([]byte) []byte) string {
 	t.Helper()
 	u, err := url.Parse(dsn)

@@ -9,7 +9,8 @@ import (
 // DefaultNamespace is the schema (namespace) of what SchemaSQL creates unless Config.Namespace says otherwise.
 const DefaultNamespace = "locker"
 
-// What fencing tokens are minted from, in a namespace written as $ns. Locks themselves are in the lock table of the server.
+// What fencing tokens are minted from, in a namespace written as $ns. Locks themselves are in the lock table of the
+// server.
 const (
 	namespaceSQL = `CREATE SCHEMA IF NOT EXISTS $ns;
 `
@@ -21,6 +22,8 @@ CREATE TABLE IF NOT EXISTS $ns.token_ceiling (
 INSERT INTO $ns.token_ceiling (ceiling) VALUES (0) ON CONFLICT DO NOTHING;
 CREATE UNLOGGED TABLE IF NOT EXISTS $ns.token_limit (
 	started timestamptz NOT NULL,
+	database oid NOT NULL,
+	sequence oid NOT NULL,
 	ceiling bigint NOT NULL
 );
 `
@@ -45,57 +48,81 @@ func inNamespace(sql, namespace string) string {
 	).Replace(sql)
 }
 
+// halves is the two integers that a key is made of, by which it is marked: see hints.
+const halves = "(key >> 32)::int, (key << 32 >> 32)::int"
+
 // prepareSQL prepares the statements of a session: for the common case of one key, and for several. The first parameter
 // comes back, so that an answer cannot be taken for that to another question.
 //
-// locker_try takes the locks of those keys that are free, and then mints a token for all that it took. The order matters: a
-// token that was minted before a lock was taken could be smaller than that of the former holder. It also returns the
-// greatest token that may be used.
+// locker_try takes the locks of those keys that are free, and then mints a token for all that it took. The order
+// matters: a token that was minted before a lock was taken could be smaller than that of the former holder.
+//
+// locker_unlock gives locks back, and then looks for the mark of somebody who polls for the key, see hints. In the
+// other order, there could be one who marks the key after the look and finds it locked.
+//
+// None of these reads a table: somebody who has one locked, for a dump or a VACUUM FULL, would keep the heartbeats of
+// the session waiting, which come behind, and so end its leases.
 const prepareSQL = `
 PREPARE locker_try_one (bigint, bigint) AS
-SELECT $1, CASE WHEN pg_try_advisory_lock($2) THEN nextval($token) END, $limit;
+SELECT $1, CASE WHEN pg_try_advisory_lock($2) THEN nextval($token) END;
 
 PREPARE locker_try (bigint, bigint[]) AS
 WITH tried AS MATERIALIZED (
 	SELECT array_agg(pg_try_advisory_lock(key)) AS taken FROM unnest($2) AS key
 )
-SELECT $1, CASE WHEN true = ANY (taken) THEN nextval($token) END, $limit, taken FROM tried;
+SELECT $1, CASE WHEN true = ANY (taken) THEN nextval($token) END, taken FROM tried;
 
 PREPARE locker_mint (bigint) AS
-SELECT $1, nextval($token), $limit;
+SELECT $1, nextval($token);
 
 PREPARE locker_unlock_one (bigint, bigint) AS
-SELECT $1, pg_advisory_unlock($2);
+SELECT $1, pg_advisory_unlock($2), NOT pg_try_advisory_xact_lock(($2 >> 32)::int, ($2 << 32 >> 32)::int);
 
 PREPARE locker_unlock (bigint, bigint[]) AS
-SELECT $1, array_agg(pg_advisory_unlock(key)) FROM unnest($2) AS key;
+SELECT $1, array_agg(done), array_agg(wanted) FROM (
+	SELECT pg_advisory_unlock(key) AS done,
+		NOT pg_try_advisory_xact_lock(` + halves + `) AS wanted
+	FROM unnest($2) AS key OFFSET 0
+) AS unlocked;
 `
 
-// limitSQL is the greatest token that may be used, or NULL if the server has lost or may have lost tokens since it started.
-const limitSQL = `(SELECT ceiling FROM $ns.token_limit WHERE started = pg_postmaster_start_time())`
+// limitSQL is the greatest token that may be used, or NULL if the server has lost or may have lost tokens since it
+// started; or if this is a copy of the database for which that was written, or of the sequence. It is good for as long
+// as the session lives that has read it: the server cannot lose tokens without ending it.
+const limitSQL = `(SELECT ceiling FROM $ns.token_limit WHERE started = pg_postmaster_start_time()
+	AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND sequence = $token::regclass)`
 
-// raiseSQL lets further tokens be used. It is a transaction of its own, one at a time because of the row that it locks, and
-// the only one that waits for the disk.
+// roomSQL returns the limit, and how many more tokens there are below it.
+const roomSQL = `SELECT $limit, $limit - last_value FROM $ns.token`
+
+// leastRoom is for how many tokens there has to be room when a session begins. A raise makes room for twice as many,
+// at least.
+const leastRoom = 250_000
+
+// raiseSQL lets further tokens be used. It is a transaction of its own, one at a time because of the row that it
+// locks, and the only one that waits for the disk.
 //
-// If the server has been started since the last time, or has recovered from a crash, by which the unlogged table is emptied,
-// the sequence may have gone back. It then continues above the ceiling, under which all tokens are that were
+// If the server has been started since the last time, or has recovered from a crash, by which the unlogged table is
+// emptied, the sequence may have gone back. It then continues above the ceiling, under which all tokens are that were
 // ever used, and not below the clock, so that tokens increase even if the ceiling was lost with the data.
 //
-// Whoever blocks that row must not cost the session its leases, whose renewals wait behind this: so it has a bound.
+// It waits for whoever blocks that row, and for a synchronous standby, and so is never sent on a session with locks.
 const raiseSQL = `SET LOCAL synchronous_commit = on;
 SELECT FROM $ns.token_ceiling FOR UPDATE;
-SELECT setval($token, greatest(ceiling + 1, (date_part('epoch', clock_timestamp()) * 1000000)::bigint))
-FROM $ns.token_ceiling WHERE $limit IS NULL;
+SELECT setval($token, greatest(ceiling + 1, last_value + 1, (date_part('epoch', clock_timestamp()) * 1000000)::bigint))
+FROM $ns.token_ceiling, $ns.token WHERE $limit IS NULL;
 UPDATE $ns.token_ceiling SET ceiling = greatest(ceiling, (SELECT last_value FROM $ns.token)) + 1000000
 WHERE $limit IS NULL OR ceiling < (SELECT last_value FROM $ns.token) + 500000;
 DELETE FROM $ns.token_limit;
-INSERT INTO $ns.token_limit SELECT pg_postmaster_start_time(), ceiling FROM $ns.token_ceiling;
+INSERT INTO $ns.token_limit SELECT pg_postmaster_start_time(), pg_database.oid, $token::regclass, ceiling
+FROM $ns.token_ceiling, pg_database WHERE datname = current_database();
 `
 
 // statements are the statements for one namespace.
 type statements struct {
-	namespace, tokens, prepare string
-	raise                      string // a format: the number of the message, and the bound in milliseconds
+	namespace, tokens, prepare, room, raise string
+
+	mint, limit string // expressions
 }
 
 func statementsFor(namespace string) statements {
@@ -106,6 +133,9 @@ func statementsFor(namespace string) statements {
 		namespace: fill(namespaceSQL),
 		tokens:    fill(tokensSQL),
 		prepare:   fill(prepareSQL),
-		raise:     "SELECT %d;SET LOCAL lock_timeout = %d;" + strings.ReplaceAll(fill(raiseSQL), "%", "%%"),
+		room:      fill(roomSQL),
+		raise:     fill(raiseSQL),
+		mint:      fill("pg_catalog.nextval($token)"),
+		limit:     fill("$limit"),
 	}
 }

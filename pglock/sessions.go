@@ -2,7 +2,6 @@ package pglock
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"time"
 
@@ -10,9 +9,9 @@ import (
 )
 
 const (
-	// maxLeaseSessions is how many sessions there are for locks taken without waiting, at most. There is one for each TTL
-	// that is in use, as a session has one idle timeout. A further TTL shares the session of the next longer one; if its
-	// holder is cut off or frozen, it is that longer time after which the server frees the lock.
+	// maxLeaseSessions is how many sessions there are for locks taken without waiting, at most. There is one for each
+	// TTL that is in use, as a session has one idle timeout. A further TTL shares the session of the next longer one;
+	// if its holder is cut off or frozen, it is that longer time after which the server frees the lock.
 	maxLeaseSessions = 4
 )
 
@@ -24,8 +23,8 @@ type lifetimes struct {
 	// parked is the same for a session that somebody has waited on, of which there may be more.
 	parked time.Duration
 
-	// standing is how long a session waits in Postgres's line before it takes its place anew, at its end. A statement under
-	// way keeps VACUUM from removing what was deleted since it began, in the whole database, and CREATE INDEX
+	// standing is how long a session waits in Postgres's line before it takes its place anew, at its end. A statement
+	// under way keeps VACUUM from removing what was deleted since it began, in the whole database, and CREATE INDEX
 	// CONCURRENTLY waiting for its end; and a worker may stand by for days.
 	standing time.Duration
 }
@@ -105,7 +104,7 @@ func (b *backend) openLease(ttl time.Duration) *leaseSession {
 	if !b.begin(func() {
 		s, err := b.open(ttl)
 		if err == nil {
-			s.listen()
+			s.boundLocks(ttl / 8)
 		}
 		b.mu.Lock()
 		defer b.mu.Unlock()
@@ -165,78 +164,38 @@ func (b *backend) open(timeout time.Duration) (*session, error) {
 	return s, nil
 }
 
-// adopt makes a session of a connection, or returns nil if it is too late for that.
-func (b *backend) adopt(conn server, timeout time.Duration) *session {
-	now := time.Now()
-	s := &session{
-		conn: conn, b: b, want: timeout, timeout: timeout, locks: make(map[int64]*holding),
-		heard: now, spoke: now, used: now, reader: newReader(), told: make(chan struct{}),
-	}
-	s.alone = conn.Conn().SetReadDeadline(time.Time{}) != nil
+// raiseLimit has the limit of tokens raised, and calls then. It takes a new connection, as each reads the limit, and
+// raises it where there is not much room: what may have to wait is not sent on a session with locks. That is once for
+// hundreds of thousands of tokens.
+func (b *backend) raiseLimit(then func(limit uint64, err error)) {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !b.begin(s.watch) {
-		return nil
-	}
-	b.sessions[s] = struct{}{}
-	s.ticker = time.AfterFunc(s.interval(), s.attend)
-	return s
-}
-
-// beat is for how long nothing is sent before there is a heartbeat.
-func (s *session) beat() time.Duration { return min(s.idleTimeout()/4, time.Minute) }
-
-// interval is the time between two looks at a session.
-func (s *session) interval() time.Duration { return min(s.beat(), silence/2) }
-
-// attend is called regularly: it keeps the session alive, and ends it when it is broken or not needed.
-//
-// The session is kept alive whether the locks it has are renewed or not, as they end one by one, see Expired. That the
-// server ends the session is for when this process cannot. Locks of which nobody has said that they are over are given
-// back here: package locker forgets what it cannot release in time, and takes it to end by itself.
-func (s *session) attend() {
-	now := time.Now()
-	b := s.b
-	b.mu.Lock()
-	if s.dead {
-		b.mu.Unlock()
-		return
-	}
-	interval := s.interval()
-	s.ticker.Reset(interval)
-	var forgotten []locker.Grant
-	for _, h := range s.locks {
-		if h.isExpired(now.Add(-interval)) { // long enough ago: their holders know
-			forgotten = append(forgotten, locker.Grant{Request: h.request})
+	b.raising = append(b.raising, then)
+	begun := len(b.raising) > 1 || b.begin(func() {
+		conn, err := b.connect(b.life, connectWithin)
+		if err == nil {
+			_ = conn.Close(b.life)
 		}
-	}
-	held, idle := len(s.locks), now.Sub(s.used)
-	patience := silence
-	if held > 0 {
-		s.used = now
-		patience = s.idleTimeout()
-	}
-	silent, quiet := s.silentFor(now), s.quietFor(now)
-	unneeded := held == 0 && quiet > 0 && b.unneeded(s, idle)
-	if p := s.place; p != nil && now.Sub(p.since) > b.lifetimes.standing {
-		b.leavePlace(p)
-	}
+		b.raised(conn.limit, err)
+	})
 	b.mu.Unlock()
-	if len(forgotten) > 0 {
-		b.Expired(forgotten)
-	}
-	switch {
-	case silent > patience:
-		s.fail(errSilent)
-	case unneeded:
-		s.close(errUnneeded)
-	case quiet >= s.beat()-interval/2:
-		s.heartbeat(func(answer) {})
+	if !begun {
+		b.raised(0, locker.ErrClosed)
 	}
 }
 
-// unneeded reports whether a session without locks has not been used for long enough to be closed. It cannot be used any
-// more then. b.mu is held.
+// raised tells who waits for a limit.
+func (b *backend) raised(limit uint64, err error) {
+	b.mu.Lock()
+	waiting := b.raising
+	b.raising = nil
+	b.mu.Unlock()
+	for _, then := range waiting {
+		then(limit, err)
+	}
+}
+
+// unneeded reports whether a session without locks has not been used for long enough to be closed. It cannot be used
+// any more then. b.mu is held.
 func (b *backend) unneeded(s *session, idle time.Duration) bool {
 	lease := slices.IndexFunc(b.leases, func(l *leaseSession) bool { return l.session == s })
 	parked := slices.Index(b.waits.idle, s)
@@ -245,6 +204,11 @@ func (b *backend) unneeded(s *session, idle time.Duration) bool {
 		b.leases = slices.Delete(b.leases, lease, lease+1)
 	case parked >= 0 && idle >= b.lifetimes.parked:
 		b.waits.idle = slices.Delete(b.waits.idle, parked, parked+1)
+	case b.hints.session == s:
+		if len(b.waits.starved) > 0 || idle < b.lifetimes.parked {
+			return false
+		}
+		b.hints.session, b.hints.marked = nil, nil
 	default:
 		// In use; or just made, and not yet put to use; or replaced, because it did not answer.
 		return lease < 0 && parked < 0 && !b.waits.has(s) && idle >= silence
@@ -252,42 +216,16 @@ func (b *backend) unneeded(s *session, idle time.Duration) bool {
 	return true
 }
 
-// lost takes note of the end of a session. The holders of its locks are told before it returns.
-func (b *backend) lost(s *session, cause error) {
-	b.mu.Lock()
-	s.dead = true
-	s.ticker.Stop()
-	gone := s.locks
-	s.locks = nil
-	for _, h := range gone {
-		h.slot.held = nil
-		b.tidy(h.slot)
-	}
-	delete(b.sessions, s)
-	b.leases = slices.DeleteFunc(b.leases, func(l *leaseSession) bool { return l.session == s })
-	b.waits.drop(s)
-	b.mu.Unlock()
-	for _, h := range gone {
-		h.request.ReportLost(cause)
-	}
-	close(s.told)
-	if !errors.Is(cause, locker.ErrClosed) && !errors.Is(cause, errUnneeded) {
-		b.mu.Lock() // not before all holders have been told: others get the locks when it is buried
-		b.ghosts = append(b.ghosts, ghost{s.conn, time.Now().Add(s.longest())})
-		b.mu.Unlock()
-	}
-}
-
-// ghost is a process of the server whose session is over for us. If the connection was cut somewhere on the way, it still
-// has the locks, up to the idle timeout.
+// ghost is a process of the server whose session is over for us. If the connection was cut somewhere on the way, it
+// still has the locks, up to the idle timeout.
 type ghost struct {
 	server
 	until time.Time
 }
 
 // endSQL ends a process of the server, and returns 0 if there was none. It is a format: the number of the message, the
-// process id and when it was started. A role that may not see when it was started, because the session has changed its role,
-// cannot know whether it is that one, and leaves it alone.
+// process id and when it was started. A role that may not see when it was started, because the session has changed its
+// role, cannot know whether it is that one, and leaves it alone.
 const endSQL = `SELECT %d, count(*) FILTER (WHERE backend_start IS NULL OR pg_terminate_backend(pid)) FROM pg_stat_activity
 WHERE pid = %d AND coalesce(to_char(backend_start AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') = '%s', true)`
 
@@ -296,7 +234,8 @@ func (b *backend) bury() {
 	b.mu.Lock()
 	now := time.Now()
 	b.ghosts = slices.DeleteFunc(b.ghosts, func(g ghost) bool { return now.After(g.until) })
-	i := slices.IndexFunc(b.leases, func(l *leaseSession) bool { return l.session != nil && l.session.silentFor(now) < silence })
+	i := slices.IndexFunc(b.leases,
+		func(l *leaseSession) bool { return l.session != nil && l.session.silentFor(now) < silence })
 	if i < 0 { // there will be one, if anything is to be locked
 		b.mu.Unlock()
 		return

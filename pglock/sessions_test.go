@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/locktest"
 	"github.com/lockerkit/locker/internal/pgtest"
 )
 
@@ -56,17 +57,10 @@ func (w *watched) query(t *testing.T, sql string) (n int64) {
 }
 
 // await waits until a number that is selected from the Locker's sessions is accepted.
-func (w *watched) await(t *testing.T, sql string, accept func(int64) bool) int64 {
+func (w *watched) await(t *testing.T, sql string, accept func(int64) bool) (n int64) {
 	t.Helper()
-	for start := time.Now(); ; time.Sleep(5 * time.Millisecond) {
-		n := w.query(t, sql)
-		if accept(n) {
-			return n
-		}
-		if time.Since(start) > 10*time.Second {
-			t.Fatalf("%s is still %d", sql, n)
-		}
-	}
+	locktest.Eventually(t, sql+" is accepted", func() bool { n = w.query(t, sql); return accept(n) })
+	return n
 }
 
 const (
@@ -79,7 +73,7 @@ const (
 // TestLongWaitsTakeTheirPlaceAnew: the statement of a wait that lasts would hold up VACUUM.
 func TestLongWaitsTakeTheirPlaceAnew(t *testing.T) {
 	t.Parallel()
-	const ttl = 400 * time.Millisecond
+	const ttl = time.Minute // what counts here is how long a wait lasts
 	key := fmt.Sprintf("standing/%016x", rand.Uint64())
 	holder := watch(t, Config{}, defaultLifetimes, ttl)
 	lease, err := holder.Lock(t.Context(), key)
@@ -114,11 +108,11 @@ func TestLongWaitsTakeTheirPlaceAnew(t *testing.T) {
 	}
 }
 
-// TestIndexWhileSomebodyWaits: one process changes the database under a lock that others wait for. To create an index in this
-// way waits for all statements that have begun before.
+// TestIndexWhileSomebodyWaits: one process changes the database under a lock that others wait for. To create an index
+// in this way waits for all statements that have begun before.
 func TestIndexWhileSomebodyWaits(t *testing.T) {
 	t.Parallel()
-	const ttl, key = time.Second, "migrations"
+	const ttl, key = time.Minute, "migrations"
 	server := pgtest.New(t, pgtest.Options{})
 	holder := watchAt(t, server.URL(), Config{}, defaultLifetimes, ttl)
 	lease, err := holder.Lock(t.Context(), key)
@@ -156,14 +150,15 @@ func TestIndexWhileSomebodyWaits(t *testing.T) {
 // TestSessionsThatAreNotNeededClose: those to wait on soon, that for leases later.
 func TestSessionsThatAreNotNeededClose(t *testing.T) {
 	t.Parallel()
-	const ttl = 400 * time.Millisecond
+	const ttl = time.Minute // only the lifetimes are short: the leases have to last, also on a machine that is busy
+	const parked = 200 * time.Millisecond
 	key := fmt.Sprintf("unneeded/%016x", rand.Uint64())
 	holder := watch(t, Config{}, defaultLifetimes, ttl)
 	lease, err := holder.Lock(t.Context(), key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := watch(t, Config{}, lifetimes{lease: 5 * ttl / 2, parked: ttl / 2, standing: time.Minute}, ttl)
+	w := watch(t, Config{}, lifetimes{lease: 5 * parked, parked: parked, standing: time.Minute}, ttl)
 	got := make(chan *locker.Lease, 1)
 	go func() {
 		lease, err := w.Lock(context.Background(), key)
@@ -177,7 +172,7 @@ func TestSessionsThatAreNotNeededClose(t *testing.T) {
 		t.Fatal(err)
 	}
 	next := <-got
-	time.Sleep(2 * ttl) // a session that has a lock is needed, for as long as it takes
+	time.Sleep(5 * silence / 4) // a session that has a lock is needed, also when it has been looked at twice
 	if err := next.Err(); err != nil {
 		t.Fatal(err)
 	}
@@ -201,7 +196,8 @@ func TestKeyInSQL(t *testing.T) {
 	w := watch(t, Config{}, defaultLifetimes, time.Second)
 	for _, name := range []string{"orders/42", "a", "\xff\x00", "jobs: ÄÖ"} {
 		var key int64
-		err := w.admin.QueryRow(t.Context(), `SELECT ('x' || left(encode(sha256($1), 'hex'), 16))::bit(64)::bigint`, []byte(name)).Scan(&key)
+		err := w.admin.QueryRow(t.Context(), `SELECT ('x' || left(encode(sha256($1), 'hex'), 16))::bit(64)::bigint`, []byte(name)).
+			Scan(&key)
 		if err != nil || key != Key(name) {
 			t.Errorf("%q: %d in SQL (%v), %d by Key", name, key, err, Key(name))
 		}

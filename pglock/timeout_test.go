@@ -62,7 +62,7 @@ func TestTimeoutOnItsWay(t *testing.T) {
 // TestTimeoutIsSetOnce, and not with each message.
 func TestTimeoutIsSetOnce(t *testing.T) {
 	t.Parallel()
-	s := &session{want: time.Second, timeout: time.Minute}
+	s := &wire{want: time.Second, timeout: time.Minute}
 	if !s.needsTimeout() {
 		t.Error("the server has another one, and is not told")
 	}

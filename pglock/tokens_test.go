@@ -154,7 +154,8 @@ func TestTokensSurviveFailover(t *testing.T) {
 	if err := primary.SetSynchronous(standby); err != nil {
 		t.Fatal(err)
 	}
-	dsn := with(t, strings.Replace(primary.URL(), primary.Addr(), primary.Addr()+","+standby.Addr(), 1), "target_session_attrs", "read-write")
+	dsn := with(t, strings.Replace(primary.URL(), primary.Addr(), primary.Addr()+","+standby.Addr(), 1),
+		"target_session_attrs", "read-write")
 	seen, keys := newTokens(), []string{"a", "b", "c"}
 	defer seen.unlocks.Wait()
 	var lockers []locker.Locker

@@ -75,7 +75,11 @@ func TestPermissionsAreUsed(t *testing.T) {
 	for _, rule := range strings.Fields(rules + replicated) {
 		name, isCommand := strings.CutPrefix(rule, "+")
 		switch name {
-		case "auth", "client", "ping", "unsubscribe", "zrangebyscore": // for older and newer servers, for silent ones, at other moments
+		case "auth",
+			"client",
+			"ping",
+			"unsubscribe",
+			"zrangebyscore": // for older and newer servers, for silent ones, at other moments
 			continue
 		}
 		if isCommand && !strings.Contains(stats, "cmdstat_"+name+":") && !strings.Contains(stats, "cmdstat_"+name+"|") {
@@ -183,7 +187,8 @@ func TestErrorsOfServers(t *testing.T) {
 		checkFailure(t, open(t, dial(t, server.Addr())), "k", redislock.ErrReplicas)
 	})
 	t.Run("a replica without its master", func(t *testing.T) {
-		server := redistest.New(t, redistest.Options{Args: []string{"--replicaof", "127.0.0.1 1", "--replica-serve-stale-data", "no"}})
+		server := redistest.New(t,
+			redistest.Options{Args: []string{"--replicaof", "127.0.0.1", "1", "--replica-serve-stale-data", "no"}})
 		checkFailure(t, open(t, dial(t, server.Addr())), "k", redislock.ErrReadOnly)
 	})
 	t.Run("a cluster with slots of no node", func(t *testing.T) {
@@ -203,7 +208,7 @@ func TestErrorsOfServers(t *testing.T) {
 		}
 	})
 	t.Run("busy", func(t *testing.T) {
-		server := redistest.New(t, redistest.Options{Args: []string{"--busy-reply-threshold", "10", "--lua-time-limit", "10"}})
+		server := redistest.New(t, redistest.Options{Args: []string{"--lua-time-limit", "10"}})
 		admin := dial(t, server.Addr())
 		go func() { _ = admin.Eval(t.Context(), "while true do end", nil).Err() }()
 		l := open(t, dial(t, server.Addr()))

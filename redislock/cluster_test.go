@@ -19,7 +19,9 @@ import (
 )
 
 // throughProxies returns a dialer that goes to each address by way of the proxy in the same place.
-func throughProxies(addrs []string, proxies []*faultproxy.Proxy) func(ctx context.Context, network, addr string) (net.Conn, error) {
+func throughProxies(
+	addrs []string, proxies []*faultproxy.Proxy,
+) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	via := make(map[string]string)
 	for i, addr := range addrs {
 		via[addr] = proxies[i].Addr()
@@ -70,14 +72,7 @@ func onCluster(t *testing.T, c *redistest.Cluster) conformance.Harness {
 			return b
 		},
 		Restart: func(t *testing.T) { // all of it, without data
-			for _, node := range c.Nodes() {
-				node.Kill()
-			}
-			for _, node := range c.Nodes() {
-				if err := node.Restart(); err != nil {
-					t.Fatal(err)
-				}
-			}
+			redistest.RestartAll(t, c.Nodes()...)
 			c.AwaitHealthy(t)
 		},
 		Break: func(t *testing.T, key string) {
@@ -94,8 +89,8 @@ func TestConformanceCluster(t *testing.T) {
 	conformance.Run(t, onCluster(t, redistest.NewCluster(t, redistest.ClusterOptions{})))
 }
 
-// reshard moves the slots of keys that exist from master to master, again and again, until ctx ends. It returns how many
-// it has moved.
+// reshard moves the slots of keys that exist from master to master, again and again, until ctx ends. It returns how
+// many it has moved.
 func reshard(ctx context.Context, t *testing.T, c *redistest.Cluster) (moved int) {
 	masters := c.Nodes()[:3]
 	for ctx.Err() == nil {
@@ -120,6 +115,7 @@ func reshard(ctx context.Context, t *testing.T, c *redistest.Cluster) (moved int
 
 // TestConformanceReshard runs the suite while the slots of its keys move all the time.
 func TestConformanceReshard(t *testing.T) {
+	wires.Long(t)
 	c := redistest.NewCluster(t, redistest.ClusterOptions{})
 	ctx, cancel := context.WithCancel(t.Context())
 	moved := make(chan int, 1)
@@ -180,5 +176,6 @@ func onSentinel(t *testing.T, s *redistest.Sentinels) conformance.Harness {
 }
 
 func TestConformanceSentinel(t *testing.T) {
+	wires.Long(t)
 	conformance.Run(t, onSentinel(t, redistest.NewSentinels(t, redistest.SentinelOptions{})))
 }

@@ -2,15 +2,14 @@ package redislock
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"reflect"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/backends"
+	"github.com/lockerkit/locker/redislock/internal/server"
 )
 
 // Config is for what New and Open do not ask. Its zero value is what they use. A Config that cannot be honoured makes
@@ -20,10 +19,10 @@ type Config struct {
 	// do so within ReplicasWithin, which counts against the TTL, the lock is given back, and the error is ErrReplicas.
 	// It costs one more round trip for each lock, to the replicas and back. Renewals and Unlock do not wait.
 	//
-	// It narrows the gap that asynchronous replication leaves, and does not close it: see the package documentation.
+	// It narrows the gap that asynchronous replication leaves, and does not close it: see docs/redis.md.
 	//
-	// It needs a *redis.Client or a *redis.ClusterClient, or a URL for one, and the permission +wait. A Redlock has no
-	// replicas. ReplicasWithin must be at least a millisecond, and shorter than the TTL.
+	// It needs a *redis.Client or a *redis.ClusterClient, or a URL for one, and the permission +wait.
+	// ReplicasWithin must be at least a millisecond, and shorter than the TTL.
 	Replicas       int
 	ReplicasWithin time.Duration
 
@@ -31,117 +30,50 @@ type Config struct {
 	// that share locks must have the same: waiters with another one are served late. The user needs the permission to
 	// subscribe and publish to channels that begin with it.
 	ChannelPrefix string
+
+	// TokenRetention is how long the server keeps the last fencing token of a key after the key was last locked: one
+	// hour if it is zero, and never less than the TTL of the lock. Meanwhile, each key that was ever locked takes some
+	// 200 bytes of the server's memory. A shorter time saves that, where many different keys are locked. At least one
+	// second.
+	//
+	// What a shorter one risks: once the token is forgotten, it is the server's clock alone that makes the next one
+	// greater. So tokens can go back if that clock is set back by more than TokenRetention; if a replica takes over
+	// whose clock is behind by more; and on a Redlock if the servers' clocks are further apart. (A clock that is set
+	// back, or is behind, by less costs nothing: the token is kept by the same clock.) Processes that share locks
+	// should have the same: for each key, the one that locked it last decides.
+	TokenRetention time.Duration
 }
 
 // New is the function New with this Config.
 func (c Config) New(rdb redis.UniversalClient, opts ...locker.Option) *locker.Client {
-	b, err := c.newBackend(rdb, newProcess(), nil)
+	b, err := c.newBackend(rdb, nil)
 	if err != nil {
-		return newClientOf(backends.Unusable{Name: "redis", Err: err}, opts)
+		return server.ClientOf(backends.Unusable{Name: "redis", Err: err}, opts)
 	}
-	return newClientOf(b, opts)
+	return server.ClientOf(b, opts)
 }
 
 // Open is the function Open with this Config.
 func (c Config) Open(ctx context.Context, url string, opts ...locker.Option) (*locker.Client, error) {
-	if isRedlock(url) {
-		return c.openRedlock(ctx, url, opts)
-	}
 	o, err := ParseURL(url)
 	if err != nil {
 		return nil, err
 	}
 	rdb := redis.NewUniversalClient(o)
-	b, err := c.newBackend(rdb, newProcess(), rdb.Close)
+	b, err := c.newBackend(rdb, rdb.Close)
 	if err != nil {
 		_ = rdb.Close()
 		return nil, fmt.Errorf("redislock: %w", err)
 	}
-	return begin(ctx, b, b.line.mayListen, opts)
-}
-
-// begin returns a Client of b if locks can be had, else closes b. listen checks that waiters can be called.
-func begin(ctx context.Context, b locker.Backend, listen func(context.Context) error, opts []locker.Option,
-) (*locker.Client, error) {
-	l := newClientOf(b, opts)
-	err := l.Ping(ctx)
-	if err == nil {
-		if err = listen(ctx); err != nil {
-			err = fmt.Errorf("redislock: subscribing to the channel of the waiters: %w", withClass(ctx, err))
-		}
-	}
-	if err == nil {
-		return l, nil
-	}
-	closed := make(chan struct{})
-	go func() {
-		_ = l.Close()
-		close(closed)
-	}()
-	select {
-	case <-closed:
-	case <-ctx.Done(): // a server that hangs is not waited for
-	}
-	return nil, err
-}
-
-// withClass returns err as one that has a class, or ends with ctx.
-func withClass(ctx context.Context, err error) error {
-	switch {
-	case ctx.Err() != nil:
-		return fmt.Errorf("%w: %w", ctx.Err(), context.Cause(ctx))
-	case passes(err) && !errors.Is(err, locker.ErrUnavailable):
-		return fmt.Errorf("%w: %w", locker.ErrUnavailable, err)
-	}
-	return err
+	return server.Open(ctx, b, opts)
 }
 
 // newBackend returns the backend for rdb, or why there can be none.
-func (c Config) newBackend(rdb redis.UniversalClient, process string, closeClient func() error) (*backend, error) {
-	if err := c.check(rdb); err != nil {
-		return nil, err
+func (c Config) newBackend(rdb redis.UniversalClient, closeClient func() error) (server.Listening, error) {
+	config := server.Config{ChannelPrefix: c.ChannelPrefix, TokenRetention: c.TokenRetention}
+	b, err := config.New(rdb, server.NewProcess(), closeClient)
+	if err != nil || c.Replicas == 0 && c.ReplicasWithin == 0 {
+		return b, err
 	}
-	prefix := c.ChannelPrefix
-	if prefix == "" {
-		prefix = defaultChannelPrefix
-	}
-	b := &backend{
-		client: newClient(rdb), scripts: scriptsFor(prefix), closeClient: closeClient,
-		replicas: c.Replicas, within: c.ReplicasWithin,
-	}
-	b.line = newLine(b.client, b.scripts, prefix, process)
-	return b, nil
+	return newReplicated(b, rdb, c.Replicas, c.ReplicasWithin)
 }
-
-// check returns why rdb cannot be used in this way, if so.
-func (c Config) check(rdb redis.UniversalClient) error {
-	if v := reflect.ValueOf(rdb); !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
-		return fmt.Errorf("%w: the redis client is nil", locker.ErrInvalidOption)
-	}
-	if _, ok := rdb.(*redis.Ring); ok {
-		return errRing
-	}
-	switch {
-	case c.Replicas == 0 && c.ReplicasWithin != 0:
-		return fmt.Errorf("%w: Config.ReplicasWithin without Replicas", locker.ErrInvalidOption)
-	case c.Replicas < 0 || c.Replicas > 0 && c.ReplicasWithin < time.Millisecond:
-		return fmt.Errorf("%w: Config: %d replicas within %v; want at least one, and one millisecond",
-			locker.ErrInvalidOption, c.Replicas, c.ReplicasWithin)
-	case len(c.ChannelPrefix) > locker.MaxKeyLen:
-		return fmt.Errorf("%w: Config.ChannelPrefix of %d bytes, at most %d are accepted",
-			locker.ErrInvalidOption, len(c.ChannelPrefix), locker.MaxKeyLen)
-	}
-	switch rdb.(type) {
-	case *redis.Client, *redis.ClusterClient:
-	default:
-		if c.Replicas > 0 {
-			return fmt.Errorf("%w: Config.Replicas needs a *redis.Client or a *redis.ClusterClient, not a %T",
-				locker.ErrInvalidOption, rdb)
-		}
-	}
-	return nil
-}
-
-// errRing is why a Ring cannot keep locks.
-var errRing = fmt.Errorf("%w: a redis.Ring cannot keep locks: when a server does not answer for a moment, "+
-	"it moves that server's keys to others, which then grant them to a second holder", locker.ErrInvalidOption)

@@ -48,10 +48,7 @@ func TestConformance(t *testing.T) {
 			return b
 		},
 		Restart: func(t *testing.T) { // without data: the worst that can happen to one server
-			server.Kill()
-			if err := server.Restart(); err != nil {
-				t.Fatal(err)
-			}
+			redistest.RestartAll(t, server)
 		},
 		Break: func(t *testing.T, key string) {
 			if err := admin.Del(context.Background(), redislock.DefaultPrefix+key).Err(); err != nil {

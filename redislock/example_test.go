@@ -44,29 +44,6 @@ func ExampleOpen() {
 	}
 }
 
-// Three servers that know nothing of one another: any one of them may fail.
-func ExampleNewRedlock() {
-	var clients []redis.UniversalClient
-	for _, addr := range []string{"one:6379", "two:6379", "three:6379"} {
-		rdb := redis.NewClient(&redis.Options{Addr: addr})
-		defer rdb.Close()
-		clients = append(clients, rdb)
-	}
-	l := redislock.NewRedlock(clients)
-	defer l.Close() // before the clients
-
-	lease, err := l.Lock(context.Background(), "payments/7")
-	switch {
-	case errors.Is(err, redislock.ErrNoQuorum):
-		log.Print("two servers of three do not answer: ", err)
-	case err != nil:
-		log.Fatal(err)
-	default:
-		defer lease.Unlock()
-		fmt.Println("token", lease.Token())
-	}
-}
-
 // A program that does more with its client than to lock.
 func ExampleParseURL() {
 	options, err := redislock.ParseURL("redis+sentinel://app:password@one,two,three/mymaster/0")

@@ -1,18 +1,20 @@
 package redislock_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/locktest"
 	"github.com/lockerkit/locker/internal/redistest"
 	"github.com/lockerkit/locker/redislock"
 )
 
-// TestFailover has the master die, or hang for a while, while a lease is held that the replicas have received: the lease
-// goes on, and nobody else gets the lock, also when the old master is back.
+// TestFailover has the master die, or hang for a while, while a lease is held that the replicas have received: the
+// lease goes on, and nobody else gets the lock, also when the old master is back.
 func TestFailover(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct{ down, up func(*redistest.Server) error }{
@@ -60,7 +62,8 @@ func TestFailover(t *testing.T) {
 			rivals(b, isLocked, "the new master says that the lock is held")
 			next := make(chan *locker.Lease, 1)
 			go func() { next <- mustLock(t, b, "k") }()
-			eventually(t, 10*time.Second, "somebody waits in line", func() bool { return inLine(t, s.Admin(s.Master(t)), "k") == 1 })
+			eventually(t, 10*time.Second, "somebody waits in line",
+				func() bool { return inLine(t, s.Admin(s.Master(t)), "k") == 1 })
 			mustUnlock(t, lease)
 			mustUnlock(t, <-next)
 		})
@@ -147,7 +150,8 @@ func TestReplicated(t *testing.T) {
 		mustUnlock(t, lease)
 	}
 	checkShortfall(t, three, one, "k")
-	if _, err := replicated(1, 5*time.Second, locker.TTL(time.Second)).TryLock(ctx, "k"); !errors.Is(err, locker.ErrInvalidOption) {
+	if _, err := replicated(1, 5*time.Second, locker.TTL(time.Second)).TryLock(ctx, "k"); !errors.Is(err,
+		locker.ErrInvalidOption) {
 		t.Errorf("a TTL shorter than replicas have time: %v; want ErrInvalidOption", err)
 	}
 	for _, bad := range []locker.Locker{replicated(0, time.Second), replicated(1, 0), replicated(-1, time.Second)} {
@@ -159,9 +163,31 @@ func TestReplicated(t *testing.T) {
 	lease := mustLock(t, one, "k")
 	next := make(chan *locker.Lease, 1)
 	go func() { next <- mustLock(t, two, "k") }()
-	eventually(t, 10*time.Second, "somebody waits in line", func() bool { return inLine(t, s.Admin(s.Master(t)), "k") == 1 })
+	eventually(t, 10*time.Second, "somebody waits in line",
+		func() bool { return inLine(t, s.Admin(s.Master(t)), "k") == 1 })
 	mustUnlock(t, lease)
 	mustUnlock(t, <-next)
+
+	// Who waits rides it out, and gives back what too few have.
+	lease = mustLock(t, one, "k")
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	waits := replicated(3, 50*time.Millisecond, locker.Observe(&locker.Observer{Retry: func(info locker.RetryInfo) {
+		if errors.Is(info.Err, redislock.ErrReplicas) {
+			cancel()
+		}
+	}}))
+	waited := locktest.Started(func() error {
+		_, err := waits.Lock(ctx, "k")
+		return err
+	})
+	eventually(t, 10*time.Second, "somebody waits in line",
+		func() bool { return inLine(t, s.Admin(s.Master(t)), "k") == 1 })
+	mustUnlock(t, lease)
+	if err := waited.Get(t); !errors.Is(err, context.Canceled) {
+		t.Errorf("who waits: %v; want Canceled, after a retry", err)
+	}
+	mustUnlock(t, mustLock(t, one, "k"))
 
 	plain := open(t, s.Client(t))
 	cutReplicas(t, s, s.Master(t))

@@ -13,9 +13,11 @@ import (
 	"time"
 
 	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/locktest"
 	"github.com/lockerkit/locker/internal/redistest"
 	"github.com/lockerkit/locker/internal/wires"
 	"github.com/lockerkit/locker/redislock"
+	"github.com/lockerkit/locker/redislock/redlock"
 )
 
 // useWhileHung holds leases, which do not depend on what hangs, for several TTLs, while others are taken and given
@@ -135,13 +137,13 @@ func TestShardHangs(t *testing.T) {
 // TestRedlockServerHangs stops one server of three.
 func TestRedlockServerHangs(t *testing.T) {
 	t.Parallel()
-	servers := newIndependent(t, 3)
+	servers := redistest.NewIndependent(t, 3)
 	const ttl = 1500 * time.Millisecond
 	var all []time.Duration
 	lost, of := 0, 0
 	for trial := range wires.Trials(t, 2) {
-		clients, closeAll := dialAll(servers.addresses())
-		l := redislock.NewRedlock(clients, locker.TTL(ttl))
+		clients, closeAll := redistest.DialAll(servers.Addresses())
+		l := redlock.New(clients, locker.TTL(ttl))
 		var held []*locker.Lease
 		var keys []string
 		for i := range 20 {
@@ -218,14 +220,12 @@ func TestWaiterOnAHealthyShard(t *testing.T) {
 // TestRedlockHungServerCostsNoMore makes thousands of calls while one server of three hangs: the number of goroutines
 // does not grow with that of the calls.
 func TestRedlockHungServerCostsNoMore(t *testing.T) {
-	servers := newIndependent(t, 3)
-	clients, closeAll := dialAll(servers.addresses())
-	l := redislock.NewRedlock(clients, locker.TTL(time.Minute))
+	servers := redistest.NewIndependent(t, 3)
+	clients, closeAll := redistest.DialAll(servers.Addresses())
+	l := redlock.New(clients, locker.TTL(time.Minute))
 	defer closeAll()
 	defer func() { _ = l.Close() }()
-	for range 3 {
-		mustUnlock(t, mustLock(t, l, "warm"))
-	}
+	locktest.Warm(l, 3)
 	if err := servers[0].Pause(); err != nil {
 		t.Fatal(err)
 	}
@@ -245,7 +245,7 @@ func TestRedlockHungServerCostsNoMore(t *testing.T) {
 				switch {
 				case err == nil:
 					_ = lease.Unlock()
-				case !errors.Is(err, redislock.ErrNoQuorum): // a machine that is busy
+				case !errors.Is(err, redlock.ErrNoQuorum): // a machine that is busy
 					t.Error(err)
 				}
 			}
@@ -324,11 +324,11 @@ func TestUnlockBesideARenewalThatHangs(t *testing.T) {
 	})
 	t.Run("redlock", func(t *testing.T) {
 		t.Parallel()
-		servers := newIndependent(t, 3)
+		servers := redistest.NewIndependent(t, 3)
 		var keys []string
 		for i := range 60 {
 			keys = append(keys, "k"+strconv.Itoa(i))
 		}
-		test(t, openRedlock(t, servers.addresses(), locker.TTL(ttl)), keys, nil, servers[1])
+		test(t, openRedlock(t, servers.Addresses(), locker.TTL(ttl)), keys, nil, servers[1])
 	})
 }

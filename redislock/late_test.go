@@ -11,17 +11,10 @@ import (
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/faultproxy"
+	"github.com/lockerkit/locker/internal/locktest"
 	"github.com/lockerkit/locker/internal/redistest"
 	"github.com/lockerkit/locker/redislock"
 )
-
-// holdBack keeps what is sent on the present connections from arriving, as a lost packet does: the kernel goes on sending it
-// after the client has given up and closed the connection.
-func holdBack(proxy *faultproxy.Proxy) {
-	for _, c := range proxy.Conns() {
-		c.Set(faultproxy.Fault{ToServer: faultproxy.Flow{Mode: faultproxy.Hold}})
-	}
-}
 
 // TestLateFirstAttempt has the first attempt to acquire arrive when the second one was answered, and all is over.
 func TestLateFirstAttempt(t *testing.T) {
@@ -50,19 +43,19 @@ func TestLateFirstAttempt(t *testing.T) {
 			rdb, proxy := wired(t, server)
 			admin := dial(t, server.Addr())
 			l, other := open(t, rdb), open(t, admin)
-			for range 5 { // the server is near: commands go out on connections of their own
-				mustUnlock(t, mustLock(t, l, "warm"))
-			}
-			holdBack(proxy)
+			locktest.Warm(l, 5) // the server is near: commands go out on connections of their own
+			redistest.HoldBack(proxy)
 			test(t, l, other)
 			dropped := proxy.Dropped()
 			proxy.Heal() // what was held back arrives
 			eventually(t, 5*time.Second, "the late request has been executed", func() bool {
-				return strings.Contains(admin.Info(context.Background(), "commandstats").Val(), "evalsha") && proxy.Dropped() == dropped
+				return strings.Contains(admin.Info(context.Background(), "commandstats").Val(), "evalsha") &&
+					proxy.Dropped() == dropped
 			})
 			time.Sleep(200 * time.Millisecond) // it has arrived, or else the test proves less
 			if value := admin.Get(t.Context(), redislock.DefaultPrefix+"k").Val(); value != "" {
-				t.Errorf("nobody holds the key, and it is locked by %q for %v", value, admin.PTTL(t.Context(), redislock.DefaultPrefix+"k").Val())
+				t.Errorf("nobody holds the key, and it is locked by %q for %v", value,
+					admin.PTTL(t.Context(), redislock.DefaultPrefix+"k").Val())
 			}
 			lease, err := other.TryLock(t.Context(), "k")
 			if err != nil {
@@ -121,7 +114,7 @@ func TestWaitInTheLastMillisecond(t *testing.T) {
 	lock := func() *locker.Lease {
 		for range 20 {
 			lease, err := l.Lock(t.Context(), t.Name())
-			if late := (interface{ Timeout() bool })(nil); errors.As(err, &late) {
+			if errors.Is(err, locker.ErrUnavailable) {
 				continue // on a machine that is busy, an answer may take longer than such a lease is valid
 			}
 			if err != nil {
@@ -147,7 +140,8 @@ func TestWaitInTheLastMillisecond(t *testing.T) {
 	}
 }
 
-// TestCancelledWhileAskingWhy has a server that hangs up on scripts and leaves PING, by which the reason is asked, unanswered.
+// TestCancelledWhileAskingWhy has a server that hangs up on scripts and leaves PING, by which the reason is asked,
+// unanswered.
 func TestCancelledWhileAskingWhy(t *testing.T) {
 	server := redistest.New(t, redistest.Options{})
 	rdb, proxy := wired(t, server)
@@ -161,7 +155,7 @@ func TestCancelledWhileAskingWhy(t *testing.T) {
 	time.AfterFunc(500*time.Millisecond, cancel)
 	start := time.Now()
 	_, err := l.Lock(ctx, "k")
-	if took := time.Since(start); took > time.Second {
+	if took := time.Since(start); took > 1500*time.Millisecond { // the bound of a request is two seconds
 		t.Errorf("cancelled after 500ms, Lock returned after %v: %v", took, err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"regexp"
 	"runtime"
@@ -19,30 +20,29 @@ import (
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/faultproxy"
+	"github.com/lockerkit/locker/internal/locktest"
 	"github.com/lockerkit/locker/internal/redistest"
 	"github.com/lockerkit/locker/internal/wires"
 	"github.com/lockerkit/locker/redislock"
 )
 
-// inLine returns how many wait for key, according to Redis.
-func inLine(t testing.TB, rdb *redis.Client, key string) int { return len(membersInLine(t, rdb, key)) }
-
-// membersInLine returns who waits in the line of a key, in order.
+// membersInLine returns who waits for a key, in order.
 func membersInLine(t testing.TB, rdb *redis.Client, key string) []string {
-	queue := "{" + redislock.DefaultPrefix + key + "}:locker:queue:"
-	members, err := rdb.ZRange(context.Background(), queue, 0, -1).Result()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return members
+	return redistest.MembersInLine(t, rdb, redislock.DefaultPrefix+key)
 }
+
+// inLine returns how many do.
+func inLine(t testing.TB, rdb *redis.Client, key string) int { return len(membersInLine(t, rdb, key)) }
 
 // commandCalls returns how many commands of clients the server has executed since CONFIG RESETSTAT: scripts, and
 // whatever else does not run inside them.
 func commandCalls(t testing.TB, rdb *redis.Client) (total, evalsha int) {
 	stats := rdb.Info(context.Background(), "commandstats").Val()
-	inner := map[string]bool{"set": true, "get": true, "mget": true, "del": true, "exists": true, "pexpire": true, "pttl": true, "time": true,
-		"zadd": true, "zrem": true, "zrange": true, "zrangebyscore": true, "zscore": true, "publish": true}
+	inner := map[string]bool{
+		"set": true, "get": true, "mget": true, "del": true, "exists": true,
+		"pexpire": true, "pttl": true, "time": true, "zadd": true, "zrem": true,
+		"zrange": true, "zrangebyscore": true, "zscore": true, "zmscore": true, "publish": true,
+	}
 	for _, m := range regexp.MustCompile(`cmdstat_([^:]+):calls=(\d+)`).FindAllStringSubmatch(stats, -1) {
 		n, _ := strconv.Atoi(m[2])
 		if m[1] == "evalsha" {
@@ -55,7 +55,8 @@ func commandCalls(t testing.TB, rdb *redis.Client) (total, evalsha int) {
 	return total, evalsha
 }
 
-// TestLine has a hundred waiters from ten Lockers on one key: served in order of arrival, for at most four commands each.
+// TestLine has a hundred waiters from ten Lockers on one key: served in order of arrival, for at most four commands
+// each.
 func TestLine(t *testing.T) {
 	const lockers, waiters = 10, 100
 	server := redistest.New(t, redistest.Options{})
@@ -65,7 +66,7 @@ func TestLine(t *testing.T) {
 		ls[i] = open(t, dial(t, server.Addr()))
 	}
 	for _, l := range ls { // connect
-		mustUnlock(t, mustLock(t, l, "warm"))
+		locktest.Warm(l, 1)
 	}
 	first := mustLock(t, ls[0], "k")
 	var mu sync.Mutex
@@ -169,7 +170,7 @@ func TestCancelledAcquiresLeaveNothing(t *testing.T) {
 	}
 	eventually(t, 6*time.Second, "nothing but fences and tombstones is left", func() bool {
 		for _, name := range rdb.Keys(context.Background(), "*").Val() {
-			if !strings.Contains(name, "}:locker:fence:") && !strings.Contains(name, "}:locker:gone:") {
+			if !strings.Contains(name, "}:locker:fence:") && !strings.Contains(name, "}:locker:tombstone:") {
 				return false
 			}
 		}
@@ -315,4 +316,66 @@ func TestOneSubscriptionForManyKeys(t *testing.T) {
 		mustUnlock(t, lease)
 	}
 	waits.Wait()
+}
+
+// TestGivesUpUnanswered has a waiter give up before it knows that it is in line, while the server cannot be told, for
+// longer than the TTL. It is out of line as soon as the server can be, and not when it is taken for dead.
+func TestGivesUpUnanswered(t *testing.T) {
+	t.Parallel()
+	server := redistest.New(t, redistest.Options{})
+	locktest.Tries(t, func() error { return givesUpUnanswered(t, server, locktest.Unique("k")) })
+}
+
+// givesUpUnanswered returns an error if the machine was so busy that the waiter has given up by itself.
+func givesUpUnanswered(t *testing.T, server *redistest.Server, key string) error {
+	t.Helper()
+	const ttl = 300 * time.Millisecond
+	admin := dial(t, server.Addr())
+	rdb, proxy := wired(t, server)
+	other, l := open(t, dial(t, server.Addr())), open(t, rdb, locker.TTL(ttl))
+	locktest.Warm(l, 5) // connect
+	lease := mustLock(t, other, key)
+	defer func() { mustUnlock(t, lease) }()
+	proxy.Set(faultproxy.DropReplies())
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	waits := locktest.Started(func() error { _, err := l.Lock(ctx, key); return err })
+	var member string
+	if !locktest.Within(2*ttl, func() bool {
+		members := membersInLine(t, admin, key)
+		if len(members) == 1 {
+			member = members[0]
+		}
+		return member != ""
+	}) {
+		return errors.New("the waiter was not seen in line")
+	}
+	proxy.Set(faultproxy.Refuse())
+	cancel()
+	if err := waits.Get(t); !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("Lock: %w; want Canceled", err)
+	}
+	// The next one keeps the line from expiring.
+	next := locktest.Started(func() *locker.Lease { return mustLock(t, other, key) })
+	time.Sleep(4 * ttl) // Release has given up: an attempt to connect takes half a second
+	stalled := watchStalls(t)
+	proxy.Heal()
+	alive := "{" + redislock.DefaultPrefix + key + "}:locker:alive:"
+	till := admin.ZScore(t.Context(), alive, member).Val()
+	eventually(t, 10*time.Second, "it is out of line", func() bool {
+		return !slices.Contains(membersInLine(t, admin, key), member)
+	})
+	now := admin.Time(t.Context()).Val()
+	left := time.UnixMicro(int64(till * 1000)).Sub(now)
+	t.Logf("out of line %v before it would have been taken for dead", left)
+	switch {
+	case left > 0:
+	case stalled() > 500*time.Millisecond:
+		t.Skip("the machine stood still")
+	default:
+		t.Error("it was in line until it was taken for dead")
+	}
+	mustUnlock(t, lease)
+	lease = next.Within(t, 10*time.Second, "the next one has the lock")
+	return nil
 }

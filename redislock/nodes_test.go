@@ -99,8 +99,8 @@ func TestClusterScriptFlush(t *testing.T) {
 }
 
 // TestSlotThatIsBeingMoved holds a lock while its slot is in neither place for longer than a TTL, with another in line
-// for it. The lease goes on, as it is one key; who wants to take or free the lock waits, and is told when that takes too
-// long.
+// for it. The lease goes on, as it is one key; who wants to take or free the lock waits, and is told when that takes
+// too long.
 func TestSlotThatIsBeingMoved(t *testing.T) {
 	t.Parallel()
 	c := redistest.NewCluster(t, redistest.ClusterOptions{})
@@ -163,8 +163,8 @@ func TestSlotThatIsBeingMoved(t *testing.T) {
 	}
 }
 
-// TestClusterNodeDies has a master die, or hang. Leases that its replica has received are ridden out, and those of other
-// slots are not touched; nobody gets a lock that is held, also when the old master is back.
+// TestClusterNodeDies has a master die, or hang. Leases that its replica has received are ridden out, and those of
+// other slots are not touched; nobody gets a lock that is held, also when the old master is back.
 func TestClusterNodeDies(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct{ down, up func(*redistest.Server) error }{

@@ -3,6 +3,7 @@ package redislock_test
 import (
 	"context"
 	"errors"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -13,20 +14,8 @@ import (
 	"github.com/lockerkit/locker/internal/redistest"
 	"github.com/lockerkit/locker/internal/strangers"
 	"github.com/lockerkit/locker/redislock"
+	"github.com/lockerkit/locker/redislock/redlock"
 )
-
-// checkClass checks that err is of one class of package locker, and of no other.
-func checkClass(t *testing.T, what string, err, want error) {
-	t.Helper()
-	if !errors.Is(err, want) {
-		t.Errorf("%s: %v; want %v", what, err, want)
-	}
-	for _, other := range []error{locker.ErrUnavailable, locker.ErrDenied, locker.ErrUnfit} {
-		if other != want && errors.Is(err, other) { //nolint:errorlint // want is one of these
-			t.Errorf("%s: %v, which is also %v", what, err, other)
-		}
-	}
-}
 
 // TestOpenFailsNow opens what cannot work: that takes three seconds at most, and says what is wrong. New and Lock say
 // the same, and so does Lead, which does not go on.
@@ -65,15 +54,17 @@ func TestOpenFailsNow(t *testing.T) {
 		"lacks a command":        {"redis://app:pw@" + weak.Addr(), denied, redislock.ErrPermission, ""},
 		"lacks the channel":      {"redis://app:pw@" + mute.Addr(), denied, redislock.ErrPermission, "channel"},
 		"node of a cluster":      {"redis://" + foreignNode(t, cluster), unfit, redislock.ErrSlot, "NewClusterClient"},
+		"node, database 1":       {"redis://" + cluster.Addrs()[0] + "/1", unfit, nil, "NewClusterClient"},
+		"no such database":       {"redis://app:pw@" + good + "/99", unfit, nil, "database"},
 		"no cluster":             {"redis+cluster://" + good, unfit, nil, "NewClient"},
 		"cluster, user":          {"redis+cluster://you:pw@" + clusterAddrs, denied, redislock.ErrAuth, ""},
 		"cluster, command":       {"redis+cluster://app:pw@" + clusterAddrs, denied, redislock.ErrPermission, ""},
 		"cluster, refused":       {"redis+cluster://" + nobody, unavailable, nil, ""},
 		"cluster, Postgres":      {"redis+cluster://" + postgres, unfit, nil, "Postgres"},
 		"sentinel, refused":      {"redis+sentinel://" + nobody + "/main", unavailable, nil, ""},
-		"redlock, one denies":    {"redlock://app:pw@" + good + several, unavailable, redislock.ErrNoQuorum, ""},
-		"redlock, two deny":      {"redlock://you:pw@" + good + several, denied, redislock.ErrNoQuorum, ""},
-		"redlock, two are unfit": {"redlock://app:pw@" + good + foreign, unfit, redislock.ErrNoQuorum, ""},
+		"redlock, one denies":    {"redlock://app:pw@" + good + several, unavailable, redlock.ErrNoQuorum, ""},
+		"redlock, two deny":      {"redlock://you:pw@" + good + several, denied, redlock.ErrNoQuorum, ""},
+		"redlock, two are unfit": {"redlock://app:pw@" + good + foreign, unfit, redlock.ErrNoQuorum, ""},
 		"redlock, channel":       {"redlock://app:pw@" + mute.Addr(), denied, redislock.ErrPermission, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -81,7 +72,7 @@ func TestOpenFailsNow(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
 			start := time.Now()
-			_, err := redislock.Open(ctx, test.url)
+			_, err := openURL(ctx, test.url)
 			took := time.Since(start)
 			t.Logf("after %v: %v", took.Round(time.Millisecond), err)
 			checkClass(t, "Open", err, test.class)
@@ -131,16 +122,24 @@ func foreignNode(t *testing.T, c *redistest.Cluster) string {
 	return ""
 }
 
-// newByURL returns a Locker of New, or NewRedlock, for a URL.
+// openURL is redislock.Open or redlock.Open.
+func openURL(ctx context.Context, url string) (*locker.Client, error) {
+	if strings.HasPrefix(url, "redlock://") {
+		return redlock.Open(ctx, url)
+	}
+	return redislock.Open(ctx, url)
+}
+
+// newByURL returns a Locker of New, or redlock.New, for a URL.
 func newByURL(t *testing.T, url string) locker.Locker {
 	t.Helper()
 	var clients []redis.UniversalClient
 	var l locker.Locker
-	if servers, err := redislock.ParseRedlockURL(url); err == nil {
+	if servers, err := redlock.ParseURL(url); err == nil {
 		for _, o := range servers {
 			clients = append(clients, redis.NewClient(o))
 		}
-		l = redislock.NewRedlock(clients)
+		l = redlock.New(clients)
 	} else {
 		o, err := redislock.ParseURL(url)
 		if err != nil {
@@ -163,14 +162,14 @@ func TestOpen(t *testing.T) {
 	t.Parallel()
 	one, cluster := redistest.New(t, redistest.Options{}), redistest.NewCluster(t, redistest.ClusterOptions{})
 	sentinels := redistest.NewSentinels(t, redistest.SentinelOptions{})
-	servers := newIndependent(t, 3)
+	servers := redistest.NewIndependent(t, 3)
 	if err := servers[1].Pause(); err != nil {
 		t.Fatal(err)
 	}
-	redlock := "redlock://" + strings.Join(servers.addresses(), ",")
+	redlock := "redlock://" + strings.Join(servers.Addresses(), ",")
 	for _, url := range []string{one.URL(), cluster.URL(), sentinels.URL(), redlock} {
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-		l, err := redislock.Open(ctx, url)
+		l, err := openURL(ctx, url)
 		cancel()
 		if err != nil {
 			t.Errorf("%s: %v", url, err)
@@ -186,15 +185,15 @@ func TestOpen(t *testing.T) {
 // TestOpenIsBounded opens a server that hangs.
 func TestOpenIsBounded(t *testing.T) {
 	t.Parallel()
-	servers := newIndependent(t, 3)
+	servers := redistest.NewIndependent(t, 3)
 	for _, server := range servers {
 		if err := server.Pause(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, url := range []string{servers[0].URL(), "redlock://" + strings.Join(servers.addresses(), ",")} {
+	for _, url := range []string{servers[0].URL(), "redlock://" + strings.Join(servers.Addresses(), ",")} {
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-		_, err := redislock.Open(ctx, url)
+		_, err := openURL(ctx, url)
 		cancel()
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("%s: %v; want DeadlineExceeded", url, err)
@@ -216,12 +215,14 @@ func TestUnusableClients(t *testing.T) {
 		"nil cluster":      redislock.New((*redis.ClusterClient)(nil)),
 		"nil wrapper":      redislock.New((*wrapped)(nil)),
 		"ring":             redislock.New(ring),
-		"redlock":          redislock.NewRedlock([]redis.UniversalClient{plain, nil, (*redis.Client)(nil)}),
-		"ring in redlock":  redislock.NewRedlock([]redis.UniversalClient{plain, ring}),
+		"redlock":          redlock.New([]redis.UniversalClient{plain, nil, (*redis.Client)(nil)}),
+		"ring in redlock":  redlock.New([]redis.UniversalClient{plain, ring}),
 		"replicas, nil":    replicas.New(nil),
 		"replicas, type":   replicas.New(wrapped{plain}),
 		"replicas, within": redislock.Config{Replicas: 1}.New(plain),
 		"within":           redislock.Config{ReplicasWithin: time.Second}.New(plain),
+		"retention":        redislock.Config{TokenRetention: time.Second - 1}.New(plain),
+		"retention < 0":    redislock.Config{TokenRetention: -time.Hour}.New(plain),
 		"channel":          redislock.Config{ChannelPrefix: strings.Repeat("x", 1025)}.New(plain),
 	} {
 		if _, err := l.TryLock(t.Context(), "k"); !errors.Is(err, locker.ErrInvalidOption) {
@@ -257,10 +258,10 @@ func TestUnusableClients(t *testing.T) {
 // TestClientClosedByItsOwner closes the clients under a lease and a waiter: nothing is tried again and again.
 func TestClientClosedByItsOwner(t *testing.T) {
 	t.Parallel()
-	server, servers := redistest.New(t, redistest.Options{}), newIndependent(t, 3)
+	server, servers := redistest.New(t, redistest.Options{}), redistest.NewIndependent(t, 3)
 	cluster := redistest.NewCluster(t, redistest.ClusterOptions{})
 	one, group := redis.NewClient(&redis.Options{Addr: server.Addr()}), cluster.Client(t)
-	several, closeSeveral := dialAll(servers.addresses())
+	several, closeSeveral := redistest.DialAll(servers.Addresses())
 	const ttl = time.Minute
 	newOf := func(rdb redis.UniversalClient) func() *locker.Client {
 		return func() *locker.Client { return redislock.New(rdb, locker.TTL(ttl)) }
@@ -271,7 +272,7 @@ func TestClientClosedByItsOwner(t *testing.T) {
 	}{
 		"one server": {newOf(one), func() { _ = one.Close() }},
 		"cluster":    {newOf(group), func() { _ = group.Close() }},
-		"redlock":    {func() *locker.Client { return redislock.NewRedlock(several, locker.TTL(ttl)) }, closeSeveral},
+		"redlock":    {func() *locker.Client { return redlock.New(several, locker.TTL(ttl)) }, closeSeveral},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := test.open()
@@ -339,5 +340,22 @@ func TestChannelPrefix(t *testing.T) {
 	}
 	if process, found := strings.CutPrefix(m.Channel, config.ChannelPrefix); !found || len(process) != 32 {
 		t.Errorf("the channel of the message is %q", m.Channel)
+	}
+}
+
+// TestProtectedMode has what servers say, before they hang up, who serve their own machine only, until somebody gives
+// them a password.
+func TestProtectedMode(t *testing.T) {
+	const rest = " in protected mode because protected mode is enabled and no password is set for the default user."
+	for server, text := range map[string]string{
+		"Redis 7":   "DENIED Redis is running" + rest,
+		"Valkey 8":  "DENIED Running" + rest,
+		"Redis 6.2": "DENIED Redis is running in protected mode because protected mode is enabled, no bind address was set",
+	} {
+		addr := strangers.Serve(t, func(conn net.Conn) { _, _ = conn.Write([]byte("-" + text + "\r\n")) })
+		_, err := redislock.Open(t.Context(), "redis://"+addr)
+		if !errors.Is(err, redislock.ErrAuth) || !errors.Is(err, locker.ErrDenied) {
+			t.Errorf("%s: %v; want ErrAuth", server, err)
+		}
 	}
 }

@@ -2,122 +2,113 @@ package redislock
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/redislock/internal/conn"
+	"github.com/lockerkit/locker/redislock/internal/scripts"
+	"github.com/lockerkit/locker/redislock/internal/server"
 )
 
-// ask makes one request to acquire n.
-func (b *backend) ask(ctx context.Context, n names, words []string) (any, error) {
-	if b.replicas == 0 {
-		return b.client.run(ctx, b.scripts.acquire, 5, words)
-	}
-	reply, confirmed, err := b.client.runReplicated(ctx, b.scripts.acquire, 5, words, b.replicas, b.within)
-	if _, granted := reply.(string); err != nil || !granted || confirmed >= int64(b.replicas) {
-		return reply, err
-	}
-	return nil, &shortfall{
-		confirmed: confirmed, wanted: b.replicas, within: b.within,
-		givenBack: b.free(ctx, n) == nil, // else package locker does it, as after every error of unknown outcome
-	}
+// replicated is a backend whose locks are confirmed by replicas, around one that knows nothing of them. What was
+// granted is renewed at once, on a connection on which WAIT follows: that counts the replicas that have what its own
+// connection wrote. As a replica receives all writes of its master in their order, these have the lock.
+type replicated struct {
+	*server.Server
+	replicas int           // how many of them are to confirm a lock
+	within   time.Duration // so much time after it was granted
 }
 
-func isShortfall(err error) bool {
-	var short *shortfall
-	return errors.As(err, &short)
+func newReplicated(
+	b *server.Server, rdb redis.UniversalClient, replicas int, within time.Duration,
+) (*replicated, error) {
+	switch {
+	case replicas == 0:
+		return nil, fmt.Errorf("%w: Config.ReplicasWithin without Replicas", locker.ErrInvalidOption)
+	case replicas < 0 || within < time.Millisecond:
+		return nil, fmt.Errorf("%w: Config: %d replicas within %v; want at least one, and one millisecond",
+			locker.ErrInvalidOption, replicas, within)
+	}
+	switch rdb.(type) {
+	case *redis.Client, *redis.ClusterClient:
+		return &replicated{b, replicas, within}, nil
+	}
+	return nil, fmt.Errorf("%w: Config.Replicas needs a *redis.Client or a *redis.ClusterClient, not a %T",
+		locker.ErrInvalidOption, rdb)
 }
 
-// shortfall is the error of a lock that too few replicas have confirmed.
-type shortfall struct {
-	confirmed int64
-	wanted    int
-	within    time.Duration
-	givenBack bool
-}
-
-func (e *shortfall) Error() string {
-	return fmt.Sprintf("%v: %d of %d within %v", ErrReplicas, e.confirmed, e.wanted, e.within)
-}
-
-func (e *shortfall) Unwrap() error { return ErrReplicas }
-
-// unconfirmed is the error of a WAIT that failed, after the lock was granted.
-type unconfirmed struct{ err error }
-
-func (e *unconfirmed) Error() string { return fmt.Sprintf("waiting for replicas: %v", e.err) }
-func (e *unconfirmed) Unwrap() error { return e.err }
-
-// runReplicated is run; if the script grants a lock, it then waits until so many replicas have received it, and returns how
-// many did. Both go out on one connection, as WAIT is about what was written on its own.
-func (c *client) runReplicated(ctx context.Context, s *script, keys int, words []string, replicas int, within time.Duration) (any, int64, error) {
-	ctx, cancel := timed(ctx)
-	defer cancel()
-	if c.nodes != nil {
-		return c.nodes.runReplicated(ctx, s, keys, words, replicas, within)
+// Acquire implements locker.Backend.
+func (b *replicated) Acquire(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	if err := b.check(r); err != nil {
+		return locker.Grant{}, err
 	}
-	type outcome struct {
-		reply     any
-		confirmed int64
-		err       error
-	}
-	done := make(chan outcome, 1)
-	go func() { // a connection of its own is waited for without regard to ctx
-		var o outcome
-		o.reply, o.confirmed, o.err = onOneConn(ctx, c.UniversalClient.(*redis.Client), s, keys, words, replicas, within)
-		done <- o
-	}()
-	select {
-	case o := <-done:
-		return o.reply, o.confirmed, o.err
-	case <-ctx.Done():
-		return nil, 0, ctx.Err()
-	}
-}
-
-func onOneConn(ctx context.Context, rdb *redis.Client, s *script, keys int, words []string, replicas int, within time.Duration) (any, int64, error) {
-	conn := rdb.Conn()
-	defer func() { _ = conn.Close() }()
-	cmd := command(ctx, s, keys, words)
-	err := conn.Process(ctx, cmd)
-	if isNoScript(err) {
-		cmd = source(ctx, s, cmd)
-		err = conn.Process(ctx, cmd)
-	}
+	g, err := b.Server.Acquire(ctx, r)
 	if err != nil {
-		return nil, 0, err
+		return locker.Grant{}, err
 	}
-	if _, granted := cmd.Val().(string); !granted {
-		return cmd.Val(), 0, nil
-	}
-	confirmed, err := conn.Wait(ctx, replicas, within).Result()
-	if err != nil {
-		return nil, 0, &unconfirmed{err}
-	}
-	return cmd.Val(), confirmed, nil
+	return g, b.confirm(ctx, g).result()
 }
 
-// runReplicated is client.runReplicated. It does not follow redirections, as those lead to a connection that is not
-// known: it tries again until the map of the slots is right.
-func (c *cluster) runReplicated(ctx context.Context, s *script, keys int, words []string, replicas int, within time.Duration) (any, int64, error) {
-	for pause := unsettledPause; ; pause = min(2*pause, longestUnsettledPause) {
-		node, err := c.node(ctx, words[0])
+// Wait implements locker.Queue. A lock that too few replicas have is waited for again, at the same place.
+func (b *replicated) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	if err := b.check(r); err != nil {
+		return locker.Grant{}, err
+	}
+	arrival := ""
+	for failures := 1; ; failures++ {
+		g, err := b.WaitFrom(ctx, r, &arrival)
 		if err != nil {
-			return nil, 0, err
+			return locker.Grant{}, err
 		}
-		reply, confirmed, err := node.runReplicated(ctx, s, keys, words, replicas, within)
-		switch {
-		case err == nil:
-			return reply, confirmed, nil
-		case !isReply(err):
-			return nil, 0, c.failed(ctx, node, err)
-		case !isUnsettled(err):
-			return nil, 0, err
+		short := b.confirm(ctx, g)
+		if short.err == nil || arrival == "" || !conn.Passes(short.err) {
+			return g, short.result()
 		}
-		c.cc.ReloadState(ctx)
-		if !wait(ctx, pause) {
-			return nil, 0, err
+		r.ReportRetry(short.err)
+		if !conn.Sleep(ctx, server.OutagePause(failures)) {
+			short.err = context.Cause(ctx)
+			return locker.Grant{}, short.result()
 		}
 	}
+}
+
+// check refuses what could not be confirmed in time.
+func (b *replicated) check(r locker.Request) error {
+	if b.within >= r.TTL {
+		return fmt.Errorf("%w: TTL(%v) is not longer than the %v that replicas have",
+			locker.ErrInvalidOption, r.TTL, b.within)
+	}
+	return nil
+}
+
+// shortfall is what became of a lock that replicas have not confirmed; its zero value is that they have.
+type shortfall struct {
+	err       error
+	givenBack bool // else package locker releases it, as after every error of unknown outcome
+}
+
+func (s shortfall) result() error {
+	if s.givenBack {
+		return locker.NotAcquired(s.err)
+	}
+	return s.err
+}
+
+// confirm waits until the replicas have a lock, or gives it back.
+func (b *replicated) confirm(ctx context.Context, g locker.Grant) shortfall {
+	words := []string{g.Name(), scripts.ValueOf(g.Owner.String(), g.Holder), scripts.Milliseconds(g.TTL)}
+	confirmed, err := b.Client.RunConfirmed(ctx, b.Scripts.Renew, 1, words, b.replicas, b.within)
+	switch {
+	case err != nil:
+		err, _ = b.Client.MeaningOf(err)
+		err = fmt.Errorf("waiting for replicas: %w", err)
+	case confirmed >= int64(b.replicas):
+		return shortfall{}
+	default:
+		err = fmt.Errorf("%w: %d of %d within %v", conn.ErrReplicas, confirmed, b.replicas, b.within)
+	}
+	return shortfall{err, b.Release(ctx, g) == nil}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -15,7 +14,6 @@ import (
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/faultproxy"
 	"github.com/lockerkit/locker/internal/redistest"
-	"github.com/lockerkit/locker/redislock"
 )
 
 // persistent is for servers that keep their data, whatever happens to them.
@@ -53,10 +51,8 @@ func waitersKeepPlaces(t *testing.T, servers []*redis.Client, open func(opts ...
 			}
 			mustUnlock(t, next)
 		})
-		eventually(t, 10*time.Second, "the waiter is in line", func() bool {
-			before = places(t, servers)
-			return !slices.ContainsFunc(before, func(line []string) bool { return len(line) != i+1 })
-		})
+		awaitWaiters(t, servers, i+1)
+		before = places(t, servers)
 	}
 	outage(func() bool { // each has noticed, and goes on
 		for i := range retries {
@@ -72,6 +68,18 @@ func waitersKeepPlaces(t *testing.T, servers []*redis.Client, open func(opts ...
 	})
 	mustUnlock(t, lease)
 	waits.Wait()
+}
+
+// awaitWaiters waits until the waiters of so many Lockers for the key k are in line on each of the servers, and know
+// that: who has not been answered is not in line as far as he knows, and what goes wrong then ends his Lock. They
+// listen then.
+func awaitWaiters(t *testing.T, servers []*redis.Client, n int) {
+	t.Helper()
+	eventually(t, 10*time.Second, "the waiters are in line", func() bool {
+		return !slices.ContainsFunc(servers, func(rdb *redis.Client) bool {
+			return inLine(t, rdb, "k") != n || len(rdb.PubSubChannels(t.Context(), "locker:*").Val()) != n
+		})
+	})
 }
 
 // places returns who is in the line of the key k on each of the servers, in order.
@@ -126,13 +134,13 @@ func TestWaitersRideOutARefusal(t *testing.T) {
 // TestRedlockWaitersRideOut restarts a majority of the servers, with their data.
 func TestRedlockWaitersRideOut(t *testing.T) {
 	t.Parallel()
-	var servers independent
+	var servers redistest.Independent
 	for range 3 {
 		servers = append(servers, redistest.New(t, persistent))
 	}
-	rdbs := servers.dialEach(t)
+	rdbs := servers.DialEach(t)
 	waitersKeepPlaces(t, rdbs,
-		func(opts ...locker.Option) locker.Locker { return openRedlock(t, servers.addresses(), opts...) },
+		func(opts ...locker.Option) locker.Locker { return openRedlock(t, servers.Addresses(), opts...) },
 		func(ridden func() bool) {
 			servers[0].Kill()
 			servers[1].Kill()
@@ -152,42 +160,4 @@ func TestWaitBeginsWithAFailure(t *testing.T) {
 	server.Kill()
 	_, err := open(t, dial(t, server.Addr())).Lock(t.Context(), "k") // a ctx without an end
 	checkClass(t, "Lock", err, locker.ErrUnavailable)
-}
-
-// TestPasswordRotated changes the password and breaks all connections: waiters are told, and a lease that is lost says
-// why.
-func TestPasswordRotated(t *testing.T) {
-	t.Parallel()
-	server := redistest.New(t, redistest.Options{})
-	admin := dial(t, server.Addr())
-	rules, _, _, _ := documentedACL(t)
-	setUser(t, admin, rules)
-	user := func() *redis.Client {
-		rdb := redis.NewClient(&redis.Options{Addr: server.Addr(), Username: "app", Password: "pw"})
-		t.Cleanup(func() { _ = rdb.Close() })
-		return rdb
-	}
-	holder, waiter := open(t, user(), locker.TTL(3*time.Second)), open(t, user())
-	lease := mustLock(t, holder, "k")
-	waits := make(chan error, 1)
-	go func() {
-		_, err := waiter.Lock(t.Context(), "k")
-		waits <- err
-	}()
-	eventually(t, 10*time.Second, "the waiter is in line", func() bool { return inLine(t, admin, "k") == 1 })
-	if err := admin.Do(t.Context(), "acl", "setuser", "app", "resetpass", ">new").Err(); err != nil {
-		t.Fatal(err)
-	}
-	if err := admin.Do(t.Context(), "client", "kill", "user", "app").Err(); err != nil {
-		t.Fatal(err)
-	}
-	err := <-waits
-	checkClass(t, "the waiter", err, locker.ErrDenied)
-	if !errors.Is(err, redislock.ErrAuth) {
-		t.Errorf("the waiter: %v; want ErrAuth", err)
-	}
-	<-lease.Done()
-	if err := lease.Err(); !errors.Is(err, locker.ErrLost) || !strings.Contains(err.Error(), "authentication") {
-		t.Errorf("the lease: %v; want ErrLost, because of the authentication", err)
-	}
 }

@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # What the scripts have in common, which run in the directory above.
 
 # modules are those within this one. That of the etcd server is one line.

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -125,6 +126,18 @@ func (c *cable) send(ctx context.Context, call func(context.Context)) error {
 			go func() { <-healed; call(ctx) }()
 			return context.Cause(ctx)
 		}
+	case conformance.DelayReplies: // by a fifth of the TTL, which is a second
+		call(ctx)
+		return wait(ctx, time.Second/5)
+	case conformance.LateRequests: // it arrives whether or not anybody still waits
+		late, arrived := rand.N(time.Second/5), make(chan struct{})
+		go func() { time.Sleep(late); call(context.WithoutCancel(ctx)); close(arrived) }()
+		select {
+		case <-arrived:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	case conformance.DropReplies:
 		call(ctx)
 	case conformance.BlackHole:
@@ -132,6 +145,16 @@ func (c *cable) send(ctx context.Context, call func(context.Context)) error {
 	select { // the answer never comes; the client notices when the connection turns out to be broken, if not before
 	case <-healed:
 		return errCut
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// wait waits for d, or until ctx ends.
+func wait(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
@@ -329,7 +352,7 @@ func newLocker(t *testing.T, dir string, opts ...locker.Option) *locker.Client {
 const (
 	workers    = 4
 	increments = 50
-	childTTL   = time.Second
+	childTTL   = 3 * time.Second // its renewals are in time also when the machine is busy
 )
 
 func TestMain(m *testing.M) {

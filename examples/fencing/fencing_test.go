@@ -4,23 +4,22 @@ import (
 	"errors"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/pgtest"
 	"github.com/lockerkit/locker/internal/redistest"
+	"github.com/lockerkit/locker/internal/testserver"
 )
 
-func TestMain(m *testing.M) { os.Exit(redistest.Main(running(func() int { return pgtest.Main(m) }))) }
+func TestMain(m *testing.M) { os.Exit(testserver.Main(m, redistest.Main, pgtest.Main)) }
 
-type running func() int
-
-func (f running) Run() int { return f() }
-
-// handover returns the lease of a holder that has lost its lock, and that of the next one. The first would not notice if it
-// were paused at this moment: what it does with its token is what it would do then.
+// handover returns the lease of a holder that has lost its lock, and that of the next one. The first would not notice
+// if it were paused at this moment: what it does with its token is what it would do then.
 func handover(t *testing.T, a, b locker.Locker, key string) (stale, fresh *locker.Lease) {
 	t.Helper()
-	stale, err := a.Lock(t.Context(), key, locker.TTL(locker.MinTTL), locker.NoRenew())
+	// Not much longer than this test has to wait, but long enough for an answer on a machine that is busy.
+	stale, err := a.Lock(t.Context(), key, locker.TTL(time.Second), locker.NoRenew())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,8 +24,8 @@ func (s Sender) RoundTrip(r *http.Request) (*http.Response, error) {
 	return s.Next.RoundTrip(r)
 }
 
-// Fence is a middleware for what a single process keeps in its memory. It lets in one request at a time for each path, and none
-// with a smaller token than one before it.
+// Fence is a middleware for what a single process keeps in its memory. It lets in one request at a time for each path,
+// and none with a smaller token than one before it.
 type Fence struct {
 	Next http.Handler
 

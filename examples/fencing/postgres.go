@@ -11,8 +11,9 @@ import (
 // FencesSQL creates the table of Guarded.
 const FencesSQL = `CREATE TABLE fences (resource text PRIMARY KEY, token bigint NOT NULL)`
 
-// Guarded runs f in a transaction that commits only if no greater token has been used for the resource. The first statement keeps
-// every other Guarded of the resource waiting until the end, so that what f reads is still so when it writes.
+// Guarded runs f in a transaction that commits only if no greater token has been used for the resource. The first
+// statement keeps every other Guarded of the resource waiting until the end, so that what f reads is still so when it
+// writes.
 func Guarded(ctx context.Context, pool *pgxpool.Pool, resource string, token uint64, f func(pgx.Tx) error) error {
 	return pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
 		raised, err := tx.Exec(ctx, `
@@ -55,7 +56,8 @@ func PutBalance(ctx context.Context, pool *pgxpool.Pool, id, balance int64, toke
 	return err
 }
 
-// Balance reads, and raises the fence in the same step: from now on, nobody with a smaller token can change what was read.
+// Balance reads, and raises the fence in the same step: from now on, nobody with a smaller token can change what was
+// read.
 func Balance(ctx context.Context, pool *pgxpool.Pool, id int64, token uint64) (balance int64, err error) {
 	rows, err := pool.Query(ctx, `
 		UPDATE accounts SET fence = $2

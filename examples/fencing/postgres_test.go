@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/locktest"
 	"github.com/lockerkit/locker/internal/pgtest"
 	"github.com/lockerkit/locker/pglock"
 )
@@ -56,17 +56,12 @@ func (d database) wantBalance(want int64) {
 // awaitBlocked waits until a statement of the database waits for a row that another transaction has locked.
 func (d database) awaitBlocked() {
 	d.t.Helper()
-	for start := time.Now(); ; time.Sleep(5 * time.Millisecond) {
+	locktest.Eventually(d.t, "somebody waits for the row", func() bool {
 		var n int
 		must(d.t, d.pool.QueryRow(d.t.Context(), `SELECT count(*) FROM pg_stat_activity
 			WHERE datname = current_database() AND wait_event_type = 'Lock' AND wait_event = 'transactionid'`).Scan(&n))
-		if n > 0 {
-			return
-		}
-		if time.Since(start) > 20*time.Second {
-			d.t.Fatal("nobody waits for the row")
-		}
-	}
+		return n > 0
+	})
 }
 
 func TestPostgres(t *testing.T) {

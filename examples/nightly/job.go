@@ -10,9 +10,9 @@ import (
 	"github.com/lockerkit/locker"
 )
 
-// addUp returns the total of a day, which it adds up and stores unless that has been done. It returns ErrLocked if another
-// instance is at it. It returns ErrLost if the lock was lost; nothing is stored then, or, if that happened at the last
-// moment, what has a smaller token than the total of the instance that got the lock.
+// addUp returns the total of a day, which it adds up and stores unless that has been done. It returns ErrLocked if
+// another instance is at it. It returns ErrLost if the lock was lost; nothing is stored then, or, if that happened at
+// the last moment, what has a smaller token than the total of the instance that got the lock.
 func addUp(ctx context.Context, l locker.Locker, orders fs.FS, done totals, day string) (total int, err error) {
 	lease, err := l.TryLock(ctx, "nightly/"+day)
 	if err != nil {

@@ -1,12 +1,13 @@
-// Command nightly adds up the orders of a day, once, whichever of its instances cron starts first. The file orders/DAY has an
-// amount in cents on each line; the total goes to a file in the directory totals, which all instances share. Which store has
-// the lock is decided by one URL in the environment, memory:// without it, which is for a machine by itself and for tests:
+// Command nightly adds up the orders of a day, once, whichever of its instances cron starts first. The file orders/DAY
+// has an amount in cents on each line; the total goes to a file in the directory totals, which all instances share.
+// Which store has the lock is decided by one URL in the environment, memory:// without it, which is for a machine by
+// itself and for tests:
 //
 //	LOCKER_URL=redis://localhost:6379/0 go run ./examples/nightly 2026-11-21
 //
-// When it loses the lock half-way it stops, writes nothing, and fails: another instance may be at work by then. If it does not
-// notice in time, because it is paused just before it writes, its total is that of a smaller fencing token, and who reads
-// totals takes the one with the greatest.
+// When it loses the lock half-way it stops, writes nothing, and fails: another instance may be at work by then. If it
+// does not notice in time, because it is paused just before it writes, its total is that of a smaller fencing token,
+// and who reads totals takes the one with the greatest.
 package main
 
 import (

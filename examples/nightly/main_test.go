@@ -72,7 +72,8 @@ func TestOneInstance(t *testing.T) {
 	}
 }
 
-// What happens when the lock is lost? The work stops, nothing is stored, the program fails; the next instance does it all.
+// What happens when the lock is lost? The work stops, nothing is stored, the program fails; the next instance does it
+// all.
 func TestLockLost(t *testing.T) {
 	t.Parallel()
 	l, done := memlock.New(), totals(t.TempDir())
@@ -88,7 +89,8 @@ func TestLockLost(t *testing.T) {
 	}
 }
 
-// What happens when the network fails? The same, when the lease has run out, in fake time; and only then can another do it.
+// What happens when the network fails? The same, when the lease has run out, in fake time; and only then can another do
+// it.
 func TestCutOff(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -113,8 +115,8 @@ func TestCutOff(t *testing.T) {
 	})
 }
 
-// What happens when the program is paused after its last look at the lock, and writes when another has it? It has the smaller
-// token.
+// What happens when the program is paused after its last look at the lock, and writes when another has it? It has the
+// smaller token.
 func TestLateWriter(t *testing.T) {
 	t.Parallel()
 	l, done := memlock.New(), totals(t.TempDir())
@@ -205,4 +207,32 @@ func TestOpen(t *testing.T) {
 			t.Errorf("%s was taken", url)
 		}
 	}
+}
+
+// FuzzOpen has what may be in LOCKER_URL. Whatever is wrong with it, whichever the store, the password is not shown.
+func FuzzOpen(f *testing.F) {
+	schemes := []string{"redis", "redlock", "redis+cluster", "redis+sentinel", "postgres", "etcd", "mysql", ""}
+	for _, scheme := range schemes {
+		f.Add(scheme, "", "", "localhost:1/0")
+		f.Add(scheme, "#", "?", "local host:x/")
+	}
+	ended, cancel := context.WithCancel(context.Background())
+	cancel() // so that it does not connect
+	f.Fuzz(func(t *testing.T, scheme, before, after, rest string) {
+		const secret = "hunter2"
+		if scheme == "memory" || strings.Contains(scheme+rest, secret) {
+			t.Skip("has no password, or two of them")
+		}
+		for _, colon := range []string{"://", ":/", ":", ""} { // people forget a lot
+			url := scheme + colon + "me:" + before + secret + after + "@" + rest
+			switch l, err := open(ended, url); {
+			case err == nil:
+				t.Errorf("%s is open: %v", url, l)
+			case strings.Contains(err.Error(), secret) && colon != "://" && strings.Contains(before+after+rest, "://"):
+				// The password is before that, where the scheme should be.
+			case strings.Contains(err.Error(), secret):
+				t.Errorf("the password in %s is shown: %v", url, err)
+			}
+		}
+	})
 }

@@ -8,9 +8,9 @@ import (
 	"strconv"
 )
 
-// totals is a directory with a file for each total. The name is that of the day and the fencing token of who has added it up:
-// that is how a directory, which cannot compare tokens by itself, is guarded by them. A late file with a smaller token
-// changes nothing for those who read.
+// totals is a directory with a file for each total. The name is that of the day and the fencing token of who has added
+// it up: that is how a directory, which cannot compare tokens by itself, is guarded by them. A late file with a smaller
+// token changes nothing for those who read.
 type totals string
 
 // read returns the total of the greatest token, or fs.ErrNotExist if there is none.

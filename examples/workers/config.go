@@ -46,25 +46,48 @@ var (
 func flags(cfg *config) *flag.FlagSet {
 	fs := flag.NewFlagSet("workers", flag.ContinueOnError)
 	fs.SetOutput(io.Discard) // run prints the error, without burying it under all flags
-	fs.StringVar(&cfg.backend, "backend", memory, "where locks and queue are: `URL` of redis://, rediss://, unix://, redis+cluster://, redis+sentinel://, redlock://, postgres://, postgresql://, etcd:// or etcds://, or memory")
+	fs.StringVar(
+		&cfg.backend,
+		"backend",
+		memory,
+		"where locks and queue are: `URL` of redis://, rediss://, unix://, redis+cluster://, redis+sentinel://, redlock://, postgres://, postgresql://, etcd:// or etcds://, or memory",
+	)
 	fs.StringVar(&cfg.key, "key", "jobs", "the `key` to be locked, and the name of the queue")
-	fs.DurationVar(&cfg.ttl, "ttl", 0, "after how long a leader that is dead or cut off is replaced; with Postgres, a dead one is at once; with etcd, in whole seconds (default 1s for a whole fleet, else 10s)")
+	fs.DurationVar(
+		&cfg.ttl,
+		"ttl",
+		0,
+		"after how long a leader that is dead or cut off is replaced; with Postgres, a dead one is at once; with etcd, in whole seconds (default 1s for a whole fleet, else 10s)",
+	)
 	fs.DurationVar(&cfg.job, "job", 150*time.Millisecond, "how long a job takes")
 	fs.DurationVar(&cfg.grace, "grace", 5*time.Second, "how long the job in hand may still take when told to stop")
-	fs.DurationVar(&cfg.stopWithin, "stop-within", 15*time.Second, "the longest that a stop may take; then exit without unlocking")
+	fs.DurationVar(&cfg.stopWithin, "stop-within", 15*time.Second,
+		"the longest that a stop may take; then exit without unlocking")
 	fs.IntVar(&cfg.workers, "workers", 3, "how many workers to start, in memory or for a -timeline")
-	fs.StringVar(&cfg.timeline, "timeline", "", "draw what happens to a whole fleet in this SVG `file`; it plays in memory, or on a redis:// server")
+	fs.StringVar(
+		&cfg.timeline,
+		"timeline",
+		"",
+		"draw what happens to a whole fleet in this SVG `file`; it plays in memory, or on a redis:// server",
+	)
 	fs.StringVar(&cfg.name, "name", "", "the `name` of this worker (default host and pid)")
 	fs.Int64Var(&cfg.jobs, "jobs", 0, "exit when the fleet has done so many jobs in all (0: never)")
-	fs.BoolVar(&cfg.insist, "insist", false, "be careless: finish jobs and hand in results though the lease is lost, to see them refused")
-	fs.StringVar(&cfg.http, "http", "", "serve the state of this worker as JSON at this `address`, such as localhost:8080")
+	fs.BoolVar(&cfg.insist, "insist", false,
+		"be careless: finish jobs and hand in results though the lease is lost, to see them refused")
+	fs.StringVar(
+		&cfg.http,
+		"http",
+		"",
+		"serve the state of this worker as JSON at this `address`, such as localhost:8080",
+	)
 	return fs
 }
 
 func usage(w io.Writer) {
 	fs := flags(new(config))
 	fs.SetOutput(w)
-	fmt.Fprint(w, "usage: workers [flags]\n\nA fleet of workers that elects one leader to process one serial queue.\n\n")
+	fmt.Fprint(w,
+		"usage: workers [flags]\n\nA fleet of workers that elects one leader to process one serial queue.\n\n")
 	fs.PrintDefaults()
 }
 

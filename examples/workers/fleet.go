@@ -33,6 +33,7 @@ type fleet struct {
 	crashTime time.Time
 	downtime  time.Duration // from the crash until the next leader
 	handover  time.Duration // from the polite leave until the next leader
+	passedOn  bool          // there was one; on a coarse clock, that took no time
 	curtain   context.CancelCauseFunc
 	failures  []error // of members
 }
@@ -70,7 +71,11 @@ var (
 
 // run implements program.
 func (f *fleet) run(ctx context.Context) error {
-	f.say("%d workers, one queue, %s; the TTL of leases is %v", f.cfg.workers, f.stage.where, f.cfg.ttl)
+	f.say("%d workers, one queue, %s: one of them leads, and does jobs 1 to %d in order; the TTL of leases is %v",
+		f.cfg.workers, f.stage.where, lastJob, f.cfg.ttl)
+	f.say("the first leader crashes in job %d, and is back in job %d; the second is told to stop in job %d; "+
+		"this takes about %v",
+		crashAt, returnAt, leaveAt, (lastJob*f.cfg.job + f.cfg.ttl).Round(100*time.Millisecond))
 	// Generous: what it really takes is 2 TTLs and lastJob jobs.
 	patience := 30*time.Second + 5*f.cfg.ttl + 5*lastJob*f.cfg.job
 	ctx, cancel := context.WithTimeoutCause(ctx, patience, errStuck)
@@ -143,8 +148,8 @@ func (f *fleet) do(ctx context.Context, m *member, job int64) error {
 	return sleep(ctx, f.cfg.job-half)
 }
 
-// crash makes m vanish: it is cut off from the store, so that nothing is renewed and nothing unlocked, and its work stands
-// still, as that of a process that was stopped does.
+// crash makes m vanish: it is cut off from the store, so that nothing is renewed and nothing unlocked, and its work
+// stands still, as that of a process that was stopped does.
 func (f *fleet) crash(m *member) {
 	f.tell(event{worker: m.name, what: crashes, job: crashAt})
 	heal := m.cut()
@@ -178,7 +183,7 @@ func (f *fleet) tell(e event) {
 	f.events = append(f.events, e)
 	switch {
 	case e.what == leads && e.before.Left:
-		f.handover = e.before.Ago
+		f.handover, f.passedOn = e.before.Ago, true
 	case e.what == leads && f.crashed != nil:
 		f.downtime = time.Since(f.crashTime)
 	case e.what == done && e.job == lastJob:

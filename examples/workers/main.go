@@ -10,8 +10,8 @@
 //
 //	go run ./examples/workers -timeline handover.svg
 //
-// draws the story as a picture, also with -backend redis://localhost:6379/0: then each worker has a connection of its own to that
-// server, which the crash cuts.
+// draws the story as a picture, also with -backend redis://localhost:6379/0: then each worker has a connection of its
+// own to that server, which the crash cuts.
 //
 //	go run ./examples/workers -backend redis://localhost:6379/0
 //	go run ./examples/workers -backend redis+cluster://localhost:7000,localhost:7001
@@ -25,9 +25,9 @@
 // whereupon the next worker leads at once. A second signal makes it exit immediately, as kill -9 does: then the next
 // one leads when the TTL has run out, or at once with Postgres, where locks end with the connection. A stop takes
 // -stop-within at the most, also when the server hangs. A server that fails is waited for. With -http, the worker also
-// answers with its state as JSON. In Postgres, it creates the tables of the queue in a schema called workers. With etcd, the
-// URL may name all members of a cluster, as package etcdlock says; if there is a user in it, the worker logs in when it
-// starts, and fails if it cannot.
+// answers with its state as JSON. In Postgres, it creates the tables of the queue in a schema called workers. With
+// etcd, the URL may name all members of a cluster, as package etcdlock says; if there is a user in it, the worker logs
+// in when it starts, and fails if it cannot.
 //
 // To see a deposed leader being refused, start one with -ttl 2s -job 1s -insist and a second one without -insist; stop
 // the first with kill -STOP in the middle of a job, wait until the second leads, and let it go on with kill -CONT.

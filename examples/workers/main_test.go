@@ -15,9 +15,11 @@ import (
 	"github.com/lockerkit/locker/internal/etcdtest"
 	"github.com/lockerkit/locker/internal/pgtest"
 	"github.com/lockerkit/locker/internal/redistest"
+	"github.com/lockerkit/locker/internal/testserver"
 )
 
-// asProgram makes the test binary run as the program itself: real processes, built with or without -race as the test is.
+// asProgram makes the test binary run as the program itself: real processes, built with or without -race as the test
+// is.
 const asProgram = "WORKERS_TEST_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
@@ -26,15 +28,8 @@ func TestMain(m *testing.M) {
 		signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 		os.Exit(run(os.Args[1:], os.Stdout, os.Stderr, signals))
 	}
-	os.Exit(etcdtest.Main(runner(func() int {
-		return pgtest.Main(runner(func() int { return redistest.Main(m) }))
-	})))
+	os.Exit(testserver.Main(m, redistest.Main, pgtest.Main, etcdtest.Main))
 }
-
-// runner runs tests that may share servers.
-type runner func() int
-
-func (r runner) Run() int { return r() }
 
 // patience bounds every wait for something that should happen soon.
 const patience = 30 * time.Second
@@ -75,6 +70,7 @@ func TestStory(t *testing.T) {
 			t.Parallel()
 			out := tellStory(t, flags)
 			story := regexp.MustCompile(`(?s)` + strings.Join([]string{
+				`^\s+\S+s +fleet +\d workers, one queue, no server: .* crashes in job 4, .* told to stop in job 10; this takes about \S+s\n`,
 				`(w\d) +leads, token 1: is the first leader`,
 				`job 1 done, token 1`,
 				`job 3 done, token 1`,
@@ -92,7 +88,9 @@ func TestStory(t *testing.T) {
 			if !story.MatchString(out) {
 				t.Errorf("that is not the story %v", story)
 			}
-			late := regexp.MustCompile(`(?s)has lost the lease: .*hands in job 4 all the same, token 1.*is refused by the queue: deposed by w\d, token 2`)
+			late := regexp.MustCompile(
+				`(?s)has lost the lease: .*hands in job 4 all the same, token 1.*is refused by the queue: deposed by w\d, token 2`,
+			)
 			if !late.MatchString(out) {
 				t.Errorf("nothing is told of the late result: %v", late)
 			}
@@ -169,7 +167,7 @@ func TestCommandLine(t *testing.T) {
 		{append(server, "-jobs", "-1"), "-jobs -1"},
 		{append(server, "-name", long), "is longer than"},
 		{[]string{"-backend", "mysql://localhost/db"}, `"mysql" is not a known kind of store`},
-		{[]string{"-backend", "localhost:6379"}, `"localhost:6379" is not a known kind of store`},
+		{[]string{"-backend", "localhost:6379"}, `that is no URL`},
 		{[]string{"-backend", "redis://localhost/one"}, `invalid database number: "one"`},
 		{[]string{"-backend", "redis://local host/"}, "a host is wanted"},
 		{[]string{"-backend", "redis://me:secret@local host/"}, "a host is wanted"},

@@ -21,13 +21,14 @@ import (
 	"github.com/lockerkit/locker/etcdlock"
 	"github.com/lockerkit/locker/pglock"
 	"github.com/lockerkit/locker/redislock"
+	"github.com/lockerkit/locker/redislock/redlock"
 )
 
 // open returns the program for the backend of cfg. A further store takes one more case here and a queue of its own;
 // everything else knows only locker.Locker and Queue.
 func open(cfg config, out io.Writer) (program, error) {
 	var openStore func(config) (store, error)
-	scheme, _, _ := strings.Cut(cfg.backend, "://")
+	scheme, _, found := strings.Cut(cfg.backend, "://")
 	if cfg.fleet() {
 		if scheme != memory {
 			cfg.key += "/" + rand.Text() // the story begins with job 1
@@ -48,7 +49,12 @@ func open(cfg config, out io.Writer) (program, error) {
 	case "etcd", "etcds":
 		openStore = openEtcd
 	default:
-		return nil, fmt.Errorf("-backend: %q is not a known kind of store; use memory, or a URL that begins with redis://, rediss://, unix://, redis+cluster://, redis+sentinel://, redlock://, postgres://, postgresql://, etcd:// or etcds://", scheme)
+		what := fmt.Sprintf("%q is not a known kind of store", scheme)
+		if !found { // and is not shown: it may have a password in it
+			what = "that is no URL"
+		}
+		return nil, fmt.Errorf("-backend: %s; use memory, or a URL that begins with redis://, rediss://, unix://, "+
+			"redis+cluster://, redis+sentinel://, redlock://, postgres://, postgresql://, etcd:// or etcds://", what)
 	}
 	s, err := openStore(cfg)
 	if err != nil {
@@ -59,6 +65,7 @@ func open(cfg config, out io.Writer) (program, error) {
 
 // store is what the workers of a fleet share.
 type store struct {
+	where string // for people
 	locks locker.Locker
 	watch *locker.Observer // of locks; to be filled in before they are used
 	queue Queue
@@ -79,6 +86,7 @@ func newRedisStore(o *redis.UniversalOptions, queue string, ttl time.Duration) s
 	rdb := redis.NewUniversalClient(o) // does not connect yet
 	watch := new(locker.Observer)
 	return store{
+		where: "Redis",
 		locks: redislock.New(rdb, locker.TTL(ttl), locker.Observe(watch)),
 		watch: watch,
 		queue: newRedisQueue(rdb, queue),
@@ -86,10 +94,10 @@ func newRedisStore(o *redis.UniversalOptions, queue string, ttl time.Duration) s
 	}
 }
 
-// openRedlock keeps the lock on a majority of servers, and the queue, for which that would not do, on the first one. (Where a
-// majority has to agree on the queue as well, it belongs into another kind of store.)
+// openRedlock keeps the lock on a majority of servers, and the queue, for which that would not do, on the first one.
+// (Where a majority has to agree on the queue as well, it belongs into another kind of store.)
 func openRedlock(cfg config) (store, error) {
-	servers, err := redislock.ParseRedlockURL(cfg.backend)
+	servers, err := redlock.ParseURL(cfg.backend)
 	if err != nil {
 		return store{}, fmt.Errorf("-backend: %w", err)
 	}
@@ -101,7 +109,8 @@ func openRedlock(cfg config) (store, error) {
 	}
 	watch := new(locker.Observer)
 	return store{
-		locks: redislock.NewRedlock(clients, locker.TTL(cfg.ttl), locker.Observe(watch)),
+		where: fmt.Sprintf("Redis (a majority of %d servers)", len(clients)),
+		locks: redlock.New(clients, locker.TTL(cfg.ttl), locker.Observe(watch)),
 		watch: watch,
 		queue: newRedisQueue(clients[0], cfg.key),
 		close: func() error {
@@ -114,8 +123,8 @@ func openRedlock(cfg config) (store, error) {
 	}, nil
 }
 
-// connectWithin bounds how long a connection to Postgres may be in the making, unless the URL has a connect_timeout. The pool
-// goes on with it when nobody waits any more, and has few places for connections.
+// connectWithin bounds how long a connection to Postgres may be in the making, unless the URL has a connect_timeout.
+// The pool goes on with it when nobody waits any more, and has few places for connections.
 const connectWithin = 5 * time.Second
 
 func openPostgres(cfg config) (store, error) {
@@ -127,12 +136,15 @@ func openPostgres(cfg config) (store, error) {
 		return store{}, invalid(cfg.backend, err)
 	}
 	config.ConnConfig.ConnectTimeout = cmp.Or(config.ConnConfig.ConnectTimeout, connectWithin)
-	pool, err := pgxpool.NewWithConfig(context.Background(), config) // does not connect yet
+	// Who waits to lead is connected by then: that takes longer than the rest of a handover.
+	config.MinConns = max(config.MinConns, 1)
+	pool, err := pgxpool.NewWithConfig(context.Background(), config) // does not wait for a connection
 	if err != nil {
 		return store{}, fmt.Errorf("-backend: %w", err)
 	}
 	watch := new(locker.Observer)
 	return store{
+		where: "Postgres",
 		locks: pglock.New(pool, locker.TTL(cfg.ttl), locker.Observe(watch)), // connects by itself, like the pool
 		watch: watch,
 		queue: newPgQueue(pool, cfg.key),
@@ -167,6 +179,7 @@ func openEtcd(cfg config) (store, error) {
 	}
 	watch := new(locker.Observer)
 	return store{
+		where: "etcd",
 		locks: etcdlock.New(client, locker.TTL(cfg.ttl), locker.Observe(watch)),
 		watch: watch,
 		queue: newEtcdQueue(client, cfg.key),

@@ -12,12 +12,13 @@ import (
 type process struct {
 	*worker
 	store   store
+	ttl     time.Duration
 	status  *status
 	console *console
 }
 
 func newProcess(cfg config, s store, out io.Writer) *process {
-	p := &process{store: s, status: newStatus(cfg)}
+	p := &process{store: s, ttl: cfg.ttl, status: newStatus(cfg)}
 	// Times of day, so that the lines of several processes can be put in order.
 	p.console = &console{out: out, clock: func() string { return time.Now().Format("15:04:05.000000") }}
 	p.worker = &worker{
@@ -46,6 +47,8 @@ func (p *process) run(ctx context.Context) error {
 	if addr != "" {
 		p.say("serves its state at http://%s/", addr)
 	}
+	p.say("is one worker of a fleet: start more with the same -backend and -key, and stop any of them")
+	p.say("has its locks and its queue on %s; the TTL of leases is %v", p.store.where, p.ttl)
 	err = p.worker.run(ctx)
 	return errors.Join(err, p.store.locks.Close(), p.store.close())
 }

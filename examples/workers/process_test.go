@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/lockerkit/locker/internal/faultproxy"
+	"github.com/lockerkit/locker/internal/locktest"
 )
 
 // crew is a fleet of real processes.
@@ -115,7 +116,8 @@ func parseLine(s string) line {
 		return line{text: s}
 	}
 	now := time.Now()
-	at := time.Date(now.Year(), now.Month(), now.Day(), clock.Hour(), clock.Minute(), clock.Second(), clock.Nanosecond(), time.Local)
+	at := time.Date(now.Year(), now.Month(), now.Day(), clock.Hour(), clock.Minute(), clock.Second(),
+		clock.Nanosecond(), time.Local)
 	if at.Sub(now) > 12*time.Hour { // it was before midnight
 		at = at.AddDate(0, 0, -1)
 	}
@@ -185,8 +187,8 @@ func (p *proc) expectExit(codes ...int) {
 	}
 }
 
-// audit checks that the queue has accepted the results of jobs 1, 2, 3 ... and at least min of them, once each, by leaders
-// who led one after the other. It knows only what is in the store.
+// audit checks that the queue has accepted the results of jobs 1, 2, 3 ... and at least min of them, once each, by
+// leaders who led one after the other. It knows only what is in the store.
 func (c *crew) audit(min int64) {
 	c.t.Helper()
 	h := c.store.history(c.t, c.url, c.key)
@@ -321,18 +323,24 @@ func testVanishedLeader(t *testing.T, s testStore) {
 			c := newCrew(t, s, s.shared(t), "-ttl", test.ttl.String(), "-job", "20ms")
 			leader := c.start()
 			leader.await("leads")
-			bestOf(t, "from "+test.name+" to the next leader, with a TTL of "+test.ttl.String(), test.limit, 10, func() time.Duration {
-				next := c.start()
-				next.await("joins")
-				c.awaitWaiting()
-				leader.await("job .* done")
-				vanished := leader.signal(test.sig)
-				led := next.await("leads, token .*: " + leader.name + " vanished")
-				_ = leader.cmd.Process.Kill() // if it is only stopped
-				leader.expectExit(-1)
-				leader = next
-				return led.at.Sub(vanished)
-			})
+			bestOf(
+				t,
+				"from "+test.name+" to the next leader, with a TTL of "+test.ttl.String(),
+				test.limit,
+				10,
+				func() time.Duration {
+					next := c.start()
+					next.await("joins")
+					c.awaitWaiting()
+					leader.await("job .* done")
+					vanished := leader.signal(test.sig)
+					led := next.await("leads, token .*: " + leader.name + " vanished")
+					_ = leader.cmd.Process.Kill() // if it is only stopped
+					leader.expectExit(-1)
+					leader = next
+					return led.at.Sub(vanished)
+				},
+			)
 			leader.await("job .* done")
 			leader.signal(syscall.SIGTERM)
 			leader.expectExit(0)
@@ -380,11 +388,7 @@ func testPoliteLeader(t *testing.T, s testStore) {
 // awaitWaiting waits until somebody waits in the line of the lock, for which there is no line of output.
 func (c *crew) awaitWaiting() {
 	c.t.Helper()
-	for deadline := time.Now().Add(patience); c.store.waiters(c.t, c.url, c.key) == 0; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			c.t.Fatal("nobody waits in line")
-		}
-	}
+	locktest.Eventually(c.t, "somebody waits in line", func() bool { return c.store.waiters(c.t, c.url, c.key) > 0 })
 }
 
 // A leader that is stopped for longer than its TTL, and goes on, sees that it has lost the lease before it can hand in
@@ -422,7 +426,7 @@ func testFrozenLeader(t *testing.T, s testStore) {
 			next.await("job .* done") // undisturbed
 			next.signal(syscall.SIGTERM)
 			next.expectExit(0)
-			frozen.await("leads, token .*: w2 left")
+			frozen.await("leads, token .*: w2 (left|vanished)") // the latter, if the store is slow to be told
 			frozen.await("job .* done")
 			frozen.signal(syscall.SIGTERM)
 			frozen.expectExit(0)
@@ -504,7 +508,8 @@ func testOutage(t *testing.T, s testStore) {
 	c.audit(2)
 }
 
-// A server that crashes, and comes back with its data, is waited for. Nobody gives up, and no job is lost or done twice.
+// A server that crashes, and comes back with its data, is waited for. Nobody gives up, and no job is lost or done
+// twice.
 func TestRestart(t *testing.T) { onEachStore(t, testRestart) }
 
 func testRestart(t *testing.T, s testStore) {
@@ -611,9 +616,9 @@ func testStatus(t *testing.T, s testStore) {
 	}
 	leader.signal(syscall.SIGTERM)
 	led := next.await("leads, token .*: w1 left")
-	gap, err := time.ParseDuration(strings.Fields(led.text)[5])
-	if err != nil || gap > 500*time.Millisecond {
-		t.Errorf("it took %v (%v) until the next one led", gap, err)
+	// It gives the requests a second, and has unlocked before.
+	if stopped := leader.await("has stopped"); led.at.After(stopped.at) {
+		t.Errorf("the next one led %v after the first had stopped", led.at.Sub(stopped.at))
 	}
 	leader.expectExit(0)
 	next.signal(syscall.SIGTERM)

@@ -24,8 +24,8 @@ type Queue interface {
 	Next(ctx context.Context, l Leader) (job int64, err error)
 	// Submit hands in the result of a job: ErrOutOfOrder unless it is the next one.
 	Submit(ctx context.Context, l Leader, job int64) error
-	// Leave notes that the leader is about to unlock, so that its successor can tell how long the handover took. That stands, also
-	// if a call arrives later that the leader sent before, and gave up when it was told to stop.
+	// Leave notes that the leader is about to unlock, so that its successor can tell how long the handover took. That
+	// stands, also if a call arrives later that the leader sent before, and gave up when it was told to stop.
 	Leave(ctx context.Context, l Leader) error
 }
 

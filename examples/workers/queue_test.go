@@ -96,7 +96,8 @@ func testQueue(t *testing.T, q Queue) {
 	expect("Leave again", q.Leave(ctx, bob), nil)
 	time.Sleep(5 * time.Millisecond) // to be measured
 	expectNext(bob, 3)               // sent before, and late
-	if h, err := q.Claim(ctx, cy); err != nil || h.From != "bob" || !h.Left || h.Ago < 5*time.Millisecond || h.Ago > patience {
+	if h, err := q.Claim(ctx, cy); err != nil || h.From != "bob" || !h.Left || h.Ago < 5*time.Millisecond ||
+		h.Ago > patience {
 		t.Errorf("Claim after Leave = %+v, %v", h, err)
 	}
 	if h, err := q.Claim(ctx, cy); err != nil || h != (Handover{}) {
@@ -209,7 +210,7 @@ func TestQueueAnswersInTime(t *testing.T) {
 			proxy.Set(fault)
 			start := time.Now()
 			err := q.Submit(t.Context(), Leader{"ann", 1}, 1)
-			if took := time.Since(start); !errors.Is(err, errNoAnswer) || took > answerWithin+time.Second {
+			if took := time.Since(start); !errors.Is(err, errNoAnswer) || took > answerWithin+5*time.Second {
 				t.Errorf("%+v: %v after %v", fault, err, took)
 			}
 			proxy.Heal()

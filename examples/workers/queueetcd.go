@@ -56,8 +56,8 @@ type etcdAnswer struct {
 	before   Handover
 }
 
-// after returns what becomes of a queue when a leader calls, and perhaps hands in the result of a job or leaves. It refuses a
-// deposed leader.
+// after returns what becomes of a queue when a leader calls, and perhaps hands in the result of a job or leaves. It
+// refuses a deposed leader.
 func (s etcdState) after(l Leader, leaves bool, job int64) (etcdState, etcdAnswer, error) {
 	var a etcdAnswer
 	now := time.Now()

@@ -11,8 +11,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// pgQueue is a Queue in Postgres: a row in workers.queue, and a row in workers.result for each of the last thousand jobs.
-// Delete the former, with which the latter go, to begin again with job 1.
+// pgQueue is a Queue in Postgres: a row in workers.queue, and a row in workers.result for each of the last thousand
+// jobs. Delete the former, with which the latter go, to begin again with job 1.
 type pgQueue struct {
 	pool *pgxpool.Pool
 	name string
@@ -22,8 +22,8 @@ var _ Queue = (*pgQueue)(nil)
 
 func newPgQueue(pool *pgxpool.Pool, name string) *pgQueue { return &pgQueue{pool: pool, name: name} }
 
-// pgTablesSQL creates the tables, one process at a time: IF NOT EXISTS alone is not safe against others that create the same.
-// The two numbers spell "work" and "ers ".
+// pgTablesSQL creates the tables, one process at a time: IF NOT EXISTS alone is not safe against others that create the
+// same. The two numbers spell "work" and "ers ".
 const pgTablesSQL = `
 SELECT pg_advisory_xact_lock(2003792491, 1701999392);
 CREATE SCHEMA IF NOT EXISTS workers;
@@ -49,9 +49,9 @@ CREATE TABLE IF NOT EXISTS workers.result (
 );
 `
 
-// pgAskSQL is all that a queue does, in one statement: it takes effect as a whole or not at all, and leaves no row locked by
-// a process that is stopped half-way. The first part is the fence. It locks the row of the queue, refuses a deposed
-// leader by doing nothing and returning no row, and takes note of any other.
+// pgAskSQL is all that a queue does, in one statement: it takes effect as a whole or not at all, and leaves no row
+// locked by a process that is stopped half-way. The first part is the fence. It locks the row of the queue, refuses a
+// deposed leader by doing nothing and returning no row, and takes note of any other.
 //
 // Parameters: name of the queue, token and name of the leader, whether it leaves, and the job of which it hands in the
 // result, or 0.

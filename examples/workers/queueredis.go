@@ -10,7 +10,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// redisQueue is a Queue in Redis: one hash, which only scripts change, and which is in one place on a cluster. Its fields are
+// redisQueue is a Queue in Redis: one hash, which only scripts change, and which is in one place on a cluster. Its
+// fields are
 //
 //	token, leader   of the greatest token seen
 //	seen            when that leader was last heard of, in microseconds by the clock of the server
@@ -18,8 +19,9 @@ import (
 //	done            the number of the last job done
 //	1, 2, 3 ...     token and name of who did the job, for the last thousand jobs
 //
-// It never expires, or a leader who was deposed could get in after all: delete it to begin again with job 1. What a replica that
-// takes over had not received yet is forgotten: a queue that must not forget belongs on a store that replicates synchronously.
+// It never expires, or a leader who was deposed could get in after all: delete it to begin again with job 1. What a
+// replica that takes over had not received yet is forgotten: a queue that must not forget belongs on a store that
+// replicates synchronously.
 type redisQueue struct {
 	rdb redis.Scripter
 	key string

@@ -1,3 +1,5 @@
+//go:build unix
+
 package main
 
 import (
@@ -9,7 +11,8 @@ import (
 	"github.com/lockerkit/locker/redislock"
 )
 
-// A fleet works on a Redis Cluster, with Sentinel and on several servers as it does on one, and goes on when one of them dies.
+// A fleet works on a Redis Cluster, with Sentinel and on several servers as it does on one, and goes on when one of
+// them dies.
 func TestRedisDeployments(t *testing.T) {
 	t.Parallel()
 	t.Run("cluster", func(t *testing.T) {

@@ -24,7 +24,8 @@ type stage struct {
 	// join returns what one worker has, as if it were a process of its own, and what cuts it off.
 	join func() (s store, cut func() (heal func()))
 
-	// terms returns the tokens with which jobs 1, 2 and so on were done, as the queue has it. It is called once, in the end.
+	// terms returns the tokens with which jobs 1, 2 and so on were done, as the queue has it. It is called once, in the
+	// end.
 	terms func() ([]uint64, error)
 }
 

@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// status is the state of a worker, served as JSON: for a dashboard, or for a load balancer that wants to know who leads.
+// status is the state of a worker, served as JSON: for a dashboard, or for a load balancer that wants to know who
+// leads.
 type status struct {
 	addr string // where to serve it; "" for nowhere
 

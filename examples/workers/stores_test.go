@@ -20,6 +20,7 @@ import (
 	"github.com/lockerkit/locker/internal/redistest"
 	"github.com/lockerkit/locker/pglock"
 	"github.com/lockerkit/locker/redislock"
+	"github.com/lockerkit/locker/redislock/redlock"
 )
 
 // testStore is a kind of store with a server, as far as tests have to know about it.
@@ -81,7 +82,8 @@ var pgStore = testStore{
 	},
 	history: pgHistory,
 	waiters: pgWaiters,
-	// Only a leader has a connection for the queue, as connections are dear to Postgres: the next one has to make its own.
+	// Only a leader has a connection for the queue, as connections are dear to Postgres: the next one has to make its
+	// own.
 	left: 100 * time.Millisecond,
 	// The kernel closes the connections of a process that dies, and locks end with their connection.
 	ttl:          10 * time.Second,
@@ -125,11 +127,7 @@ func behindProxy(t *testing.T, raw string) (string, *faultproxy.Proxy) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	proxy, err := faultproxy.Start(u.Host)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { proxy.Close() })
+	proxy := faultproxy.New(t, u.Host)
 	u.Host = proxy.Addr()
 	return u.String(), proxy
 }
@@ -137,7 +135,7 @@ func behindProxy(t *testing.T, raw string) (string, *faultproxy.Proxy) {
 // onRedis calls f with a client.
 func onRedis(t *testing.T, url string, f func(ctx context.Context, rdb redis.UniversalClient) error) {
 	t.Helper()
-	if several, err := redislock.ParseRedlockURL(url); err == nil {
+	if several, err := redlock.ParseURL(url); err == nil {
 		url = "redis://" + several[0].Addr // has the queue, and a line like all of them
 	}
 	o, err := redislock.ParseURL(url)
@@ -286,7 +284,8 @@ func etcdHistory(t *testing.T, url, name string) (h history) {
 func etcdWaiters(t *testing.T, url, key string) (n int) {
 	t.Helper()
 	onEtcd(t, url, func(ctx context.Context, client *clientv3.Client) error {
-		line, err := client.Get(ctx, etcdlock.Key(etcdlock.DefaultPrefix+key), clientv3.WithPrefix(), clientv3.WithCountOnly())
+		line, err := client.Get(ctx, etcdlock.Key(etcdlock.DefaultPrefix+key), clientv3.WithPrefix(),
+			clientv3.WithCountOnly())
 		if err == nil {
 			n = max(int(line.Count)-1, 0) // all but who holds it
 		}

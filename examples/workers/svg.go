@@ -116,10 +116,19 @@ func (d *drawing) term(token uint64) string {
 // frame draws everything but the rows.
 func (d *drawing) frame(bottom int) {
 	height := bottom + 30
-	d.print(`<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %[1]d %[2]d" role="img" aria-labelledby="title story">`, width, height)
-	d.print("<title id=\"title\">%s</title>\n<desc id=\"story\">%s</desc>\n<style>%s</style>", headline, escape(d.about+"\n"+d.story), style)
+	d.print(
+		`<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" viewBox="0 0 %[1]d %[2]d" role="img" aria-labelledby="title story">`,
+		width,
+		height,
+	)
+	d.print("<title id=\"title\">%s</title>\n<desc id=\"story\">%s</desc>\n<style>%s</style>", headline,
+		escape(d.about+"\n"+d.story), style)
 	for _, head := range [][2]string{{"head", "#475569"}, {"refusal", "#dc2626"}} {
-		d.print(`<marker id="%s" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0 8 4 0 8z" fill="%s"/></marker>`, head[0], head[1])
+		d.print(
+			`<marker id="%s" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0 8 4 0 8z" fill="%s"/></marker>`,
+			head[0],
+			head[1],
+		)
 	}
 	d.print(`<rect class="ground" x="0.5" y="0.5" width="%d" height="%d" rx="8"/>`, width-1, height-1)
 	d.print(`<text class="title" x="16" y="30">%s</text>`, headline)
@@ -168,7 +177,15 @@ func (d *drawing) span(s span, y int) {
 
 // rect draws a bar, less high at both sides by so much.
 func (d *drawing) rect(s span, x, w float64, y, less int) {
-	d.print(`<rect class="%s %s" x="%.1f" y="%d" width="%.1f" height="%d" rx="3"/>`, s.class, d.term(s.token), x, y+less, w, barHeight-2*less)
+	d.print(
+		`<rect class="%s %s" x="%.1f" y="%d" width="%.1f" height="%d" rx="3"/>`,
+		s.class,
+		d.term(s.token),
+		x,
+		y+less,
+		w,
+		barHeight-2*less,
+	)
 }
 
 // within writes the text of a span, or the brief one, if there is room.

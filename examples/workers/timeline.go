@@ -13,7 +13,8 @@ func (f *fleet) draw() error {
 	if f.cfg.timeline == "" {
 		return nil
 	}
-	about := fmt.Sprintf("%d workers, %s; a lease that is not renewed ends after %v. Numbers are jobs, dots their results.",
+	about := fmt.Sprintf(
+		"%d workers, %s; a lease that is not renewed ends after %v. Numbers are jobs, dots their results.",
 		f.cfg.workers, f.stage.where, f.cfg.ttl)
 	if err := os.WriteFile(f.cfg.timeline, newTimeline(about, f.events).svg(), 0o644); err != nil {
 		return fmt.Errorf("-timeline: %w", err)
@@ -22,8 +23,8 @@ func (f *fleet) draw() error {
 	return nil
 }
 
-// timeline is what has happened, as rows on a time axis: the queue first, then those who led in the order in which they did, then
-// the others. So what goes from one to another crosses nothing.
+// timeline is what has happened, as rows on a time axis: the queue first, then those who led in the order in which they
+// did, then the others. So what goes from one to another crosses nothing.
 type timeline struct {
 	about string
 	story string // the events that matter, a line for each
@@ -104,7 +105,8 @@ func (r *row) become(at time.Duration, next span) {
 
 // worked ends a job.
 func (r *row) worked(class string, e event, token uint64) {
-	r.spans = append(r.spans, span{class: class, from: r.job, to: e.at, token: token, text: strconv.FormatInt(e.job, 10)})
+	r.spans = append(r.spans,
+		span{class: class, from: r.job, to: e.at, token: token, text: strconv.FormatInt(e.job, 10)})
 }
 
 func (r *row) note(class string, e event, from *row, format string, args ...any) {

@@ -93,7 +93,16 @@ func fixed() []event {
 			add(from+time.Duration(i+1)*100*ms, e)
 		}
 	}
-	a, b, c := event{worker: "a", token: 123450011}, event{worker: "<b&>", token: 123450022}, event{worker: "c", token: 123450033}
+	a, b, c := event{
+		worker: "a",
+		token:  123450011,
+	}, event{
+		worker: "<b&>",
+		token:  123450022,
+	}, event{
+		worker: "c",
+		token:  123450033,
+	}
 	as := func(e event, what kind) event { e.what = what; return e }
 	add(0, as(c, joins))
 	add(0, as(a, joins))
@@ -154,7 +163,8 @@ func TestTimeline(t *testing.T) {
 	}
 	texts("crash", class("crash"), "crashes: nothing is unlocked")
 	texts("refusal", class("refused"), "refuses job 3: token …11")
-	texts("handovers", class("handover"), "leads with token …22, 1s after the crash", "leads with token …33, 1ms after <b&> left")
+	texts("handovers", class("handover"), "leads with token …22, 1s after the crash",
+		"leads with token …33, 1ms after <b&> left")
 	for _, c := range []struct {
 		class string
 		paths int
@@ -164,7 +174,8 @@ func TestTimeline(t *testing.T) {
 			t.Errorf("%d lines for %s; want %d", len(paths), c.class, c.paths)
 		}
 	}
-	texts("axis", class("axis"), "0 s", "0.2 s", "0.4 s", "0.6 s", "0.8 s", "1 s", "1.2 s", "1.4 s", "1.6 s", "1.8 s", "2 s")
+	texts("axis", class("axis"), "0 s", "0.2 s", "0.4 s", "0.6 s", "0.8 s", "1 s", "1.2 s", "1.4 s", "1.6 s", "1.8 s",
+		"2 s")
 	if desc := named("desc"); len(desc) != 1 || !strings.HasPrefix(desc[0].text, "a & b.\n") ||
 		!strings.Contains(desc[0].text, "1.450 s: a is refused by the queue: deposed.\n") {
 		t.Errorf("the description: %v", desc)

@@ -62,9 +62,10 @@ func (f *fleet) check() error {
 			expect(e.what != refused || errors.Is(e.err, ErrDeposed), "%s was refused for another reason: %v", e.worker, e.err)
 		}
 	}
-	expect(slices.Equal(fate, []kind{lost, insists, refused}), "%s did not see the loss first and get refused then", f.crashed.name)
+	expect(slices.Equal(fate, []kind{lost, insists, refused}), "%s did not see the loss first and get refused then",
+		f.crashed.name)
 
 	expect(f.downtime > 0 && f.downtime <= f.cfg.ttl+slack, "the handover after the crash took %v", f.downtime)
-	expect(f.handover > 0, "nobody took over from the leader that left politely")
+	expect(f.passedOn, "nobody took over from the leader that left politely")
 	return errors.Join(errs...)
 }

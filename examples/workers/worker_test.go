@@ -67,7 +67,8 @@ func (b *bench) tell(e event) {
 func (b *bench) expectStory(t *testing.T, want ...string) {
 	t.Helper()
 	if !slices.EqualFunc(b.events, want, strings.HasPrefix) {
-		t.Errorf("this happened:\n\t%s\nwant what begins with\n\t%s", strings.Join(b.events, "\n\t"), strings.Join(want, "\n\t"))
+		t.Errorf("this happened:\n\t%s\nwant what begins with\n\t%s", strings.Join(b.events, "\n\t"),
+			strings.Join(want, "\n\t"))
 	}
 }
 
@@ -77,7 +78,8 @@ func TestWorkerEndsWithTheJobs(t *testing.T) {
 		if err := b.run(t.Context()); err != nil {
 			t.Error(err)
 		}
-		b.expectStory(t, "joins", "leads, token 1", "job 1 ...", "job 1 done", "job 2 ...", "job 2 done", "all jobs are done", "leaves")
+		b.expectStory(t, "joins", "leads, token 1", "job 1 ...", "job 1 done", "job 2 ...", "job 2 done",
+			"all jobs are done", "leaves")
 	})
 }
 
@@ -119,7 +121,8 @@ func TestWorkerJobFails(t *testing.T) {
 			}
 			return nil
 		}
-		if err := b.run(t.Context()); !errors.Is(err, broken) || !strings.Contains(fmt.Sprint(err), "w: job 2: broken") {
+		if err := b.run(t.Context()); !errors.Is(err, broken) ||
+			!strings.Contains(fmt.Sprint(err), "w: job 2: broken") {
 			t.Errorf("run = %v", err)
 		}
 		b.expectStory(t, "joins", "leads", "job 1 ...", "job 1 done", "job 2 ...", "leaves")
@@ -194,9 +197,9 @@ func TestWorkerRidesOutAnOutageOfTheQueue(t *testing.T) {
 		if err := b.run(t.Context()); err != nil {
 			t.Error(err)
 		}
-		b.expectStory(t, "joins", "leads",
-			"job 1 ...", "meets an outage: before", "meets an outage: after", "job 1 done",
-			"job 2 ...", "meets an outage: before", "meets an outage: after", "job 2 done", "all jobs are done", "leaves")
+		b.expectStory(t, "joins", "leads", "job 1 ...", "meets an outage: before", "meets an outage: after",
+			"job 1 done", "job 2 ...", "meets an outage: before", "meets an outage: after", "job 2 done",
+			"all jobs are done", "leaves")
 		if len(b.queue.results) != 2 {
 			t.Errorf("%d results", len(b.queue.results))
 		}
@@ -212,6 +215,7 @@ func TestWorkerRidesOutAnOutageOfTheLocks(t *testing.T) {
 		if err := b.run(t.Context()); err != nil {
 			t.Error(err)
 		}
-		b.expectStory(t, "joins", "meets an outage: locker: lock", "leads", "job 1 ...", "job 1 done", "all jobs are done", "leaves")
+		b.expectStory(t, "joins", "meets an outage: locker: lock", "leads", "job 1 ...", "job 1 done",
+			"all jobs are done", "leaves")
 	})
 }

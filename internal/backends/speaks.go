@@ -60,8 +60,11 @@ func ofPostgres(answer []byte) string {
 
 func ofText(answer []byte) string {
 	switch {
-	case bytes.HasPrefix(answer, []byte("+PONG")), bytes.HasPrefix(answer, []byte("-NOAUTH")), bytes.HasPrefix(answer, []byte("-LOADING")),
-		bytes.HasPrefix(answer, []byte("-DENIED")), bytes.HasPrefix(answer, []byte("-ERR")):
+	case bytes.HasPrefix(answer, []byte("+PONG")),
+		bytes.HasPrefix(answer, []byte("-NOAUTH")),
+		bytes.HasPrefix(answer, []byte("-LOADING")),
+		bytes.HasPrefix(answer, []byte("-DENIED")),
+		bytes.HasPrefix(answer, []byte("-ERR")):
 		return "Redis"
 	case bytes.HasPrefix(answer, []byte("HTTP/")):
 		return "an HTTP server"

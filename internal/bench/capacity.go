@@ -144,7 +144,8 @@ func (s *site) perSecond(watch time.Duration) (float64, error) {
 }
 
 func (s *site) measure(l load, r *report) error {
-	return errors.Join(s.measureHeld(l, r), s.measureWaiters(l, r, 1), s.measureWaiters(l, r, l.waiters), s.measurePairs(l, r))
+	return errors.Join(s.measureHeld(l, r), s.measureWaiters(l, r, 1), s.measureWaiters(l, r, l.waiters),
+		s.measurePairs(l, r))
 }
 
 // inUse adds a row about something that the store may not have.
@@ -205,7 +206,8 @@ func (s *site) measureHeld(l load, r *report) error {
 	r.inUse("store: bytes per key, right after Unlock", s.memory != nil, "%.0f", (after.memory-before.memory)/n)
 	r.inUse("requests/s to hold 1", s.requests != nil, "%.1f", one)
 	r.inUse(fmt.Sprintf("requests/s to hold %d", l.held), s.requests != nil, "%.1f", many)
-	r.inUse(fmt.Sprintf("connections to hold %d", l.held), s.connections != nil, "%.0f", holding.connections-first.connections)
+	r.inUse(fmt.Sprintf("connections to hold %d", l.held), s.connections != nil, "%.0f",
+		holding.connections-first.connections)
 	return nil
 }
 
@@ -269,7 +271,8 @@ func (s *site) measureWaiters(l load, r *report, keys int) error {
 		return err
 	}
 	r.inUse("requests/s per "+of, s.requests != nil, "%.3f", rate/n)
-	r.inUse("connections, "+strings.TrimPrefix(of, "waiter, "), s.connections != nil, "%.0f", waiting.connections-alone.connections)
+	r.inUse("connections, "+strings.TrimPrefix(of, "waiter, "), s.connections != nil, "%.0f",
+		waiting.connections-alone.connections)
 	if err := failed.Load(); err != nil {
 		return fmt.Errorf("a waiter did not wait: %w", *err)
 	}

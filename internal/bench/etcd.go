@@ -78,7 +78,8 @@ func benchEtcd(rounds int, round time.Duration, hold int, holdFor time.Duration)
 	if err != nil {
 		return err
 	}
-	fmt.Printf("%.0f bytes of resident memory of the server per lease, with its history\n", (after-before)/float64(hold))
+	fmt.Printf("%.0f bytes of resident memory of the server per lease, with its history\n",
+		(after-before)/float64(hold))
 	return nil
 }
 
@@ -105,7 +106,8 @@ func printProposals(goroutines int, round time.Duration, metrics string, plain, 
 		}
 		perPair[i] = (after - before) / pairs
 	}
-	fmt.Printf("\nproposals for lock + unlock, %d goroutines: %.2f, with concurrency.Mutex %.2f\n", goroutines, perPair[1], perPair[0])
+	fmt.Printf("\nproposals for lock + unlock, %d goroutines: %.2f, with concurrency.Mutex %.2f\n", goroutines,
+		perPair[1], perPair[0])
 	return nil
 }
 

@@ -51,11 +51,21 @@ func holdMany(l locker.Locker, n int, holdFor time.Duration, what string, traffi
 		}
 	}
 	renewals := held.Seconds() / (10.0 / 3)
-	fmt.Printf("\n%d leases held by one Locker for %v at a TTL of 10s: %d lost; goroutines %d before, at most %d meanwhile;\n"+
-		"%.0f bytes of heap per lease; %.2f %% of one CPU in all, %.1f µs per renewal of a lease; %.0f %s for %.0f renewals\n",
-		n, held.Round(time.Second), lost, goroutines, most, perLease,
-		100*(cpuTime()-cpu).Seconds()/held.Seconds(), float64((cpuTime()-cpu).Microseconds())/renewals/float64(n),
-		now-seen, what, renewals*float64(n))
+	fmt.Printf(
+		"\n%d leases held by one Locker for %v at a TTL of 10s: %d lost; goroutines %d before, at most %d meanwhile;\n"+
+			"%.0f bytes of heap per lease; %.2f %% of one CPU in all, %.1f µs per renewal of a lease; %.0f %s for %.0f renewals\n",
+		n,
+		held.Round(time.Second),
+		lost,
+		goroutines,
+		most,
+		perLease,
+		100*(cpuTime()-cpu).Seconds()/held.Seconds(),
+		float64((cpuTime()-cpu).Microseconds())/renewals/float64(n),
+		now-seen,
+		what,
+		renewals*float64(n),
+	)
 	if lost > 0 {
 		return fmt.Errorf("%d leases were lost", lost)
 	}

@@ -1,6 +1,6 @@
-// Command bench measures the library against the plainest thing that could be called a lock on each store, with the same
-// client and the same server in the same run. Machines are noisy and differ; the ratios are what counts. Rounds of both
-// sides alternate, and the median of the rounds' ratios is shown.
+// Command bench measures the library against the plainest thing that could be called a lock on each store, with the
+// same client and the same server in the same run. Machines are noisy and differ; the ratios are what counts. Rounds of
+// both sides alternate, and the median of the rounds' ratios is shown.
 package main
 
 import (
@@ -8,14 +8,12 @@ import (
 	"flag"
 	"fmt"
 	"log"
-	"os"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -29,13 +27,15 @@ func main() {
 	round := flag.Duration("round", 500*time.Millisecond, "the time of a round")
 	hold := flag.Int("hold", 10000, "leases to hold at once, a tenth of it on Postgres; 0 for none")
 	holdFor := flag.Duration("for", time.Minute, "how long to hold them, at a TTL of 10s")
-	stores := flag.String("stores", "memory,redis,postgres,etcd", "which stores to measure; with -capacity, there is redlock too")
+	stores := flag.String("stores", "memory,redis,postgres,etcd",
+		"which stores to measure; with -capacity, there is redlock too")
 	capacity := flag.Bool("capacity", false, "measure what locks and waiters cost instead")
 	l := load{}
 	flag.IntVar(&l.held, "held", 10000, "with -capacity: locks to hold at once")
 	flag.IntVar(&l.waiters, "waiters", 1000, "with -capacity: waiters")
 	flag.IntVar(&l.handoffs, "handoffs", 1000, "with -capacity: handoffs")
-	flag.DurationVar(&l.watch, "watch", 20*time.Second, "with -capacity: how long to count requests, each time; TTLs are 10s")
+	flag.DurationVar(&l.watch, "watch", 20*time.Second,
+		"with -capacity: how long to count requests, each time; TTLs are 10s")
 	flag.Parse()
 	if *capacity {
 		if err := printCapacity(*stores, l); err != nil {
@@ -49,7 +49,8 @@ func main() {
 }
 
 func run(stores string, rounds int, round time.Duration, hold int, holdFor time.Duration) error {
-	fmt.Printf("%s, %s/%s, %d CPUs, servers on loopback\n", runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU())
+	fmt.Printf("%s, %s/%s, %d CPUs, servers on loopback\n", runtime.Version(), runtime.GOOS, runtime.GOARCH,
+		runtime.NumCPU())
 	for store := range strings.SplitSeq(stores, ",") {
 		var err error
 		switch store {
@@ -83,7 +84,8 @@ func benchMemory() {
 			}
 		}
 	})
-	fmt.Printf("\nmemlock: lock + unlock in %d ns, %d allocations, %d bytes\n", m.NsPerOp(), m.AllocsPerOp(), m.AllocedBytesPerOp())
+	fmt.Printf("\nmemlock: lock + unlock in %d ns, %d allocations, %d bytes\n", m.NsPerOp(), m.AllocsPerOp(),
+		m.AllocedBytesPerOp())
 }
 
 // row is a comparison with another kind of lock.
@@ -121,7 +123,9 @@ func lockerLock(l locker.Locker) pair {
 }
 
 // compare lets a and b run in turns and returns the median of their pairs per second, and of the ratios of b to a.
-func compare(goroutines, rounds int, round time.Duration, a, b pair) (perSecondA, perSecondB, ratio float64, err error) {
+func compare(
+	goroutines, rounds int, round time.Duration, a, b pair,
+) (perSecondA, perSecondB, ratio float64, err error) {
 	var as, bs, ratios []float64
 	for i := range rounds + 1 {
 		x, errA := throughput(goroutines, round, a)
@@ -176,13 +180,4 @@ func heap() int64 {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
-}
-
-// cpuTime returns what this process has used so far.
-func cpuTime() time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		fmt.Fprintln(os.Stderr, "bench: getrusage:", err)
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

@@ -37,7 +37,9 @@ func benchRedis(rounds int, round time.Duration, hold int, holdFor time.Duration
 
 // plainLock is what people write by hand.
 func plainLock(rdb *redis.Client) pair {
-	unlock := redis.NewScript(`if redis.call("GET", KEYS[1]) == ARGV[1] then return redis.call("DEL", KEYS[1]) end return 0`)
+	unlock := redis.NewScript(
+		`if redis.call("GET", KEYS[1]) == ARGV[1] then return redis.call("DEL", KEYS[1]) end return 0`,
+	)
 	return func(ctx context.Context, key string) error {
 		if ok, err := rdb.SetNX(ctx, key, "token", 10*time.Second).Result(); err != nil || !ok {
 			return fmt.Errorf("SET NX: %v, %w", ok, err)

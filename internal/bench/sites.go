@@ -24,6 +24,7 @@ import (
 	"github.com/lockerkit/locker/memlock"
 	"github.com/lockerkit/locker/pglock"
 	"github.com/lockerkit/locker/redislock"
+	"github.com/lockerkit/locker/redislock/redlock"
 )
 
 var sites = map[string]func() (*site, error){
@@ -72,11 +73,11 @@ func redisSite(name string, servers int) (*site, error) {
 		stop = append(stop, admin.Close, server.Close)
 		admins, addrs = append(admins, admin), append(addrs, server.Addr())
 	}
-	url := "redis://" + addrs[0]
+	url, open := "redis://"+addrs[0], redislock.Open
 	if servers > 1 {
-		url = "redlock://" + strings.Join(addrs, ",")
+		url, open = "redlock://"+strings.Join(addrs, ","), redlock.Open
 	}
-	s.open = func(opts ...locker.Option) (locker.Locker, error) { return redislock.Open(ctx, url, opts...) }
+	s.open = func(opts ...locker.Option) (locker.Locker, error) { return open(ctx, url, opts...) }
 	sum := func(section string, values ...string) func() (float64, error) {
 		return func() (sum float64, err error) {
 			for _, admin := range admins {
@@ -109,7 +110,8 @@ func redisSite(name string, servers int) (*site, error) {
 }
 
 func postgresSite() (*site, error) {
-	// Room for as many locks as there are, and more. That Postgres comes with the counter of statements is up to who packages it.
+	// Room for as many locks as there are, and more. That Postgres comes with the counter of statements is up to who
+	// packages it.
 	server, err := pgtest.Start(pgtest.Options{Settings: map[string]string{
 		"max_locks_per_transaction": "256", "shared_preload_libraries": "pg_stat_statements"}})
 	if err != nil {
@@ -149,9 +151,14 @@ func postgresSite() (*site, error) {
 			}
 			return closing{pglock.New(pool, opts...), func() error { pool.Close(); return nil }}, nil
 		},
-		requests: count(`SELECT coalesce(sum(calls), 0)::float8 FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid WHERE datname = 'locks'`),
+		requests: count(
+			`SELECT coalesce(sum(calls), 0)::float8 FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid WHERE datname = 'locks'`,
+		),
 		memory: func() (sum float64, err error) {
-			rows, err := admin.Query(ctx, `SELECT pid FROM pg_stat_activity WHERE datname = 'locks' AND backend_type = 'client backend'`)
+			rows, err := admin.Query(
+				ctx,
+				`SELECT pid FROM pg_stat_activity WHERE datname = 'locks' AND backend_type = 'client backend'`,
+			)
 			if err != nil {
 				return 0, err
 			}
@@ -162,7 +169,9 @@ func postgresSite() (*site, error) {
 			}
 			return sum, err
 		},
-		connections: count(`SELECT count(*) FROM pg_stat_activity WHERE datname = 'locks' AND backend_type = 'client backend'`),
+		connections: count(
+			`SELECT count(*) FROM pg_stat_activity WHERE datname = 'locks' AND backend_type = 'client backend'`,
+		),
 		close: func() {
 			_ = admin.Close(ctx)
 			_ = server.Close()
@@ -198,10 +207,12 @@ func etcdSite() (*site, error) {
 			client, err := clientv3.New(clientv3.Config{
 				Endpoints: cluster.Endpoints(),
 				Logger:    zap.NewNop(),
-				DialOptions: []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
-					connections.Add(1)
-					return new(net.Dialer).DialContext(ctx, "tcp", addr)
-				})},
+				DialOptions: []grpc.DialOption{
+					grpc.WithContextDialer(func(ctx context.Context, addr string) (net.Conn, error) {
+						connections.Add(1)
+						return new(net.Dialer).DialContext(ctx, "tcp", addr)
+					}),
+				},
 			})
 			if err != nil {
 				return nil, err

@@ -65,7 +65,8 @@ func (d *docker) start(ctx context.Context, r contained.Request, socket, shared 
 	b := &box{docker: d, id: created.GetContainerID()}
 	if b.output, err = d.client.ContainerAttach(ctx, b.id, client.ContainerAttachOptions{Stream: true, Stdout: true, Stderr: true}); err == nil {
 		// With the context of nobody: the request lasts as long as the program.
-		b.wait = d.client.ContainerWait(context.WithoutCancel(ctx), b.id, client.ContainerWaitOptions{Condition: container.WaitConditionNextExit})
+		b.wait = d.client.ContainerWait(context.WithoutCancel(ctx), b.id,
+			client.ContainerWaitOptions{Condition: container.WaitConditionNextExit})
 		_, err = d.client.ContainerStart(ctx, b.id, client.ContainerStartOptions{})
 	}
 	if err != nil {

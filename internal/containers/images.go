@@ -5,7 +5,8 @@ import (
 	"strings"
 )
 
-// images are where servers come from, by the names that tests have for them, if LOCKER_IMAGE_<NAME> does not say otherwise.
+// images are where servers come from, by the names that tests have for them, if LOCKER_IMAGE_<NAME> does not say
+// otherwise.
 var images = map[string]string{
 	"redis":     "redis:7.0",
 	"postgres":  "postgres:15",

@@ -101,7 +101,8 @@ func (s *session) line(t *testing.T) string {
 // containers returns how many there are.
 func (s *session) containers(t *testing.T) (n int) {
 	t.Helper()
-	list, err := s.docker.client.ContainerList(t.Context(), client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("label", label+"="+s.socket)})
+	list, err := s.docker.client.ContainerList(t.Context(),
+		client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("label", label+"="+s.socket)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,7 +143,10 @@ func eventually(t *testing.T, what string, cond func() bool) {
 }
 
 func TestServersAndExitCode(t *testing.T) {
-	s := begin(t, "echo $LOCKER_TEST_REDIS; echo $LOCKER_TEST_POSTGRES; echo $LOCKER_TEST_ETCD; echo $LOCKER_TEST_SENTINEL; sleep 1; exit 7")
+	s := begin(
+		t,
+		"echo $LOCKER_TEST_REDIS; echo $LOCKER_TEST_POSTGRES; echo $LOCKER_TEST_ETCD; echo $LOCKER_TEST_SENTINEL; sleep 1; exit 7",
+	)
 	redis, postgres, etcd, sentinel := s.line(t), s.line(t), s.line(t), s.line(t)
 	for _, addr := range []string{redis, host(postgres), host(etcd), strings.Split(host(sentinel), ",")[0]} {
 		conn, err := net.Dial("tcp", addr)
@@ -156,11 +160,6 @@ func TestServersAndExitCode(t *testing.T) {
 		t.Errorf("%d containers", n)
 	}
 	s.expectEnd(t, 7)
-}
-
-func TestSuccess(t *testing.T) {
-	s := begin(t, "exit 0")
-	s.expectEnd(t, 0)
 }
 
 // host returns the host and port of a URL.
@@ -204,7 +203,9 @@ func TestSupervisorKilled(t *testing.T) {
 func TestSweep(t *testing.T) {
 	d := mustDocker(t)
 	socket := t.TempDir() + "/socket"
-	b, err := d.start(t.Context(), contained.Request{Image: "redis", Program: "redis-server", Args: []string{"--port", "0"}, User: "0:0"}, socket, t.TempDir())
+	b, err := d.start(t.Context(),
+		contained.Request{Image: "redis", Program: "redis-server", Args: []string{"--port", "0"}, User: "0:0"}, socket,
+		t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,16 +218,6 @@ func TestSweep(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "the removal of the container", func() bool { return s.containers(t) == 0 })
-}
-
-func TestUnknownProgram(t *testing.T) {
-	d := mustDocker(t)
-	for image, want := range map[string]string{"redis": "no-such-program", "nothing": `no image for "nothing"`} {
-		_, err := d.start(t.Context(), contained.Request{Image: image, Program: "no-such-program", User: "0:0"}, t.TempDir()+"/socket", t.TempDir())
-		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v", image, err)
-		}
-	}
 }
 
 func TestExitCode(t *testing.T) {

@@ -69,7 +69,8 @@ func (s *server) handle(conn net.Conn) {
 	}
 }
 
-// awaitEnd waits until the end of a program has been told, which is a better answer to an order that it has not lived to see.
+// awaitEnd waits until the end of a program has been told, which is a better answer to an order that it has not lived
+// to see.
 func awaitEnd(ended <-chan struct{}) {
 	select {
 	case <-ended:

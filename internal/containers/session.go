@@ -15,8 +15,8 @@ import (
 	"github.com/testcontainers/testcontainers-go/log"
 )
 
-// label is that of all containers. It says which socket they were ordered through: when nobody listens there any more, nobody
-// needs them.
+// label is that of all containers. It says which socket they were ordered through: when nobody listens there any more,
+// nobody needs them.
 const label = "locker.test.socket"
 
 // removePatience bounds the removal of containers.
@@ -27,8 +27,9 @@ type docker struct {
 	provider *testcontainers.DockerProvider
 	client   *testcontainers.DockerClient
 
-	// starting has room for those containers that may be started at the same time. To start one takes as much of the processor as
-	// hundreds of requests to what is in it: tests that wait for answers must not be kept waiting by others that begin.
+	// starting has room for those containers that may be started at the same time. To start one takes as much of the
+	// processor as hundreds of requests to what is in it: tests that wait for answers must not be kept waiting by
+	// others that begin.
 	starting chan struct{}
 }
 
@@ -54,7 +55,8 @@ func newDocker(ctx context.Context) (*docker, error) {
 func (d *docker) remove(wanted func(socket string) bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), removePatience)
 	defer cancel()
-	list, err := d.client.ContainerList(ctx, client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("label", label)})
+	list, err := d.client.ContainerList(ctx,
+		client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("label", label)})
 	if err != nil {
 		return err
 	}

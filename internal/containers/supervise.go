@@ -14,8 +14,8 @@ import (
 // containers share with the tests.
 const envWorker = "LOCKER_CONTAINERS_SOCKET"
 
-// supervise runs this program once more, to do the work, and cleans up when that has ended, however it did: a goroutine that
-// panics takes a process with it before any other can clean up.
+// supervise runs this program once more, to do the work, and cleans up when that has ended, however it did: a goroutine
+// that panics takes a process with it before any other can clean up.
 func supervise(command []string) (code int, err error) {
 	dir, err := sharedDir()
 	if err != nil {

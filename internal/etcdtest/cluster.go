@@ -1,11 +1,11 @@
 package etcdtest
 
 import (
+	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -64,11 +64,10 @@ type Cluster struct {
 	up map[*Member]bool // those that are to run, and not paused
 }
 
-// Start starts a cluster on free loopback ports, with the program that Find
-// finds, and waits until every member takes part in it. On Linux the members
-// die with this process, however that ends.
+// Start starts a cluster on free loopback ports and waits until every member
+// takes part in it. On Linux the members die with this process, however that ends.
 func Start(opts Options) (*Cluster, error) {
-	program, err := Find()
+	program, err := product.Find()
 	if err != nil {
 		return nil, err
 	}
@@ -78,18 +77,16 @@ func Start(opts Options) (*Cluster, error) {
 			return nil, fmt.Errorf("%s: %w", product.Package, err)
 		}
 	}
-	var peers []string
 	for i := range max(opts.Members, 1) {
 		m := &Member{cluster: c, name: "m" + strconv.Itoa(i)}
 		if m.peer, err = portkeep.Keep(); err != nil {
 			return nil, errors.Join(fmt.Errorf("%s: find a port: %w", product.Package, err), c.Close())
 		}
 		c.members = append(c.members, m)
-		peers = append(peers, m.name+"="+m.peerURL())
 	}
 	// The token keeps members apart from those of a cluster that had the ports
 	// before.
-	formation := []string{"--initial-cluster=" + strings.Join(peers, ","), "--initial-cluster-token=" + rand.Text()}
+	formation := []string{"--initial-cluster=" + formationOf(c.members), "--initial-cluster-token=" + rand.Text()}
 	// At once, as none of them is up before a majority is.
 	for _, m := range c.members {
 		c.up[m] = true
@@ -104,14 +101,13 @@ func Start(opts Options) (*Cluster, error) {
 	return c, nil
 }
 
-// environment is that of this process but for what would change a server.
-func environment() (env []string) {
-	for _, variable := range os.Environ() {
-		if !strings.HasPrefix(variable, "ETCD_") {
-			env = append(env, variable)
-		}
+// formationOf names members and where they listen to each other.
+func formationOf(members []*Member) string {
+	peers := make([]string, len(members))
+	for i, m := range members {
+		peers[i] = m.name + "=" + m.peerURL()
 	}
-	return env
+	return strings.Join(peers, ",")
 }
 
 // spec says how to start the member.
@@ -132,7 +128,7 @@ func (m *Member) spec(program string, formation []string) testserver.Spec {
 			for _, more := range [][]string{formation, c.pki.flags(dir), defaults, c.flags} {
 				args = append(args, more...)
 			}
-			return testserver.Command{Program: program, Args: args, Dir: dir, Env: environment()}
+			return testserver.Command{Program: program, Args: args, Dir: dir, Env: product.Environment()}
 		},
 		IsUp:     m.isUp,
 		Busy:     []string{"address already in use"},
@@ -261,23 +257,19 @@ func (c *Cluster) Leader(tb testing.TB) (number int) {
 	return number
 }
 
-// await tries something with the members that run until it works, and fails
-// the test if that takes too long or they are no majority.
+// await polls the members that run, and fails the test if that takes too long or they are no majority.
 func (c *Cluster) await(tb testing.TB, what string, try func(running []*Member, deadline time.Time) error) {
 	tb.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+	err := testserver.Poll(context.Background(), patience, func(context.Context) error {
 		running := c.running()
 		if !c.isMajority(len(running)) {
-			tb.Fatalf("%s: waiting until %s: only %d of %d members run", product.Package, what, len(running), len(c.members))
+			tb.Fatalf("etcdtest: waiting until %s: only %d of %d members run", what, len(running), len(c.members))
 		}
 		// Not the whole time for one try: a member may just have ended.
-		err := try(running, time.Now().Add(time.Second))
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			tb.Fatalf("%s: waiting in vain until %s: %v", product.Package, what, err)
-		}
+		return try(running, time.Now().Add(time.Second))
+	})
+	if err != nil {
+		tb.Fatalf("etcdtest: waiting in vain until %s: %v", what, err)
 	}
 }
 
@@ -303,11 +295,15 @@ func (c *Cluster) LogTail() string {
 // Close kills the members, paused or not, and removes their data. Further
 // calls do nothing.
 func (c *Cluster) Close() error {
-	return each(c.members, func(_ int, m *Member) (err error) {
+	return each(c.members, func(_ int, m *Member) error {
 		c.setUp(m, false)
-		if m.server != nil { // it started
-			err = m.server.Close()
-		}
-		return errors.Join(err, m.peer.Close())
+		return m.close()
 	})
+}
+
+func (m *Member) close() (err error) {
+	if m.server != nil { // it started
+		err = m.server.Close()
+	}
+	return errors.Join(err, m.peer.Close())
 }

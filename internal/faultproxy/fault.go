@@ -17,6 +17,10 @@ type Fault struct {
 type Flow struct {
 	Mode  Mode
 	Delay time.Duration // how much later each piece is passed on; see Delay
+
+	// Jitter is the longest random time by which each piece is delayed in addition. A piece never overtakes another
+	// one of its connection.
+	Jitter time.Duration
 }
 
 // Mode is the way a Flow treats bytes.

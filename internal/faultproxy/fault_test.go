@@ -187,6 +187,31 @@ func TestDelay(t *testing.T) {
 	}
 }
 
+// Jitter delays pieces by random times, and never lets one overtake another.
+func TestJitter(t *testing.T) {
+	t.Parallel()
+	const jitter, pieces = 20 * time.Millisecond, 30
+	p := startProxy(t, newEcho(t))
+	client := dial(t, p)
+	echoes(t, client)
+	p.Set(faultproxy.Fault{ToServer: faultproxy.Flow{Jitter: jitter}})
+	var longest time.Duration
+	for range pieces {
+		start := time.Now()
+		send(t, client, "x")
+		expect(t, client, "x")
+		longest = max(longest, time.Since(start))
+	}
+	if longest < jitter/2 {
+		t.Errorf("none of %d pieces was delayed by more than %v, with a jitter of %v", pieces, longest, jitter)
+	}
+	const text = "abcdefghijklmnopqrstuvwxyz"
+	for i := range text {
+		send(t, client, text[i:i+1])
+	}
+	expect(t, client, text)
+}
+
 func TestDelayHealed(t *testing.T) {
 	t.Parallel()
 	u := newUpstream(t)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"time"
@@ -41,6 +42,7 @@ type item struct {
 	kind itemKind
 	data []byte
 	at   time.Time // when it was read
+	luck float64   // its part of the Jitter
 }
 
 type itemKind int
@@ -85,7 +87,7 @@ func (p *pipe) endRead(data []byte, err error) {
 		if p == &c.requests {
 			c.observe(data) // may put a fault into force
 		}
-		p.put(item{bytesItem, bytes.Clone(data), time.Now()})
+		p.put(item{kind: bytesItem, data: bytes.Clone(data), at: time.Now()})
 	}
 	switch {
 	case err == nil, errors.Is(err, os.ErrDeadlineExceeded): // interrupted by change
@@ -112,6 +114,7 @@ func (p *pipe) put(it item) {
 		p.lost = true
 	case p.dead: // there is nobody to get it, which is no fault of ours
 	default:
+		it.luck = rand.Float64()
 		p.queue = append(p.queue, it)
 		p.queued += len(it.data)
 	}
@@ -155,7 +158,8 @@ func (p *pipe) take() (item, bool) {
 			c.cond.Wait()
 		default:
 			// Reckoned anew each time, as the fault may have changed.
-			early := time.Until(p.queue[0].at.Add(p.flow.Delay))
+			delay := p.flow.Delay + time.Duration(p.queue[0].luck*float64(p.flow.Jitter))
+			early := time.Until(p.queue[0].at.Add(delay))
 			if early > 0 {
 				p.waitAtMost(early)
 				continue

@@ -8,6 +8,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"testing"
 	"time"
 
 	"github.com/lockerkit/locker/internal/portkeep"
@@ -69,6 +70,17 @@ func Start(upstream string) (*Proxy, error) {
 		return nil, fmt.Errorf("faultproxy: %w", err)
 	}
 	return p, nil
+}
+
+// New starts a proxy for one test, which closes it when it is over.
+func New(tb testing.TB, upstream string) *Proxy {
+	tb.Helper()
+	p, err := Start(upstream)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { p.Close() })
+	return p
 }
 
 // Addr returns the address to connect to, as host:port. It never changes.

@@ -26,7 +26,10 @@ func TestGoSum(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			write("go.mod", "module consumer\n\ngo 1.26.0\n\nrequire github.com/lockerkit/locker v0.0.0\n\nreplace github.com/lockerkit/locker => "+root+"\n")
+			write(
+				"go.mod",
+				"module consumer\n\ngo 1.26.0\n\nrequire github.com/lockerkit/locker v0.0.0\n\nreplace github.com/lockerkit/locker => "+root+"\n",
+			)
 			write("main.go", "package main\n\nimport _ \"github.com/lockerkit/"+pkg+"\"\n\nfunc main() {}\n")
 			tidy := exec.CommandContext(t.Context(), "go", "mod", "tidy")
 			tidy.Dir = dir
@@ -43,7 +46,8 @@ func TestGoSum(t *testing.T) {
 			}
 			lines := bytes.Count(sum, []byte("\n"))
 			if lines > most {
-				t.Errorf("a program that imports only %s has %d lines in its go.sum; want at most %d:\n%s", pkg, lines, most, sum)
+				t.Errorf("a program that imports only %s has %d lines in its go.sum; want at most %d:\n%s", pkg, lines,
+					most, sum)
 			}
 			t.Logf("%d lines", lines)
 		})

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/lockerkit/locker/internal/testserver"
 )
 
 // verdict is what became of a mutant.
@@ -58,6 +60,7 @@ func test(ctx context.Context, args []string, timeout time.Duration) (verdict, s
 	ctx, cancel := context.WithTimeout(ctx, timeout+time.Minute) // the tests end by themselves before
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Env = append(os.Environ(), testserver.EnvServers+"=programs")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second

@@ -48,9 +48,9 @@ var targets = map[string]target{
 		own:   []string{"."},
 	},
 	"redislock": {
-		globs: []string{"redislock/*.go", "redislock/lua/*.lua"},
+		globs: []string{"redislock/*.go", "redislock/internal/*/*.go", "redislock/internal/scripts/lua/*.lua"},
 		suite: []string{"-run=^TestConformance$", "./redislock"},
-		own:   []string{"-skip=^TestConformance", "./redislock"},
+		own:   []string{"-skip=^TestConformance", "./redislock", "./redislock/internal/..."},
 	},
 }
 

@@ -85,7 +85,8 @@ func mutateGo(file string, source []byte) ([]*mutant, error) {
 	offset := func(p token.Pos) int { return fset.Position(p).Offset }
 	text := func(n ast.Node) string { return string(source[offset(n.Pos()):offset(n.End())]) }
 	add := func(from, to token.Pos, by string) {
-		found = append(found, &mutant{file: file, where: where, source: source, start: offset(from), end: offset(to), text: by})
+		found = append(found,
+			&mutant{file: file, where: where, source: source, start: offset(from), end: offset(to), text: by})
 	}
 	drop := func(n ast.Node) { add(n.Pos(), n.End(), "") }
 	visit := func(n ast.Node) bool {
@@ -223,7 +224,8 @@ func mutateLua(file string, source []byte) (found []*mutant) {
 		}
 		for _, rule := range luaRules {
 			for _, m := range rule.match.FindAllIndex(code, -1) {
-				found = append(found, &mutant{file: file, where: where, source: source, start: at + m[0], end: at + m[1], text: rule.by})
+				found = append(found,
+					&mutant{file: file, where: where, source: source, start: at + m[0], end: at + m[1], text: rule.by})
 			}
 		}
 		if bytes.HasPrefix(code, []byte("end")) {

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -104,25 +103,5 @@ func TestTargets(t *testing.T) {
 		if reason == "" {
 			t.Errorf("survivors.txt has no reason for %s", m)
 		}
-	}
-}
-
-func TestReadSurvivors(t *testing.T) {
-	t.Parallel()
-	name := filepath.Join(t.TempDir(), "survivors.txt")
-	write := func(text string) {
-		t.Helper()
-		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("# a comment\na.go f: «x» => nothing\n\tit is only\n\ta hint\n\nb.go g: «1» => «2»\n\tany number will do\n")
-	known, err := readSurvivors(name)
-	if err != nil || len(known) != 2 || known["a.go f: «x» => nothing"] != "it is only a hint" {
-		t.Errorf("%q, %v", known, err)
-	}
-	write("\ta reason\n")
-	if _, err := readSurvivors(name); err == nil {
-		t.Error("a reason without a mutant was read")
 	}
 }

@@ -21,7 +21,9 @@ func (p bsmPeer) lock(ctx context.Context, key string, ttl time.Duration) (hold,
 	// Without a deadline, it would wait no longer than the TTL.
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	return bsmHoldOf(p.Obtain(ctx, key, ttl, &bsm.Options{RetryStrategy: bsm.LinearBackoff(retry), Metadata: "who, since when"}))
+	return bsmHoldOf(
+		p.Obtain(ctx, key, ttl, &bsm.Options{RetryStrategy: bsm.LinearBackoff(retry), Metadata: "who, since when"}),
+	)
 }
 
 type bsmHold struct{ *bsm.Lock }

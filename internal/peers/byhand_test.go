@@ -71,7 +71,8 @@ func oneIfOurs(n int, err error) error {
 	return err
 }
 
-// getThenDel locks as node-distributed-lock does: EX in seconds, one value per process, and first a GET, then an EXPIRE or DEL.
+// getThenDel locks as node-distributed-lock does: EX in seconds, one value per process, and first a GET, then an EXPIRE
+// or DEL.
 type getThenDel struct {
 	rdb     redis.UniversalClient
 	process string

@@ -112,13 +112,15 @@ func openAfterGoPglock(pool *pgxpool.Pool) locker.Locker {
 	return l
 }
 
-// testExclusion checks that two peers refuse one another, wait for one another, and get the key when the other has unlocked it.
+// testExclusion checks that two peers refuse one another, wait for one another, and get the key when the other has
+// unlocked it.
 func testExclusion(t *testing.T, a, b peer) {
 	t.Helper()
 	for _, pair := range [][2]peer{{a, b}, {b, a}} {
 		holder, other := pair[0], pair[1]
 		h := must(holder.lock(t.Context(), t.Name(), long))(t)
-		if _, err := other.tryLock(t.Context(), t.Name(), long); !errors.Is(err, errHeld) && !errors.Is(err, locker.ErrLocked) {
+		if _, err := other.tryLock(t.Context(), t.Name(), long); !errors.Is(err, errHeld) &&
+			!errors.Is(err, locker.ErrLocked) {
 			t.Fatalf("%T has it, and %T gets: %v", holder, other, err)
 		}
 		got := begin(t, func(ctx context.Context) (hold, error) { return other.lock(ctx, t.Name(), long) })
@@ -174,7 +176,8 @@ func TestNodeRedlockPage(t *testing.T) {
 	ours := open(rdb, "host-1")
 	lease := must(ours.Lock(t.Context(), "orders/42"))(t)
 	redlock := must(node.do(t.Context(), command{Op: "connect", Servers: []string{server.Addr()}}))(t)
-	done := begin(t, func(ctx context.Context) (int, error) { return node.do(ctx, command{Op: "using", Redlock: redlock}) })
+	done := begin(t,
+		func(ctx context.Context) (int, error) { return node.do(ctx, command{Op: "using", Redlock: redlock}) })
 	done.stays(t, "they work while we do")
 	if err := lease.Unlock(); err != nil {
 		t.Error(err)

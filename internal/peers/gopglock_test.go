@@ -65,7 +65,8 @@ func (h goPglockHold) unlock(ctx context.Context) error {
 	return errors.Join(h.Unlock(ctx), h.Close())
 }
 
-// TestGoPglock: on the same key of 64 bits, go-pglock and ours exclude one another, and tokens increase over its holders.
+// TestGoPglock: on the same key of 64 bits, go-pglock and ours exclude one another, and tokens increase over its
+// holders.
 func TestGoPglock(t *testing.T) {
 	t.Parallel()
 	var tokens []uint64
@@ -96,8 +97,8 @@ func TestGoPglockClose(t *testing.T) {
 	}
 }
 
-// TestGoPglockIsNotTold: an administrator ends the session of a holder. Another gets the lock, and the holder's Unlock is the first
-// that it hears of it.
+// TestGoPglockIsNotTold: an administrator ends the session of a holder. Another gets the lock, and the holder's Unlock
+// is the first that it hears of it.
 func TestGoPglockIsNotTold(t *testing.T) {
 	t.Parallel()
 	db, l := newSQL(t), onPostgres(t)

@@ -17,6 +17,7 @@ import (
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/redistest"
 	"github.com/lockerkit/locker/redislock"
+	"github.com/lockerkit/locker/redislock/redlock"
 )
 
 // The Go code of docs/migrating-to-redislock.md, before and after.
@@ -42,7 +43,9 @@ func beforeBsm(ctx context.Context, client *bsm.Client, work work) error {
 	return work(ctx)
 }
 
-var deleteIfEqual = redis.NewScript(`if redis.call("GET", KEYS[1]) == ARGV[1] then return redis.call("DEL", KEYS[1]) end return 0`)
+var deleteIfEqual = redis.NewScript(
+	`if redis.call("GET", KEYS[1]) == ARGV[1] then return redis.call("DEL", KEYS[1]) end return 0`,
+)
 
 func beforeByHand(ctx context.Context, rdb *redis.Client, me string, work work) error {
 	err := rdb.SetArgs(ctx, "orders/42", me, redis.SetArgs{Mode: "NX", TTL: 8 * time.Second}).Err()
@@ -59,7 +62,7 @@ func open(rdb *redis.Client, host string) locker.Locker {
 }
 
 func openRedlock(clients []redis.UniversalClient, host string) locker.Locker {
-	l := redislock.NewRedlock(clients, locker.Prefix(""), locker.TTL(8*time.Second), locker.Holder(host))
+	l := redlock.New(clients, locker.Prefix(""), locker.TTL(8*time.Second), locker.Holder(host))
 	return l
 }
 

@@ -29,8 +29,8 @@ func TestMixedFleet(t *testing.T) {
 	testMixedFleet(t, oneServer(t), kinds)
 }
 
-// testMixedFleet has all kinds of clients increment a counter as it may only be done under a lock. The tokens of those that
-// are ours increase, whoever comes in between.
+// testMixedFleet has all kinds of clients increment a counter as it may only be done under a lock. The tokens of those
+// that are ours increase, whoever comes in between.
 func testMixedFleet(t *testing.T, s *site, kinds []kind) {
 	ctx, cancel := context.WithTimeout(t.Context(), 4*patience) // far more than it takes: for a deadlock
 	defer cancel()
@@ -57,7 +57,9 @@ func testMixedFleet(t *testing.T, s *site, kinds []kind) {
 		}
 	}
 
-	c := &counter{redis.NewClient(&redis.Options{Addr: redistest.Address(t)}), t.Name() + "/" + crand.Text(), atomic.Int32{}}
+	c := &counter{
+		redis.NewClient(&redis.Options{Addr: redistest.Address(t)}), t.Name() + "/" + crand.Text(), atomic.Int32{},
+	}
 	t.Cleanup(func() { c.rdb.Close() })
 	var wg sync.WaitGroup
 	each := mixedRounds / len(fleet)
@@ -85,7 +87,8 @@ func testMixedFleet(t *testing.T, s *site, kinds []kind) {
 		})
 	}
 	wg.Wait()
-	t.Logf("%d holders in %v; the kind changed %d times", len(order), time.Since(start).Round(time.Millisecond), len(slices.Compact(slices.Clone(order)))-1)
+	t.Logf("%d holders in %v; the kind changed %d times", len(order), time.Since(start).Round(time.Millisecond),
+		len(slices.Compact(slices.Clone(order)))-1)
 	if n := must(c.value(t.Context()))(t); n != each*len(fleet) {
 		t.Errorf("%d holders counted to %d", each*len(fleet), n)
 	}

@@ -57,7 +57,8 @@ func TestMutexAndOurs(t *testing.T) {
 	}
 }
 
-// TestMutexOfPrefix: a Mutex is locked by every key below its name, so one whose name is the beginning of ours waits for them.
+// TestMutexOfPrefix: a Mutex is locked by every key below its name, so one whose name is the beginning of ours waits
+// for them.
 func TestMutexOfPrefix(t *testing.T) {
 	t.Parallel()
 	client := newEtcd(t)

@@ -56,8 +56,8 @@ var theNode = testserver.Lazy[*node]{Start: startNode}
 
 func endNode() { _ = theNode.Close() }
 
-// needNode returns the process. Without Node.js and what npm installs, the test is skipped, unless LOCKER_REQUIRE_SERVERS
-// has "node" in it: "all" means servers.
+// needNode returns the process. Without Node.js and what npm installs, the test is skipped, unless
+// LOCKER_REQUIRE_SERVERS has "node" in it: "all" means servers.
 func needNode(t *testing.T) *node {
 	t.Helper()
 	n, err := theNode.Get()
@@ -245,9 +245,9 @@ func (p nodePeer) tryLock(ctx context.Context, key string, ttl time.Duration) (h
 	return p.acquire(ctx, command{Key: key, TTL: ttl.Milliseconds()})
 }
 
-// lock waits as node-redlock does if there is one server. On several, its retries leave behind what they got of a minority, and
-// find themselves there the next time, so that it may block itself and everybody until its TTL is over: only an acquire that
-// fails for good cleans up. There, one is made after the other.
+// lock waits as node-redlock does if there is one server. On several, its retries leave behind what they got of a
+// minority, and find themselves there the next time, so that it may block itself and everybody until its TTL is over:
+// only an acquire that fails for good cleans up. There, one is made after the other.
 func (p nodePeer) lock(ctx context.Context, key string, ttl time.Duration) (hold, error) {
 	if p.several {
 		return poll(ctx, func() (hold, error) { return p.tryLock(ctx, key, ttl) })

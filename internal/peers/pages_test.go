@@ -31,7 +31,8 @@ func TestPagesHaveThisCode(t *testing.T) {
 	}
 }
 
-// sourceOf returns the files whose names match, with one level of indentation less: pages show what is inside of functions.
+// sourceOf returns the files whose names match, with one level of indentation less: pages show what is inside of
+// functions.
 func sourceOf(t *testing.T, names string) string {
 	t.Helper()
 	var source []byte

@@ -6,7 +6,7 @@ import (
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/redistest"
-	"github.com/lockerkit/locker/redislock"
+	"github.com/lockerkit/locker/redislock/redlock"
 )
 
 // TestRedlock has the same rules on several servers, of which a minority may be down.
@@ -24,7 +24,7 @@ func TestRedlock(t *testing.T) {
 			addrs := startServers(t, c.servers, c.down)
 			open := func(t *testing.T) *site {
 				s := newSite(t, addrs, c.servers-c.down)
-				s.ours = func(opts ...locker.Option) locker.Locker { return redislock.NewRedlock(s.clients, opts...) }
+				s.ours = func(opts ...locker.Option) locker.Locker { return redlock.New(s.clients, opts...) }
 				return s
 			}
 			for _, k := range several {

@@ -24,11 +24,15 @@ func openRedsync(_ *testing.T, s *site) peer {
 }
 
 func (p redsyncPeer) mutex(key string, ttl time.Duration) *redsync.Mutex {
-	return p.NewMutex(key,
+	return p.NewMutex(
+		key,
 		redsync.WithExpiry(ttl),
-		redsync.WithTimeoutFactor(0.5), // of the TTL, for each server: by default a twentieth, which is little on a busy machine
+		redsync.WithTimeoutFactor(
+			0.5,
+		), // of the TTL, for each server: by default a twentieth, which is little on a busy machine
 		redsync.WithTries(math.MaxInt32),
-		redsync.WithRetryDelayFunc(func(int) time.Duration { return retry/2 + rand.N(retry) }))
+		redsync.WithRetryDelayFunc(func(int) time.Duration { return retry/2 + rand.N(retry) }),
+	)
 }
 
 func (p redsyncPeer) tryLock(ctx context.Context, key string, ttl time.Duration) (hold, error) {

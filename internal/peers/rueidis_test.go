@@ -90,8 +90,8 @@ func TestRueidislockPage(t *testing.T) {
 	}
 }
 
-// TestRueidislockMajority: with its default, a majority of three keys, the first one still decides, as it does not go on to the
-// next one from a key that others have; until the holder loses the first one, which it is not told of.
+// TestRueidislockMajority: with its default, a majority of three keys, the first one still decides, as it does not go
+// on to the next one from a key that others have; until the holder loses the first one, which it is not told of.
 func TestRueidislockMajority(t *testing.T) {
 	t.Parallel()
 	s := oneServer(t)

@@ -14,7 +14,8 @@ const (
 	short = time.Second // one that does; node-distributed-lock has no shorter one
 )
 
-// clocks is by how much a server's idea of a moment may differ from ours: it counts in milliseconds, from when it began to work.
+// clocks is by how much a server's idea of a moment may differ from ours: it counts in milliseconds, from when it began
+// to work.
 const clocks = 10 * time.Millisecond
 
 func TestOneServer(t *testing.T) {
@@ -63,7 +64,8 @@ func theyUnlock(t *testing.T, s *site, p peer) {
 	}
 }
 
-// theyExpire: what they hold and leave to expire, we get then and not before; and it is not theirs to free or extend any more.
+// theyExpire: what they hold and leave to expire, we get then and not before; and it is not theirs to free or extend
+// any more.
 func theyExpire(t *testing.T, s *site, p peer) {
 	l := s.locker(t, locker.TTL(long))
 	start := time.Now()
@@ -142,7 +144,15 @@ func theyLeaveOursBe(t *testing.T, s *site, p peer) {
 // weLeaveTheirsBe: as we renew, we learn that the lock is theirs, and neither renew nor free it.
 func weLeaveTheirsBe(t *testing.T, s *site, p peer) {
 	l := s.locker(t, locker.TTL(2*short))
-	renewed, kept := must(l.Lock(t.Context(), t.Name()))(t), must(l.Lock(t.Context(), t.Name()+"2", locker.NoRenew(), locker.TTL(long)))(t)
+	renewed, kept := must(
+		l.Lock(t.Context(), t.Name()),
+	)(
+		t,
+	), must(
+		l.Lock(t.Context(), t.Name()+"2", locker.NoRenew(), locker.TTL(long)),
+	)(
+		t,
+	)
 	for _, lease := range []*locker.Lease{renewed, kept} {
 		s.wipe(t, lease.Key())
 		h := must(p.lock(t.Context(), lease.Key(), long))(t)

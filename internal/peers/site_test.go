@@ -100,8 +100,8 @@ func (s *site) wipe(t *testing.T, key string) {
 	}
 }
 
-// untouched checks that the owner of a key stays the same, and that its expiry is neither put off nor brought forward, while
-// f runs.
+// untouched checks that the owner of a key stays the same, and that its expiry is neither put off nor brought forward,
+// while f runs.
 func (s *site) untouched(t *testing.T, key, what string, f func()) {
 	t.Helper()
 	owner, servers := s.owner(t, key)

@@ -16,32 +16,14 @@ import (
 	"github.com/lockerkit/locker/internal/testserver"
 )
 
-// EnvBouncer names the PgBouncer program to use; see FindBouncer.
-const EnvBouncer = "LOCKER_PGBOUNCER"
-
-// usualBouncer is where Debian puts PgBouncer, which is often not on the PATH
-// of those who are not root.
-const usualBouncer = "/usr/sbin/pgbouncer"
-
-// ErrNoBouncer is the error of FindBouncer, and of whatever uses it, when
-// there is no program.
-var ErrNoBouncer = errors.New("pgtest: no pgbouncer found")
-
 var bouncerProduct = &testserver.Product{
 	Name:       "PgBouncer",
 	Package:    "pgtest",
-	EnvProgram: EnvBouncer,
-	Programs:   []string{"pgbouncer", usualBouncer},
+	EnvProgram: "LOCKER_PGBOUNCER",
+	Program:    "pgbouncer",
+	Usual:      "/usr/sbin/pgbouncer", // often not on the PATH of those who are not root
 	Image:      "pgbouncer",
-	NotFound:   ErrNoBouncer,
 }
-
-// FindBouncer returns the path of the PgBouncer program: $LOCKER_PGBOUNCER if
-// that is set, or else the one in a container if there is $LOCKER_TEST_CONTAINERS
-// (see package contained), or else pgbouncer on the PATH or in Debian's usual place. If
-// there is none, the error is ErrNoBouncer. A program named by the environment
-// but missing is not made up for by another one.
-func FindBouncer() (path string, err error) { return bouncerProduct.Find() }
 
 // Bouncer is a PgBouncer process in front of a Server.
 type Bouncer struct{ *testserver.Server }
@@ -49,22 +31,15 @@ type Bouncer struct{ *testserver.Server }
 // NewBouncer starts a PgBouncer for one test, and closes it when the test is
 // over. The mode is its pool_mode: "session", "transaction" or "statement".
 // Further settings are name=value, as in the section [pgbouncer] of its
-// configuration. Only the superuser postgres gets through.
-//
-// Where there is no program, the test is skipped or fails by the rules of New,
-// with $LOCKER_PGBOUNCER and the name pgbouncer.
+// configuration. Only the superuser postgres gets through. Without a program, the
+// test is skipped or fails.
 func NewBouncer(tb testing.TB, server *Server, mode string, settings ...string) *Bouncer {
 	tb.Helper()
-	bouncer, err := startBouncer(server, mode, settings)
-	if err != nil {
-		bouncerProduct.Unavailable(tb, err)
-	}
-	bouncerProduct.CloseAfter(tb, bouncer)
-	return bouncer
+	return testserver.New(tb, bouncerProduct, func() (*Bouncer, error) { return startBouncer(server, mode, settings) })
 }
 
 func startBouncer(server *Server, mode string, settings []string) (*Bouncer, error) {
-	path, err := FindBouncer()
+	path, err := bouncerProduct.Find()
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +62,8 @@ func startBouncer(server *Server, mode string, settings []string) (*Bouncer, err
 				os.WriteFile(users, []byte(`"postgres" ""`), 0o600), user.Own(users))
 		},
 		Command: func(_ int, dir string) testserver.Command {
-			return testserver.Command{Program: path, Args: []string{configFile(dir)}, Dir: dir, Env: environment(), User: user}
+			args := []string{configFile(dir)}
+			return testserver.Command{Program: path, Args: args, Dir: dir, Env: product.Environment(), User: user}
 		},
 		IsUp: func(addr string, deadline time.Time) error {
 			// It answers this itself: the server behind it may be down.

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 
 	"github.com/lockerkit/locker/internal/testserver"
@@ -15,6 +14,7 @@ import (
 // accessRules is the pg_hba.conf of all servers. The superuser needs no
 // password; all other roles do, so that a wrong one can be tested.
 const accessRules = `
+local all postgres trust
 host all         postgres 127.0.0.1/32 trust
 host replication postgres 127.0.0.1/32 trust
 host all         all      127.0.0.1/32 scram-sha-256
@@ -28,9 +28,11 @@ type installation struct {
 
 // findInstallation returns what there is on this machine.
 func findInstallation() (in installation, err error) {
-	if in.bindir, err = Find(); err != nil {
+	postgres, err := product.Find()
+	if err != nil {
 		return in, err
 	}
+	in.bindir = filepath.Dir(postgres)
 	in.user, err = serverUser()
 	return in, err
 }
@@ -46,23 +48,10 @@ func serverUser() (*testserver.User, error) {
 
 // command returns how to run one of the programs, in a directory which the
 // user can reach: that of this process may not be.
-func (in installation) command(dir, name string, args ...string) (testserver.Command, error) {
-	path, err := program(in.bindir, name)
-	if err != nil {
-		return testserver.Command{}, fmt.Errorf("%w: %w", ErrNotFound, err)
+func (in installation) command(dir, name string, args ...string) testserver.Command {
+	return testserver.Command{
+		Program: filepath.Join(in.bindir, name), Args: args, Dir: dir, Env: product.Environment(), User: in.user,
 	}
-	return testserver.Command{Program: path, Args: args, Dir: dir, Env: environment(), User: in.user}, nil
-}
-
-// environment is that of this process but for what would change a server, or
-// the language of its log.
-func environment() (env []string) {
-	for _, variable := range os.Environ() {
-		if !strings.HasPrefix(variable, "PG") && !strings.HasPrefix(variable, "LC_") && !strings.HasPrefix(variable, "LANG") {
-			env = append(env, variable)
-		}
-	}
-	return append(env, "LC_ALL=C", "TZ=UTC")
 }
 
 // dataDir is the data directory in a server's temporary directory.
@@ -96,13 +85,10 @@ func (in installation) makeTemplate() (t template, err error) {
 	}
 	defer os.RemoveAll(tmp)
 	data := dataDir(tmp)
-	initdb, err := in.command(tmp, "initdb",
+	initdb := in.command(tmp, "initdb",
 		"--no-sync", "--no-locale", "-E", "UTF8", "-A", "trust", "-U", "postgres",
 		"--wal-segsize=1", // small segments make for a small copy
 		"-D", data)
-	if err != nil {
-		return nil, err
-	}
 	if err := initdb.Run(patience); err != nil {
 		return nil, err
 	}

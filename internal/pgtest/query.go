@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/lockerkit/locker/internal/testserver"
 )
 
 // query runs a statement on a new connection, and returns the first value of
@@ -47,18 +49,16 @@ func (s *Server) run(statements ...string) error {
 // await runs a query again and again until its result is true. Postgres does
 // not tell when these things happen.
 func (s *Server) await(sql string) error {
-	deadline := time.Now().Add(patience)
-	for {
+	err := testserver.Poll(context.Background(), patience, func(ctx context.Context) error {
+		deadline, _ := ctx.Deadline()
 		value, err := query(s.URL(), deadline, sql)
-		switch {
-		case err == nil && value == "t":
-			return nil
-		case err == nil && time.Now().After(deadline):
-			err = fmt.Errorf("not true within %v", patience)
+		if err == nil && value != "t" {
+			err = fmt.Errorf("it is %q", value)
 		}
-		if err != nil {
-			return fmt.Errorf("pgtest: %s: %w; the end of the server's log:\n%s", sql, err, s.LogTail())
-		}
-		time.Sleep(5 * time.Millisecond)
+		return err
+	})
+	if err != nil {
+		err = fmt.Errorf("pgtest: %s: %w; the end of the server's log:\n%s", sql, err, s.LogTail())
 	}
+	return err
 }

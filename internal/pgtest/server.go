@@ -2,6 +2,8 @@ package pgtest
 
 import (
 	"maps"
+	"net"
+	neturl "net/url"
 	"slices"
 	"strconv"
 	"syscall"
@@ -67,8 +69,8 @@ type Server struct {
 	name    string  // of a standby, for its primary
 }
 
-// Start starts a Postgres server on a free loopback port, with the programs
-// that Find finds, and waits until it answers queries. Where this process is
+// Start starts a Postgres server on a free loopback port, and waits until it
+// answers queries. Where this process is
 // root, the server belongs to the user postgres or nobody. On Linux it dies
 // with this process, however that ends.
 func Start(opts Options) (*Server, error) {
@@ -88,19 +90,13 @@ func Start(opts Options) (*Server, error) {
 // start starts a new server. The function is to make the data directory, the
 // dataDir in the server's directory.
 func start(in installation, settings map[string]string, prepare func(port int, dir string) error) (*Server, error) {
-	postgres, err := in.command("", "postgres")
-	if err != nil {
-		return nil, err
-	}
 	server, err := testserver.Start(testserver.Spec{
 		Name:    product.Package,
 		User:    in.user,
 		TempDir: product.TempDir(),
 		Prepare: prepare,
 		Command: func(port int, dir string) testserver.Command {
-			postgres := postgres
-			postgres.Dir = dir
-			postgres.Args = []string{"-D", dataDir(dir), "-p", strconv.Itoa(port)}
+			postgres := in.command(dir, "postgres", "-D", dataDir(dir), "-p", strconv.Itoa(port))
 			all := maps.Clone(defaults)
 			maps.Copy(all, settings)
 			for _, name := range slices.Sorted(maps.Keys(all)) {
@@ -142,6 +138,12 @@ func (s *Server) Addr() string { return s.server.Addr() }
 
 // URL returns the URL for the superuser and the database postgres.
 func (s *Server) URL() string { return url(s.Addr(), "postgres") }
+
+// SocketURL is URL by way of the Unix socket, of a server with the setting unix_socket_directories=".".
+func (s *Server) SocketURL() string {
+	_, port, _ := net.SplitHostPort(s.Addr())
+	return "postgres://postgres@/postgres?port=" + port + "&host=" + neturl.QueryEscape(dataDir(s.server.Dir()))
+}
 
 // Crash ends the server and all of its connections at once, without any of the
 // work of an orderly end (SIGQUIT, "immediate shutdown"), and waits until it is

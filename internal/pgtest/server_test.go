@@ -3,51 +3,42 @@ package pgtest
 import (
 	"context"
 	"errors"
-	"fmt"
-	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/lockerkit/locker/internal/locktest"
 	"github.com/lockerkit/locker/internal/testserver/selftest"
 )
+
+func TestMain(m *testing.M) { os.Exit(Main(m)) }
 
 // connect returns a connection that ends with the test.
 func connect(t *testing.T, url string) *pgconn.PgConn {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), selftest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), locktest.Patience)
 	defer cancel()
 	conn, err := pgconn.Connect(ctx, url)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), selftest.Patience)
+		ctx, cancel := context.WithTimeout(context.Background(), locktest.Patience)
 		defer cancel()
 		conn.Close(ctx)
 	})
 	return conn
 }
 
-// expectEnd checks that a connection ends.
-func expectEnd(t *testing.T, conn *pgconn.PgConn) {
-	t.Helper()
-	if err := conn.Conn().SetDeadline(time.Now().Add(selftest.Patience)); err != nil {
-		t.Fatal(err)
-	}
-	selftest.ExpectEnd(t, conn.Conn())
-}
-
 // try runs a statement and returns the first value of its result, or "".
 func try(t *testing.T, conn *pgconn.PgConn, sql string) (value string, err error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), selftest.Patience)
+	ctx, cancel := context.WithTimeout(t.Context(), locktest.Patience)
 	defer cancel()
 	results, err := conn.Exec(ctx, sql).ReadAll()
 	if err == nil && len(results) > 0 && len(results[0].Rows) > 0 {
@@ -89,77 +80,16 @@ func expectCode(t *testing.T, err error, want string) {
 	}
 }
 
-// sharedServer returns the server of URL, for tests that do it no harm.
-func sharedServer(t *testing.T) *Server {
-	t.Helper()
-	need(t)
-	s, err := shared.Get()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
-
-// need skips a test where there is no Postgres, or has it fail.
-func need(t *testing.T) {
-	t.Helper()
-	if _, err := Find(); err != nil {
-		product.Unavailable(t, err)
-	}
-}
-
-func TestServer(t *testing.T) {
-	t.Parallel()
-	s := New(t, Options{Settings: map[string]string{"max_connections": "17", "application_name": "it's me"}})
-	if host, _, err := net.SplitHostPort(s.Addr()); err != nil || host != "127.0.0.1" {
-		t.Errorf("Addr() = %q", s.Addr())
-	}
-	if want := "postgres://postgres@" + s.Addr() + "/postgres?sslmode=disable"; s.URL() != want {
-		t.Errorf("URL() = %q, want %q", s.URL(), want)
-	}
-	for setting, want := range map[string]string{
-		"is_superuser":     "on",
-		"listen_addresses": "127.0.0.1",
-		"max_connections":  "17",
-		"application_name": "it's me",
-		"fsync":            "off",
-		"wal_level":        "replica",
-		"server_encoding":  "UTF8",
-		"lc_collate":       "C",
-		"data_directory":   dataDir(s.server.Dir()),
-	} {
-		if setting == "lc_collate" { // not a setting any more since version 16
-			expect(t, s.URL(), "SELECT datcollate FROM pg_database WHERE datname = 'postgres'", want)
-			continue
-		}
-		expect(t, s.URL(), "SHOW "+setting, want)
-	}
-	selftest.AwaitLog(t, s, "database system is ready to accept connections")
-}
-
-// The superuser needs no password, but all others do.
-func TestPassword(t *testing.T) {
-	t.Parallel()
-	s := sharedServer(t)
-	do1(t, s.URL(), "CREATE ROLE somebody LOGIN PASSWORD 'secret'")
-	defer do1(t, s.URL(), "DROP ROLE somebody")
-	url := func(password string) string {
-		return "postgres://somebody:" + password + "@" + s.Addr() + "/postgres?sslmode=disable"
-	}
-	expect(t, url("secret"), "SELECT current_user", "somebody")
-	_, err := pgconn.Connect(t.Context(), url("wrong"))
-	expectCode(t, err, "28P01")
-}
-
+// What was committed is there again after a crash, and nothing else; of the server itself, nothing is left.
 func TestCrashAndRestart(t *testing.T) {
 	t.Parallel()
-	s := New(t, Options{})
-	addr := s.Addr()
+	s := New(t, Options{Settings: map[string]string{"max_connections": "17"}})
+	expect(t, s.URL(), "SHOW max_connections", "17")
 	do1(t, s.URL(), "CREATE TABLE t (i int)")
-	for i := range 3 {
+	for i := range 2 {
 		do1(t, s.URL(), "INSERT INTO t VALUES (1)")
 		conn := connect(t, s.URL())
-		do(t, conn, "BEGIN; INSERT INTO t VALUES (100)") // not committed
+		do(t, conn, "BEGIN; INSERT INTO t VALUES (100)")
 		s.Crash()
 		selftest.ExpectRefused(t, s.Addr())
 		if _, err := try(t, conn, "COMMIT"); err == nil {
@@ -168,228 +98,102 @@ func TestCrashAndRestart(t *testing.T) {
 		if left := processesIn(t, s.server.Dir()); len(left) > 0 {
 			t.Fatalf("processes that have outlived the crash: %v", left)
 		}
-		s.Crash() // does nothing
 		if err := s.Restart(); err != nil {
 			t.Fatal(err)
-		}
-		if s.Addr() != addr {
-			t.Fatalf("the address changed from %s to %s", addr, s.Addr())
 		}
 		expect(t, s.URL(), "SELECT sum(i) FROM t", strconv.Itoa(i+1))
 	}
-
-	// Without Crash before.
-	conn := connect(t, s.URL())
-	if err := s.Restart(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := try(t, conn, "SELECT 1"); err == nil {
-		t.Error("Restart did not end the server before")
-	}
-	expect(t, s.URL(), "SELECT sum(i) FROM t", "3")
 }
 
-// Somebody who has connected and says nothing does not hold up the end.
-func TestCrashWithSilentClients(t *testing.T) {
-	t.Parallel()
-	s := New(t, Options{})
-	for range 2 {
-		for range 3 {
-			selftest.Connect(t, s.Addr())
-		}
-		begin := time.Now()
-		s.Crash()
-		if took := time.Since(begin); took > 2*crashPatience {
-			t.Errorf("the crash took %v", took)
-		}
-		if err := s.Restart(); err != nil {
-			t.Fatal(err)
-		}
-	}
-}
-
+// Stop is no crash: it tells the clients, and there is nothing to recover from.
 func TestStop(t *testing.T) {
 	t.Parallel()
 	s := New(t, Options{})
-	do1(t, s.URL(), "CREATE TABLE t (i int)")
 	conn := connect(t, s.URL())
-	for range 2 { // the second time does nothing
-		if err := s.Stop(); err != nil {
-			t.Fatal(err)
-		}
+	if err := s.Stop(); err != nil {
+		t.Fatal(err)
 	}
 	selftest.ExpectRefused(t, s.Addr())
 	_, err := try(t, conn, "SELECT 1")
 	expectCode(t, err, "57P01")
-	if log := s.LogTail(); !strings.Contains(log, "received fast shutdown request") {
-		t.Errorf("the log:\n%s", log)
-	}
 	if err := s.Restart(); err != nil {
 		t.Fatal(err)
 	}
-	expect(t, s.URL(), "SELECT count(*) FROM t", "0")
 	if log := s.LogTail(); strings.Contains(log, "automatic recovery") {
 		t.Errorf("it had to recover; the log:\n%s", log)
 	}
 }
 
-func TestClose(t *testing.T) {
+// All processes of a server end with that of the tests, which is killed.
+func TestServerDiesWithItsProcess(t *testing.T) {
 	t.Parallel()
-	s := New(t, Options{})
-	for range 2 {
-		if err := s.Close(); err != nil {
-			t.Fatal(err)
-		}
+	if runtime.GOOS != "linux" {
+		t.Skip("works on Linux only")
 	}
-	if _, err := os.Stat(s.server.Dir()); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the temporary directory is still there: %v", err)
+	product.Need(t)
+	h := selftest.StartHelper(t, product.TempDir(), EnvURL+"=")
+	conn := connect(t, url(h.Addr, "postgres"))
+	if len(processesIn(t, h.Tmp)) < 2 {
+		t.Fatal("no processes found: the test is broken")
 	}
-	if err := s.Restart(); !errors.Is(err, ErrClosed) {
-		t.Errorf("Restart = %v", err)
+	h.Kill(t)
+	locktest.Eventually(t, "the end of all processes of the server",
+		func() bool { return len(processesIn(t, h.Tmp)) == 0 })
+	if _, err := try(t, conn, "SELECT 1"); err == nil {
+		t.Error("a connection has outlived the server")
 	}
-	s.Crash() // does nothing
-	if err := s.Stop(); err != nil {
-		t.Error(err)
-	}
+	selftest.ExpectRefused(t, h.Addr)
 }
 
-func TestManyServers(t *testing.T) {
-	t.Parallel()
-	need(t)
-	var wg sync.WaitGroup
-	servers := make([]*Server, 5)
-	for i := range servers {
-		wg.Go(func() {
-			var err error
-			if servers[i], err = Start(Options{}); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	wg.Wait()
-	for _, s := range servers {
-		if s != nil {
-			defer s.Close()
-		}
-	}
-	if t.Failed() {
-		return
-	}
-	for i, s := range servers {
-		do1(t, s.URL(), fmt.Sprintf("CREATE TABLE t AS SELECT %d AS i", i))
-	}
-	for _, s := range servers {
-		wg.Go(func() {
-			s.Crash()
-			if err := s.Restart(); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	wg.Wait()
-	for i, s := range servers {
-		expect(t, s.URL(), "SELECT i FROM t", strconv.Itoa(i))
-	}
+func TestHelperProcess(t *testing.T) {
+	selftest.HelperProcess(t, func() string { return shared.For(t, product).Addr() })
 }
 
-func TestStartFailureHasTheLog(t *testing.T) {
-	t.Parallel()
-	need(t)
-	_, err := Start(Options{Settings: map[string]string{"no_such_setting": "x"}})
-	if err == nil || !strings.Contains(err.Error(), `unrecognized configuration parameter "no_such_setting"`) {
-		t.Fatalf("Start = %v, want an error with the log in it", err)
-	}
-}
-
-func TestRestartWaitsForThePort(t *testing.T) {
-	t.Parallel()
-	s := New(t, Options{})
-	s.Crash()
-	restartWithPortTaken(t, s.Addr(), s.Restart)
-	expect(t, s.URL(), "SELECT 1", "1")
-}
-
-// restartWithPortTaken restarts a server while another one has its port, until
-// it has tried.
-func restartWithPortTaken(t *testing.T, addr string, restart func() error) {
+// processesIn returns the processes that work in a directory, on Linux. All
+// those of a Postgres server work in its data directory.
+func processesIn(t *testing.T, dir string) (pids []string) {
 	t.Helper()
-	l, err := net.Listen("tcp4", addr)
+	links, err := filepath.Glob("/proc/[0-9]*/cwd")
 	if err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan error, 1)
-	go func() { done <- restart() }()
-	// A connection is Restart asking whether the server is up: it is trying.
-	conn, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
+	for _, link := range links {
+		// Those of others cannot be read; they are not ours.
+		if cwd, err := os.Readlink(link); err == nil && strings.HasPrefix(cwd, dir+"/") {
+			pids = append(pids, filepath.Base(filepath.Dir(link)))
+		}
 	}
-	conn.Close()
-	l.Close()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
+	return pids
 }
 
-// A server whose main process was killed has left others behind, which do not
-// let a new one start before they have noticed.
-func TestRestartAfterHardKill(t *testing.T) {
+// Two clients of a pooler in transaction mode share one connection to the server.
+func TestBouncer(t *testing.T) {
 	t.Parallel()
-	s := New(t, Options{})
-	do1(t, s.URL(), "CREATE TABLE t (i int)")
-	connect(t, s.URL())
-	text, err := os.ReadFile(filepath.Join(dataDir(s.server.Dir()), "postmaster.pid"))
-	if err != nil {
-		t.Fatal(err)
+	b := NewBouncer(t, New(t, Options{}), "transaction", "default_pool_size=1")
+	c1, c2 := connect(t, b.URL()), connect(t, b.URL())
+	for range 3 {
+		const backend = "SELECT pg_backend_pid()"
+		if pid1, pid2 := do(t, c1, backend), do(t, c2, backend); pid1 != pid2 {
+			t.Fatalf("server connections %s and %s", pid1, pid2)
+		}
 	}
-	line, _, _ := strings.Cut(string(text), "\n")
-	pid, err := strconv.Atoi(line)
-	if err != nil {
-		t.Fatal(err)
-	}
-	process, err := os.FindProcess(pid)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := process.Kill(); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.Restart(); err != nil {
-		t.Fatal(err)
-	}
-	expect(t, s.URL(), "SELECT count(*) FROM t", "0")
 }
 
-// What the environment says to Postgres programs is not for these servers.
-func TestEnvironment(t *testing.T) {
-	missing := filepath.Join(t.TempDir(), "missing")
-	for name, value := range map[string]string{
-		"PGDATA": missing, "PGPORT": "1", "PGUSER": "nobody",
-		"LC_ALL": "xx_XX.UTF-8", "LANG": "xx_XX.UTF-8",
+// What is no URL of a running server fails a test, without a password in the log.
+func TestURLFromEnvironment(t *testing.T) {
+	t.Setenv(EnvURL, "postgresql://user:secret@db.example:1234/x?sslmode=require")
+	if got := URL(t); got != os.Getenv(EnvURL) {
+		t.Errorf("got %s", got)
+	}
+	for _, value := range []string{
+		"db.example:5432", "host=db.example password=secret", "postgres://user:secret@db.example:port/x",
+		"postgres://user:secret@a b/x", "postgres://user:secret@db.example/x?sslmode=perhaps",
 	} {
-		t.Setenv(name, value)
+		t.Setenv(EnvURL, value)
+		f := selftest.RunFake(func(tb testing.TB) { URL(tb) })
+		told := strings.HasPrefix(f.Outcome, "fatal: ") && strings.Contains(f.Outcome, EnvURL)
+		if !told || strings.Contains(f.Outcome, "secret") {
+			t.Errorf("%s: outcome %q", value, f.Outcome)
+		}
 	}
-	need(t)
-	in, err := findInstallation()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := in.makeTemplate(); err != nil {
-		t.Error(err)
-	}
-	s, err := Start(Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
-	expect(t, s.URL(), "SELECT current_user", "postgres")
-}
-
-// await polls the server until a query has the wanted result.
-func await(t *testing.T, url, sql, want string) {
-	t.Helper()
-	conn := connect(t, url)
-	selftest.Await(t, fmt.Sprintf("%q from %s", want, sql), func() bool {
-		return do(t, conn, sql) == want
-	})
 }

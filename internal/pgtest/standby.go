@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"maps"
 	"testing"
+
+	"github.com/lockerkit/locker/internal/testserver"
 )
 
 // Standby starts a hot standby: a server with a copy of the data, which
@@ -16,11 +18,7 @@ import (
 // standby as the new primary, end the old one, and Promote it.
 func (s *Server) Standby(tb testing.TB, opts Options) *Server {
 	tb.Helper()
-	standby, err := s.standby(opts)
-	if err != nil {
-		product.Unavailable(tb, err)
-	}
-	product.CloseAfter(tb, standby)
+	standby := testserver.New(tb, product, func() (*Server, error) { return s.standby(opts) })
 	if err := s.await(s.isFollowed(standby, "state = 'streaming'")); err != nil {
 		tb.Fatal(err)
 	}
@@ -36,14 +34,11 @@ func (s *Server) standby(opts Options) (*Server, error) {
 	var name string
 	standby, err := start(s.in, settings, func(port int, dir string) error {
 		name = fmt.Sprintf("standby_%d", port) // no two have the same
-		backup, err := s.in.command(dir, "pg_basebackup",
+		return s.in.command(dir, "pg_basebackup",
 			"-d", s.URL()+"&application_name="+name, "--no-password",
 			"-D", dataDir(dir), "--no-sync", "--checkpoint=fast",
-			"--write-recovery-conf") // what makes it a standby, with the connection as above
-		if err != nil {
-			return err
-		}
-		return backup.Run(patience)
+			"--write-recovery-conf", // what makes it a standby, with the connection as above
+		).Run(patience)
 	})
 	if err != nil {
 		return nil, err

@@ -10,12 +10,6 @@ import (
 // startPatience bounds the time that a server may take to come up.
 const startPatience = 10 * time.Second
 
-// The errors of a Server's methods when it is in the wrong state.
-var (
-	ErrNotRunning = testserver.ErrNotRunning
-	ErrClosed     = testserver.ErrClosed
-)
-
 // Options are the choices for a new server. The zero Options are fine.
 type Options struct {
 	// Args are further arguments of the server, such as "--requirepass",
@@ -35,17 +29,18 @@ type Server struct{ *testserver.Server }
 // URL returns the server's address as redis://host:port/0.
 func (s *Server) URL() string { return "redis://" + s.Addr() + "/0" }
 
-// Start starts a Redis server on a free loopback port, with the program that
-// Find finds, and waits until it answers. On Linux the server dies with this
-// process, however that ends.
+// Start starts a Redis server on a free loopback port and waits until it answers.
+// On Linux the server dies with this process, however that ends.
 func Start(opts Options) (*Server, error) {
 	return start(opts, nil, nil)
 }
 
 // start is Start, with further arguments that depend on the port and the
 // directory, and something to do before the first start.
-func start(opts Options, args func(port int, dir string) []string, prepare func(port int, dir string) error) (*Server, error) {
-	program, err := Find()
+func start(
+	opts Options, args func(port int, dir string) []string, prepare func(port int, dir string) error,
+) (*Server, error) {
+	program, err := product.Find()
 	if err != nil {
 		return nil, err
 	}

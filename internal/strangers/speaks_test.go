@@ -12,15 +12,12 @@ import (
 	"github.com/lockerkit/locker/internal/pgtest"
 	"github.com/lockerkit/locker/internal/redistest"
 	"github.com/lockerkit/locker/internal/strangers"
+	"github.com/lockerkit/locker/internal/testserver"
 )
 
 func TestMain(m *testing.M) {
-	os.Exit(redistest.Main(running(func() int { return pgtest.Main(running(func() int { return etcdtest.Main(m) })) })))
+	os.Exit(testserver.Main(m, redistest.Main, pgtest.Main, etcdtest.Main))
 }
-
-type running func() int
-
-func (f running) Run() int { return f() }
 
 // TestSpeaks: the real servers are recognised, and what stands for them in other tests is like them.
 func TestSpeaks(t *testing.T) {

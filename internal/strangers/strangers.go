@@ -17,11 +17,7 @@ import (
 // Nobody returns an address at which connections are refused, which nobody else gets until the test ends.
 func Nobody(t testing.TB) (addr string) {
 	t.Helper()
-	proxy, err := faultproxy.Start("127.0.0.1:1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = proxy.Close() })
+	proxy := faultproxy.New(t, "127.0.0.1:1")
 	proxy.Set(faultproxy.Refuse())
 	return proxy.Addr()
 }

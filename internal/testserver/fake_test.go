@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lockerkit/locker/internal/locktest"
 	"github.com/lockerkit/locker/internal/testserver/selftest"
 )
 
@@ -23,15 +24,21 @@ func TestMain(m *testing.M) {
 	if kind := os.Getenv(envFake); kind != "" {
 		os.Exit(fake(kind, os.Args[1]))
 	}
-	os.Exit(memoryProduct.Main(m, &closer{}))
+	os.Exit(fakes.Main(m, &Lazy[*Server]{}))
 }
 
-// memoryProduct is the one whose servers are in memory, if not $TMPDIR wants
-// something else.
-var memoryProduct = product()
+// fakes is a product that nobody has.
+var fakes = product()
 
-// fake is the server of the tests, which listens on a port and sends all that
-// it gets back, or where it is if that is "pwd". Some kinds are worse than that.
+func product() *Product {
+	return &Product{
+		Name: "Fake", Package: "faketest", EnvProgram: "TESTSERVER_PROGRAM", Program: "faked",
+		EnvAddress: "TESTSERVER_ADDRESS", URL: "fake://localhost:1234/0",
+	}
+}
+
+// fake is the server of the tests, which listens on a port and sends all that it gets back, or where it is if that is
+// "pwd".
 func fake(kind, port string) (exitCode int) {
 	switch kind {
 	case "broken":
@@ -53,31 +60,19 @@ func fake(kind, port string) (exitCode int) {
 		fmt.Println(err)
 		return 1
 	}
-	fmt.Println("listening")
 	for {
 		conn, err := l.Accept()
 		if err != nil {
 			return 1
 		}
-		if kind == "mute" {
-			continue
-		}
 		go func() {
 			defer conn.Close()
-			lines := bufio.NewReader(conn)
-			for {
-				line, err := lines.ReadString('\n')
-				if line == "exit\n" {
-					os.Exit(3)
+			for lines := bufio.NewScanner(conn); lines.Scan(); {
+				line := lines.Text()
+				if line == "pwd" {
+					line, _ = os.Getwd()
 				}
-				if line == "pwd\n" {
-					dir, _ := os.Getwd()
-					line = dir + "\n"
-				}
-				if err != nil {
-					return
-				}
-				io.WriteString(conn, line)
+				fmt.Fprintln(conn, line)
 			}
 		}()
 	}
@@ -108,46 +103,35 @@ func fakeSpec(t *testing.T, kind string) Spec {
 			}
 			defer conn.Close()
 			conn.SetDeadline(deadline)
-			return echo(conn)
+			_, err = ask(conn, "hello")
+			return err
 		},
 		Busy:     []string{"address already in use"},
-		Patience: selftest.Patience,
+		Patience: locktest.Patience,
 	}
 }
 
-// echo has the server at the other end of a connection send something back.
-func echo(conn net.Conn) error {
-	if _, err := io.WriteString(conn, "hello\n"); err != nil {
-		return err
+// ask has the server at the other end of a connection answer.
+func ask(conn net.Conn, question string) (answer string, err error) {
+	if _, err := io.WriteString(conn, question+"\n"); err != nil {
+		return "", err
 	}
-	buf := make([]byte, len("hello\n"))
-	if _, err := io.ReadFull(conn, buf); err != nil {
-		return err
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	if err == nil && question != "pwd" && line != question+"\n" {
+		err = errors.New("not an echo")
 	}
-	if string(buf) != "hello\n" {
-		return errors.New("not an echo")
-	}
-	return nil
+	return line[:max(0, len(line)-1)], err
 }
 
 // startFake starts a fake server, which is closed with the test.
 func startFake(t *testing.T, spec Spec) *Server {
 	t.Helper()
-	s, err := Start(spec)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return s
+	return New(t, fakes, func() (*Server, error) { return Start(spec) })
 }
 
 func expectUp(t *testing.T, s *Server) {
 	t.Helper()
-	if err := echo(selftest.Connect(t, s.Addr())); err != nil {
+	if _, err := ask(selftest.Connect(t, s.Addr()), "hello"); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -1,93 +1,40 @@
 package testserver
 
 import (
-	"errors"
 	"fmt"
 	"io"
+	"net"
+	"net/url"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
-
-	"github.com/lockerkit/locker/internal/testserver/contained"
 )
 
-// EnvRequire names the environment variable that lists the servers, separated
-// by commas, without which tests must fail instead of being skipped. "all" and
-// "1" are for every server.
-const EnvRequire = "LOCKER_REQUIRE_SERVERS"
-
-// Product is a kind of server, and how to find its program.
-type Product struct {
-	Name       string   // as people call it; in lower case for EnvRequire
-	Package    string   // which provides it, for errors
-	EnvProgram string   // the environment variable that names the program
-	Programs   []string // where to look for it else: names on the PATH, or paths
-	Image      string   // which has the program that is first of these, where programs are in containers
-	NotFound   error    // what the error is if it is nowhere
-
-	memory memory // see TempDir
+// Instance is a server, or several that belong together.
+type Instance interface {
+	io.Closer
+	LogTail() string
 }
 
-// Find returns the path of the program, which is none of this machine where
-// programs are in containers. One named by the environment but missing is not
-// made up for by another one.
-func (p *Product) Find() (path string, err error) {
-	if name := os.Getenv(p.EnvProgram); name != "" {
-		path, err := exec.LookPath(name)
-		if err != nil {
-			return "", fmt.Errorf("%w: $%s: %w", p.NotFound, p.EnvProgram, err)
-		}
-		return path, nil
-	}
-	if contained.Available() {
-		return contained.Path(p.Image, p.Programs[0]), nil
-	}
-	for _, name := range p.Programs {
-		if path, err := exec.LookPath(name); err == nil {
-			return path, nil
-		}
-	}
-	return "", fmt.Errorf("%w as any of %q; set $%s", p.NotFound, p.Programs, p.EnvProgram)
-}
-
-// Unavailable ends a test for which no server could be had. Without a program
-// the test is skipped, unless the environment names or demands one.
-func (p *Product) Unavailable(tb testing.TB, err error) {
+// New starts a server for one test (or benchmark), and closes it when the test is over. Where there is no program, it
+// does as Unavailable. What the server has logged is in the log of a test that fails.
+func New[S Instance](tb testing.TB, p *Product, start func() (S, error)) S {
 	tb.Helper()
-	switch {
-	case !errors.Is(err, p.NotFound):
-		tb.Fatalf("%s: cannot start %s: %v", p.Package, p.Name, err)
-	case os.Getenv(p.EnvProgram) != "":
-		tb.Fatal(err)
-	case p.required(os.Getenv(EnvRequire)):
-		tb.Fatalf("%v ($%s demands %s)", err, EnvRequire, p.Name)
-	default:
-		tb.Skipf("NOT TESTED, as there is no %s: %v", p.Name, err)
+	server, err := start()
+	if err != nil {
+		p.Unavailable(tb, err)
 	}
-}
-
-// required reports whether the list of required servers has this one in it.
-func (p *Product) required(list string) bool {
-	for name := range strings.SplitSeq(list, ",") {
-		name = strings.ToLower(strings.TrimSpace(name))
-		if slices.Contains([]string{strings.ToLower(p.Name), "all", "1"}, name) {
-			return true
-		}
-	}
-	return false
-}
-
-// CloseAfter closes a server when a test is over.
-func (p *Product) CloseAfter(tb testing.TB, server io.Closer) {
-	tb.Helper()
 	tb.Cleanup(func() {
+		if tb.Failed() {
+			tb.Logf("the end of what %s has logged:\n%s", p.Name, server.LogTail())
+		}
 		if err := server.Close(); err != nil {
 			tb.Errorf("%s: close: %v", p.Package, err)
 		}
 	})
+	return server
 }
 
 // Lazy is a server that starts when it is first needed.
@@ -111,6 +58,16 @@ func (l *Lazy[S]) Get() (S, error) {
 	return l.server, l.err
 }
 
+// For returns the server for a test. Where there is no program, it does as Unavailable.
+func (l *Lazy[S]) For(tb testing.TB, p *Product) S {
+	tb.Helper()
+	server, err := l.Get()
+	if err != nil {
+		p.Unavailable(tb, err)
+	}
+	return server
+}
+
 // Close closes the server, if it was ever needed.
 func (l *Lazy[S]) Close() error {
 	l.mu.Lock()
@@ -121,13 +78,77 @@ func (l *Lazy[S]) Close() error {
 	return l.server.Close()
 }
 
-// Main runs the tests, then closes the shared server of a package, and removes
-// the directory in memory.
-func (p *Product) Main(m interface{ Run() int }, shared io.Closer) int {
+// Address returns the host:port of a running server that the environment names, or "". The variable may have it as
+// such, or as a URL that says no more than that: what an address could not convey, such as a password, fails the
+// test.
+func (p *Product) Address(tb testing.TB) string {
+	tb.Helper()
+	value := os.Getenv(p.EnvAddress)
+	if value == "" {
+		return ""
+	}
+	addr, err := p.parse(value)
+	if err != nil {
+		tb.Fatalf("%s: $%s: %v", p.Package, p.EnvAddress, err)
+	}
+	return addr
+}
+
+// parse shows nothing of a value that it refuses, which may have a password in it.
+func (p *Product) parse(value string) (hostPort string, err error) {
+	if !strings.Contains(value, "://") {
+		if _, _, err := net.SplitHostPort(value); err != nil {
+			return "", fmt.Errorf("want host:port, or a URL like %s", p.URL)
+		}
+		return value, nil
+	}
+	usual, err := url.Parse(p.URL)
+	if err != nil {
+		return "", err
+	}
+	u, err := url.Parse(value)
+	if err != nil {
+		return "", fmt.Errorf("want host:port, or a URL like %s", p.URL)
+	}
+	plain := u.User == nil && u.RawQuery == "" && slices.Contains([]string{"", "/", usual.Path}, u.Path)
+	if u.Scheme != usual.Scheme || u.Hostname() == "" || !plain {
+		return "", fmt.Errorf("want a URL like %s, without password or options", p.URL)
+	}
+	port := u.Port()
+	if port == "" {
+		port = usual.Port()
+	}
+	return net.JoinHostPort(u.Hostname(), port), nil
+}
+
+// Tests are those of a package: a *testing.M, or what runs it.
+type Tests = interface{ Run() int }
+
+// Main runs the tests, then closes the server that they share, and removes the directory in memory. It says in one line
+// how many tests were left out, which go test shows with -v, or in the directory of the package.
+func (p *Product) Main(m Tests, shared io.Closer) int {
 	code := m.Run()
+	if n := p.skipped.Load(); n > 0 {
+		fmt.Printf("NOT TESTED: %d tests or parts of tests that need %s: run scripts/test\n", n, p.Name)
+	}
 	if err := shared.Close(); err != nil {
 		fmt.Fprintf(os.Stderr, "%s: close: %v\n", p.Package, err)
 	}
 	p.memory.remove()
 	return code
 }
+
+// Main is for tests with several kinds of servers. It runs them with the Main of each:
+//
+//	func TestMain(m *testing.M) { os.Exit(testserver.Main(m, redistest.Main, pgtest.Main)) }
+func Main(m Tests, mains ...func(Tests) int) int {
+	for _, around := range mains {
+		within := m
+		m = tests(func() int { return around(within) })
+	}
+	return m.Run()
+}
+
+type tests func() int
+
+func (f tests) Run() int { return f() }

@@ -157,7 +157,9 @@ func (s *Server) Stop(sig os.Signal) error {
 		s.killLocked()
 		return s.error(errors.New("the server was paused, so that it could only be killed"))
 	case !s.child.end(sig, s.spec.Patience):
-		return s.error(fmt.Errorf("the server did not end with %v, and was killed; the end of its log:\n%s", sig, s.LogTail()))
+		return s.error(
+			fmt.Errorf("the server did not end with %v, and was killed; the end of its log:\n%s", sig, s.LogTail()),
+		)
 	}
 	return nil
 }

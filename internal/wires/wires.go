@@ -1,5 +1,5 @@
-// Package wires puts proxies between each Locker of a test and its servers, so that one can be cut off while others are not: the
-// hooks of a conformance.Harness for stores that are reached over TCP.
+// Package wires puts proxies between each Locker of a test and its servers, so that one can be cut off while others are
+// not: the hooks of a conformance.Harness for stores that are reached over TCP.
 package wires
 
 import (
@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/conformance"
@@ -36,18 +37,16 @@ func (w *Wires) Proxies(t *testing.T) []*faultproxy.Proxy {
 	t.Helper()
 	proxies := make([]*faultproxy.Proxy, len(w.servers))
 	for i, server := range w.servers {
-		proxy, err := faultproxy.Start(server)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = proxy.Close() })
-		proxies[i] = proxy
+		proxies[i] = faultproxy.New(t, server)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.last[t] = proxies
 	return proxies
 }
+
+// late is a fifth of the TTL that a conformance.Harness has unless it says otherwise: see conformance.DelayReplies.
+const late = time.Second / 5
 
 // Cut is Harness.Cut, for what the test got last.
 func (w *Wires) Cut(t *testing.T, f conformance.Fault) (heal func()) {
@@ -60,6 +59,9 @@ func (w *Wires) Cut(t *testing.T, f conformance.Fault) (heal func()) {
 			conformance.BlackHole:   faultproxy.BlackHole(),
 			conformance.Hang:        faultproxy.Hang(),
 			conformance.DropReplies: faultproxy.DropReplies(),
+
+			conformance.DelayReplies: {ToClient: faultproxy.Flow{Delay: late}},
+			conformance.LateRequests: {ToServer: faultproxy.Flow{Jitter: late}},
 		}[f])
 	}
 	return func() {
@@ -82,11 +84,19 @@ func (c closing) Close() error {
 	return c.Locker.Close()
 }
 
-// Thorough skips a test that takes long and seldom finds what the others do not, unless LOCKER_TRIALS is set.
+// Long skips a test that takes a minute or more, but in scripts/test -all.
+func Long(t *testing.T) {
+	t.Helper()
+	if os.Getenv("LOCKER_TEST_ALL") == "" && os.Getenv("LOCKER_TRIALS") == "" {
+		t.Skip("takes long: scripts/test -all runs it, and LOCKER_TEST_ALL=1 go test")
+	}
+}
+
+// Thorough skips a test that takes very long and seldom finds what the others do not, unless LOCKER_TRIALS is set.
 func Thorough(t *testing.T) {
 	t.Helper()
 	if os.Getenv("LOCKER_TRIALS") == "" {
-		t.Skip("takes long: set LOCKER_TRIALS, to 5 for example, to run it")
+		t.Skip("takes very long: set LOCKER_TRIALS, to 5 for example, to run it")
 	}
 }
 
@@ -95,8 +105,8 @@ func Trials(t *testing.T, n int) int {
 	t.Helper()
 	if s := os.Getenv("LOCKER_TRIALS"); s != "" {
 		var err error
-		if n, err = strconv.Atoi(s); err != nil {
-			t.Fatalf("LOCKER_TRIALS: %v", err)
+		if n, err = strconv.Atoi(s); err != nil || n < 1 {
+			t.Fatalf("LOCKER_TRIALS=%q: want a number from 1 on", s)
 		}
 	}
 	return n

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/locktest"
 	"github.com/lockerkit/locker/internal/redistest"
 	"github.com/lockerkit/locker/memlock"
 	"github.com/lockerkit/locker/redislock"
@@ -31,8 +32,6 @@ var (
 	_ certmagic.TryLocker        = (*Storage)(nil)
 	_ certmagic.LockLeaseRenewer = (*Storage)(nil)
 )
-
-const patience = 30 * time.Second
 
 // onRedis returns the storage of another machine, by its Locker: all store in the same directory.
 func onRedis(t *testing.T, dir string) *Storage {
@@ -50,16 +49,6 @@ func onRedis(t *testing.T, dir string) *Storage {
 
 func inDirectory(dir string, l locker.Locker) *Storage {
 	return &Storage{Storage: &certmagic.FileStorage{Path: dir}, Locks: l}
-}
-
-func await[T any](t *testing.T, c <-chan T) (v T) {
-	t.Helper()
-	select {
-	case v = <-c:
-	case <-time.After(patience):
-		t.Fatal("what was to happen has not happened")
-	}
-	return v
 }
 
 // Lock "blocks until the named lock is released", and only one "can exist at a time".
@@ -94,7 +83,7 @@ func TestLockWaits(t *testing.T) {
 	if err := a.Unlock(ctx, t.Name()); err != nil {
 		t.Error(err)
 	}
-	if err := await(t, locked); err != nil {
+	if err := locktest.Receive(t, locked); err != nil {
 		t.Fatal(err)
 	}
 	if ok, err := a.TryLock(ctx, t.Name()); ok || err != nil {
@@ -116,7 +105,7 @@ func TestContext(t *testing.T) {
 	waited := make(chan error)
 	go func() { waited <- b.Lock(ctx, t.Name()) }()
 	cancel()
-	if err := await(t, waited); !errors.Is(err, context.Canceled) {
+	if err := locktest.Receive(t, waited); !errors.Is(err, context.Canceled) {
 		t.Errorf("the wait ended with %v", err)
 	}
 	if err := a.Unlock(ctx, t.Name()); err != nil {
@@ -160,8 +149,8 @@ func TestStale(t *testing.T) {
 	})
 }
 
-// Unlock "must ONLY be called after a successful call to Lock": other calls free nothing. Nor do those of who has lost the lock to
-// another goroutine of the same process, in either order.
+// Unlock "must ONLY be called after a successful call to Lock": other calls free nothing. Nor do those of who has lost
+// the lock to another goroutine of the same process, in either order.
 func TestUnlockFreesNoOthers(t *testing.T) {
 	t.Parallel()
 	ctx, l := t.Context(), memlock.New()
@@ -243,20 +232,21 @@ func TestOneIssuance(t *testing.T) {
 		})
 		t.Cleanup(cache.Stop)
 		s := announced{onRedis(t, dir), make(chan struct{}, 10)}
-		config = certmagic.New(cache, certmagic.Config{Storage: s, Issuers: []certmagic.Issuer{ca}, Logger: zap.NewNop(), DisableARI: true})
+		config = certmagic.New(cache,
+			certmagic.Config{Storage: s, Issuers: []certmagic.Issuer{ca}, Logger: zap.NewNop(), DisableARI: true})
 		configs = append(configs, config)
 	}
 	obtained := make(chan error, 2)
 	for _, config := range configs {
 		go func() { obtained <- config.ManageSync(t.Context(), []string{"locks.example.com"}) }()
 	}
-	await(t, ca.issuing)
+	locktest.Receive(t, ca.issuing)
 	for _, config := range configs {
-		await(t, config.Storage.(announced).locking) // both want it, and one has it
+		locktest.Receive(t, config.Storage.(announced).locking) // both want it, and one has it
 	}
 	close(ca.proceed)
 	for range configs {
-		if err := await(t, obtained); err != nil {
+		if err := locktest.Receive(t, obtained); err != nil {
 			t.Error(err)
 		}
 	}

@@ -34,8 +34,8 @@ func (s *Storage) keep(lease *locker.Lease, err error) error {
 	return err
 }
 
-// Unlock implements certmagic.Locker. It cannot know whose call it is, if one goroutine has lost the lock and another one has it.
-// It therefore takes the oldest lease: what is held is freed when both have called.
+// Unlock implements certmagic.Locker. It cannot know whose call it is, if one goroutine has lost the lock and another
+// one has it. It therefore takes the oldest lease: what is held is freed when both have called.
 func (s *Storage) Unlock(_ context.Context, name string) error {
 	s.mu.Lock()
 	i := s.find(name)

@@ -11,11 +11,12 @@ import (
 // ErrNotLeader is what gocron gets from the Elector of a scheduler that has never been the leader.
 var ErrNotLeader = errors.New("not the leader")
 
-// Elector is a gocron.Elector: only the leader runs jobs, whatever the clocks of the others say. Call Campaign in a goroutine.
+// Elector is a gocron.Elector: only the leader runs jobs, whatever the clocks of the others say. Call Campaign in a
+// goroutine.
 type Elector struct{ lease atomic.Pointer[locker.Lease] }
 
-// Campaign makes this process the leader whenever nobody else is, until ctx ends. It then unlocks, so shut down the scheduler,
-// which waits for its jobs (up to WithStopTimeout), first.
+// Campaign makes this process the leader whenever nobody else is, until ctx ends. It then unlocks, so shut down the
+// scheduler, which waits for its jobs (up to WithStopTimeout), first.
 func (e *Elector) Campaign(ctx context.Context, l locker.Locker, key string) error {
 	return locker.Lead(ctx, l, key, func(ctx context.Context, lease *locker.Lease) error {
 		e.lease.Store(lease)

@@ -10,15 +10,17 @@ import (
 	"github.com/lockerkit/locker"
 )
 
-// Locker is a gocron.Locker. The key of a lock is the name of the job: give each one a name of its own, with gocron.WithName.
+// Locker is a gocron.Locker. The key of a lock is the name of the job: give each one a name of its own, with
+// gocron.WithName.
 type Locker struct {
 	Locks   locker.Locker
 	AtLeast time.Duration               // for how long to keep a lock, if the run is shorter: see Lock
 	Lost    func(job string, err error) // called when a lock is lost; the run goes on; must not be nil
 }
 
-// Lock tries once: another scheduler that has the lock is at work on this tick. One whose clock is behind must not find the
-// lock free again after a short run: let AtLeast be longer than clocks differ, and shorter than the time between ticks.
+// Lock tries once: another scheduler that has the lock is at work on this tick. One whose clock is behind must not find
+// the lock free again after a short run: let AtLeast be longer than clocks differ, and shorter than the time between
+// ticks.
 func (l Locker) Lock(ctx context.Context, job string) (gocron.Lock, error) {
 	lease, err := l.Locks.TryLock(ctx, job)
 	if err != nil {
@@ -37,7 +39,8 @@ type held struct {
 	until time.Time
 }
 
-// Unlock does not use ctx, which has often ended: the run is over. Close of Locks does not wait for the rest of AtLeast.
+// Unlock does not use ctx, which has often ended: the run is over. Close of Locks does not wait for the rest of
+// AtLeast.
 func (h held) Unlock(context.Context) error {
 	if rest := time.Until(h.until); rest > 0 {
 		time.AfterFunc(rest, func() { _ = h.lease.Unlock() })

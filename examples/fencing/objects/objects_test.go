@@ -21,8 +21,8 @@ import (
 	"github.com/lockerkit/locker/memlock"
 )
 
-// newObject returns an object that is not there yet, on a server of its own, which speaks the protocol of S3 and checks the conditions
-// of a write in one step with the write.
+// newObject returns an object that is not there yet, on a server of its own, which speaks the protocol of S3 and checks
+// the conditions of a write in one step with the write.
 func newObject(t *testing.T) Object {
 	return newObjectBehind(t, func(h http.Handler) http.Handler { return h })
 }
@@ -44,7 +44,8 @@ func newObjectBehind(t *testing.T, between func(http.Handler) http.Handler) Obje
 func handover(t *testing.T) (stale, fresh uint64) {
 	t.Helper()
 	memory := memlock.New()
-	lost, err := memory.Lock(t.Context(), "object", locker.TTL(locker.MinTTL), locker.NoRenew())
+	const ttl = 500 * time.Millisecond // the less, the sooner a busy machine takes longer to say that it is locked
+	lost, err := memory.Lock(t.Context(), "object", locker.TTL(ttl), locker.NoRenew())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +88,8 @@ func TestStaleIsRefused(t *testing.T) {
 	o.want(t, "new")
 }
 
-// TestOneBetweenReadAndWriteOfTheOther has one holder write while the other has read and not written yet: what is there, or nothing.
+// TestOneBetweenReadAndWriteOfTheOther has one holder write while the other has read and not written yet: what is
+// there, or nothing.
 func TestOneBetweenReadAndWriteOfTheOther(t *testing.T) {
 	t.Parallel()
 	for _, before := range []string{"", "content"} {
@@ -193,7 +195,8 @@ func TestManyAtOnce(t *testing.T) {
 	}
 }
 
-// TestLostAnswer has the answer of the first write get lost: the client repeats it, and is refused by its own condition.
+// TestLostAnswer has the answer of the first write get lost: the client repeats it, and is refused by its own
+// condition.
 func TestLostAnswer(t *testing.T) {
 	t.Parallel()
 	var puts atomic.Int32
@@ -226,7 +229,8 @@ func TestOtherErrors(t *testing.T) {
 	}
 	down := httptest.NewServer(http.NotFoundHandler())
 	down.Close()
-	o.Client = s3.New(o.Client.Options(), func(opts *s3.Options) { opts.BaseEndpoint, opts.RetryMaxAttempts = &down.URL, 1 })
+	o.Client = s3.New(o.Client.Options(),
+		func(opts *s3.Options) { opts.BaseEndpoint, opts.RetryMaxAttempts = &down.URL, 1 })
 	if err := o.Update(t.Context(), token, to("content")); err == nil || errors.Is(err, ErrStale) {
 		t.Errorf("no server: %v", err)
 	}

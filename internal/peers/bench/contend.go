@@ -9,12 +9,10 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
-
-	"github.com/lockerkit/locker"
-	"github.com/lockerkit/locker/redislock"
 )
 
 // held is for how long the key is held in share, and rested for how long it is left to the others, at most.
@@ -31,8 +29,9 @@ func delay(from, to int) time.Duration {
 // outcome is what became of one contender.
 type outcome struct {
 	got, failed int
-	longest     time.Duration // of its waits
-	err         error         // the first
+	longest     time.Duration   // of its waits
+	gaps        []time.Duration // from the Unlock of somebody until it had the key
+	err         error           // the first
 }
 
 func (o *outcome) fail(err error) {
@@ -44,17 +43,19 @@ func (o *outcome) fail(err error) {
 
 // and returns both outcomes as one.
 func (o outcome) and(p outcome) outcome {
-	return outcome{o.got + p.got, o.failed + p.failed, max(o.longest, p.longest), cmp.Or(o.err, p.err)}
+	gaps := slices.Concat(o.gaps, p.gaps)
+	return outcome{o.got + p.got, o.failed + p.failed, max(o.longest, p.longest), gaps, cmp.Or(o.err, p.err)}
 }
 
-// contend prints how often contenders of each side get a key which they hold for a while, and leave to the others for at most
-// rest.
-func contend(sides []side, addrs []string, contenders, rounds int, round, hold, rest time.Duration) error {
+// contend prints how often contenders of each side, by way of so many clients, get a key which they hold for a while,
+// and leave to the others for at most rest.
+func contend(
+	sides []side, addrs []string, contenders, clients, rounds int, round, hold, rest time.Duration,
+) error {
 	outcomes := make([][]outcome, len(sides))
 	for range rounds {
 		for i, s := range sides {
-			mates := slices.Repeat([]side{s}, contenders)
-			o, err := race(mates, addrs, round, hold, rest)
+			o, err := race(slices.Repeat([]side{s}, clients), addrs, contenders, round, hold, rest)
 			if err != nil {
 				return err
 			}
@@ -62,7 +63,7 @@ func contend(sides []side, addrs []string, contenders, rounds int, round, hold, 
 		}
 	}
 	w := table()
-	fmt.Fprintf(w, "\tacquisitions/s\tof the luckiest\tof the unluckiest\tlongest wait\tfailed\t\n")
+	fmt.Fprint(w, headings)
 	for i, s := range sides {
 		printOutcome(w, s.name, outcomes[i], time.Duration(rounds)*round)
 	}
@@ -82,7 +83,8 @@ func herd(sides []side, addrs []string, contenders, rounds int) error {
 			}
 			total += took
 		}
-		fmt.Fprintf(w, "%s\t%.0f\t%v\t\n", s.name, float64(rounds*contenders)/total.Seconds(), (total / time.Duration(rounds)).Round(time.Millisecond))
+		fmt.Fprintf(w, "%s\t%.0f\t%v\t\n", s.name, float64(rounds*contenders)/total.Seconds(),
+			(total / time.Duration(rounds)).Round(time.Millisecond))
 	}
 	return w.Flush()
 }
@@ -136,17 +138,15 @@ func openAll(contenders []side, addrs []string) (locks []lock, end func(), err e
 
 // share prints how two kinds share a key during a migration.
 func share(addrs []string, half, rounds int, round time.Duration) error {
-	us := side{"redislock.New", ours(func(clients []redis.UniversalClient, opts ...locker.Option) *locker.Client {
-		return redislock.New(clients[0], opts...)
-	})}
+	us := side{"redislock.New", ours(redis.Options{}, newOne)}
 	them := redlocks()[0]
 	fleet := append(slices.Repeat([]side{us}, half), slices.Repeat([]side{them}, half)...)
 	w := table()
-	fmt.Fprintf(w, "\tacquisitions/s\tof the luckiest\tof the unluckiest\tlongest wait\tfailed\t\n")
+	fmt.Fprint(w, headings)
 	for _, rest := range []time.Duration{0, rested} {
 		var outcomes []outcome
 		for range rounds {
-			o, err := race(fleet, addrs, round, held, rest)
+			o, err := race(fleet, addrs, len(fleet), round, held, rest)
 			if err != nil {
 				return err
 			}
@@ -158,9 +158,9 @@ func share(addrs []string, half, rounds int, round time.Duration) error {
 	return w.Flush()
 }
 
-// race has contenders lock and unlock the same key until the time is over.
-func race(contenders []side, addrs []string, round, hold, rest time.Duration) ([]outcome, error) {
-	locks, end, err := openAll(contenders, addrs)
+// race has contenders, by way of clients of these sides, lock and unlock the same key until the time is over.
+func race(clients []side, addrs []string, contenders int, round, hold, rest time.Duration) ([]outcome, error) {
+	locks, end, err := openAll(clients, addrs)
 	defer end()
 	if err != nil {
 		return nil, err
@@ -168,11 +168,13 @@ func race(contenders []side, addrs []string, round, hold, rest time.Duration) ([
 	ctx, cancel := context.WithTimeout(context.Background(), round)
 	defer cancel()
 	key := fmt.Sprint("contended-", time.Now().UnixNano()) // who is interrupted may leave something behind: redsync does
-	outcomes := make([]outcome, len(contenders))
+	outcomes := make([]outcome, contenders)
+	start := time.Now()
+	var released atomic.Int64 // since then, the last time; 0 before
 	var wg sync.WaitGroup
-	for i, lock := range locks {
+	for i := range contenders {
 		wg.Go(func() {
-			o := &outcomes[i]
+			o, lock := &outcomes[i], locks[i%len(locks)]
 			for ctx.Err() == nil {
 				begin := time.Now()
 				unlock, err := lock(ctx, key)
@@ -185,8 +187,12 @@ func race(contenders []side, addrs []string, round, hold, rest time.Duration) ([
 				}
 				if ctx.Err() == nil {
 					o.got++
+					if at := time.Duration(released.Load()); at > 0 {
+						o.gaps = append(o.gaps, time.Since(start)-at)
+					}
 				}
 				time.Sleep(hold)
+				released.Store(int64(time.Since(start)))
 				if err := unlock(); err != nil {
 					o.fail(err)
 				}
@@ -210,6 +216,10 @@ func merge(all, more []outcome) []outcome {
 	return all
 }
 
+// headings are those of printOutcome.
+const headings = "\tacquisitions/s\tof the luckiest\tof the unluckiest\tlongest wait" +
+	"\tfrom unlock to the next, p50\tfailed\t\n"
+
 func printOutcome(w interface{ Write([]byte) (int, error) }, name string, outcomes []outcome, d time.Duration) {
 	var sum outcome
 	least, most := outcomes[0].got, 0
@@ -217,8 +227,8 @@ func printOutcome(w interface{ Write([]byte) (int, error) }, name string, outcom
 		sum = sum.and(o)
 		least, most = min(least, o.got), max(most, o.got)
 	}
-	fmt.Fprintf(w, "%s\t%.0f\t%d\t%d\t%v\t%d\t\n", name, float64(sum.got)/d.Seconds(), most, least,
-		sum.longest.Round(time.Millisecond), sum.failed)
+	fmt.Fprintf(w, "%s\t%.0f\t%d\t%d\t%v\t%v\t%d\t\n", name, float64(sum.got)/d.Seconds(), most, least,
+		sum.longest.Round(time.Millisecond), median(sum.gaps).Round(10*time.Microsecond), sum.failed)
 	if sum.err != nil {
 		log.Printf("%s: %v", name, sum.err)
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/lockerkit/locker"
-	"github.com/lockerkit/locker/redislock"
+	"github.com/lockerkit/locker/redislock/redlock"
 )
 
 // ttl is redsync's default.
@@ -34,8 +34,11 @@ func redlocks() []side {
 		{"redsync", redsyncSide(redis.Options{})},
 		{"redsync, retry after 2-10 ms", redsyncSide(redis.Options{},
 			redsync.WithTries(10000), redsync.WithRetryDelayFunc(func(int) time.Duration { return delay(2, 10) }))},
-		{"redsync, FailFast, ContextTimeoutEnabled", redsyncSide(redis.Options{ContextTimeoutEnabled: true}, redsync.WithFailFast(true))},
-		{"redislock.NewRedlock", ours(redislock.NewRedlock)},
+		{
+			"redsync, FailFast, ContextTimeoutEnabled",
+			redsyncSide(redis.Options{ContextTimeoutEnabled: true}, redsync.WithFailFast(true)),
+		},
+		{"redlock.New", ours(redis.Options{}, redlock.New)},
 	}
 }
 
@@ -62,9 +65,11 @@ func redsyncSide(o redis.Options, opts ...redsync.Option) func([]string) (lock, 
 	}
 }
 
-func ours(open func([]redis.UniversalClient, ...locker.Option) *locker.Client) func([]string) (lock, closer) {
+func ours(
+	o redis.Options, open func([]redis.UniversalClient, ...locker.Option) *locker.Client,
+) func([]string) (lock, closer) {
 	return func(addrs []string) (lock, closer) {
-		clients, closeAll := connect(addrs, redis.Options{})
+		clients, closeAll := connect(addrs, o)
 		l := open(clients, locker.Prefix(""), locker.TTL(ttl))
 		return func(ctx context.Context, key string) (func() error, error) {
 			lease, err := l.Lock(ctx, key)

@@ -1,6 +1,7 @@
 // Package contained has test servers run in containers, by the command in internal/containers: the command listens on a
 // Unix socket, to which each connection is for one program. What starts the program is the first thing sent; what is to
-// become of it follows; and when the connection ends, so does the program. So it cannot outlive the test that it is for.
+// become of it follows; and when the connection ends, so does the program. So it cannot outlive the test that it is
+// for.
 //
 // Containers are as close to processes as can be: they have the network and the user of this process, and see the same
 // temporary files at the same place. So tests do not notice the difference.
@@ -13,8 +14,8 @@ import (
 	"strings"
 )
 
-// EnvSocket names the environment variable with the path of the socket. Where it is set, the programs that are not named
-// by variables of their own are those in the images.
+// EnvSocket names the environment variable with the path of the socket. Where it is set, the programs that are not
+// named by variables of their own are those in the images.
 const EnvSocket = "LOCKER_TEST_CONTAINERS"
 
 // Available reports whether there is a command to run programs in containers.
@@ -42,8 +43,8 @@ type Request struct {
 	User    string   // uid:gid
 }
 
-// NewRequest returns the request for a path of Path. Of the environment, which is that of this process with changes, only
-// these count: the rest says where to find things on this machine. nil means no changes.
+// NewRequest returns the request for a path of Path. Of the environment, which is that of this process with changes,
+// only these count: the rest says where to find things on this machine. nil means no changes.
 func NewRequest(path string, args []string, dir string, env []string, user string) Request {
 	image, program, _ := strings.Cut(strings.TrimPrefix(path, prefix), "/")
 	r := Request{Image: image, Program: program, Args: args, Dir: dir, User: user}
@@ -72,8 +73,9 @@ const (
 	Resume Verb = "resume"
 )
 
-// Event is what the command tells of the program. There is one with Started, or with Ended if it did not start; then one
-// for each order, with Done, as the orders come; and one with Ended when it has ended and all of its output has been told.
+// Event is what the command tells of the program. There is one with Started, or with Ended if it did not start; then
+// one for each order, with Done, as the orders come; and one with Ended when it has ended and all of its output has
+// been told.
 type Event struct {
 	Started bool   `json:",omitempty"`
 	Output  []byte `json:",omitempty"`

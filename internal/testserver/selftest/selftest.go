@@ -4,7 +4,6 @@ package selftest
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -16,33 +15,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/lockerkit/locker/internal/locktest"
 )
-
-// Patience bounds every wait for something that should happen soon.
-const Patience = 20 * time.Second
-
-// Await polls for something that has no event to wait for.
-func Await(tb testing.TB, what string, cond func() bool) {
-	tb.Helper()
-	ctx, cancel := context.WithTimeout(tb.Context(), Patience)
-	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !cond() {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			tb.Fatalf("waited in vain for %s", what)
-		}
-	}
-}
-
-// AwaitLog waits until a server has logged a text. It may answer before that:
-// from a container, what it writes comes a little later.
-func AwaitLog(tb testing.TB, server interface{ LogTail() string }, text string) {
-	tb.Helper()
-	Await(tb, fmt.Sprintf("%q in the log", text), func() bool { return strings.Contains(server.LogTail(), text) })
-}
 
 // Connect returns a connection that ends with the test.
 func Connect(tb testing.TB, addr string) net.Conn {
@@ -52,7 +27,7 @@ func Connect(tb testing.TB, addr string) net.Conn {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { conn.Close() })
-	conn.SetDeadline(time.Now().Add(Patience))
+	conn.SetDeadline(time.Now().Add(locktest.Patience))
 	return conn
 }
 
@@ -205,15 +180,20 @@ func StartHelper(t *testing.T, tmp string, env ...string) *Helper {
 	return nil
 }
 
-// Finish lets the process end, in order, and checks that it leaves no
-// temporary files behind.
+// Finish lets the process end, in order.
 func (h *Helper) Finish(t *testing.T) {
 	t.Helper()
 	h.stdin.Close()
 	if err := h.Cmd.Wait(); err != nil {
 		t.Error("the helper process:", err)
 	}
-	if left, _ := filepath.Glob(filepath.Join(h.Tmp, "*")); len(left) > 0 {
-		t.Error("left behind:", left)
+}
+
+// Kill kills the process.
+func (h *Helper) Kill(t *testing.T) {
+	t.Helper()
+	if err := h.Cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
 	}
+	h.Cmd.Wait()
 }

@@ -1,0 +1,266 @@
+package pglock
+
+import (
+	"encoding/binary"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgproto3"
+	"github.com/jackc/pgx/v5/pgtype"
+)
+
+// Batches. Requests for locks of many goroutines go together: whoever comes while enough batches are under way leaves
+// the request to be sent with the next, so that batches grow as the load does.
+
+const (
+	// mostRequests is how many requests go into one batch: so many that the server is busy with it for less than a
+	// millisecond, and that what is under way fits into the smallest buffer of a socket, so that to write never waits.
+	mostRequests = 128
+
+	// batchesOut is how many batches are under way at a time: the server works on one while the answers to the other
+	// are dealt with here. As long as few requests are under way, to wait for others costs more than it saves.
+	batchesOut = 2
+	few        = 8
+	fewOut     = 4
+)
+
+// request asks for the lock of one key, or gives it back.
+type request struct {
+	key    int64
+	unlock bool
+	then   func(outcome)
+}
+
+// outcome is what became of a request.
+type outcome struct {
+	done   bool   // taken, or given back
+	token  uint64 // of a lock that was taken
+	sent   time.Time
+	wanted bool  // somebody polls for what was given back
+	err    error // why the outcome is none; the lock is not held then, or the session is over
+}
+
+// submit sends a request, now or with the next batch. then is called when its outcome is known, on another goroutine or
+// on this one.
+func (w *wire) submit(r *request) { w.submitAndRead(r, nil) }
+
+// submitAndRead is submit, after which the caller itself may read answers for a while, until arrived reports true.
+func (w *wire) submitAndRead(r *request, arrived func() bool) {
+	w.mu.Lock()
+	if cause := w.cause; cause != nil {
+		w.mu.Unlock()
+		r.then(outcome{err: cause})
+		return
+	}
+	w.waiting = append(w.waiting, r)
+	err := w.flushLocked()
+	direct := arrived != nil && err == nil && !w.reading && !w.alone
+	if direct {
+		w.reading = true
+	} else {
+		w.watchLocked()
+	}
+	w.mu.Unlock()
+	w.failIf(err)
+	if direct {
+		w.readUntil(arrived)
+	}
+}
+
+// flushLocked sends a batch if there is something to be sent and few are under way.
+func (w *wire) flushLocked() error {
+	most := batchesOut
+	if w.asked+len(w.waiting) <= few {
+		most = fewOut
+	}
+	if w.batches >= most || len(w.waiting) == 0 {
+		return nil
+	}
+	n := min(len(w.waiting), mostRequests)
+	var unlocks, tries []*request
+	for _, r := range w.waiting[:n] {
+		if r.unlock {
+			unlocks = append(unlocks, r)
+		} else {
+			tries = append(tries, r)
+		}
+	}
+	w.waiting = slices.Delete(w.waiting, 0, n)
+	if w.needsTimeoutLocked() { // before there are locks that depend on it
+		if err := w.sendQueryLocked(&message{answered: func(answer) {}}, beatSQL); err != nil {
+			return err
+		}
+	}
+	w.batches++
+	w.asked += n
+	return w.sendLocked(&message{requests: n, answered: func(a answer) { w.dealOut(unlocks, tries, a) }},
+		func(buf []byte, seq int64) []byte { return appendBatch(buf, seq, unlocks, tries) })
+}
+
+// appendBatch writes the messages for some requests: first what is given back, then what is wanted.
+//
+// These are several messages of the extended query protocol, which takes the server a third less time than to parse
+// EXECUTE. After the first of them, it waits for the next without an idle timeout. They are in one write, so they
+// arrive together; should a connection be cut in between all the same, keepalives end the session (see timeoutSQL).
+func appendBatch(buf []byte, seq int64, unlocks, tries []*request) []byte {
+	if len(unlocks) > 0 {
+		buf = appendExecute(buf, "locker_unlock", seq, unlocks)
+	}
+	if len(tries) > 0 {
+		buf = appendExecute(buf, "locker_try", seq, tries)
+	}
+	buf, _ = (&pgproto3.Sync{}).Encode(buf) // fails only for messages of a gigabyte, as do those below
+	return buf
+}
+
+// appendExecute writes the execution of a prepared statement for the keys of some requests.
+func appendExecute(buf []byte, name string, seq int64, rs []*request) []byte {
+	var keys []byte
+	if len(rs) == 1 {
+		name += "_one"
+		keys = appendInt8(nil, rs[0].key)
+	} else {
+		const dimensions, noNulls, first = 1, 0, 1
+		for _, n := range []int{dimensions, noNulls, pgtype.Int8OID, len(rs), first} {
+			keys = binary.BigEndian.AppendUint32(keys, uint32(n))
+		}
+		for _, r := range rs {
+			keys = appendInt8(append(keys, 0, 0, 0, 8), r.key)
+		}
+	}
+	buf, _ = (&pgproto3.Bind{
+		PreparedStatement:    name,
+		ParameterFormatCodes: []int16{pgtype.BinaryFormatCode},
+		Parameters:           [][]byte{appendInt8(nil, seq), keys},
+	}).Encode(buf)
+	buf, _ = (&pgproto3.Execute{}).Encode(buf)
+	return buf
+}
+
+// appendInt8 writes a bigint as Postgres does.
+func appendInt8(buf []byte, n int64) []byte { return binary.BigEndian.AppendUint64(buf, uint64(n)) }
+
+// dealOut tells the requests of a batch what became of them.
+func (w *wire) dealOut(unlocks, tries []*request, a answer) {
+	if len(unlocks) > 0 {
+		var done, wanted []bool
+		if len(a.rows) > 0 {
+			done, wanted = parseUnlock(a.rows[0])
+			a.rows = a.rows[1:]
+		}
+		var free []int64
+		for i, r := range unlocks {
+			if i >= len(done) {
+				w.unlockAgain(r)
+				continue
+			}
+			if wanted[i] {
+				free = append(free, r.key)
+			}
+			r.then(outcome{done: done[i], wanted: wanted[i]})
+		}
+		if len(free) > 0 {
+			w.events.tellFree(free)
+		}
+	}
+	if len(tries) == 0 {
+		return
+	}
+	var taken []bool
+	var token uint64
+	if a.err == nil && len(a.rows) > 0 {
+		token, taken = parseTry(a.rows[0])
+	}
+	if len(taken) != len(tries) {
+		w.giveUp(tries, a.err)
+		return
+	}
+	tokenless := tries[:0:0]
+	for i, r := range tries {
+		switch {
+		case !taken[i]:
+			r.then(outcome{})
+		case w.mayUse(token):
+			r.then(outcome{done: true, token: token, sent: a.sent})
+		default:
+			tokenless = append(tokenless, r)
+		}
+	}
+	if len(tokenless) > 0 {
+		w.raise(tokenless)
+	}
+}
+
+// unlockAgain repeats what failed although the session lives: somebody may have cancelled the statement, or the lock
+// table has no room for a look whether somebody wants the lock. A second failure ends the session, and with it the
+// lock.
+func (w *wire) unlockAgain(r *request) {
+	w.askText(&message{answered: func(a answer) {
+		if a.err != nil {
+			w.fail(a.err) // unless that is why there is an error
+			r.then(outcome{err: w.overBy()})
+			return
+		}
+		r.then(outcome{done: true}) // the first attempt may have done it
+	}}, "SELECT %d, pg_advisory_unlock(%d)", r.key)
+}
+
+// unlockAll gives back the one lock that a session for waiting may have. To unlock what it may not have would put
+// a warning into the log of the server.
+func (w *wire) unlockAll(then func()) {
+	w.askText(&message{answered: func(a answer) {
+		if a.err != nil {
+			w.fail(a.err)
+		}
+		then()
+	}}, "SELECT %d, pg_advisory_unlock_all()")
+}
+
+// giveUp ends tries that failed. Their locks may have been taken: what locks a session has does not depend on whether
+// its transaction succeeds.
+func (w *wire) giveUp(rs []*request, err error) {
+	if err == nil {
+		err = errMismatch
+	}
+	for _, r := range rs {
+		w.submit(&request{key: r.key, unlock: true, then: func(outcome) { r.then(outcome{err: err}) }})
+	}
+}
+
+// mint mints a token for locks that the session has. One does for all, as they are for different keys. It may raise the
+// ceiling of tokens for that.
+func (w *wire) mint(rs []*request, raise bool) {
+	w.askText(&message{answered: func(a answer) {
+		var token uint64
+		if a.err == nil && len(a.rows[0]) == 2 {
+			token = parseToken(a.rows[0][1])
+		}
+		switch {
+		case w.mayUse(token):
+			for _, r := range rs {
+				r.then(outcome{done: true, token: token, sent: a.sent})
+			}
+		case a.err != nil:
+			w.giveUp(rs, a.err)
+		case raise:
+			w.raise(rs)
+		default:
+			w.giveUp(rs, errNoTokens)
+		}
+	}}, "EXECUTE locker_mint(%d)")
+}
+
+// mayUse reports whether there is a token, and no crash can make the server forget it.
+func (w *wire) mayUse(token uint64) bool { return token > 0 && token <= w.limit.Load() }
+
+// raise has the limit of tokens raised, and then mints one for the given locks.
+func (w *wire) raise(rs []*request) {
+	w.events.raiseLimit(func(limit uint64, err error) {
+		if err != nil {
+			w.giveUp(rs, err)
+			return
+		}
+		w.limit.Store(limit)
+		w.mint(rs, false)
+	})
+}

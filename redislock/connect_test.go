@@ -1,0 +1,161 @@
+package redislock_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/locktest"
+	"github.com/lockerkit/locker/internal/redistest"
+	"github.com/lockerkit/locker/redislock"
+	"github.com/lockerkit/locker/redislock/redlock"
+)
+
+// TestRefusedConnections cuts all connections and has the servers refuse new ones, each time with another answer to one
+// of the commands with which a connection begins. Whatever was under way, on whatever path, is told that answer.
+func TestRefusedConnections(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		refuse []any // a command
+		accept []any // the command that undoes it; nil where nobody waits for that
+		want   error
+		class  error
+	}{
+		"a password that was rotated": {
+			refuse: []any{"acl", "setuser", "app", "resetpass", ">new"},
+			want:   redislock.ErrAuth, class: locker.ErrDenied,
+		},
+		"no permission to select the database": {
+			refuse: []any{"acl", "setuser", "app", "-select"},
+			want:   redislock.ErrPermission, class: locker.ErrDenied,
+		},
+		"too many clients": {
+			refuse: []any{"config", "set", "maxclients", "1"}, // the test's own
+			accept: []any{"config", "set", "maxclients", "1000"},
+			want:   redislock.ErrTooManyConnections, class: locker.ErrUnavailable,
+		},
+	} {
+		do := func(t *testing.T, admins []*redis.Client, args ...any) {
+			t.Helper()
+			for _, admin := range admins {
+				if err := admin.Do(t.Context(), args...).Err(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		run := func(t *testing.T, admins []*redis.Client, open func(opts ...locker.Option) locker.Locker) {
+			const ttl, limit = 8 * time.Second, 30 * time.Second
+			lost, retried := make(chan error, 1), make(chan error, 100)
+			l := open(locker.TTL(ttl), locker.Observe(&locker.Observer{
+				LeaseDone: func(info locker.LeaseDoneInfo) {
+					if info.Key == "held" {
+						lost <- info.Err
+					}
+				},
+				Retry: func(info locker.RetryInfo) { retried <- info.Err },
+			}))
+			mustLock(t, l, "held")
+			freed := mustLock(t, l, "freed")
+			waited := locktest.Started(func() error {
+				_, err := l.Lock(t.Context(), "held")
+				return err
+			})
+			eventually(t, 10*time.Second, "the waiter is in line, and listens", func() bool {
+				channels := 0
+				for _, admin := range admins {
+					channels += len(admin.PubSubChannels(t.Context(), "locker:*").Val())
+				}
+				return channels > 0
+			})
+			check := func(what string, err error) {
+				t.Helper()
+				checkClass(t, what, err, test.class)
+				if !errors.Is(err, test.want) {
+					t.Errorf("%s: %v; want %v", what, err, test.want)
+				}
+			}
+			do(t, admins, test.refuse...)
+			for _, kind := range []string{"normal", "pubsub"} { // also those that have not said yet whose they are
+				do(t, admins, "client", "kill", "type", kind, "skipme", "yes")
+			}
+			_, err := l.TryLock(t.Context(), "free")
+			check("TryLock", err)
+			_, err = l.Lock(t.Context(), "free")
+			check("Lock", err)
+			check("Unlock", freed.Unlock())
+			if test.accept == nil {
+				check("who waits", waited.Within(t, limit, "who waits is told"))
+			}
+			err = locktest.Receive(t, lost) // renewals have failed
+			check("the lease", err)
+			if !errors.Is(err, locker.ErrLost) {
+				t.Errorf("the lease: %v; want ErrLost", err)
+			}
+			if test.accept == nil {
+				return
+			}
+			// The first failure may be that of the connection that was cut.
+			eventually(t, limit, "a retry of who waits is told why", func() bool {
+				err = locktest.Receive(t, retried)
+				return errors.Is(err, test.want)
+			})
+			check("a retry of who waits", err)
+			do(t, admins, test.accept...)
+			if err := waited.Within(t, limit, "who waited is served"); err != nil {
+				t.Errorf("who waited: %v", err)
+			}
+		}
+		rules, more, _, _ := documentedACL(t)
+		clientOf := func(t *testing.T, server *redistest.Server) *redis.Client {
+			rdb := redis.NewClient(&redis.Options{
+				Addr: server.Addr(), Username: "app", Password: "pw", DB: 1, DisableIdentity: true,
+			})
+			t.Cleanup(func() { _ = rdb.Close() })
+			return rdb
+		}
+		t.Run("one server, "+name, func(t *testing.T) {
+			t.Parallel()
+			server := redistest.New(t, redistest.Options{})
+			admin := dial(t, server.Addr())
+			setUser(t, admin, rules)
+			run(t, []*redis.Client{admin}, func(opts ...locker.Option) locker.Locker {
+				return open(t, clientOf(t, server), opts...)
+			})
+		})
+		t.Run("Redlock, "+name, func(t *testing.T) {
+			t.Parallel()
+			servers := redistest.NewIndependent(t, 3)
+			admins := servers.DialEach(t)
+			var rdbs []redis.UniversalClient
+			for i, server := range servers {
+				setUser(t, admins[i], rules)
+				rdbs = append(rdbs, clientOf(t, server))
+			}
+			run(t, admins, func(opts ...locker.Option) locker.Locker {
+				l := redlock.New(rdbs, opts...)
+				t.Cleanup(func() { _ = l.Close() })
+				return l
+			})
+		})
+		if test.accept != nil || errors.Is(test.want, redislock.ErrPermission) {
+			continue // the nodes of a cluster are clients of each other, and have no other database
+		}
+		t.Run("cluster, "+name, func(t *testing.T) {
+			t.Parallel()
+			c := redistest.NewCluster(t, redistest.ClusterOptions{})
+			var admins []*redis.Client
+			for _, node := range c.Nodes() {
+				admins = append(admins, c.Admin(node))
+				setUser(t, c.Admin(node), rules+more)
+			}
+			run(t, admins, func(opts ...locker.Option) locker.Locker {
+				rdb := redis.NewClusterClient(&redis.ClusterOptions{Addrs: c.Addrs(), Username: "app", Password: "pw"})
+				t.Cleanup(func() { _ = rdb.Close() })
+				return open(t, rdb, opts...)
+			})
+		})
+	}
+}

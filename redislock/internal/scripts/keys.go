@@ -1,0 +1,134 @@
+package scripts
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/lockerkit/locker"
+)
+
+// companionMark is in the name of every companion key, right behind its hash tag.
+const companionMark = "}:locker:"
+
+// Names are what one request calls things in Redis. The lock is at exactly prefix+key, where other libraries expect
+// it; its companions are in the same hash slot of a Redis Cluster, whatever braces the key has.
+type Names struct {
+	Lock      string
+	Fence     string // string: the last token
+	Queue     string // sorted set: who waits, by arrival
+	Alive     string // sorted set: until when each of them is taken to be alive
+	Tombstone string // exists for a while after this owner has given up: late requests of it are refused
+
+	Value  string // of the lock while this owner has it
+	Member string // of queue and alive, for this owner
+}
+
+// NamesOf returns the names for a request that process makes.
+func NamesOf(r locker.Request, process string) Names {
+	lock := r.Name()
+	tag := hashTag(lock)
+	owner := r.Owner.String()
+	rest := lock // what tells the companions from those of other locks with the same tag
+	if tag == lock {
+		rest = ""
+	}
+	// One string holds all of these: this is done for every operation.
+	var b strings.Builder
+	b.Grow(4*(len(tag)+len(companionMark)+len(rest)+8) + 2*len(owner) + len(process) + 2)
+	var ends [4]int
+	for i, kind := range [...]string{"fence:", "queue:", "alive:", "tombstone:"} {
+		b.WriteByte('{')
+		b.WriteString(tag)
+		b.WriteString(companionMark)
+		b.WriteString(kind)
+		b.WriteString(rest)
+		if kind == "tombstone:" {
+			b.WriteByte(':')
+			b.WriteString(owner)
+		}
+		ends[i] = b.Len()
+	}
+	b.WriteString(process)
+	b.WriteByte(':')
+	b.WriteString(owner)
+	all := b.String()
+	return Names{
+		Lock: lock, Fence: all[:ends[0]], Queue: all[ends[0]:ends[1]], Alive: all[ends[1]:ends[2]],
+		Tombstone: all[ends[2]:ends[3]], Value: ValueOf(owner, r.Holder), Member: all[ends[3]:],
+	}
+}
+
+// ValueOf returns what a lock is set to: the owner, by which it is recognised, and the holder's name, for people.
+func ValueOf(owner, holder string) string {
+	if holder == "" {
+		return owner
+	}
+	return owner + ":" + holder
+}
+
+// HolderIn returns the holder's name in the value of a lock; a foreign client's value has none.
+func HolderIn(value string) string {
+	const ownerLen = 32
+	if len(value) <= ownerLen || value[ownerLen] != ':' || strings.Trim(value[:ownerLen], "0123456789abcdef") != "" {
+		return ""
+	}
+	return value[ownerLen+1:]
+}
+
+// CheckName refuses lock names that could be those of companions.
+func CheckName(name string) error {
+	if strings.HasPrefix(name, "{") && strings.Contains(name, companionMark) {
+		return fmt.Errorf("%w: names that begin with %q and contain %q are used by redislock itself",
+			locker.ErrInvalidKey, "{", companionMark)
+	}
+	return nil
+}
+
+// hashTag returns a string without closing brace that hashes to the same slot as key: the key's own hash tag, or the
+// whole key, or, if neither will do, the number that numberOf has for the slot.
+func hashTag(key string) string {
+	if _, rest, ok := strings.Cut(key, "{"); ok {
+		if tag, _, ok := strings.Cut(rest, "}"); ok && tag != "" {
+			return tag
+		}
+	}
+	if !strings.Contains(key, "}") {
+		return key
+	}
+	return strconv.Itoa(numberOf()[slotOf(key)])
+}
+
+// numberOf returns for each slot the smallest number, from 1, that hashes to it. The table is made when the first key
+// needs it, which most programs do not have: it takes a few milliseconds, and 128 KiB.
+var numberOf = sync.OnceValue(func() *[slots]int {
+	numbers := new([slots]int)
+	for i, missing := 1, slots; missing > 0; i++ { // some 110,000 steps
+		if slot := slotOf(strconv.Itoa(i)); numbers[slot] == 0 {
+			numbers[slot] = i
+			missing--
+		}
+	}
+	return numbers
+})
+
+// slots is how many hash slots a Redis Cluster has.
+const slots = 16384
+
+// slotOf returns the hash slot of a key without hash tag: CRC-16/XMODEM modulo 16384, as in the Redis Cluster
+// specification (https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/).
+func slotOf(s string) uint16 {
+	var crc uint16
+	for i := range len(s) {
+		crc ^= uint16(s[i]) << 8
+		for range 8 {
+			if crc&0x8000 != 0 {
+				crc = crc<<1 ^ 0x1021
+			} else {
+				crc <<= 1
+			}
+		}
+	}
+	return crc % slots
+}

@@ -1,0 +1,136 @@
+// Package scripts has the Lua scripts of package redislock, the names of what they keep in Redis, and what they take.
+package scripts
+
+import (
+	"crypto/sha1" //nolint:gosec // Redis names scripts by it
+	_ "embed"
+	"encoding/hex"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// The scripts. Each operation is one of them, so that it is atomic and one round trip. They use no command newer than
+// Redis 6.2, write only under the keys that they are given, and keep time by the server's clock alone.
+var (
+	//go:embed lua/line.lua
+	lineLua string
+	//go:embed lua/acquire.lua
+	acquireLua string
+	//go:embed lua/release.lua
+	releaseLua string
+	//go:embed lua/group.lua
+	groupLua string
+	//go:embed lua/renew.lua
+	renewLua string
+	//go:embed lua/poll.lua
+	pollLua string
+	//go:embed lua/confirm.lua
+	confirmLua string
+	//go:embed lua/lineup.lua
+	lineupLua string
+)
+
+const (
+	// Liveness is for how long a waiter stays in line without having been heard of.
+	Liveness = 3 * time.Second
+
+	// reservation is how long the first in line has to take a key that is free.
+	reservation = time.Second
+
+	// RefuseLate is for how long a request that arrives after its owner has given up is refused: longer than any
+	// connection holds one back, unless the server itself is stopped.
+	RefuseLate = time.Minute
+
+	// dropTogether is how many of the dead one script drops out of a line: the server does nothing else meanwhile,
+	// which is for less than a millisecond.
+	dropTogether = 500
+)
+
+// Set are the scripts of a backend: what its Config says is in their source.
+type Set struct{ Acquire, Release, Renew, Poll, Confirm, LineUp *Script }
+
+// What a configuration says that says nothing.
+const (
+	DefaultChannelPrefix  = "locker:"
+	DefaultTokenRetention = time.Hour
+)
+
+// Default are those that nearly everybody has.
+var Default = newScripts(DefaultChannelPrefix, DefaultTokenRetention)
+
+// For returns the scripts for a configuration.
+func For(channelPrefix string, retention time.Duration) *Set {
+	if channelPrefix == DefaultChannelPrefix && retention == DefaultTokenRetention {
+		return Default
+	}
+	return newScripts(channelPrefix, retention)
+}
+
+func newScripts(channelPrefix string, retention time.Duration) *Set {
+	constants := strings.NewReplacer("$retention", Milliseconds(retention), "$liveness", Milliseconds(Liveness),
+		"$reservation", Milliseconds(reservation), "$refuse", Milliseconds(RefuseLate),
+		"$drop", strconv.Itoa(dropTogether), "$channel", QuoteLua(channelPrefix))
+	s := &Set{
+		Acquire: NewScript(acquireLua, constants), Release: NewScript(releaseLua, constants),
+		Renew: NewScript(renewLua, constants), Poll: NewScript(pollLua, constants),
+		Confirm: NewScript(confirmLua, constants), LineUp: NewScript(lineupLua, constants),
+	}
+	s.Acquire.letter, s.Release.letter = 'a', 'r'
+	s.Acquire.Group = NewScript(groupLua, constants)
+	s.Release.Group = s.Acquire.Group
+	return s
+}
+
+// QuoteLua returns a string as Lua writes it, without anything that means something to newScript.
+func QuoteLua(s string) string {
+	var b strings.Builder
+	b.WriteByte('\'')
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c >= '0' && c <= '9', c >= 'A' && c <= 'Z', c >= 'a' && c <= 'z', c == ':', c == '_', c == '.':
+			b.WriteByte(c)
+		default:
+			fmt.Fprintf(&b, "\\%03d", c)
+		}
+	}
+	b.WriteByte('\'')
+	return b.String()
+}
+
+// Script is a Lua script and the name by which a server that has seen it knows it.
+type Script struct {
+	Source, SHA string
+
+	Group  *Script // runs several of this and others; nil if there is none
+	letter byte    // by which group knows it
+}
+
+// Header returns what group expects before the arguments of a request that has so many, and so many keys.
+func (s *Script) Header(keys, words int) string {
+	return string([]byte{s.letter, '0' + byte(keys), '0' + byte(words)})
+}
+
+// inGroup returns a script as a part of group.lua, which asks for the time but once.
+func inGroup(lua string) string {
+	return strings.ReplaceAll(strings.ReplaceAll(lua, "$line", lineLua), "redis.call('TIME')", "clock()")
+}
+
+// NewScript fills in what stands for constants, for other scripts, and for the functions of line.lua. It removes
+// comments and indentation, which the server would have to keep.
+func NewScript(lua string, constants *strings.Replacer) *Script {
+	lua = strings.NewReplacer("$acquire", inGroup(acquireLua), "$release", inGroup(releaseLua)).Replace(lua)
+	lua = constants.Replace(strings.ReplaceAll(lua, "$line", lineLua))
+	var b strings.Builder
+	for line := range strings.Lines(lua) {
+		line, _, _ = strings.Cut(line, "--")
+		if line = strings.TrimSpace(line); line != "" {
+			b.WriteString(line)
+			b.WriteByte('\n')
+		}
+	}
+	source := b.String()
+	sum := sha1.Sum([]byte(source)) //nolint:gosec // not for security
+	return &Script{Source: source, SHA: hex.EncodeToString(sum[:])}
+}

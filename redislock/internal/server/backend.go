@@ -1,0 +1,273 @@
+// Package server keeps locks on one Redis: a server, the master that Sentinel knows, or a cluster.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/redislock/internal/conn"
+	"github.com/lockerkit/locker/redislock/internal/scripts"
+)
+
+const (
+	// renewTogether is how many leases one script renews: the server does nothing else meanwhile.
+	renewTogether = 200
+)
+
+// Check refuses, before Redis is asked, what it could not keep.
+func (b *Server) Check(r locker.Request) error {
+	if r.TTL%time.Millisecond != 0 {
+		return fmt.Errorf("%w: TTL(%v): Redis counts in whole milliseconds", locker.ErrInvalidOption, r.TTL)
+	}
+	return scripts.CheckName(r.Name())
+}
+
+// Acquire implements locker.Backend.
+func (b *Server) Acquire(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	if err := b.Check(r); err != nil {
+		return locker.Grant{}, err
+	}
+	a := Attempt{Names: scripts.NamesOf(r, b.Line.Process), TTL: r.TTL}
+	token, refusal, err := b.Try(ctx, &a)
+	switch {
+	case err != nil:
+		return locker.Grant{}, err
+	case refusal != nil:
+		return locker.Grant{}, &locker.Held{Holder: scripts.HolderIn(refusal.Value), Remaining: refusal.Remaining}
+	}
+	return locker.Grant{Request: r, Token: token}, nil
+}
+
+// Refusal is why a lock was not granted.
+type Refusal struct {
+	Value     string        // of the lock; "" if it is free, and others are in line for it
+	Remaining time.Duration // of the holder's lease, if it has an end
+	Arrival   string        // in the line
+}
+
+// Attempt is what an owner does to get a lock.
+type Attempt struct {
+	Names   scripts.Names
+	TTL     time.Duration
+	Join    bool   // the line, if refused
+	Arrival string // in the line; "" if it has not joined it yet
+
+	// Least is the least token that will do, for one of several servers; "" where there is but one. clock is then set
+	// to that of the server, in microseconds, and again if the owner had the lock already.
+	Least string
+	Clock uint64
+	Again bool
+
+	Until time.Time // if not zero: an answer that comes later is of no use
+
+	Sent bool // a request has gone out, whatever became of it
+
+	// Unanswered is how many requests were given up without an answer, and may still be on their way: the kernel goes
+	// on sending what was written to a connection that is closed. Each request says how many there were before it, and
+	// leaves a mark by which those are refused if they arrive when the owner has gone.
+	Unanswered int
+}
+
+// words returns what the acquire script takes.
+func (a *Attempt) words() []string {
+	if a.Join {
+		return a.Names.JoinWords(a.TTL, a.Unanswered, a.Least, a.Arrival)
+	}
+	return a.Names.AcquireWords(a.TTL, a.Unanswered, a.Least)
+}
+
+// Try asks for the lock, and again if a connection fails: one from the pool may have been broken long ago.
+func (b *Server) Try(ctx context.Context, a *Attempt) (uint64, *Refusal, error) {
+	var failure error
+	for i := 1; ; i++ {
+		reply, err := b.Client.Run(ctx, a.Until, b.Scripts.Acquire, scripts.AcquireKeys, a.words())
+		if err == nil {
+			a.Sent = true
+			return a.answer(reply)
+		}
+		if !conn.IsDial(err) {
+			a.Sent = true
+			if !conn.IsReply(err) {
+				a.Unanswered++
+			}
+		}
+		if failure == nil || !conn.IsContext(err) {
+			failure = err // what went wrong says more than that there was no time left to try again
+		}
+		if i == 1 { // what follows is not worth saving a context
+			var cancel context.CancelFunc
+			ctx, cancel = conn.Until(ctx, a.Until)
+			defer cancel()
+		}
+		if i == conn.Attempts || !conn.Pause(ctx, err, i) {
+			break
+		}
+	}
+	err, refused := b.Client.MeaningOf(b.Client.Diagnose(ctx, failure))
+	if !a.Sent || refused && a.Unanswered == 0 {
+		err = locker.NotAcquired(err)
+	}
+	return 0, nil, err
+}
+
+// answer turns a reply to the acquire script into a token, or a refusal.
+func (a *Attempt) answer(reply any) (uint64, *Refusal, error) {
+	switch reply := reply.(type) {
+	case string:
+		text, clock, _ := strings.Cut(reply, " ")
+		token, err := strconv.ParseUint(text, 10, 64)
+		if clock != "" && err == nil {
+			clock, a.Again = strings.CutSuffix(clock, " again")
+			a.Clock, err = strconv.ParseUint(clock, 10, 64)
+		}
+		if err != nil {
+			return 0, nil, fmt.Errorf("redis: unexpected token %q", reply)
+		}
+		return token, nil, nil
+	case int64:
+		return 0, nil, locker.NotAcquired(conn.ErrGivenUp)
+	case []any:
+		if len(reply) == 3 {
+			value, _ := reply[0].(string)
+			left, _ := reply[1].(int64)
+			arrival, _ := reply[2].(string)
+			return 0, &Refusal{value, remainingOf(left), arrival}, nil
+		}
+	}
+	return 0, nil, fmt.Errorf("redis: unexpected reply %v", reply)
+}
+
+// remainingOf turns a PTTL into a duration. A lease that is in its last millisecond, of which Redis says 0, still has
+// an end, unlike one that has none, of which it says -1. What somebody else has set may last for longer than a
+// Duration.
+func remainingOf(pttl int64) time.Duration {
+	const most = math.MaxInt64/int64(time.Millisecond) - 1
+	return time.Duration(min(max(pttl, -1), most)+1) * time.Millisecond
+}
+
+// Renew implements locker.Backend.
+func (b *Server) Renew(ctx context.Context, gs []locker.Grant, done func(i int, r locker.Renewal)) {
+	value := func(i int) string { return scripts.ValueOf(gs[i].Owner.String(), gs[i].Holder) }
+	b.RenewValues(ctx, gs, value, func(i int, err error) { done(i, locker.Renewal{Err: err}) })
+}
+
+// RenewValues renews the locks that have the given values. It calls done for each when its script has been answered:
+// each script goes out by itself, and on a cluster those for each node do.
+func (b *Server) RenewValues(
+	ctx context.Context, gs []locker.Grant, value func(i int) string, done func(i int, err error),
+) {
+	together := renewTogether
+	if b.Client.Cluster {
+		together = 1
+	}
+	var batches []*conn.Batch
+	for i := 0; i < len(gs); i += together {
+		part := gs[i:min(i+together, len(gs))]
+		words := make([]string, 3*len(part))
+		for j, g := range part {
+			words[j], words[len(part)+2*j], words[len(part)+2*j+1] = g.Name(), value(i+j), scripts.Milliseconds(g.TTL)
+		}
+		if i == 0 || !b.Client.Cluster {
+			work := &conn.Batch{Script: b.Scripts.Renew}
+			work.Done = func(k int) { b.renewed(work.Cmds[k], i+k*together, min(i+k*together+len(part), len(gs)), done) }
+			batches = append(batches, work)
+		}
+		batches[len(batches)-1].Add(ctx, len(part), words)
+	}
+	parallel(batches, func(work *conn.Batch) { _ = b.Client.RunBatch(ctx, work) })
+}
+
+// parallel calls f for each item at the same time, and for a single one on this goroutine.
+func parallel[T any](items []T, f func(item T)) {
+	var all sync.WaitGroup
+	for i, item := range items {
+		if i == len(items)-1 {
+			f(item)
+		} else {
+			all.Go(func() { f(item) })
+		}
+	}
+	all.Wait()
+}
+
+// renewed reports what a script has said about the leases from i to end.
+func (b *Server) renewed(cmd conn.Once, i, end int, done func(i int, err error)) {
+	results, err := cmd.Slice()
+	if err != nil {
+		err = b.Client.Explain(err)
+	}
+	for j := range end - i {
+		switch {
+		case err != nil:
+			done(i+j, err)
+		case j >= len(results):
+			done(i+j, fmt.Errorf("redis: unexpected reply %v", results))
+		default:
+			done(i+j, b.renewedOne(results[j]))
+		}
+	}
+}
+
+// renewedOne turns the result for one lease into its error.
+func (b *Server) renewedOne(result any) error {
+	switch result := result.(type) {
+	case int64:
+		if result == 1 {
+			return nil
+		}
+		return locker.ErrLost
+	case string:
+		return b.Client.Explain(conn.ScriptError(result))
+	}
+	return fmt.Errorf("redis: unexpected result %v", result)
+}
+
+// Release implements locker.Backend.
+func (b *Server) Release(ctx context.Context, g locker.Grant) error {
+	n := scripts.NamesOf(g.Request, b.Line.Process)
+	if g.Token == 0 { // unknown outcome: it may be in line, or still on its way
+		return Final(b.leave(ctx, n, true))
+	}
+	return Final(b.free(ctx, n))
+}
+
+// Final marks the error of a release that is the same for ever.
+func Final(err error) error {
+	if errors.Is(err, locker.ErrClosed) {
+		return locker.Final(err)
+	}
+	return err
+}
+
+// free gives back a lock of an owner who is not in line.
+func (b *Server) free(ctx context.Context, n scripts.Names) error {
+	return b.ReleaseWith(ctx, scripts.ReleaseKeys, n.FreeWords())
+}
+
+// leave takes the owner out of line and gives back what it has. If there is doubt, requests of it that arrive later are
+// refused.
+func (b *Server) leave(ctx context.Context, n scripts.Names, doubt bool) error {
+	return b.ReleaseWith(ctx, scripts.ReleaseKeys, n.ReleaseWords(doubt))
+}
+
+// ReleaseWith frees the lock; for the words, of which so many are keys, see release.lua.
+func (b *Server) ReleaseWith(ctx context.Context, keys int, words []string) error {
+	// Not run again on errors: the second answer would say that the lock was not ours any more. Who called knows that.
+	reply, err := b.Client.Run(ctx, time.Time{}, b.Scripts.Release, keys, words)
+	switch {
+	case err != nil:
+		return b.Client.Explain(err)
+	case reply == int64(1):
+		return nil
+	case reply == int64(0):
+		return locker.ErrLost
+	}
+	return fmt.Errorf("redis: unexpected reply %v", reply)
+}

@@ -1,0 +1,191 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/redistest"
+	"github.com/lockerkit/locker/redislock/internal/conn"
+	"github.com/lockerkit/locker/redislock/internal/scripts"
+)
+
+// testBackend returns a backend on the server that the tests share.
+func testBackend(t *testing.T) *Server {
+	rdb := redis.NewClient(&redis.Options{Addr: redistest.Address(t), DisableIdentity: true})
+	b, err := Config{}.New(rdb, NewProcess(), rdb.Close)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close() })
+	return b
+}
+
+// renewAll returns the errors of one Renew.
+func renewAll(t *testing.T, b locker.Backend, grants ...locker.Grant) []error {
+	t.Helper()
+	var mu sync.Mutex
+	errs, calls := make([]error, len(grants)), make([]int, len(grants))
+	b.Renew(t.Context(), grants, func(i int, r locker.Renewal) {
+		mu.Lock()
+		defer mu.Unlock()
+		errs[i] = r.Err
+		calls[i]++
+	})
+	for i, n := range calls {
+		if n != 1 {
+			t.Errorf("%d results for grant %d", n, i)
+		}
+	}
+	return errs
+}
+
+func newRequest(t *testing.T, owner byte) locker.Request {
+	return locker.Request{
+		Prefix: "test:",
+		Key:    t.Name(),
+		Owner:  locker.Owner{owner, 1: byte(time.Now().UnixNano())},
+		TTL:    10 * time.Second,
+	}
+}
+
+func TestAcquireTwiceIsOneGrant(t *testing.T) {
+	b, ctx, r := testBackend(t), t.Context(), newRequest(t, 1)
+	first, err := b.Acquire(ctx, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := b.Acquire(ctx, r)
+	if err != nil || second.Token != first.Token {
+		t.Errorf("the same owner again: token %d, %v; want %d", second.Token, err, first.Token)
+	}
+	if err := b.Release(ctx, second); err != nil {
+		t.Error(err)
+	}
+	if err := b.Release(ctx, first); !errors.Is(err, locker.ErrLost) {
+		t.Errorf("released twice: %v; want ErrLost", err)
+	}
+}
+
+// TestLateRequestIsRefused has the clean-up of an acquire arrive before the acquire itself.
+func TestLateRequestIsRefused(t *testing.T) {
+	b, ctx, r := testBackend(t), t.Context(), newRequest(t, 1)
+	if err := b.Release(ctx, locker.Grant{Request: r}); !errors.Is(err, locker.ErrLost) {
+		t.Errorf("clean-up of what is not there: %v; want ErrLost", err)
+	}
+	if _, err := b.Acquire(ctx, r); err == nil || errors.Is(err, locker.ErrLocked) {
+		t.Errorf("an acquire that arrives after its clean-up: %v; want it refused", err)
+	}
+	other, err := b.Acquire(ctx, newRequest(t, 2))
+	if err != nil {
+		t.Fatalf("another owner: %v", err)
+	}
+	wait, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if _, err := b.Wait(wait, r); err == nil || wait.Err() != nil {
+		t.Errorf("a Wait that arrives after its clean-up: %v; want it refused at once", err)
+	}
+	if err := b.Release(ctx, other); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestReleaseComparesOwnersWhole(t *testing.T) {
+	b, ctx, r := testBackend(t), t.Context(), newRequest(t, 1)
+	g, err := b.Acquire(ctx, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, change := range []func(*locker.Grant){
+		func(g *locker.Grant) { g.Owner[15]++ },
+		func(g *locker.Grant) { g.Holder = "x" }, // the value then begins like the one that is there
+	} {
+		stranger := g
+		change(&stranger)
+		if err := b.Release(ctx, stranger); !errors.Is(err, locker.ErrLost) {
+			t.Errorf("Release by %v %q: %v; want ErrLost", stranger.Owner, stranger.Holder, err)
+		}
+		if err := renewAll(t, b, stranger)[0]; !errors.Is(err, locker.ErrLost) {
+			t.Errorf("Renew by %v %q: %v; want ErrLost", stranger.Owner, stranger.Holder, err)
+		}
+	}
+	if err := b.Release(ctx, g); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRenewManyAtOnce(t *testing.T) {
+	b, ctx := testBackend(t), t.Context()
+	const n = 2*renewTogether + 7
+	grants := make([]locker.Grant, n)
+	for i := range grants {
+		r := newRequest(t, byte(i))
+		r.Key = t.Name() + string(rune('a'+i))
+		var err error
+		if grants[i], err = b.Acquire(ctx, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lost := map[int]bool{0: true, renewTogether: true, n - 1: true}
+	for i := range lost {
+		if err := b.Release(ctx, grants[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	name := grants[1].Name()
+	b.Client.PExpire(ctx, name, time.Second)
+	for i, err := range renewAll(t, b, grants...) {
+		if errors.Is(err, locker.ErrLost) != lost[i] || err != nil && !lost[i] {
+			t.Errorf("renewal of %d: %v", i, err)
+		}
+	}
+	if ttl := b.Client.PTTL(ctx, name).Val(); ttl < 9*time.Second {
+		t.Errorf("after the renewal the lock expires in %v", ttl)
+	}
+	for i := range lost {
+		if n := b.Client.Exists(ctx, grants[i].Name()).Val(); n != 0 {
+			t.Error("a renewal has brought a lock back")
+		}
+	}
+	for i, g := range grants {
+		if !lost[i] {
+			_ = b.Release(ctx, g)
+		}
+	}
+}
+
+// TestAskedAgainAfterSilence: who asks again, as there was no answer, is not taken for the earlier request, which is
+// refused when it comes late.
+func TestAskedAgainAfterSilence(t *testing.T) {
+	b, ctx, r := testBackend(t), t.Context(), newRequest(t, 1)
+	ask := func(unanswered int) (token uint64, refused *Refusal, err error) {
+		return b.Try(ctx, &Attempt{Names: scripts.NamesOf(r, b.Line.Process), TTL: r.TTL, Unanswered: unanswered})
+	}
+	other, err := b.Acquire(ctx, newRequest(t, 2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, refused, err := ask(1); refused == nil || err != nil { // and let the answer to this be lost, too
+		t.Fatalf("the lock is held: %v, %v", refused, err)
+	}
+	if err := b.Release(ctx, other); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := ask(0); !errors.Is(err, conn.ErrGivenUp) {
+		t.Errorf("the first request, which comes late: %v; want %v", err, conn.ErrGivenUp)
+	}
+	if token, refused, err := ask(12); token == 0 {
+		t.Errorf("asked again, for a key that is free: %v, %v", refused, err)
+	}
+	if err := b.Release(ctx, locker.Grant{Request: r}); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := ask(13); !errors.Is(err, conn.ErrGivenUp) {
+		t.Errorf("a request that comes when its owner has given up: %v; want %v", err, conn.ErrGivenUp)
+	}
+}

@@ -1,0 +1,10 @@
+package server
+
+import (
+	"os"
+	"testing"
+
+	"github.com/lockerkit/locker/internal/redistest"
+)
+
+func TestMain(m *testing.M) { os.Exit(redistest.Main(m)) }

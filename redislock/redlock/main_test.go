@@ -1,0 +1,10 @@
+package redlock_test
+
+import (
+	"os"
+	"testing"
+
+	"github.com/lockerkit/locker/internal/redistest"
+)
+
+func TestMain(m *testing.M) { os.Exit(redistest.Main(m)) }
