@@ -247,13 +247,9 @@ func (c *Client) Close() error {
 	for i, l := range held {
 		ends[i] = l.endLocked(ErrUnlocked)
 	}
-	expired := c.schedule.expired
 	c.schedule.stop()
 	c.mu.Unlock()
 	announce(ends)
-	if len(expired) > 0 {
-		c.expirer.Expired(expired)
-	}
 	c.cleanup.start(c) // one last attempt for each
 	c.calls.Done()
 
@@ -273,6 +269,7 @@ func (c *Client) Close() error {
 	case <-idle:
 	case <-patience.C:
 	}
+	c.tellExpired()
 	if err := c.backend.Close(); err != nil {
 		errs[len(held)] = c.fail(opClose, "", err)
 	}

@@ -146,7 +146,10 @@ func (l *Lease) endLocked(reason error) ending {
 // expireLocked is endLocked for a lease whose deadline has passed.
 func (l *Lease) expireLocked() ending {
 	e := l.endLocked(l.expiredLocked())
-	e.expired = l.client.expirer != nil
+	if l.client.expirer != nil {
+		e.expired = true
+		l.client.calls.Add(1) // until noteExpired: Close waits, to tell the backend before it closes it
+	}
 	return e
 }
 

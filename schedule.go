@@ -114,16 +114,12 @@ func (c *Client) attend() {
 	}
 	c.armed = time.Time{}
 	ends, due := c.dueLocked(time.Now())
-	expired := c.schedule.expired
-	c.schedule.expired = nil
 	c.calls.Add(1)
 	c.arm(c)
 	c.mu.Unlock()
 	defer c.calls.Done()
 	announce(ends)
-	if len(expired) > 0 {
-		c.expirer.Expired(expired)
-	}
+	c.tellExpired()
 	c.renew(due)
 }
 
@@ -185,10 +181,22 @@ func (c *Client) noteExpired(ends []ending) {
 	for _, e := range ends {
 		if e.expired {
 			c.schedule.expired = append(c.schedule.expired, e.lease.grant)
+			c.calls.Done()
 		}
 	}
 	if len(c.schedule.expired) > 0 {
 		c.armAt(c, time.Now())
+	}
+}
+
+// tellExpired has the backend told of what noteExpired has noted.
+func (c *Client) tellExpired() {
+	c.mu.Lock()
+	expired := c.schedule.expired
+	c.schedule.expired = nil
+	c.mu.Unlock()
+	if len(expired) > 0 {
+		c.expirer.Expired(expired)
 	}
 }
 
