@@ -9,7 +9,6 @@ import (
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/redislock/internal/conn"
-	"github.com/lockerkit/locker/redislock/internal/scripts"
 	"github.com/lockerkit/locker/redislock/internal/server"
 )
 
@@ -99,8 +98,8 @@ func (s shortfall) result() error {
 
 // confirm waits until the replicas have a lock, or gives it back.
 func (b *replicated) confirm(ctx context.Context, g locker.Grant) shortfall {
-	words := []string{g.Name(), scripts.ValueOf(g.Owner.String(), g.Holder), scripts.Milliseconds(g.TTL)}
-	confirmed, err := b.Client.RunConfirmed(ctx, b.Scripts.Renew, 1, words, b.replicas, b.within)
+	script, words := b.RenewalOf(g)
+	confirmed, err := b.Client.RunConfirmed(ctx, script, words, b.replicas, b.within)
 	switch {
 	case err != nil:
 		err, _ = b.Client.MeaningOf(err)

@@ -159,12 +159,11 @@ func (c *claim) askOne(i int) {
 	p.next = nil
 	wanted := c.phase != protocol.Over
 	c.mu.Unlock()
-	var token uint64
 	var refusal *server.Refusal
 	err := errSilent
 	if wanted && !n.full() {
 		err = n.call(ctx, nodeBound(a.TTL), func(ctx context.Context) (err error) {
-			token, refusal, err = n.Try(ctx, &a)
+			refusal, err = n.Try(ctx, &a)
 			return err
 		})
 	}
@@ -179,7 +178,7 @@ func (c *claim) askOne(i int) {
 		}
 		return
 	}
-	p.answer, p.err, p.refusal, p.token, p.again = given, err, refusal, token, a.Again
+	p.answer, p.err, p.refusal, p.token, p.again = given, err, refusal, a.Token, a.Again
 	p.strays &^= strayTry
 	if a.Unanswered > 0 {
 		p.strays |= strayTry

@@ -98,7 +98,7 @@ func (n *node) observe(clock uint64) {
 // that.
 func (n *node) releaseLater(names scripts.Names, tombstone string, ttl time.Duration) {
 	until := time.Now().Add(max(ttl+ttl/3, scripts.RefuseLate))
-	n.Outbox.Put(scripts.LeaveKeys, names.LeaveWords(tombstone), until)
+	n.Outbox.Put(names.LeaveWords(tombstone), until)
 }
 
 // releaseTryLater is releaseLater for one try of an owner who goes on with another, and keeps his place in line.
@@ -112,7 +112,7 @@ func (n *node) releaseTryLater(names scripts.Names, ttl time.Duration) {
 func (n *node) confirm(
 	ctx context.Context, names scripts.Names, token uint64, ttl time.Duration,
 ) (ours, late bool, err error) {
-	return n.yes(ctx, n.Scripts.Confirm, scripts.ConfirmKeys, names.ConfirmWords(token, ttl))
+	return n.yes(ctx, n.Scripts.Confirm, names.ConfirmWords(token, ttl))
 }
 
 // lineUp takes the owner back to its place in line, and reports whether it is its turn; late means that a first
@@ -120,7 +120,7 @@ func (n *node) confirm(
 func (n *node) lineUp(
 	ctx context.Context, names scripts.Names, tombstone, arrival string, doubt bool,
 ) (turn, late bool, err error) {
-	return n.yes(ctx, n.Scripts.LineUp, scripts.LineUpKeys, names.LineUpWords(tombstone, arrival, doubt))
+	return n.yes(ctx, n.Scripts.LineUp, names.LineUpWords(tombstone, arrival, doubt))
 }
 
 // giveBack frees the lock and leaves the line, for good: tombstone is the key by which the line knows that, if there
@@ -128,17 +128,17 @@ func (n *node) lineUp(
 func (n *node) giveBack(ctx context.Context, names scripts.Names, tombstone string, inLine, doubt bool) error {
 	switch {
 	case doubt:
-		return n.ReleaseWith(ctx, scripts.LeaveKeys, names.LeaveWords(tombstone))
+		return n.ReleaseWith(ctx, names.LeaveWords(tombstone))
 	case inLine:
-		return n.ReleaseWith(ctx, scripts.ReleaseKeys, names.ReleaseWords(false))
+		return n.ReleaseWith(ctx, names.ReleaseWords(false))
 	}
-	return n.ReleaseWith(ctx, scripts.ReleaseKeys, names.FreeWords())
+	return n.ReleaseWith(ctx, names.FreeWords())
 }
 
 // yes executes a script that returns 1 or 0, and may be executed twice, which late says that it may be.
-func (n *node) yes(ctx context.Context, s *scripts.Script, keys int, words []string) (yes, late bool, err error) {
+func (n *node) yes(ctx context.Context, s *scripts.Script, w scripts.Words) (yes, late bool, err error) {
 	for i := 1; ; i++ {
-		reply, err := n.Client.Run(ctx, time.Time{}, s, keys, words)
+		reply, err := n.Client.Run(ctx, time.Time{}, s, w)
 		if err == nil && reply == int64(-1) {
 			err = conn.ErrGivenUp
 		}

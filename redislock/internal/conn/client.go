@@ -90,12 +90,12 @@ type Once struct {
 // NoRetry implements redis.Cmder.
 func (Once) NoRetry() bool { return true }
 
-// command returns an EVALSHA of the script with the given keys, which come first, and arguments.
-func command(ctx context.Context, s *scripts.Script, keys int, words []string) Once {
-	args := make([]any, 3, 3+len(words))
-	args[0], args[1], args[2] = "evalsha", &s.SHA, keys
-	for i := range words {
-		args = append(args, &words[i]) // a pointer, to save copying each into an interface of its own
+// command returns an EVALSHA of the script.
+func command(ctx context.Context, s *scripts.Script, w scripts.Words) Once {
+	args := make([]any, 3, 3+len(w.All))
+	args[0], args[1], args[2] = "evalsha", &s.SHA, w.Keys
+	for i := range w.All {
+		args = append(args, &w.All[i]) // a pointer, to save copying each into an interface of its own
 	}
 	return Once{redis.NewCmd(ctx, args...), s}
 }
@@ -121,13 +121,13 @@ func (o Once) by(ctx context.Context, process func(Once) error) (Once, error) {
 // Run executes a script. It does not repeat it after an error, except when the server did not know the script. It ends
 // with ctx, and at the given time, if there is one: that costs less than a ctx which ends then. With a server that is
 // near it may end late, by a little more than patience.
-func (c *Client) Run(ctx context.Context, until time.Time, s *scripts.Script, keys int, words []string) (any, error) {
+func (c *Client) Run(ctx context.Context, until time.Time, s *scripts.Script, w scripts.Words) (any, error) {
 	if c.nodes == nil {
-		return c.group.run(ctx, until, s, keys, words)
+		return c.group.run(ctx, until, s, w)
 	}
 	ctx, cancel := Until(ctx, until)
 	defer cancel()
-	return c.nodes.run(ctx, s, keys, words)
+	return c.nodes.run(ctx, s, w)
 }
 
 // Until returns ctx, ended at the given time if there is one. cancel must be called.
@@ -141,15 +141,15 @@ func Until(ctx context.Context, until time.Time) (_ context.Context, cancel cont
 // RunConfirmed executes a script that may be repeated, waits until so many replicas have received what it wrote, and
 // returns how many have. Both go out on one connection, as WAIT is about what was written on its own.
 func (c *Client) RunConfirmed(
-	ctx context.Context, s *scripts.Script, keys int, words []string, replicas int, within time.Duration,
+	ctx context.Context, s *scripts.Script, w scripts.Words, replicas int, within time.Duration,
 ) (int64, error) {
 	if c.nodes != nil {
-		return c.nodes.runConfirmed(ctx, s, keys, words, replicas, within)
+		return c.nodes.runConfirmed(ctx, s, w, replicas, within)
 	}
 	var confirmed *redis.Cmd
 	rdb := withTimeout(c.UniversalClient.(*redis.Client), within+MaxTimeout)
 	_, err := rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-		_ = p.Process(ctx, command(ctx, s, keys, words).source(ctx)) // only queues it
+		_ = p.Process(ctx, command(ctx, s, w).source(ctx)) // only queues it
 		confirmed = p.Do(ctx, "wait", replicas, within.Milliseconds())
 		return nil
 	})
@@ -202,8 +202,8 @@ type Batch struct {
 }
 
 // Add adds a run of the script.
-func (b *Batch) Add(ctx context.Context, keys int, words []string) {
-	b.Cmds = append(b.Cmds, command(ctx, b.Script, keys, words))
+func (b *Batch) Add(ctx context.Context, w scripts.Words) {
+	b.Cmds = append(b.Cmds, command(ctx, b.Script, w))
 }
 
 func (b *Batch) tell(i int) {

@@ -149,19 +149,19 @@ func (c *cluster) failed(ctx context.Context, node *Client, err error) error {
 
 // run is Client.Run. While the slot of the keys is on its way to another node, it waits and tries again: as long as
 // some of several keys, or none, are there, neither node executes anything.
-func (c *cluster) run(ctx context.Context, s *scripts.Script, keys int, words []string) (any, error) {
+func (c *cluster) run(ctx context.Context, s *scripts.Script, w scripts.Words) (any, error) {
 	moving := false
 	for pause := unsettledPause; ; pause = min(2*pause, longestUnsettledPause) {
-		node, err := c.node(ctx, words[0])
+		node, err := c.node(ctx, w.All[0])
 		if err != nil {
 			return nil, err
 		}
-		reply, err := node.group.run(ctx, time.Time{}, s, keys, words)
+		reply, err := node.group.run(ctx, time.Time{}, s, w)
 		switch {
 		case err == nil:
 			return reply, nil
 		case IsUnsettled(err):
-			reply, err = c.follow(ctx, command(ctx, s, keys, words))
+			reply, err = c.follow(ctx, command(ctx, s, w))
 		case !IsReply(err):
 			err = c.failed(ctx, node, err)
 		case redis.IsReadOnlyError(err):
@@ -185,14 +185,14 @@ func (c *cluster) run(ctx context.Context, s *scripts.Script, keys int, words []
 // runConfirmed is Client.RunConfirmed. It does not follow redirections, as those lead to a connection that is not
 // known: it tries again until the map of the slots is right.
 func (c *cluster) runConfirmed(
-	ctx context.Context, s *scripts.Script, keys int, words []string, replicas int, within time.Duration,
+	ctx context.Context, s *scripts.Script, w scripts.Words, replicas int, within time.Duration,
 ) (int64, error) {
 	for pause := unsettledPause; ; pause = min(2*pause, longestUnsettledPause) {
-		node, err := c.node(ctx, words[0])
+		node, err := c.node(ctx, w.All[0])
 		if err != nil {
 			return 0, err
 		}
-		confirmed, err := node.RunConfirmed(ctx, s, keys, words, replicas, within)
+		confirmed, err := node.RunConfirmed(ctx, s, w, replicas, within)
 		switch {
 		case err == nil:
 			return confirmed, nil

@@ -60,8 +60,7 @@ type group struct {
 // request is one run of a script.
 type request struct {
 	script *scripts.Script
-	keys   int
-	words  []string // the keys, and then the arguments
+	words  scripts.Words
 	ctx    context.Context
 
 	// wake has room for two: there is a reply, and, before that, perhaps, the caller shall heed his ctx from now on.
@@ -81,7 +80,7 @@ type request struct {
 var requests = sync.Pool{New: func() any { return &request{wake: make(chan struct{}, 2)} }}
 
 // run sends a request and waits for its reply, or until ctx ends, or the given time has come, if there is one.
-func (g *group) run(ctx context.Context, until time.Time, s *scripts.Script, keys int, words []string) (any, error) {
+func (g *group) run(ctx context.Context, until time.Time, s *scripts.Script, w scripts.Words) (any, error) {
 	if ctx.Err() != nil {
 		return nil, &unsentError{ctx.Err()}
 	}
@@ -94,12 +93,12 @@ func (g *group) run(ctx context.Context, until time.Time, s *scripts.Script, key
 	if near && g.calls < together && len(g.waiting) == 0 && g.client.impatient.PoolStats().IdleConns > 0 {
 		g.calls++
 		g.mu.Unlock()
-		reply, err := g.client.briefly(ctx, s, keys, words)
+		reply, err := g.client.briefly(ctx, s, w)
 		g.answered(err == nil || IsReply(err))
 		return reply, err
 	}
 	r := requests.Get().(*request)
-	r.script, r.keys, r.words, r.ctx, r.heeds, r.since = s, keys, words, ctx, !near, g.ticks
+	r.script, r.words, r.ctx, r.heeds, r.since = s, w, ctx, !near, g.ticks
 	g.waiting = append(g.waiting, r)
 	if g.calls < together {
 		g.callLocked()
@@ -225,10 +224,10 @@ func (g *group) close() {
 
 // briefly sends a request on this goroutine, and does not wait long for the reply: that costs less than to have ctx
 // end it.
-func (c *Client) briefly(ctx context.Context, s *scripts.Script, keys int, words []string) (any, error) {
+func (c *Client) briefly(ctx context.Context, s *scripts.Script, w scripts.Words) (any, error) {
 	ctx = context.WithoutCancel(ctx)
 	process := func(cmd Once) error { return c.impatient.Process(ctx, cmd) }
-	cmd, err := command(ctx, s, keys, words).by(ctx, process)
+	cmd, err := command(ctx, s, w).by(ctx, process)
 	return cmd.Val(), err
 }
 
@@ -271,21 +270,23 @@ func (c *Client) share(rs []*request) []call {
 // command returns the command for a call, see group.lua.
 func (c call) command(ctx context.Context) Once {
 	if len(c) == 1 {
-		return command(ctx, c[0].script, c[0].keys, c[0].words)
+		return command(ctx, c[0].script, c[0].words)
 	}
-	keys, words := 0, 0
+	size := 0
 	for _, r := range c {
-		keys, words = keys+r.keys, words+len(r.words)+1
+		size += len(r.words.All) + 1
 	}
-	all := make([]string, 0, words)
+	w := scripts.Words{All: make([]string, 0, size)}
 	for _, r := range c {
-		all = append(all, r.words[:r.keys]...)
+		w.Keys += r.words.Keys
+		w.All = append(w.All, r.words.All[:r.words.Keys]...)
 	}
 	for _, r := range c {
-		all = append(all, r.script.Header(r.keys, len(r.words)-r.keys))
-		all = append(all, r.words[r.keys:]...)
+		arguments := r.words.All[r.words.Keys:]
+		w.All = append(w.All, r.script.Header(r.words.Keys, len(arguments)))
+		w.All = append(w.All, arguments...)
 	}
-	return command(ctx, c[0].script.Group, keys, all)
+	return command(ctx, c[0].script.Group, w)
 }
 
 // answer gives each request its part of the reply.

@@ -40,7 +40,7 @@ func requestsFor(keys ...string) []*request {
 	var rs []*request
 	for i, key := range keys {
 		rs = append(rs, &request{
-			script: scripts.Default.Acquire, keys: scripts.AcquireKeys, ctx: context.Background(),
+			script: scripts.Default.Acquire, ctx: context.Background(),
 			words: testNames(key, byte(i)).AcquireWords(10*time.Second, 0, ""),
 		})
 	}
@@ -51,7 +51,7 @@ func requestsFor(keys ...string) []*request {
 func take(t *testing.T, c *Client, key string) {
 	t.Helper()
 	r := requestsFor(key)[0]
-	reply, err := c.group.run(t.Context(), time.Time{}, r.script, r.keys, r.words)
+	reply, err := c.group.run(t.Context(), time.Time{}, r.script, r.words)
 	if _, granted := reply.(string); err != nil || !granted {
 		t.Errorf("to take a key that is free: %v, %v", reply, err)
 	}
@@ -59,8 +59,7 @@ func take(t *testing.T, c *Client, key string) {
 
 func free(t *testing.T, c *Client, key string) {
 	t.Helper()
-	reply, err := c.group.run(t.Context(), time.Time{}, scripts.Default.Release, scripts.ReleaseKeys,
-		testNames(key, 0).FreeWords())
+	reply, err := c.group.run(t.Context(), time.Time{}, scripts.Default.Release, testNames(key, 0).FreeWords())
 	if err != nil || reply != int64(1) {
 		t.Errorf("to free a key: %v, %v", reply, err)
 	}
@@ -78,7 +77,7 @@ func TestOneRequestFails(t *testing.T) {
 	}
 	rs := requestsFor(t.Name()+"0", t.Name()+"1", t.Name()+"2", t.Name()+"3")
 	rs = append(rs, &request{
-		script: scripts.Default.Release, keys: scripts.ReleaseKeys, words: testNames(t.Name(), 9).FreeWords(), ctx: t.Context(),
+		script: scripts.Default.Release, words: testNames(t.Name(), 9).FreeWords(), ctx: t.Context(),
 	})
 	rs = append(rs, requestsFor(t.Name() + "0")[0]) // again: it has the lock by then
 	for _, known := range []bool{false, true} {     // the script, by the server
@@ -136,7 +135,7 @@ func TestReadOnlyDropsTheConnection(t *testing.T) {
 		}
 		before = id()
 		r := requestsFor("a")[0]
-		_, err := c.briefly(t.Context(), r.script, r.keys, r.words)
+		_, err := c.briefly(t.Context(), r.script, r.words)
 		if !errors.Is(c.Explain(err), ErrReadOnly) || id() == before {
 			t.Errorf("alone: %v, or the connection has been kept", err)
 		}
@@ -159,7 +158,7 @@ func TestUnsent(t *testing.T) {
 				time.AfterFunc(20*time.Millisecond, cancel)
 			}
 			r := requestsFor(t.Name())[0]
-			if _, err := g.run(ctx, until, r.script, r.keys, r.words); !IsDial(err) || !IsContext(err) {
+			if _, err := g.run(ctx, until, r.script, r.words); !IsDial(err) || !IsContext(err) {
 				t.Errorf("a request whose time is over: %v; want an error that says so, and that nothing was sent", err)
 			}
 			cancel()
@@ -207,7 +206,7 @@ func TestConnectionsHang(t *testing.T) {
 	for i := range together {
 		hung.Go(func() {
 			r := requestsFor(fmt.Sprint(t.Name(), "hung", i))[0]
-			_, _ = g.run(ctx, time.Time{}, r.script, r.keys, r.words)
+			_, _ = g.run(ctx, time.Time{}, r.script, r.words)
 		})
 		for calls := 0; calls <= i; time.Sleep(time.Millisecond) {
 			g.mu.Lock()
@@ -218,7 +217,7 @@ func TestConnectionsHang(t *testing.T) {
 	hangs.Store(false)
 	start := time.Now()
 	r := requestsFor(fmt.Sprint(t.Name(), "well"))[0]
-	_, err := g.run(t.Context(), time.Time{}, r.script, r.keys, r.words)
+	_, err := g.run(t.Context(), time.Time{}, r.script, r.words)
 	if took := time.Since(start); err != nil || took > MaxTimeout {
 		t.Errorf("beside %d connections that hang: %v, after %v", together, err, took)
 	}
@@ -236,7 +235,7 @@ func TestCallsAreBounded(t *testing.T) {
 		for _, cmd := range cmds {
 			if strings.HasPrefix(cmd.Name(), "eval") {
 				keys, _ := cmd.Args()[2].(int)
-				calls = append(calls, keys/scripts.AcquireKeys) // as many as each to acquire has
+				calls = append(calls, keys/requestsFor("")[0].words.Keys)
 			}
 		}
 	}))

@@ -20,9 +20,23 @@ type Names struct {
 	Queue     string // sorted set: who waits, by arrival
 	Alive     string // sorted set: until when each of them is taken to be alive
 	Tombstone string // exists for a while after this owner has given up: late requests of it are refused
+	Holders   string // sorted set: who has the lock, if there may be several, by when the lease ends
+	Slots     string // sorted set: the same by the number of the slot, if they have one
 
-	Value  string // of the lock while this owner has it
+	Mode   string // as the scripts know it: "" (exclusive), "s" (shared), or how many slots there are
+	Value  string // of the lock while this owner has it alone, else of holders and slots
 	Member string // of queue and alive, for this owner
+}
+
+// modeOf returns the mode of a request as the scripts know it.
+func modeOf(r locker.Request) string {
+	switch r.Mode {
+	case locker.ModeShared:
+		return "s"
+	case locker.ModeSlots:
+		return strconv.Itoa(r.Slots)
+	}
+	return ""
 }
 
 // NamesOf returns the names for a request that process makes.
@@ -34,11 +48,12 @@ func NamesOf(r locker.Request, process string) Names {
 	if tag == lock {
 		rest = ""
 	}
+	mode := modeOf(r)
 	// One string holds all of these: this is done for every operation.
 	var b strings.Builder
-	b.Grow(4*(len(tag)+len(companionMark)+len(rest)+8) + 2*len(owner) + len(process) + 2)
-	var ends [4]int
-	for i, kind := range [...]string{"fence:", "queue:", "alive:", "tombstone:"} {
+	b.Grow(6*(len(tag)+len(companionMark)+len(rest)+8) + 2*len(owner) + len(process) + len(mode) + 3)
+	var ends [6]int
+	for i, kind := range [...]string{"fence:", "queue:", "alive:", "holders:", "slots:", "tombstone:"} {
 		b.WriteByte('{')
 		b.WriteString(tag)
 		b.WriteString(companionMark)
@@ -53,10 +68,15 @@ func NamesOf(r locker.Request, process string) Names {
 	b.WriteString(process)
 	b.WriteByte(':')
 	b.WriteString(owner)
+	if mode != "" {
+		b.WriteByte(':')
+		b.WriteString(mode)
+	}
 	all := b.String()
 	return Names{
 		Lock: lock, Fence: all[:ends[0]], Queue: all[ends[0]:ends[1]], Alive: all[ends[1]:ends[2]],
-		Tombstone: all[ends[2]:ends[3]], Value: ValueOf(owner, r.Holder), Member: all[ends[3]:],
+		Holders: all[ends[2]:ends[3]], Slots: all[ends[3]:ends[4]], Tombstone: all[ends[4]:ends[5]],
+		Mode: mode, Value: ValueOf(owner, r.Holder), Member: all[ends[5]:],
 	}
 }
 

@@ -16,6 +16,8 @@ import (
 var (
 	//go:embed lua/line.lua
 	lineLua string
+	//go:embed lua/holders.lua
+	holdersLua string
 	//go:embed lua/acquire.lua
 	acquireLua string
 	//go:embed lua/release.lua
@@ -24,6 +26,8 @@ var (
 	groupLua string
 	//go:embed lua/renew.lua
 	renewLua string
+	//go:embed lua/extend.lua
+	extendLua string
 	//go:embed lua/poll.lua
 	pollLua string
 	//go:embed lua/confirm.lua
@@ -46,10 +50,17 @@ const (
 	// dropTogether is how many of the dead one script drops out of a line: the server does nothing else meanwhile,
 	// which is for less than a millisecond.
 	dropTogether = 500
+
+	// enterTogether is how many of the waiters that lead a line are called at a time, of those who get in together.
+	enterTogether = 100
+
+	// What a lock is set to that has several holders, or may have. No owner is called like this.
+	saysShared = "locker:shared"
+	saysSlots  = "locker:slots"
 )
 
 // Set are the scripts of a backend: what its Config says is in their source.
-type Set struct{ Acquire, Release, Renew, Poll, Confirm, LineUp *Script }
+type Set struct{ Acquire, Release, Renew, Extend, Poll, Confirm, LineUp *Script }
 
 // What a configuration says that says nothing.
 const (
@@ -71,11 +82,13 @@ func For(channelPrefix string, retention time.Duration) *Set {
 func newScripts(channelPrefix string, retention time.Duration) *Set {
 	constants := strings.NewReplacer("$retention", Milliseconds(retention), "$liveness", Milliseconds(Liveness),
 		"$reservation", Milliseconds(reservation), "$refuse", Milliseconds(RefuseLate),
-		"$drop", strconv.Itoa(dropTogether), "$channel", QuoteLua(channelPrefix))
+		"$drop", strconv.Itoa(dropTogether), "$together", strconv.Itoa(enterTogether),
+		"$shared", QuoteLua(saysShared), "$slots", QuoteLua(saysSlots), "$channel", QuoteLua(channelPrefix))
 	s := &Set{
 		Acquire: NewScript(acquireLua, constants), Release: NewScript(releaseLua, constants),
-		Renew: NewScript(renewLua, constants), Poll: NewScript(pollLua, constants),
-		Confirm: NewScript(confirmLua, constants), LineUp: NewScript(lineupLua, constants),
+		Renew: NewScript(renewLua, constants), Extend: NewScript(extendLua, constants),
+		Poll: NewScript(pollLua, constants), Confirm: NewScript(confirmLua, constants),
+		LineUp: NewScript(lineupLua, constants),
 	}
 	s.Acquire.letter, s.Release.letter = 'a', 'r'
 	s.Acquire.Group = NewScript(groupLua, constants)
@@ -114,14 +127,19 @@ func (s *Script) Header(keys, words int) string {
 
 // inGroup returns a script as a part of group.lua, which asks for the time but once.
 func inGroup(lua string) string {
-	return strings.ReplaceAll(strings.ReplaceAll(lua, "$line", lineLua), "redis.call('TIME')", "clock()")
+	return strings.ReplaceAll(withFunctions(lua), "redis.call('TIME')", "clock()")
 }
 
-// NewScript fills in what stands for constants, for other scripts, and for the functions of line.lua. It removes
+// withFunctions fills in the functions that scripts share.
+func withFunctions(lua string) string {
+	return strings.NewReplacer("$line", lineLua, "$holders", holdersLua).Replace(lua)
+}
+
+// NewScript fills in what stands for constants, for other scripts, and for the functions that they share. It removes
 // comments and indentation, which the server would have to keep.
 func NewScript(lua string, constants *strings.Replacer) *Script {
 	lua = strings.NewReplacer("$acquire", inGroup(acquireLua), "$release", inGroup(releaseLua)).Replace(lua)
-	lua = constants.Replace(strings.ReplaceAll(lua, "$line", lineLua))
+	lua = constants.Replace(withFunctions(lua))
 	var b strings.Builder
 	for line := range strings.Lines(lua) {
 		line, _, _ = strings.Cut(line, "--")

@@ -1,64 +1,104 @@
 package scripts
 
 import (
-	"slices"
 	"strconv"
 	"time"
 )
 
-// What the scripts take: keys first, and then arguments.
-
-// AcquireKeys is how many of the words for the acquire script are keys; and so on.
-const (
-	AcquireKeys = 5
-	ReleaseKeys = 4
-	LeaveKeys   = 5
-	ConfirmKeys = 3
-	LineUpKeys  = 5
-	PollKeys    = 3
-)
-
-// AcquireWords are for a request for a lock, of an owner who does not join the line. The last one is the least token.
-func (n Names) AcquireWords(ttl time.Duration, unanswered int, least string) []string {
-	return append(make([]string, 0, 11), // with those who join
-		n.Lock, n.Fence, n.Tombstone, n.Queue, n.Alive, n.Value, Milliseconds(ttl), strconv.Itoa(unanswered), least)
+// Words are what a script takes: so many keys, and then arguments.
+type Words struct {
+	Keys int
+	All  []string
 }
 
-// JoinWords are AcquireWords for an owner who joins the line. The last two are the least token, and the arrival.
-func (n Names) JoinWords(ttl time.Duration, unanswered int, least, arrival string) []string {
-	return append(n.AcquireWords(ttl, unanswered, least), n.Member, arrival)
+// AcquireWords are for a request for a lock, of an owner who does not join the line.
+func (n Names) AcquireWords(ttl time.Duration, unanswered int, least string) Words {
+	words := append(make([]string, 0, 14), n.Lock, n.Fence, n.Tombstone, n.Queue, n.Alive, n.Holders) // with all below
+	if n.Mode != "" {
+		words = append(words, n.Slots)
+	}
+	keys := len(words)
+	return Words{keys, append(words, n.Value, Milliseconds(ttl), strconv.Itoa(unanswered), least, n.Mode)}
+}
+
+// JoinWords are AcquireWords for an owner who joins the line, with the arrival that he has in it, if any.
+func (n Names) JoinWords(ttl time.Duration, unanswered int, least, arrival string) Words {
+	w := n.AcquireWords(ttl, unanswered, least)
+	w.All = append(w.All, n.Member, arrival)
+	return w
 }
 
 // FreeWords are for an owner who is not in line.
-func (n Names) FreeWords() []string { return []string{n.Lock, n.Queue, n.Alive, n.Tombstone, n.Value} }
+func (n Names) FreeWords() Words {
+	words := append(make([]string, 0, 8), n.Lock, n.Queue, n.Alive, n.Tombstone)
+	if n.Mode != "" {
+		words = append(words, n.Holders, n.Slots)
+	}
+	keys := len(words)
+	return Words{keys, append(words, n.Value, n.Mode)}
+}
 
 // ReleaseWords are for an owner who may be in line. If there is doubt, requests of it that arrive later are refused.
-func (n Names) ReleaseWords(doubt bool) []string { return append(n.FreeWords(), n.Member, flag(doubt)) }
+func (n Names) ReleaseWords(doubt bool) Words {
+	return Words{6, []string{
+		n.Lock, n.Queue, n.Alive, n.Tombstone, n.Holders, n.Slots, n.Value, n.Mode, n.Member, flag(doubt),
+	}}
+}
 
 // LeaveWords are ReleaseWords in doubt, with the tombstone by which the line knows that an owner has left for good:
 // that of his first try.
-func (n Names) LeaveWords(tombstone string) []string {
-	return slices.Insert(n.ReleaseWords(true), ReleaseKeys, tombstone)
+func (n Names) LeaveWords(tombstone string) Words {
+	return Words{7, []string{
+		n.Lock, n.Queue, n.Alive, n.Tombstone, n.Holders, n.Slots, tombstone, n.Value, n.Mode, n.Member, flag(true),
+	}}
 }
 
 // ConfirmWords are for who makes a token the last one; with a TTL, a lock that is gone is set again.
-func (n Names) ConfirmWords(token uint64, ttl time.Duration) []string {
+func (n Names) ConfirmWords(token uint64, ttl time.Duration) Words {
 	words := []string{n.Lock, n.Fence, n.Tombstone, n.Value, strconv.FormatUint(token, 10)}
 	if ttl > 0 {
 		words = append(words, Milliseconds(ttl))
 	}
-	return words
+	return Words{3, words}
 }
 
 // LineUpWords are for an owner who steps back into the line; tombstone is as for LeaveWords, and doubt as for
 // ReleaseWords.
-func (n Names) LineUpWords(tombstone, arrival string, doubt bool) []string {
-	return []string{n.Lock, n.Queue, n.Alive, n.Tombstone, tombstone, n.Value, n.Member, arrival, flag(doubt)}
+func (n Names) LineUpWords(tombstone, arrival string, doubt bool) Words {
+	return Words{5, []string{
+		n.Lock, n.Queue, n.Alive, n.Tombstone, tombstone, n.Value, n.Member, arrival, flag(doubt),
+	}}
 }
 
 // PollWords are for some members of a line.
-func (n Names) PollWords(members []string) []string {
-	return append([]string{n.Lock, n.Queue, n.Alive}, members...)
+func (n Names) PollWords(members []string) Words {
+	return Words{4, append([]string{n.Lock, n.Queue, n.Alive, n.Holders}, members...)}
+}
+
+// ExtendWords are for the renewal of a lock that may have several holders.
+func (n Names) ExtendWords(ttl time.Duration) Words {
+	return Words{3, []string{n.Lock, n.Holders, n.Slots, n.Mode, n.Value, Milliseconds(ttl)}}
+}
+
+// RenewWords are for the renewal of a lock that has one holder, with the given value.
+func RenewWords(lock, value string, ttl time.Duration) Words {
+	return Words{1, []string{lock, value, Milliseconds(ttl)}}
+}
+
+// Join returns the words for a script that does at once what several runs of it would.
+func Join(ws []Words) Words {
+	if len(ws) == 1 {
+		return ws[0]
+	}
+	var all Words
+	for _, w := range ws {
+		all.Keys += w.Keys
+		all.All = append(all.All, w.All[:w.Keys]...)
+	}
+	for _, w := range ws {
+		all.All = append(all.All, w.All[w.Keys:]...)
+	}
+	return all
 }
 
 func flag(b bool) string {

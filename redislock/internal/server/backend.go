@@ -35,14 +35,14 @@ func (b *Server) Acquire(ctx context.Context, r locker.Request) (locker.Grant, e
 		return locker.Grant{}, err
 	}
 	a := Attempt{Names: scripts.NamesOf(r, b.Line.Process), TTL: r.TTL}
-	token, refusal, err := b.Try(ctx, &a)
+	refusal, err := b.Try(ctx, &a)
 	switch {
 	case err != nil:
 		return locker.Grant{}, err
 	case refusal != nil:
 		return locker.Grant{}, &locker.Held{Holder: scripts.HolderIn(refusal.Value), Remaining: refusal.Remaining}
 	}
-	return locker.Grant{Request: r, Token: token}, nil
+	return locker.Grant{Request: r, Token: a.Token, Slot: a.Slot}, nil
 }
 
 // Refusal is why a lock was not granted.
@@ -65,6 +65,9 @@ type Attempt struct {
 	Clock uint64
 	Again bool
 
+	Token uint64 // set when the lock was granted; and so is Slot, if it has slots
+	Slot  int
+
 	Until time.Time // if not zero: an answer that comes later is of no use
 
 	Sent bool // a request has gone out, whatever became of it
@@ -76,18 +79,19 @@ type Attempt struct {
 }
 
 // words returns what the acquire script takes.
-func (a *Attempt) words() []string {
+func (a *Attempt) words() scripts.Words {
 	if a.Join {
 		return a.Names.JoinWords(a.TTL, a.Unanswered, a.Least, a.Arrival)
 	}
 	return a.Names.AcquireWords(a.TTL, a.Unanswered, a.Least)
 }
 
-// Try asks for the lock, and again if a connection fails: one from the pool may have been broken long ago.
-func (b *Server) Try(ctx context.Context, a *Attempt) (uint64, *Refusal, error) {
+// Try asks for the lock, and again if a connection fails: one from the pool may have been broken long ago. It returns
+// nil twice if the lock was granted.
+func (b *Server) Try(ctx context.Context, a *Attempt) (*Refusal, error) {
 	var failure error
 	for i := 1; ; i++ {
-		reply, err := b.Client.Run(ctx, a.Until, b.Scripts.Acquire, scripts.AcquireKeys, a.words())
+		reply, err := b.Client.Run(ctx, a.Until, b.Scripts.Acquire, a.words())
 		if err == nil {
 			a.Sent = true
 			return a.answer(reply)
@@ -114,11 +118,11 @@ func (b *Server) Try(ctx context.Context, a *Attempt) (uint64, *Refusal, error) 
 	if !a.Sent || refused && a.Unanswered == 0 {
 		err = locker.NotAcquired(err)
 	}
-	return 0, nil, err
+	return nil, err
 }
 
-// answer turns a reply to the acquire script into a token, or a refusal.
-func (a *Attempt) answer(reply any) (uint64, *Refusal, error) {
+// answer notes what a reply to the acquire script grants, or returns why it does not.
+func (a *Attempt) answer(reply any) (*Refusal, error) {
 	switch reply := reply.(type) {
 	case string:
 		text, clock, _ := strings.Cut(reply, " ")
@@ -128,20 +132,31 @@ func (a *Attempt) answer(reply any) (uint64, *Refusal, error) {
 			a.Clock, err = strconv.ParseUint(clock, 10, 64)
 		}
 		if err != nil {
-			return 0, nil, fmt.Errorf("redis: unexpected token %q", reply)
+			return nil, fmt.Errorf("redis: unexpected token %q", reply)
 		}
-		return token, nil, nil
+		a.Token = token
+		return nil, nil
 	case int64:
-		return 0, nil, locker.NotAcquired(conn.ErrGivenUp)
+		return nil, locker.NotAcquired(conn.ErrGivenUp)
 	case []any:
+		if len(reply) == 2 {
+			text, _ := reply[0].(string)
+			slot, ok := reply[1].(int64)
+			if token, err := strconv.ParseUint(text, 10, 64); err == nil && ok {
+				a.Token, a.Slot = token, int(slot)
+				return nil, nil
+			}
+		}
 		if len(reply) == 3 {
-			value, _ := reply[0].(string)
-			left, _ := reply[1].(int64)
-			arrival, _ := reply[2].(string)
-			return 0, &Refusal{value, remainingOf(left), arrival}, nil
+			value, ok1 := reply[0].(string)
+			left, ok2 := reply[1].(int64)
+			arrival, ok3 := reply[2].(string)
+			if ok1 && ok2 && ok3 {
+				return &Refusal{value, remainingOf(left), arrival}, nil
+			}
 		}
 	}
-	return 0, nil, fmt.Errorf("redis: unexpected reply %v", reply)
+	return nil, fmt.Errorf("redis: unexpected reply %v", reply)
 }
 
 // remainingOf turns a PTTL into a duration. A lease that is in its last millisecond, of which Redis says 0, still has
@@ -163,25 +178,59 @@ func (b *Server) Renew(ctx context.Context, gs []locker.Grant, done func(i int, 
 func (b *Server) RenewValues(
 	ctx context.Context, gs []locker.Grant, value func(i int) string, done func(i int, err error),
 ) {
+	var alone, beside renewals // those with a mode have holders beside them
+	for i, g := range gs {
+		if script, words := b.renewalOf(g, value(i)); script == b.Scripts.Renew {
+			alone.add(i, words)
+		} else {
+			beside.add(i, words)
+		}
+	}
+	work := append(b.renewing(ctx, b.Scripts.Renew, alone, done), b.renewing(ctx, b.Scripts.Extend, beside, done)...)
+	parallel(work, func(work *conn.Batch) { _ = b.Client.RunBatch(ctx, work) })
+}
+
+// RenewalOf returns what renews a single lock.
+func (b *Server) RenewalOf(g locker.Grant) (*scripts.Script, scripts.Words) {
+	return b.renewalOf(g, scripts.ValueOf(g.Owner.String(), g.Holder))
+}
+
+func (b *Server) renewalOf(g locker.Grant, value string) (*scripts.Script, scripts.Words) {
+	if g.Mode == locker.ModeExclusive {
+		return b.Scripts.Renew, scripts.RenewWords(g.Name(), value, g.TTL)
+	}
+	return b.Scripts.Extend, scripts.NamesOf(g.Request, b.Line.Process).ExtendWords(g.TTL)
+}
+
+// renewals are some that one script can do together.
+type renewals struct {
+	words []scripts.Words
+	of    []int // which grant each is about
+}
+
+func (r *renewals) add(i int, w scripts.Words) {
+	r.words = append(r.words, w)
+	r.of = append(r.of, i)
+}
+
+// renewing returns the batches for some renewals: one for a cluster, of as many scripts, and else one for each script.
+func (b *Server) renewing(
+	ctx context.Context, s *scripts.Script, all renewals, done func(i int, err error),
+) (batches []*conn.Batch) {
 	together := renewTogether
 	if b.Client.Cluster {
 		together = 1
 	}
-	var batches []*conn.Batch
-	for i := 0; i < len(gs); i += together {
-		part := gs[i:min(i+together, len(gs))]
-		words := make([]string, 3*len(part))
-		for j, g := range part {
-			words[j], words[len(part)+2*j], words[len(part)+2*j+1] = g.Name(), value(i+j), scripts.Milliseconds(g.TTL)
-		}
+	for i := 0; i < len(all.of); i += together {
+		end := min(i+together, len(all.of))
 		if i == 0 || !b.Client.Cluster {
-			work := &conn.Batch{Script: b.Scripts.Renew}
-			work.Done = func(k int) { b.renewed(work.Cmds[k], i+k*together, min(i+k*together+len(part), len(gs)), done) }
+			work := &conn.Batch{Script: s}
+			work.Done = func(k int) { b.renewed(work.Cmds[k], all.of[i+k*together:min(end+k*together, len(all.of))], done) }
 			batches = append(batches, work)
 		}
-		batches[len(batches)-1].Add(ctx, len(part), words)
+		batches[len(batches)-1].Add(ctx, scripts.Join(all.words[i:end]))
 	}
-	parallel(batches, func(work *conn.Batch) { _ = b.Client.RunBatch(ctx, work) })
+	return batches
 }
 
 // parallel calls f for each item at the same time, and for a single one on this goroutine.
@@ -197,20 +246,20 @@ func parallel[T any](items []T, f func(item T)) {
 	all.Wait()
 }
 
-// renewed reports what a script has said about the leases from i to end.
-func (b *Server) renewed(cmd conn.Once, i, end int, done func(i int, err error)) {
+// renewed reports what a script has said about some leases.
+func (b *Server) renewed(cmd conn.Once, of []int, done func(i int, err error)) {
 	results, err := cmd.Slice()
 	if err != nil {
 		err = b.Client.Explain(err)
 	}
-	for j := range end - i {
+	for j, i := range of {
 		switch {
 		case err != nil:
-			done(i+j, err)
+			done(i, err)
 		case j >= len(results):
-			done(i+j, fmt.Errorf("redis: unexpected reply %v", results))
+			done(i, fmt.Errorf("redis: unexpected reply %v", results))
 		default:
-			done(i+j, b.renewedOne(results[j]))
+			done(i, b.renewedOne(results[j]))
 		}
 	}
 }
@@ -248,19 +297,19 @@ func Final(err error) error {
 
 // free gives back a lock of an owner who is not in line.
 func (b *Server) free(ctx context.Context, n scripts.Names) error {
-	return b.ReleaseWith(ctx, scripts.ReleaseKeys, n.FreeWords())
+	return b.ReleaseWith(ctx, n.FreeWords())
 }
 
 // leave takes the owner out of line and gives back what it has. If there is doubt, requests of it that arrive later are
 // refused.
 func (b *Server) leave(ctx context.Context, n scripts.Names, doubt bool) error {
-	return b.ReleaseWith(ctx, scripts.ReleaseKeys, n.ReleaseWords(doubt))
+	return b.ReleaseWith(ctx, n.ReleaseWords(doubt))
 }
 
-// ReleaseWith frees the lock; for the words, of which so many are keys, see release.lua.
-func (b *Server) ReleaseWith(ctx context.Context, keys int, words []string) error {
+// ReleaseWith gives the lock back; for the words see release.lua.
+func (b *Server) ReleaseWith(ctx context.Context, w scripts.Words) error {
 	// Not run again on errors: the second answer would say that the lock was not ours any more. Who called knows that.
-	reply, err := b.Client.Run(ctx, time.Time{}, b.Scripts.Release, keys, words)
+	reply, err := b.Client.Run(ctx, time.Time{}, b.Scripts.Release, w)
 	switch {
 	case err != nil:
 		return b.Client.Explain(err)

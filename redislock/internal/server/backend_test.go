@@ -164,7 +164,9 @@ func TestRenewManyAtOnce(t *testing.T) {
 func TestAskedAgainAfterSilence(t *testing.T) {
 	b, ctx, r := testBackend(t), t.Context(), newRequest(t, 1)
 	ask := func(unanswered int) (token uint64, refused *Refusal, err error) {
-		return b.Try(ctx, &Attempt{Names: scripts.NamesOf(r, b.Line.Process), TTL: r.TTL, Unanswered: unanswered})
+		a := Attempt{Names: scripts.NamesOf(r, b.Line.Process), TTL: r.TTL, Unanswered: unanswered}
+		refused, err = b.Try(ctx, &a)
+		return a.Token, refused, err
 	}
 	other, err := b.Acquire(ctx, newRequest(t, 2))
 	if err != nil {

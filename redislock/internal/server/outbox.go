@@ -41,8 +41,7 @@ type Outbox struct {
 
 // release is the release of what an owner may have.
 type release struct {
-	keys     int // so many of the words
-	words    []string
+	words    scripts.Words
 	until    time.Time // it is of no use afterwards
 	next     time.Time // when to try it
 	failures int
@@ -55,12 +54,12 @@ func newOutbox(c *conn.Client, script *scripts.Script) *Outbox {
 	return o
 }
 
-// Put has a release sent, with these words for the script, of which so many are keys.
-func (o *Outbox) Put(keys int, words []string, until time.Time) {
+// Put has a release sent, with these words for the script.
+func (o *Outbox) Put(w scripts.Words, until time.Time) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if !o.closed {
-		o.putLocked(release{keys: keys, words: words, until: until})
+		o.putLocked(release{words: w, until: until})
 	}
 }
 
@@ -143,7 +142,7 @@ func (o *Outbox) try(due []release) {
 	defer cancel()
 	work := &conn.Batch{Script: o.release}
 	for _, r := range due {
-		work.Add(ctx, r.keys, r.words)
+		work.Add(ctx, r.words)
 	}
 	_ = o.Call(ctx, func(ctx context.Context) error { return o.client.RunBatch(ctx, work) })
 	o.mu.Lock()

@@ -149,7 +149,7 @@ func (l *Line) ask(ctx context.Context, due []question) {
 	defer cancel()
 	work := &conn.Batch{Script: l.scripts.Poll}
 	for _, q := range due {
-		work.Add(bounded, scripts.PollKeys, q.key.names.PollWords(q.members))
+		work.Add(bounded, q.key.names.PollWords(q.members))
 	}
 	work.Done = func(i int) {
 		reply, err := work.Cmds[i].Slice()

@@ -18,7 +18,9 @@ type Server struct {
 }
 
 // Features implements the optional method of locker.Backend.
-func (b *Server) Features() locker.Features { return locker.Features{HeedsContext: true, Queue: true} }
+func (b *Server) Features() locker.Features {
+	return locker.Features{HeedsContext: true, Queue: true, Shared: true, Slots: true}
+}
 
 // String names the backend in errors.
 func (b *Server) String() string { return "redis" }

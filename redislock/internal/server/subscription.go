@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -105,8 +106,10 @@ func (l *Line) heard(message any) {
 	case *redis.Message:
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if w := l.waiters[message.Payload]; w != nil {
-			w.Call()
+		for owner := range strings.SplitSeq(message.Payload, " ") {
+			if w := l.waiters[owner]; w != nil {
+				w.Call()
+			}
 		}
 	}
 }

@@ -31,10 +31,10 @@ func (b *Server) WaitFrom(ctx context.Context, r locker.Request, arrival *string
 	for {
 		sent := time.Now()
 		a.Until = sent.Add(r.TTL)
-		token, refused, err := b.Try(ctx, &a)
+		refused, err := b.Try(ctx, &a)
 		switch {
 		case err == nil && refused == nil:
-			return locker.Grant{Request: r, Token: token, Sent: sent}, nil
+			return locker.Grant{Request: r, Token: a.Token, Slot: a.Slot, Sent: sent}, nil
 		case err == nil:
 			failures = 0
 			a.Arrival = refused.Arrival
@@ -73,7 +73,7 @@ func (b *Server) WaitFrom(ctx context.Context, r locker.Request, arrival *string
 // withdraw takes a waiter that no longer waits out of the line, in the background. Until that has been done, the waiter
 // is skipped when it has not been heard of for a while.
 func (b *Server) withdraw(n scripts.Names, doubt bool) {
-	b.Outbox.Put(scripts.ReleaseKeys, n.ReleaseWords(doubt), time.Now().Add(scripts.Liveness))
+	b.Outbox.Put(n.ReleaseWords(doubt), time.Now().Add(scripts.Liveness))
 }
 
 // OutagePause is how long to wait after so many failures in a row: up to a time that is shorter than the liveness of a

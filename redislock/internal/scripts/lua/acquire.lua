@@ -1,13 +1,13 @@
 -- One attempt to take a lock, for an owner who may have a place in its line.
 --
--- KEYS  lock, fence, tombstone, queue, alive
+-- KEYS  lock, fence, tombstone, queue, alive, holders; and slots if the mode is not ''
 -- ARGV  value (owner and holder's name), TTL in ms, how many earlier requests of this owner may still be on their way,
---       the least token ('' if this server is the only one);
+--       the least token ('' if this server is the only one), mode;
 --       and to join the line if refused: member of the line, arrival in it ('' the first time)
--- Returns the token if granted (with a least token: also the clock, and 'again' if the owner had the lock already),
---         {value of the holder, ms left, arrival} if refused, -1 if the owner has given up.
-local lock, fence, tombstone, queue, alive = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
-local value, before, least, member, arrival = ARGV[1], ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+-- Returns the token if granted (with a least token: also the clock, and 'again' if the owner had the lock already; in
+--         a slot: {token, slot}), {value of a holder, ms left, arrival} if refused, -1 if the owner has given up.
+local lock, fence, tombstone, queue, alive, holders = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local value, before, least, mode, member, arrival = ARGV[1], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 
 -- The clock in us, as text: numbers of this size take longer to print than anything else here.
 local time = redis.call('TIME')
@@ -42,40 +42,73 @@ end
 -- There is a write in any case: a read-only replica, a full or a loading server has to say so, and not "locked". All
 -- reads come before it that the user may lack a permission for.
 local special = redis.call('EXISTS', tombstone, queue) > 0
-local free = redis.call('SET', lock, value, 'NX', 'PX', ARGV[2])
-if free and not special then return grant() end
-
-if not free and redis.call('GET', lock) == value then
-  -- The answer to an earlier attempt of this owner got lost.
-  redis.call('PEXPIRE', lock, ARGV[2])
-  refuse_earlier()
-  local token = redis.call('GET', fence)
-  if not token then return grant() end
-  if least == '' then return token end
-  return token .. ' ' .. now .. ' again'
+local says = value
+if mode ~= '' then says = mode == 's' and $shared or $slots end
+local free = redis.call('SET', lock, says, 'NX', 'PX', ARGV[2])
+if mode == '' then
+  if free and not special then return grant() end
+  if not free and redis.call('GET', lock) == value then
+    -- The answer to an earlier attempt of this owner got lost.
+    redis.call('PEXPIRE', lock, ARGV[2])
+    refuse_earlier()
+    local token = redis.call('GET', fence)
+    if not token then return grant() end
+    if least == '' then return token end
+    return token .. ' ' .. now .. ' again'
+  end
 end
+
+$holders
+$line
+local ms = tonumber(now) / 1000
+local there = not free and redis.call('GET', lock)
+
+-- Takes the lock, or a place beside its holders, and has those follow who lead the line and find room, too. Who was
+-- called is on his way already.
+local function enter()
+  if mode == '' then return grant() end
+  local slots = KEYS[7]
+  if free then redis.call('DEL', holders, slots) end -- of those whose lock was deleted
+  drop_over(holders, slots, ms)
+  redis.call('ZADD', holders, math.ceil(ms) + ARGV[2], value)
+  local slot = mode ~= 's' and (tonumber(redis.call('ZSCORE', slots, value)) or free_slot(slots))
+  if slot then redis.call('ZADD', slots, slot, value) end
+  settle(lock, holders, slots)
+  local head = special and redis.call('ZRANGE', queue, 0, 0)[1]
+  if head and tonumber(redis.call('ZSCORE', alive, head) or 0) > ms + $reservation then
+    call_first(says, queue, alive, holders)
+  end
+  return slot and {grant(), slot} or grant()
+end
+
+-- Here, too, the answer may have got lost. Others may have been granted the lock since: there is a new token.
+if there == says and tonumber(redis.call('ZSCORE', holders, value) or 0) > ms then return enter() end
+
 local mark = special and (free or member) and redis.call('GET', tombstone)
 if mark and (tonumber(mark) or math.huge) > tonumber(before) then
   if free then redis.call('DEL', lock) end
   return -1 -- a late request of an owner who has given up, or has asked again
 end
 
-$line
-local ms = tonumber(now) / 1000
-if free then
-  local head = redis.call('ZRANGE', queue, 0, 0)[1]
-  if head and head ~= member then
+local room = room_for(mode, there, holders, ms)
+-- Reports whether nobody is ahead in line, or only such as get in together with this one.
+local function at_head()
+  local ahead = member and redis.call('ZRANK', queue, member) or redis.call('ZCARD', queue)
+  return ahead == 0 or ahead < room and #leading(queue, mode, room) >= ahead
+end
+if room > 0 then
+  local turn = at_head()
+  if not turn then
     if member then redis.call('ZADD', alive, 'XX', ms + $liveness, member) end -- not to be taken for dead just now
     heed_clock(alive, ms)
     drop_dead(queue, alive, ms)
-    head = redis.call('ZRANGE', queue, 0, 0)[1]
+    turn = at_head()
   end
-  if not head then return grant() end
-  if head == member then
-    leave_line(queue, alive, member)
-    return grant()
+  if turn then
+    if member then leave_line(queue, alive, member) end
+    return enter()
   end
-  redis.call('DEL', lock) -- others were here first
+  if free then redis.call('DEL', lock) end -- others were here first
 end
 if member then
   if arrival == '' then
@@ -92,4 +125,11 @@ if member then
 else
   refuse_earlier() -- refused, and that was all
 end
-return {redis.call('GET', lock) or '', redis.call('PTTL', lock), arrival or ''}
+there = redis.call('GET', lock) or ''
+local left = redis.call('PTTL', lock)
+if there == $shared or there == $slots then
+  local first = redis.call('ZRANGE', holders, 0, 0, 'WITHSCORES')
+  there = first[1] or ''
+  if first[2] and tonumber(mode) then left = math.max(math.ceil(first[2] - ms), 0) end -- the next slot
+end
+return {there, left, arrival or ''}

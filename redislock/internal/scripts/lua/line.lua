@@ -1,5 +1,6 @@
 -- The waiting line of a key: queue has its members by arrival in us, alive the time in ms until which each is
--- taken to be alive. A member is the id of its process, a colon, and its owner id. All times are the server's.
+-- taken to be alive. A member is the id of its process, a colon, its owner id, and, if it wants to be one of several
+-- holders, a colon and the mode. All times are the server's.
 
 local function leave_line(queue, alive, member)
   redis.call('ZREM', queue, member)
@@ -25,9 +26,10 @@ local function heed_clock(alive, ms)
   end
 end
 
--- Tells the first in line who is alive that the key is free, and reserves it: if nothing is heard for that long, it is
--- the turn of the next. Nobody is granted anything while dead. A message that cannot be sent costs time, not the turn.
-local function call_first(queue, alive)
+-- Tells the first in line who is alive that it can have the lock, and with it those behind who get in together with
+-- it; there is what the lock is set to. It is reserved for them: if nothing is heard for that long, it is the turn of
+-- the next. Nobody is granted anything while dead. A message that cannot be sent costs time, not the turn.
+local function call_first(there, queue, alive, holders)
   local head = redis.call('ZRANGE', queue, 0, 0)[1]
   if not head then return end
   local time = redis.call('TIME')
@@ -41,6 +43,17 @@ local function call_first(queue, alive)
     heard = tonumber(redis.call('ZSCORE', alive, head) or 0)
   end
   if heard > ms + $liveness then heed_clock(alive, ms) end
-  if heard > ms + $reservation then redis.call('ZADD', alive, ms + $reservation, head) end
-  redis.pcall('PUBLISH', $channel .. string.sub(head, 1, 32), string.sub(head, 34))
+  local mode = mode_of(head)
+  local room = room_for(mode, there, holders, ms)
+  if room < 1 then return end
+  local called = {} -- by process
+  for _, member in ipairs(leading(queue, mode, room)) do
+    if tonumber(redis.call('ZSCORE', alive, member) or 0) > ms + $reservation then
+      redis.call('ZADD', alive, ms + $reservation, member)
+    end
+    local process = string.sub(member, 1, 32)
+    local others = called[process]
+    called[process] = (others and others .. ' ' or '') .. string.sub(member, 34)
+  end
+  for process, owners in pairs(called) do redis.pcall('PUBLISH', $channel .. process, owners) end
 end

@@ -10,6 +10,7 @@ local value, member, arrival, doubt = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
 
 if redis.call('GET', KEYS[5]) == 'left' then return -1 end
 
+$holders
 $line
 local time = redis.call('TIME')
 local ms = time[1] * 1000 + time[2] / 1000
@@ -23,5 +24,5 @@ redis.call('PEXPIRE', queue, $liveness)
 redis.call('PEXPIRE', alive, $liveness)
 if holder and not ours then return 0 end
 if redis.call('ZRANGE', queue, 0, 0)[1] == member then return 1 end
-call_first(queue, alive)
+call_first(false, queue, alive)
 return 0
