@@ -10,6 +10,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/locktest"
 	"github.com/lockerkit/locker/internal/redistest"
 	"github.com/lockerkit/locker/redislock"
 )
@@ -45,9 +46,26 @@ func useAll(t *testing.T, a, b locker.Locker, keys int) {
 		if took := time.Since(released); took > 800*time.Millisecond { // or the machine is very busy
 			late++
 		}
+		useModes(t, a, b, key)
 	}
 	if late == keys {
 		t.Errorf("all %d handoffs took long: no message arrived", keys)
+	}
+}
+
+// useModes has readers, and holders of slots, come and go while others wait for them.
+func useModes(t *testing.T, a, b locker.Locker, key string) {
+	t.Helper()
+	for _, mode := range []locker.CallOption{locker.Shared(), locker.Slots(2)} {
+		leases := []*locker.Lease{mustLock(t, a, key, mode, locker.TTL(3*time.Second)), mustLock(t, b, key, mode)}
+		next := locktest.Started(func() *locker.Lease { return mustLock(t, a, key) })
+		time.Sleep(50 * time.Millisecond) // or else it is no different from what is above
+		behind := locktest.Started(func() *locker.Lease { return mustLock(t, b, key, mode) })
+		locktest.Outlives(t, leases[0], 1)
+		mustUnlock(t, leases[0])
+		mustUnlock(t, leases[1])
+		mustUnlock(t, next.Get(t))
+		mustUnlock(t, behind.Get(t))
 	}
 }
 

@@ -41,7 +41,8 @@ func commandCalls(t testing.TB, rdb *redis.Client) (total, evalsha int) {
 	inner := map[string]bool{
 		"set": true, "get": true, "mget": true, "del": true, "exists": true,
 		"pexpire": true, "pttl": true, "time": true, "zadd": true, "zrem": true,
-		"zrange": true, "zrangebyscore": true, "zscore": true, "zmscore": true, "publish": true,
+		"zrange": true, "zrangebyscore": true, "zscore": true, "zmscore": true, "zcard": true, "zrank": true,
+		"publish": true,
 	}
 	for _, m := range regexp.MustCompile(`cmdstat_([^:]+):calls=(\d+)`).FindAllStringSubmatch(stats, -1) {
 		n, _ := strconv.Atoi(m[2])

@@ -37,9 +37,23 @@ func (p rueidisPeer) tryLock(ctx context.Context, key string, _ time.Duration) (
 	return rueidisHoldOf(p.TryWithContext(ctx, key))
 }
 
+// lock begins anew now and then: who waits is woken by an invalidation alone, and when the machine is busy one of a few
+// hundred is missed, after which it waits for ever.
 func (p rueidisPeer) lock(ctx context.Context, key string, _ time.Duration) (hold, error) {
-	return rueidisHoldOf(p.WithContext(ctx, key))
+	for {
+		ends, cancel := context.WithCancelCause(ctx)
+		missed := time.AfterFunc(patience/10, func() { cancel(errMissed) })
+		h, err := rueidisHoldOf(p.WithContext(ends, key))
+		if missed.Stop() || !errors.Is(context.Cause(ends), errMissed) {
+			return h, err
+		}
+		if err == nil {
+			_ = h.unlock(ctx)
+		}
+	}
 }
+
+var errMissed = errors.New("has waited for long")
 
 func rueidisHoldOf(ctx context.Context, cancel context.CancelFunc, err error) (hold, error) {
 	if errors.Is(err, rueidislock.ErrNotLocked) {
