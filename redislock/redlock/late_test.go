@@ -38,7 +38,7 @@ func TestLeavesTheLineLate(t *testing.T) {
 	get := func(i int) string { return rdbs[i].Get(context.Background(), name).Val() }
 	rdbs[0].Set(t.Context(), name, "a minority of somebody", ttl/12)
 
-	release := redlock.ReleaseSHA + "\r\n$1\r\n4\r\n$" + strconv.Itoa(len(name)) + "\r\n" + name + "\r\n"
+	release := redlock.ReleaseSHA + "\r\n$1\r\n6\r\n$" + strconv.Itoa(len(name)) + "\r\n" + name + "\r\n"
 	caught := holdWhere(proxies[0], sends(release))
 	lease := mustLock(t, a, "k")
 	value := get(2)
