@@ -30,6 +30,7 @@ func main() {
 	stores := flag.String("stores", "memory,redis,postgres,etcd",
 		"which stores to measure; with -capacity, there is redlock too")
 	capacity := flag.Bool("capacity", false, "measure what locks and waiters cost instead")
+	modes := flag.Bool("modes", false, "measure readers and writers, and slots, instead, for -for each")
 	l := load{}
 	flag.IntVar(&l.held, "held", 10000, "with -capacity: locks to hold at once")
 	flag.IntVar(&l.waiters, "waiters", 1000, "with -capacity: waiters")
@@ -40,6 +41,12 @@ func main() {
 	if *capacity {
 		if err := printCapacity(*stores, l); err != nil {
 			log.Fatal("capacity: ", err)
+		}
+		return
+	}
+	if *modes {
+		if err := printModes(*stores, *holdFor); err != nil {
+			log.Fatal("modes: ", err)
 		}
 		return
 	}
