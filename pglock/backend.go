@@ -19,7 +19,8 @@ const maxTimeout = (1<<31 - 1) * time.Millisecond
 //
 // Session locks stack: a session that asks again for what it has gets it. So everything that this Locker has or asks
 // for is in a table here, and a session has one request per key under way at a time. Another one is only asked while
-// all that were asked before are given up, since they do not answer.
+// all that were asked before are given up, since they do not answer. What readers have in one session is such a stack,
+// see readers.go.
 type backend struct {
 	*connector
 	lifetimes lifetimes
@@ -49,18 +50,26 @@ var (
 // slot is what this Locker knows of a key that it holds, tries to take, or waits for.
 type slot struct {
 	key       int64
-	held      *holding        // nil unless this Locker holds the key
+	held      []*holding      // what this Locker has: by one owner, or by readers
 	newest    uint64          // the token of the last grant
-	granted   time.Time       // when that was known
-	leaving   *release        // of who has held it last, while that is under way
+	excluding uint64          // the token of the last grant that was not to a reader
+	granted   time.Time       // when the last grant was known
+	leaving   []*release      // those that are under way
 	asked     []*leaseSession // those that were, by requests that are under way
 	busy      int             // how many requests of other sessions, or to unlock, are under way
-	unsettled []chan struct{} // who waits until it is known what to do, in order of arrival; the first is told by its channel
+	unsettled []*arrival      // who waits until it is known what to do, in order of arrival; the first is told
 	line      []*waiter       // who waits for the key here, in order of arrival
 	returning int             // sessions to wait on that are giving the key back
 	place     *place          // of the first of them in Postgres's line; nil if there is none
 	starved   bool            // there is a line without a place: it polls
 	pollAgain bool            // once more, as the lock may have become free while a poll was under way
+	entering  bool            // a reader from the line is about to hold the key: the next can get in beside it
+}
+
+// arrival is somebody who wants a key of which it is not known what to do.
+type arrival struct {
+	mode locker.Mode
+	told chan struct{} // has room for one
 }
 
 // holding is a lock that a session has.
@@ -94,7 +103,7 @@ func (r *release) isDone() bool {
 
 // Features says what the backend can do.
 func (b *backend) Features() locker.Features {
-	return locker.Features{HeedsContext: true, Queue: true, Expirer: true}
+	return locker.Features{HeedsContext: true, Queue: true, Expirer: true, Shared: true}
 }
 
 // storeName is that of the store in errors.
@@ -129,14 +138,14 @@ func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 	}
 	until := time.Now().Add(r.TTL)
 	b.mu.Lock()
-	s, err := b.settle(ctx, Key(r.Name()), until)
+	s, err := b.settle(ctx, r, until)
 	if err != nil {
 		return locker.Grant{}, err
 	}
 	switch {
-	case s.held != nil && s.held.request.Owner == r.Owner:
-		return b.again(ctx, s.held)
-	case s.held != nil || len(s.line) > 0:
+	case s.holdingOf(r.Owner) != nil:
+		return b.again(ctx, s.holdingOf(r.Owner))
+	case !s.admits(r.Mode) || len(s.line) > 0:
 		b.mu.Unlock()
 		return locker.Grant{}, locker.ErrLocked
 	}
@@ -144,36 +153,37 @@ func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 	return d.grant, d.err
 }
 
-// settle returns the slot of a key when it is settled and all that came before have left, or gives up at the given
-// time. It is called with b.mu held, and returns so unless there is an error.
-func (b *backend) settle(ctx context.Context, key int64, until time.Time) (*slot, error) {
+// settle returns the slot of the key of r when it is settled and all that came before have left, or gives up at the
+// given time. It is called with b.mu held, and returns so unless there is an error.
+func (b *backend) settle(ctx context.Context, r locker.Request, until time.Time) (*slot, error) {
+	key := Key(r.Name())
 	s := b.slots[key]
-	if s != nil && s.held != nil && s.held.isExpired(time.Now()) {
-		b.evict(s.held)
+	for h := s.expired(time.Now()); h != nil; h = s.expired(time.Now()) {
+		b.evict(h)
 		s = b.slots[key]
 	}
 	if s == nil {
 		s = &slot{key: key}
 		b.slots[key] = s
 	}
-	if len(s.unsettled) == 0 && b.settled(s) {
+	if len(s.unsettled) == 0 && b.settled(s, r.Mode) {
 		return s, nil
 	}
 	ctx, cancel := context.WithDeadlineCause(ctx, until, errNoAnswer)
 	defer cancel()
-	turn := make(chan struct{}, 1)
-	s.unsettled = append(s.unsettled, turn)
+	a := &arrival{r.Mode, make(chan struct{}, 1)}
+	s.unsettled = append(s.unsettled, a)
 	b.goOn(s)
-	for s.unsettled[0] != turn || !b.settled(s) {
+	for s.unsettled[0] != a || !b.settled(s, r.Mode) {
 		b.mu.Unlock()
 		select {
-		case <-turn:
+		case <-a.told:
 		case <-time.After(silence):
 		case <-ctx.Done():
 		}
 		b.mu.Lock()
 		if ctx.Err() != nil {
-			s.unsettled = slices.DeleteFunc(s.unsettled, func(other chan struct{}) bool { return other == turn })
+			s.unsettled = slices.DeleteFunc(s.unsettled, func(other *arrival) bool { return other == a })
 			b.goOn(s)
 			b.tidy(s)
 			b.mu.Unlock()
@@ -192,18 +202,21 @@ func (b *backend) evict(h *holding) {
 	b.mu.Lock()
 }
 
-// settled reports whether it is known what to do for who wants the key of a slot: somebody has it or waits for it here,
-// or it may be asked for. b.mu is held.
-func (b *backend) settled(s *slot) bool { return s.held != nil || len(s.line) > 0 || b.mayAsk(s) }
+// settled reports whether it is known what to do for who wants the key of a slot in a mode: somebody has it or waits for
+// it here, or it may be asked for. b.mu is held.
+func (b *backend) settled(s *slot, mode locker.Mode) bool {
+	return !s.admits(mode) || len(s.line) > 0 || b.mayAsk(s)
+}
 
 // goOn lets the first who waits in settle go on, if the slot is settled. b.mu is held.
 func (b *backend) goOn(s *slot) {
-	if len(s.unsettled) > 0 && b.settled(s) {
+	if len(s.unsettled) > 0 && b.settled(s, s.unsettled[0].mode) {
 		select {
-		case s.unsettled[0] <- struct{}{}:
+		case s.unsettled[0].told <- struct{}{}:
 		default: // it has been told
 		}
 	}
+	b.letJoin(s)
 }
 
 // mayAsk reports whether a session for leases may be asked for the key of a slot: no request is under way, or only such
@@ -241,7 +254,7 @@ func (b *backend) finish(s *slot) {
 // tidy forgets a slot about which there is nothing to know. b.mu is held.
 func (b *backend) tidy(s *slot) {
 	quiet := s.busy == 0 && len(s.asked) == 0 && len(s.unsettled) == 0
-	if quiet && s.held == nil && len(s.line) == 0 && s.leaving == nil && b.slots[s.key] == s {
+	if quiet && len(s.held)+len(s.line)+len(s.leaving) == 0 && b.slots[s.key] == s {
 		delete(b.slots, s.key)
 	}
 }
@@ -278,9 +291,14 @@ func (b *backend) try(ctx context.Context, s *slot, a *attempt) attempted {
 			return attempted{err: locker.NotAcquired(err)}
 		}
 	}
+	beside := s.readBy(l.session)
 	b.mu.Unlock()
-	l.session.submitAndRead(&request{key: s.key, then: func(o outcome) { b.tried(a, l, o) }},
-		func() bool { return len(a.done) > 0 })
+	ask := &request{key: s.key, shared: isReader(a.request), then: func(o outcome) { b.tried(a, l, o) }}
+	if beside {
+		b.joinOn(l.session, ask)
+	} else {
+		l.session.submitAndRead(ask, func() bool { return len(a.done) > 0 })
+	}
 	select {
 	case d := <-a.done:
 		return d
@@ -319,11 +337,11 @@ func (b *backend) tried(a *attempt, l *leaseSession, o outcome) {
 	case !o.done:
 		d.err = locker.ErrLocked
 		if a.queues && !a.left { // here, and before those that have come later
-			d.inLine = b.getInLine(a.slot, a.request, 0)
+			d.inLine = b.getInLine(&waiter{slot: a.slot, request: a.request, refused: true}, 0)
 		}
 	case a.left:
 		b.mu.Unlock()
-		b.giveBack(a.slot, l.session, func() { b.answered(a.slot, l) })
+		b.giveBack(a.slot, l.session, isReader(a.request), func() { b.answered(a.slot, l) })
 		return
 	default:
 		d.grant, d.err = b.hold(a.slot, l.session, a.request, o)
@@ -346,35 +364,44 @@ func (b *backend) hold(sl *slot, s *session, r locker.Request, o outcome) (locke
 	if s.dead {
 		return locker.Grant{}, locker.NotAcquired(&sessionOver{errSilent})
 	}
-	if o.token < sl.newest && o.sent.Before(sl.granted) {
+	newest := sl.newest // of those that do not go together with this one
+	if isReader(r) {
+		newest = sl.excluding
+	}
+	if o.token < newest && o.sent.Before(sl.granted) {
 		// Another session was granted the lock after this one, and its answer was faster: this one is over, which we
 		// have yet to hear. (If the lock was asked for when the other was known to have it, tokens have gone back.)
 		sl.busy++
 		b.begin(func() { // not here, as b.mu is held
-			b.giveBack(sl, s, func() {
+			b.giveBack(sl, s, isReader(r), func() {
 				b.finish(sl)
 				b.parkLocked(s)
 			})
 		})
 		return locker.Grant{}, locker.NotAcquired(&sessionOver{errUnowned})
 	}
-	if old := sl.held; old != nil {
+	for !sl.admits(r.Mode) {
 		// The server would not have given the lock to another session if that of the holder were not over, which we
 		// have yet to hear. Of two leases of one Locker, too, the first has to end before the second begins.
-		delete(old.session.locks, sl.key)
+		old := sl.held[0]
+		sl.dropHolding(old)
+		delete(old.session.locks, old)
 		old.request.ReportLost(errUnowned)
 		b.begin(func() { old.session.fail(errUnowned) }) // or it would keep the lock for good, should it live after all
 	}
-	sl.newest, sl.granted = o.token, time.Now()
+	sl.newest, sl.granted = max(sl.newest, o.token), time.Now()
+	if !isReader(r) {
+		sl.newest, sl.excluding = o.token, o.token
+	}
 	h := &holding{request: r, token: o.token, slot: sl, session: s, expires: expiry(o.sent, r.TTL)}
-	sl.held = h
-	s.locks[sl.key] = h
+	sl.held = append(sl.held, h)
+	s.locks[h] = struct{}{}
 	return locker.Grant{Request: r, Token: o.token, Sent: o.sent}, nil
 }
 
 // giveBack gives a lock back that nobody wants, and then calls then, with b.mu held, to note that the request is over.
-func (b *backend) giveBack(sl *slot, s *session, then func()) {
-	s.submit(&request{key: sl.key, unlock: true, then: func(outcome) {
+func (b *backend) giveBack(sl *slot, s *session, shared bool, then func()) {
+	s.submit(&request{key: sl.key, unlock: true, shared: shared, then: func(outcome) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		then()
@@ -398,10 +425,7 @@ func (b *backend) again(ctx context.Context, h *holding) (locker.Grant, error) {
 
 // heldBy returns the lock that the owner of g has, nil if he has none. b.mu is held.
 func (b *backend) heldBy(g locker.Grant) *holding {
-	if s := b.slots[Key(g.Name())]; s != nil && s.held != nil && s.held.request.Owner == g.Owner {
-		return s.held
-	}
-	return nil
+	return b.slots[Key(g.Name())].holdingOf(g.Owner)
 }
 
 // renewals are those of the locks that one session has.
@@ -475,7 +499,7 @@ func (b *backend) renewed(rs *renewals, done func(int, locker.Renewal)) {
 	b.mu.Lock()
 	for i, h := range rs.holdings {
 		switch {
-		case h.slot.held != h || h.isExpired(now): // given back or lost meanwhile
+		case h.slot.holdingOf(h.request.Owner) != h || h.isExpired(now): // given back or lost meanwhile
 			results[i].Err = locker.ErrLost
 		case rs.answer.err != nil:
 			results[i].Err = explain(rs.answer.err)
@@ -513,20 +537,15 @@ func (b *backend) Release(ctx context.Context, g locker.Grant) error {
 	s, h := b.slots[Key(g.Name())], b.heldBy(g)
 	var rel *release
 	switch {
-	case s == nil:
 	case h != nil:
 		rel = b.letGo(h, true) // releases b.mu
-	case s.leaving != nil && s.leaving.owner == g.Owner:
-		rel = s.leaving // under way since a call that has not waited for the end
-		if rel.failed {
-			return b.confirm(ctx, s, g.TTL) // releases b.mu
-		}
-		b.mu.Unlock()
 	default:
-		s = nil
+		if rel = s.leavingOf(g.Owner); rel != nil && rel.failed {
+			return b.confirm(ctx, s, rel, g.TTL) // releases b.mu
+		}
+		b.mu.Unlock() // what there is has been under way since a call that has not waited for the end
 	}
-	if s == nil {
-		b.mu.Unlock()
+	if rel == nil {
 		return locker.ErrLost
 	}
 	select {
@@ -541,9 +560,10 @@ func (b *backend) Release(ctx context.Context, g locker.Grant) error {
 func (b *backend) letGo(h *holding, wait bool) *release {
 	s, session := h.slot, h.session
 	rel := &release{owner: h.request.Owner, session: session, done: make(chan struct{})}
-	s.held, s.leaving = nil, rel
+	s.dropHolding(h)
+	s.leaving = append(s.leaving, rel)
 	s.busy++
-	delete(session.locks, s.key)
+	delete(session.locks, h)
 	session.used = time.Now()
 	returning := 0
 	if b.waits.has(session) {
@@ -555,7 +575,7 @@ func (b *backend) letGo(h *holding, wait bool) *release {
 	if wait {
 		arrived = rel.isDone
 	}
-	session.submitAndRead(&request{key: s.key, unlock: true, then: func(o outcome) {
+	session.submitAndRead(&request{key: s.key, unlock: true, shared: isReader(h.request), then: func(o outcome) {
 		ended := endedByServer(o.err)
 		switch {
 		case ended: // and has not given the lock back before, or it would have said so
@@ -568,9 +588,9 @@ func (b *backend) letGo(h *holding, wait bool) *release {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		rel.failed = o.err != nil && !ended
-		if s.leaving == rel && !rel.failed {
-			s.leaving = nil
-		} else if rel.failed { // until the lock has ended by itself
+		if !rel.failed {
+			s.dropLeaving(rel)
+		} else { // until the lock has ended by itself
 			time.AfterFunc(h.request.TTL, func() { b.forget(s, rel) })
 		}
 		close(rel.done)
@@ -587,8 +607,7 @@ func (b *backend) letGo(h *holding, wait bool) *release {
 
 // confirm is Release for a lock whose session ended before the server had confirmed that it was given back: it is, if
 // the server has ended the session too, and if not, it is made to. It is called with b.mu held, which it releases.
-func (b *backend) confirm(ctx context.Context, s *slot, ttl time.Duration) error {
-	rel := s.leaving
+func (b *backend) confirm(ctx context.Context, s *slot, rel *release, ttl time.Duration) error {
 	l := b.leaseSession(ttl)
 	b.mu.Unlock()
 	if err := l.await(ctx); err != nil {
@@ -622,8 +641,6 @@ func (b *backend) confirm(ctx context.Context, s *slot, ttl time.Duration) error
 func (b *backend) forget(s *slot, rel *release) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if s.leaving == rel {
-		s.leaving = nil
-		b.tidy(s)
-	}
+	s.dropLeaving(rel)
+	b.tidy(s)
 }

@@ -28,7 +28,34 @@ const (
 type request struct {
 	key    int64
 	unlock bool
+	shared bool // for a reader
 	then   func(outcome)
+}
+
+// part are the requests of a batch that one statement answers.
+type part struct {
+	statement string
+	unlock    bool
+	requests  []*request
+}
+
+// partsOf sorts requests: first what is given back, then what is wanted.
+func partsOf(rs []*request) []part {
+	all := [...]part{
+		{statement: "locker_unlock", unlock: true}, {statement: "locker_unshare", unlock: true},
+		{statement: "locker_try"}, {statement: "locker_share"},
+	}
+	for _, r := range rs {
+		i := 0
+		if !r.unlock {
+			i = 2
+		}
+		if r.shared {
+			i++
+		}
+		all[i].requests = append(all[i].requests, r)
+	}
+	return slices.DeleteFunc(all[:], func(p part) bool { return len(p.requests) == 0 })
 }
 
 // outcome is what became of a request.
@@ -77,14 +104,7 @@ func (w *wire) flushLocked() error {
 		return nil
 	}
 	n := min(len(w.waiting), mostRequests)
-	var unlocks, tries []*request
-	for _, r := range w.waiting[:n] {
-		if r.unlock {
-			unlocks = append(unlocks, r)
-		} else {
-			tries = append(tries, r)
-		}
-	}
+	parts := partsOf(w.waiting[:n])
 	w.waiting = slices.Delete(w.waiting, 0, n)
 	if w.needsTimeoutLocked() { // before there are locks that depend on it
 		if err := w.sendQueryLocked(&message{answered: func(answer) {}}, beatSQL); err != nil {
@@ -93,21 +113,18 @@ func (w *wire) flushLocked() error {
 	}
 	w.batches++
 	w.asked += n
-	return w.sendLocked(&message{requests: n, answered: func(a answer) { w.dealOut(unlocks, tries, a) }},
-		func(buf []byte, seq int64) []byte { return appendBatch(buf, seq, unlocks, tries) })
+	return w.sendLocked(&message{requests: n, answered: func(a answer) { w.dealOut(parts, a) }},
+		func(buf []byte, seq int64) []byte { return appendBatch(buf, seq, parts) })
 }
 
-// appendBatch writes the messages for some requests: first what is given back, then what is wanted.
+// appendBatch writes the messages for some requests.
 //
 // These are several messages of the extended query protocol, which takes the server a third less time than to parse
 // EXECUTE. After the first of them, it waits for the next without an idle timeout. They are in one write, so they
 // arrive together; should a connection be cut in between all the same, keepalives end the session (see timeoutSQL).
-func appendBatch(buf []byte, seq int64, unlocks, tries []*request) []byte {
-	if len(unlocks) > 0 {
-		buf = appendExecute(buf, "locker_unlock", seq, unlocks)
-	}
-	if len(tries) > 0 {
-		buf = appendExecute(buf, "locker_try", seq, tries)
+func appendBatch(buf []byte, seq int64, parts []part) []byte {
+	for _, p := range parts {
+		buf = appendExecute(buf, p.statement, seq, p.requests)
 	}
 	buf, _ = (&pgproto3.Sync{}).Encode(buf) // fails only for messages of a gigabyte, as do those below
 	return buf
@@ -116,7 +133,7 @@ func appendBatch(buf []byte, seq int64, unlocks, tries []*request) []byte {
 // appendExecute writes the execution of a prepared statement for the keys of some requests.
 func appendExecute(buf []byte, name string, seq int64, rs []*request) []byte {
 	var keys []byte
-	if len(rs) == 1 {
+	if len(rs) == 1 && !rs[0].shared {
 		name += "_one"
 		keys = appendInt8(nil, rs[0].key)
 	} else {
@@ -141,42 +158,52 @@ func appendExecute(buf []byte, name string, seq int64, rs []*request) []byte {
 func appendInt8(buf []byte, n int64) []byte { return binary.BigEndian.AppendUint64(buf, uint64(n)) }
 
 // dealOut tells the requests of a batch what became of them.
-func (w *wire) dealOut(unlocks, tries []*request, a answer) {
-	if len(unlocks) > 0 {
-		var done, wanted []bool
+func (w *wire) dealOut(parts []part, a answer) {
+	for _, p := range parts {
+		var row []string
 		if len(a.rows) > 0 {
-			done, wanted = parseUnlock(a.rows[0])
-			a.rows = a.rows[1:]
+			row, a.rows = a.rows[0], a.rows[1:]
 		}
-		var free []int64
-		for i, r := range unlocks {
-			if i >= len(done) {
-				w.unlockAgain(r)
-				continue
-			}
-			if wanted[i] {
-				free = append(free, r.key)
-			}
-			r.then(outcome{done: done[i], wanted: wanted[i]})
-		}
-		if len(free) > 0 {
-			w.events.tellFree(free)
+		if p.unlock {
+			w.unlocked(p.requests, row)
+		} else {
+			w.tried(p.requests, row, a)
 		}
 	}
-	if len(tries) == 0 {
-		return
+}
+
+// unlocked tells requests to give locks back what became of them; row is nil if there is no answer.
+func (w *wire) unlocked(rs []*request, row []string) {
+	done, wanted := parseUnlock(row)
+	var free []int64
+	for i, r := range rs {
+		if i >= len(done) {
+			w.unlockAgain(r)
+			continue
+		}
+		if wanted[i] {
+			free = append(free, r.key)
+		}
+		r.then(outcome{done: done[i], wanted: wanted[i]})
 	}
+	if len(free) > 0 {
+		w.events.tellFree(free)
+	}
+}
+
+// tried tells requests for locks what became of them.
+func (w *wire) tried(rs []*request, row []string, a answer) {
 	var taken []bool
 	var token uint64
-	if a.err == nil && len(a.rows) > 0 {
-		token, taken = parseTry(a.rows[0])
+	if a.err == nil {
+		token, taken = parseTry(row)
 	}
-	if len(taken) != len(tries) {
-		w.giveUp(tries, a.err)
+	if len(taken) != len(rs) {
+		w.giveUp(rs, a.err)
 		return
 	}
-	tokenless := tries[:0:0]
-	for i, r := range tries {
+	tokenless := rs[:0:0]
+	for i, r := range rs {
 		switch {
 		case !taken[i]:
 			r.then(outcome{})
@@ -195,6 +222,10 @@ func (w *wire) dealOut(unlocks, tries []*request, a answer) {
 // table has no room for a look whether somebody wants the lock. A second failure ends the session, and with it the
 // lock.
 func (w *wire) unlockAgain(r *request) {
+	function := "pg_advisory_unlock"
+	if r.shared {
+		function = "pg_advisory_unlock_shared"
+	}
 	w.askText(&message{answered: func(a answer) {
 		if a.err != nil {
 			w.fail(a.err) // unless that is why there is an error
@@ -202,7 +233,7 @@ func (w *wire) unlockAgain(r *request) {
 			return
 		}
 		r.then(outcome{done: true}) // the first attempt may have done it
-	}}, "SELECT %d, pg_advisory_unlock(%d)", r.key)
+	}}, "SELECT %d, %s(%d)", function, r.key)
 }
 
 // unlockAll gives back the one lock that a session for waiting may have. To unlock what it may not have would put
@@ -223,7 +254,7 @@ func (w *wire) giveUp(rs []*request, err error) {
 		err = errMismatch
 	}
 	for _, r := range rs {
-		w.submit(&request{key: r.key, unlock: true, then: func(outcome) { r.then(outcome{err: err}) }})
+		w.submit(&request{key: r.key, unlock: true, shared: r.shared, then: func(outcome) { r.then(outcome{err: err}) }})
 	}
 }
 

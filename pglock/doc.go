@@ -42,6 +42,15 @@
 // Postgres measures timeouts by its wall clock: if that is set forward, a session may end early, which its holder is
 // told as above.
 //
+// # Readers
+//
+// A reader (locker.Shared) has a shared advisory lock of the same key, as by pg_advisory_lock_shared, on the session that
+// its TTL has. Readers and writers stand in the same line. Postgres lets a session that has a shared lock have it again
+// past a writer who waits. So a reader that comes to others on that session is only let in if a session without the lock
+// would be: that takes one more round trip, on the connection for hints (below). Of those who wait in one Locker, the
+// readers that come next get in together, unless somebody else's writer waits. There are no slots (locker.Slots): those
+// of one key could not exclude its readers.
+//
 // # Fencing tokens
 //
 // A token is minted by the statement that takes the lock, from a sequence. A sequence alone may go back in a crash,

@@ -59,7 +59,11 @@ func Holds(b locker.Backend, name string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := p.slots[Key(name)]
-	return s != nil && s.held != nil && s.held.session.locks[s.key] == s.held
+	if s == nil || len(s.held) == 0 {
+		return false
+	}
+	_, ok := s.held[0].session.locks[s.held[0]]
+	return ok
 }
 
 // Left returns what a Backend still remembers of locks, none of which are held or asked for: "" if nothing.
@@ -69,7 +73,7 @@ func Left(b locker.Backend) (left string) {
 	defer p.mu.Unlock()
 	for _, s := range p.slots {
 		left += fmt.Sprintf("a slot: held %v, leaving %v, busy %d, %d unsettled, %d in line, place %v, polling %v; ",
-			s.held != nil, s.leaving != nil, s.busy+len(s.asked), len(s.unsettled), len(s.line), s.place != nil, s.starved)
+			len(s.held) > 0, len(s.leaving) > 0, s.busy+len(s.asked), len(s.unsettled), len(s.line), s.place != nil, s.starved)
 	}
 	w := &p.waits
 	if len(w.starved) > 0 || w.spare || w.count != len(w.all) || len(w.idle) != len(w.all) || w.count > w.most {

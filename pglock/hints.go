@@ -1,6 +1,7 @@
 package pglock
 
 import (
+	"fmt"
 	"strconv"
 	"time"
 )
@@ -25,6 +26,7 @@ type hints struct {
 	session *session           // that marks, listens and notifies, and has no other locks; nil if there is none
 	marked  map[int64]struct{} // the keys that it has marked
 	free    []int64            // those that others are to be told of
+	probes  []probe            // those that are to be made
 	tended  bool               // tendHints runs
 }
 
@@ -57,11 +59,16 @@ func (b *backend) tendHints() {
 		}
 		s := h.session
 		mark, unmark, free := b.untold()
-		if len(mark)+len(unmark)+len(free) == 0 {
+		probes := h.probes
+		h.probes = nil
+		if len(mark)+len(unmark)+len(free)+len(probes) == 0 {
 			return
 		}
 		s.used = time.Now()
 		b.mu.Unlock()
+		for _, p := range probes {
+			s.probe(p)
+		}
 		if len(free) > 0 {
 			s.notify(free)
 		}
@@ -79,7 +86,11 @@ func (b *backend) tendHints() {
 // the time.
 func (b *backend) openHints() bool {
 	h, w := &b.hints, &b.waits
-	if len(h.free) == 0 && len(w.starved) == 0 || !w.mayConnect() {
+	if len(h.free)+len(h.probes)+len(w.starved) == 0 {
+		return false
+	}
+	if !w.mayConnect() {
+		b.failProbes(fmt.Errorf("%w: of late", ErrTooManyConnections))
 		return false
 	}
 	w.connecting()
@@ -90,7 +101,11 @@ func (b *backend) openHints() bool {
 	}
 	b.mu.Lock()
 	w.connected(err)
-	if err != nil || s.dead { // the next poll tries again
+	if err == nil && s.dead {
+		err = &sessionOver{errSilent}
+	}
+	if err != nil { // the next poll tries again
+		b.failProbes(err)
 		return false
 	}
 	h.session, h.marked = s, make(map[int64]struct{})

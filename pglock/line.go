@@ -91,6 +91,7 @@ func (w *waitSessions) drop(s *session) {
 type waiter struct {
 	slot    *slot
 	request locker.Request
+	refused bool // as the first, beside readers of this Locker: somebody else's writer waits
 	left    bool // it does not wait any more
 	done    chan attempted
 }
@@ -99,6 +100,7 @@ type waiter struct {
 type place struct {
 	slot    *slot
 	session *session // nil while it is being made
+	shared  bool     // it is for readers
 	since   time.Time
 	entered chan struct{} // closed when the session has been told to wait
 	ended   chan struct{} // closed when the server has said how the wait has ended
@@ -107,7 +109,7 @@ type place struct {
 
 // stand notes that a session is going to wait in a place. b.mu is held.
 func (p *place) stand(s *session) {
-	p.session, p.since = s, time.Now()
+	p.session, p.shared, p.since = s, isReader(p.slot.line[0].request), time.Now()
 	s.place = p
 }
 
@@ -140,17 +142,17 @@ func (b *backend) getOrQueue(ctx context.Context, r locker.Request) (g locker.Gr
 	// For the answer that tells whether to wait. A TTL may be shorter than it takes to make the first connection.
 	until := time.Now().Add(max(r.TTL, silence))
 	b.mu.Lock()
-	s, err := b.settle(ctx, Key(r.Name()), until)
+	s, err := b.settle(ctx, r, until)
 	if err != nil {
 		return locker.Grant{}, nil, err
 	}
 	switch {
-	case s.held != nil && s.held.request.Owner == r.Owner:
-		g, err = b.again(ctx, s.held)
+	case s.holdingOf(r.Owner) != nil:
+		g, err = b.again(ctx, s.holdingOf(r.Owner))
 		return g, nil, err
-	case s.held != nil || len(s.line) > 0:
+	case !s.admits(r.Mode) || len(s.line) > 0:
 		defer b.mu.Unlock()
-		return locker.Grant{}, b.getInLine(s, r, len(s.line)), nil
+		return locker.Grant{}, b.getInLine(&waiter{slot: s, request: r}, len(s.line)), nil
 	}
 	d := b.try(ctx, s, &attempt{request: r, until: until, queues: true})
 	return d.grant, d.inLine, d.err
@@ -180,26 +182,32 @@ func (b *backend) wait(ctx context.Context, w *waiter) (locker.Grant, error) {
 	return locker.Grant{}, locker.NotAcquired(context.Cause(ctx)) // what it may still be granted goes to the next, or back
 }
 
-// getInLine puts a waiter into the line of a slot, at index i. b.mu is held.
-func (b *backend) getInLine(sl *slot, r locker.Request, i int) *waiter {
-	w := &waiter{slot: sl, request: r, done: make(chan attempted, 1)}
+// getInLine puts a waiter into the line of its slot, at index i. b.mu is held.
+func (b *backend) getInLine(w *waiter, i int) *waiter {
+	sl := w.slot
+	w.done = make(chan attempted, 1)
 	sl.line = slices.Insert(sl.line, i, w)
 	b.checkPlace(sl)
 	b.arrange(sl)
 	return w
 }
 
-// checkPlace gives up the place of a slot, to get in again, if its session has the timeout of somebody who is not the
-// first in line any more. b.mu is held.
+// checkPlace gives up the place of a slot, to get in again, if its session has the timeout or the mode of somebody who
+// is not the first in line any more. b.mu is held.
 func (b *backend) checkPlace(sl *slot) {
-	if p := sl.place; p != nil && p.session != nil && p.session.wanted() != sl.line[0].request.TTL {
+	p := sl.place
+	if p == nil || p.session == nil {
+		return
+	}
+	if first := sl.line[0].request; p.session.wanted() != first.TTL || p.shared != isReader(first) {
 		b.leavePlace(p)
 	}
 }
 
 // arrange gets the line of a slot a place in Postgres's line, or makes it poll. b.mu is held.
 func (b *backend) arrange(sl *slot) {
-	if len(sl.line) > 1 && sl.place != nil && sl.busy == 0 && (sl.held == nil || !b.waits.has(sl.held.session)) {
+	if len(sl.line) > 1 && sl.place != nil && sl.busy == 0 &&
+		!slices.ContainsFunc(sl.held, func(h *holding) bool { return b.waits.has(h.session) }) {
 		b.openSpare(sl.line[1].request.TTL)
 	}
 	if len(sl.line) == 0 || sl.place != nil || b.closed {
@@ -208,6 +216,13 @@ func (b *backend) arrange(sl *slot) {
 	w := &b.waits
 	if sl.returning > 0 {
 		return // there is a session in a moment, and letGo comes back here
+	}
+	if sl.entering && isReader(sl.line[0].request) {
+		return // served comes back here
+	}
+	if sl.mayJoin() {
+		b.letJoin(sl)
+		return
 	}
 	p := &place{slot: sl, entered: make(chan struct{}), ended: make(chan struct{})}
 	switch {
@@ -298,11 +313,15 @@ func (b *backend) enqueue(p *place) {
 	if p.session.needsTimeout() { // before the wait, since who is cut off while it waits may be granted the lock all the same
 		p.session.heartbeat(func(answer) {})
 	}
-	plain := func() { p.ask(plainWaitSQL, func(a answer) { b.reached(p, a) }) }
+	function := "pg_advisory_lock"
+	if p.shared {
+		function = "pg_advisory_lock_shared"
+	}
+	plain := func() { p.ask(plainWaitSQL, function, func(a answer) { b.reached(p, a) }) }
 	if b.noBlocks.Load() {
 		plain()
 	} else {
-		p.ask(waitSQL, func(a answer) {
+		p.ask(waitSQL, function, func(a answer) {
 			if isCode(a.err, "42704", "42501") { // no such language, or it is not allowed
 				b.noBlocks.Store(true)
 				plain()
@@ -315,23 +334,24 @@ func (b *backend) enqueue(p *place) {
 }
 
 // ask sends one of the statements that wait.
-func (p *place) ask(statement string, answered func(answer)) {
-	p.session.askText(&message{patient: true, answered: answered}, statement, p.slot.key)
+func (p *place) ask(statement, function string, answered func(answer)) {
+	p.session.askText(&message{patient: true, answered: answered}, statement, p.slot.key, function)
 }
 
 // waitSQL waits in Postgres's line. A statement that is cancelled is an error in the server's log, for each of which
 // somebody may be called; so the error is caught, and the last column tells whether the lock was granted. The key is
-// not in the block, which so is the same text each time for those who collect statistics of statements.
+// not in the block, which so is the same text each time, but for the mode, for those who collect statistics of
+// statements.
 const waitSQL = `SELECT %[1]d, set_config('locker.key', '%[2]d', true);
 DO 'BEGIN
-	PERFORM pg_advisory_lock(current_setting(''locker.key'')::bigint);
+	PERFORM %[3]s(current_setting(''locker.key'')::bigint);
 	PERFORM set_config(''locker.key'', ''granted'', true);
 EXCEPTION WHEN query_canceled THEN
 END';
 SELECT current_setting('locker.key')`
 
 // plainWaitSQL is for databases without PL/pgSQL, or in which the role may not use it.
-const plainWaitSQL = "SELECT %d, pg_advisory_lock(%d);SELECT 'granted'"
+const plainWaitSQL = "SELECT %[1]d, %[3]s(%[2]d);SELECT 'granted'"
 
 // granted reports whether an answer to one of these says that there is a lock.
 func (a *answer) granted() bool {
@@ -364,21 +384,23 @@ func (b *backend) reached(p *place, a answer) {
 		})
 		return
 	}
-	b.serve(sl, p.session)
+	b.serve(sl, p.session, p.shared)
 }
 
 // serve hands a lock that a session has got by waiting to the first in line. It is called with b.mu held, which it
 // releases.
-func (b *backend) serve(sl *slot, s *session) {
-	if len(sl.line) == 0 {
+func (b *backend) serve(sl *slot, s *session, shared bool) {
+	if len(sl.line) == 0 || isReader(sl.line[0].request) != shared { // as who was the first has left
 		b.mu.Unlock()
-		b.giveBack(sl, s, func() {
+		b.giveBack(sl, s, shared, func() {
 			b.finish(sl)
 			b.parkLocked(s)
+			b.arrange(sl)
 		})
 		return
 	}
 	w := sl.line[0]
+	sl.entering = shared
 	sl.line = slices.Delete(sl.line, 0, 1)
 	b.deserted(sl) // unless there is a next, who is to be in Postgres's line before those that come later get there
 	b.arrange(sl)
@@ -386,18 +408,19 @@ func (b *backend) serve(sl *slot, s *session) {
 	b.mu.Unlock()
 	// The time for which the lease is valid cannot be counted from when the wait began, and when it was granted is not
 	// known here: it is counted from this message, by which the server also begins to count anew.
-	s.mint([]*request{{key: sl.key, then: func(o outcome) { b.served(sl, s, w, o) }}}, true)
+	s.mint([]*request{{key: sl.key, shared: shared, then: func(o outcome) { b.served(sl, s, w, o) }}}, true)
 }
 
 // served delivers a lock to a waiter.
 func (b *backend) served(sl *slot, s *session, w *waiter, o outcome) {
 	b.mu.Lock()
+	sl.entering = false
 	switch {
 	case o.err != nil: // and the lock is given back, or the session over
 		b.parkLocked(s)
 		w.done <- attempted{err: locker.NotAcquired(explain(o.err))}
 	case w.left:
-		b.serve(sl, s)
+		b.serve(sl, s, isReader(w.request))
 		return
 	default:
 		g, err := b.hold(sl, s, w.request, o)

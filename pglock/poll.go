@@ -69,7 +69,7 @@ func (b *backend) pollSoon(sl *slot) {
 func (b *backend) pollOnce(sl *slot) {
 	b.mu.Lock()
 	switch {
-	case !sl.starved || sl.held != nil: // by this Locker, which polls when it gives it back
+	case !sl.starved || !sl.admits(sl.line[0].request.Mode): // this Locker has it, and polls when it gives it back
 		b.mu.Unlock()
 		return
 	case b.waits.available(): // since a session has ended
@@ -82,17 +82,18 @@ func (b *backend) pollOnce(sl *slot) {
 		b.mu.Unlock()
 		return
 	}
-	l := b.ask(sl, sl.line[0].request.TTL)
-	if l.session == nil && b.begin(func() { b.pollOn(sl, l) }) { // it is being made: the other lines do not wait
+	first := sl.line[0].request
+	l := b.ask(sl, first.TTL)
+	if l.session == nil && b.begin(func() { b.pollOn(sl, l, isReader(first)) }) { // it is being made: other lines do not wait
 		b.mu.Unlock()
 		return
 	}
 	b.mu.Unlock()
-	b.pollOn(sl, l)
+	b.pollOn(sl, l, isReader(first))
 }
 
 // pollOn is pollOnce on a session that ask has chosen.
-func (b *backend) pollOn(sl *slot, l *leaseSession) {
+func (b *backend) pollOn(sl *slot, l *leaseSession, shared bool) {
 	<-l.ready // within a bounded time
 	if l.err != nil {
 		b.mu.Lock()
@@ -101,17 +102,29 @@ func (b *backend) pollOn(sl *slot, l *leaseSession) {
 		b.mu.Unlock()
 		return
 	}
-	l.session.submit(&request{key: sl.key, then: func(o outcome) { b.polled(sl, l, o) }})
+	b.mu.Lock()
+	beside := sl.readBy(l.session)
+	b.mu.Unlock()
+	ask := &request{key: sl.key, shared: shared, then: func(o outcome) { b.polled(sl, l, shared, o) }}
+	if beside {
+		b.joinOn(l.session, ask)
+	} else {
+		l.session.submit(ask)
+	}
 }
 
 // polled deals with the outcome of a poll.
-func (b *backend) polled(sl *slot, l *leaseSession, o outcome) {
+func (b *backend) polled(sl *slot, l *leaseSession, shared bool, o outcome) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	again := sl.pollAgain
 	sl.pollAgain = false
+	joins := len(sl.line) > 0 && !sl.starved && sl.mayJoin()
 	switch {
 	case isCode(o.err, queryCanceled):
+	case joins && !o.done: // not past somebody else's writer: it has to get into Postgres's line
+		sl.line[0].refused = true
+		b.arrange(sl)
 	case o.err != nil:
 		err := explain(o.err)
 		b.heedMissing(l, err)
@@ -119,8 +132,13 @@ func (b *backend) polled(sl *slot, l *leaseSession, o outcome) {
 	case !o.done && again:
 		b.begin(func() { b.pollOnce(sl) }) // there was a hint while this was under way
 	case !o.done:
-	case len(sl.line) == 0:
-		b.begin(func() { b.giveBack(sl, l.session, func() { b.answered(sl, l) }) }) // not here, as b.mu is held
+	case len(sl.line) == 0 || isReader(sl.line[0].request) != shared: // as who was the first has left
+		b.begin(func() { // not here, as b.mu is held
+			b.giveBack(sl, l.session, shared, func() {
+				b.answered(sl, l)
+				b.arrange(sl)
+			})
+		})
 		return
 	default:
 		w := sl.line[0]
@@ -128,6 +146,7 @@ func (b *backend) polled(sl *slot, l *leaseSession, o outcome) {
 		g, err := b.hold(sl, l.session, w.request, o)
 		w.done <- attempted{grant: g, err: err}
 		b.deserted(sl)
+		b.arrange(sl)
 	}
 	b.answered(sl, l)
 }

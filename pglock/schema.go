@@ -60,6 +60,8 @@ const halves = "(key >> 32)::int, (key << 32 >> 32)::int"
 // locker_unlock gives locks back, and then looks for the mark of somebody who polls for the key, see hints. In the
 // other order, there could be one who marks the key after the look and finds it locked.
 //
+// locker_share and locker_unshare are the same for readers.
+//
 // None of these reads a table: somebody who has one locked, for a dump or a VACUUM FULL, would keep the heartbeats of
 // the session waiting, which come behind, and so end its leases.
 const prepareSQL = `
@@ -81,6 +83,19 @@ SELECT $1, pg_advisory_unlock($2), NOT pg_try_advisory_xact_lock(($2 >> 32)::int
 PREPARE locker_unlock (bigint, bigint[]) AS
 SELECT $1, array_agg(done), array_agg(wanted) FROM (
 	SELECT pg_advisory_unlock(key) AS done,
+		NOT pg_try_advisory_xact_lock(` + halves + `) AS wanted
+	FROM unnest($2) AS key OFFSET 0
+) AS unlocked;
+
+PREPARE locker_share (bigint, bigint[]) AS
+WITH tried AS MATERIALIZED (
+	SELECT array_agg(pg_try_advisory_lock_shared(key)) AS taken FROM unnest($2) AS key
+)
+SELECT $1, CASE WHEN true = ANY (taken) THEN nextval($token) END, taken FROM tried;
+
+PREPARE locker_unshare (bigint, bigint[]) AS
+SELECT $1, array_agg(done), array_agg(wanted) FROM (
+	SELECT pg_advisory_unlock_shared(key) AS done,
 		NOT pg_try_advisory_xact_lock(` + halves + `) AS wanted
 	FROM unnest($2) AS key OFFSET 0
 ) AS unlocked;

@@ -14,7 +14,7 @@ type session struct {
 	*wire
 	b      *backend
 	told   chan struct{} // closed when it is over, and all holders of its locks know
-	locks  map[int64]*holding
+	locks  map[*holding]struct{}
 	dead   bool
 	used   time.Time // when it was last needed
 	place  *place    // that it stands in
@@ -26,7 +26,7 @@ func (b *backend) adopt(conn server, timeout time.Duration) *session {
 	now := time.Now()
 	s := &session{
 		wire: newWire(conn, timeout, now), b: b,
-		locks: make(map[int64]*holding), told: make(chan struct{}), used: now,
+		locks: make(map[*holding]struct{}), told: make(chan struct{}), used: now,
 	}
 	s.events = s
 	b.mu.Lock()
@@ -75,7 +75,7 @@ func (s *session) attend() {
 	interval := s.interval()
 	s.ticker.Reset(interval)
 	var forgotten []locker.Grant
-	for _, h := range s.locks {
+	for h := range s.locks {
 		if h.isExpired(now.Add(-interval)) { // long enough ago: their holders know
 			forgotten = append(forgotten, locker.Grant{Request: h.request})
 		}
@@ -113,9 +113,9 @@ func (s *session) ended(cause error) {
 	s.ticker.Stop()
 	gone := make([]*slot, 0, len(s.locks))
 	lost := make([]locker.Request, 0, len(s.locks))
-	for _, h := range s.locks {
+	for h := range s.locks {
 		gone, lost = append(gone, h.slot), append(lost, h.request)
-		h.slot.held = nil
+		h.slot.dropHolding(h)
 	}
 	s.locks = nil
 	delete(b.sessions, s)

@@ -22,31 +22,55 @@ import (
 
 // contended is a key that many fight for.
 type contended struct {
-	name   string
-	holder atomic.Pointer[locker.Lease] // who believes to have it
-	newest atomic.Uint64                // the greatest token that was seen
+	name string
+
+	mu      sync.Mutex
+	holders map[*locker.Lease]struct{} // who believes to have it
+	newest  uint64                     // the greatest token that was seen
+	written uint64                     // of those that were not readers'
+}
+
+func (c *contended) greatest() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.newest
 }
 
 // took notes that a lease was granted, which was asked for when the greatest token was before. In order is when nobody
 // ends sessions, by which there may be two holders for a moment.
 func (c *contended) took(t *testing.T, lease *locker.Lease, before uint64, inOrder bool) {
-	last := c.holder.Swap(lease)
-	if inOrder && last != nil && lease.Err() == nil &&
-		last.Err() == nil { // in this order: both were held at one moment
-		t.Errorf("%q: two holders at once, with the tokens %d and %d", c.name, last.Token(), lease.Token())
-	}
-	for {
-		newest := c.newest.Load()
-		if inOrder {
-			before = newest
-		}
-		if lease.Token() <= before && lease.Err() == nil {
-			t.Errorf("%q: token %d after %d", c.name, lease.Token(), before)
-		}
-		if c.newest.CompareAndSwap(newest, max(newest, lease.Token())) {
-			return
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	reads := lease.Mode() == locker.ModeShared
+	for other := range c.holders {
+		if inOrder && (!reads || other.Mode() != locker.ModeShared) && lease.Err() == nil &&
+			other.Err() == nil { // in this order: both were held at one moment
+			t.Errorf("%q: two holders at once, with the tokens %d and %d", c.name, other.Token(), lease.Token())
 		}
 	}
+	switch {
+	case inOrder && reads:
+		before = max(before, c.written)
+	case inOrder:
+		before = c.newest
+	}
+	if lease.Token() <= before && lease.Err() == nil {
+		t.Errorf("%q: token %d after %d", c.name, lease.Token(), before)
+	}
+	c.newest = max(c.newest, lease.Token())
+	if !reads {
+		c.written = max(c.written, lease.Token())
+	}
+	if c.holders == nil {
+		c.holders = make(map[*locker.Lease]struct{})
+	}
+	c.holders[lease] = struct{}{}
+}
+
+func (c *contended) left(lease *locker.Lease) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.holders, lease)
 }
 
 // use takes the lock in one of many ways, and gives it back. It returns what went wrong, if that is worth a note.
@@ -60,10 +84,13 @@ func (c *contended) use(t *testing.T, l locker.Locker, ttls []time.Duration, inO
 	if rand.N(4) == 0 {
 		opts = append(opts, locker.NoRenew())
 	}
+	if rand.N(2) == 0 {
+		opts = append(opts, locker.Shared())
+	}
 	limit := [...]time.Duration{rand.N(3 * time.Millisecond), rand.N(100 * time.Millisecond), patience, patience}[rand.N(4)]
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	before := c.newest.Load()
+	before := c.greatest()
 	lease, err := call(ctx, c.name, opts...)
 	switch {
 	case errors.Is(err, context.DeadlineExceeded) && limit == patience:
@@ -78,7 +105,7 @@ func (c *contended) use(t *testing.T, l locker.Locker, ttls []time.Duration, inO
 	time.Sleep(
 		[...]time.Duration{0, 0, 100 * time.Microsecond, rand.N(2 * time.Millisecond), rand.N(30 * time.Millisecond)}[rand.N(5)],
 	)
-	c.holder.CompareAndSwap(lease, nil)
+	c.left(lease)
 	return lease.Unlock()
 }
 
