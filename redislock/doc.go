@@ -42,6 +42,14 @@
 // the Observers. Who was dropped from the line meanwhile gets his old place back; others may have been served until
 // then. Wrong credentials, a missing permission and a server of the wrong kind end the wait.
 //
+// # Readers and slots
+//
+// A lock that may have several holders (locker.Shared, locker.Slots) is set to a text that says so, "locker:shared" or
+// "locker:slots", and expires with the last of them. So clients of other libraries find it taken, and a lock of theirs
+// keeps readers out. The holders are in a sorted set, by the expiry of each. Slots are numbered from the lowest that is
+// free. All modes stand in one line. Unlock calls all who lead it and get in together, with one message for each process,
+// a hundred at a time. A lock without these options costs what it would without them.
+//
 // # What it does not guarantee
 //
 // A lock is as durable as the server's data. A server that restarts without its data grants the lock again, while the

@@ -35,6 +35,11 @@
 //
 // A model of the protocol checks both claims, state by state: redlock/internal/redlockmodel.
 //
+// # Readers and slots
+//
+// There are none: the options locker.Shared and locker.Slots get errors.ErrUnsupported. Slots cannot be counted by a
+// majority: of two slots on three servers, three holders each find a free one on two of them.
+//
 // # Errors
 //
 // An ErrNoQuorum wraps what each failed server said. It is a locker.ErrDenied or ErrUnfit only if so many servers say
