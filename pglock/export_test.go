@@ -66,6 +66,19 @@ func Holds(b locker.Backend, name string) bool {
 	return ok
 }
 
+// Covered reports whether the sessions of those who hold a name at a Backend last for as long as their TTLs, at least.
+func Covered(b locker.Backend, name string) bool {
+	p := b.(*backend)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, h := range p.slots[Key(name)].held {
+		if h.session.idleTimeout() < h.request.TTL {
+			return false
+		}
+	}
+	return true
+}
+
 // Left returns what a Backend still remembers of locks, none of which are held or asked for: "" if nothing.
 func Left(b locker.Backend) (left string) {
 	p := b.(*backend)

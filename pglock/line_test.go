@@ -381,3 +381,49 @@ func TestPollThatIsCancelled(t *testing.T) {
 	}
 	mustUnlock(t, held)
 }
+
+// TestPollForWhoHasLeft: when the answer to a poll comes, another is the first in line than the one that it was made
+// for. He does not get a lock that the server would free before his lease is over, nor one of the other kind.
+func TestPollForWhoHasLeft(t *testing.T) {
+	t.Parallel()
+	for name, behind := range map[string][]locker.CallOption{
+		"with a longer TTL": {locker.TTL(10 * time.Minute)}, "a reader": {locker.Shared(), locker.TTL(time.Minute)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := pgtest.URL(t)
+			admin, blocker := connect(t, url), connect(t, url)
+			config := pglock.Config{Namespace: namespace(t, admin), WaitSessions: 1}
+			l, other := openWatched(t, config, url, locker.TTL(time.Minute)), openConfig(t, config, url)
+			key, polled := unique("key"), unique("key")
+			held, before := mustTry(t, other, key), mustTry(t, other, polled)
+			occupied := inLineOf(t, l, 1, key)[0]
+			ctx, cancel := context.WithCancel(t.Context())
+			leaves := locktest.Started(func() error { _, err := l.Lock(ctx, polled); return err })
+			eventually(t, "it polls", func() bool { return pglock.Marked(l.backend) == 1 })
+			next := inLineOf(t, l, 1, polled, behind...)[0]
+			blocker.do("BEGIN")
+			blocker.do(fmt.Sprintf("ALTER SEQUENCE %s.token CACHE 1", config.Namespace))
+			mustUnlock(t, before)
+			const blocked = `SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND wait_event = 'relation'`
+			eventually(t, "a poll is blocked", func() bool { return admin.count(blocked, l.app) == 1 })
+			cancel()
+			if err := leaves.Get(t); !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+			blocker.do("ROLLBACK")
+			lease := next.Get(t)
+			if !pglock.Covered(l.backend, polled) {
+				t.Error("the server would end the session before the lease is over")
+			}
+			reads := lease.Mode() == locker.ModeShared
+			if shared := admin.is(`SELECT pg_try_advisory_lock_shared($1) AND pg_advisory_unlock_shared($1)`,
+				pglock.Key(polled)); shared != reads {
+				t.Errorf("others could read: %v; want %v", shared, reads)
+			}
+			mustUnlock(t, lease)
+			mustUnlock(t, held)
+			mustUnlock(t, occupied.Get(t))
+		})
+	}
+}

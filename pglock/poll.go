@@ -4,6 +4,8 @@ import (
 	"math/rand/v2"
 	"slices"
 	"time"
+
+	"github.com/lockerkit/locker"
 )
 
 // Polling, for the lines that have no session to wait on. A Locker polls for all of them together, about once a second.
@@ -84,16 +86,16 @@ func (b *backend) pollOnce(sl *slot) {
 	}
 	first := sl.line[0].request
 	l := b.ask(sl, first.TTL)
-	if l.session == nil && b.begin(func() { b.pollOn(sl, l, isReader(first)) }) { // it is being made: other lines do not wait
+	if l.session == nil && b.begin(func() { b.pollOn(sl, l, first) }) { // it is being made: the other lines do not wait
 		b.mu.Unlock()
 		return
 	}
 	b.mu.Unlock()
-	b.pollOn(sl, l, isReader(first))
+	b.pollOn(sl, l, first)
 }
 
-// pollOn is pollOnce on a session that ask has chosen.
-func (b *backend) pollOn(sl *slot, l *leaseSession, shared bool) {
+// pollOn is pollOnce on a session that ask has chosen for the first in line.
+func (b *backend) pollOn(sl *slot, l *leaseSession, first locker.Request) {
 	<-l.ready // within a bounded time
 	if l.err != nil {
 		b.mu.Lock()
@@ -105,7 +107,7 @@ func (b *backend) pollOn(sl *slot, l *leaseSession, shared bool) {
 	b.mu.Lock()
 	beside := sl.readBy(l.session)
 	b.mu.Unlock()
-	ask := &request{key: sl.key, shared: shared, then: func(o outcome) { b.polled(sl, l, shared, o) }}
+	ask := &request{key: sl.key, shared: isReader(first), then: func(o outcome) { b.polled(sl, l, first, o) }}
 	if beside {
 		b.joinOn(l.session, ask)
 	} else {
@@ -113,8 +115,8 @@ func (b *backend) pollOn(sl *slot, l *leaseSession, shared bool) {
 	}
 }
 
-// polled deals with the outcome of a poll.
-func (b *backend) polled(sl *slot, l *leaseSession, shared bool, o outcome) {
+// polled deals with the outcome of a poll for who was the first in line.
+func (b *backend) polled(sl *slot, l *leaseSession, first locker.Request, o outcome) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	again := sl.pollAgain
@@ -132,9 +134,10 @@ func (b *backend) polled(sl *slot, l *leaseSession, shared bool, o outcome) {
 	case !o.done && again:
 		b.begin(func() { b.pollOnce(sl) }) // there was a hint while this was under way
 	case !o.done:
-	case len(sl.line) == 0 || isReader(sl.line[0].request) != shared: // as who was the first has left
+		b.arrange(sl)
+	case len(sl.line) == 0 || !covers(first, sl.line[0].request):
 		b.begin(func() { // not here, as b.mu is held
-			b.giveBack(sl, l.session, shared, func() {
+			b.giveBack(sl, l.session, isReader(first), func() {
 				b.answered(sl, l)
 				b.arrange(sl)
 			})
@@ -150,3 +153,7 @@ func (b *backend) polled(sl *slot, l *leaseSession, shared bool, o outcome) {
 	}
 	b.answered(sl, l)
 }
+
+// covers reports whether a lock that was taken for one request does for another: it is of the same kind, and the server
+// does not end its session before that lease is over.
+func covers(r, other locker.Request) bool { return isReader(r) == isReader(other) && r.TTL >= other.TTL }

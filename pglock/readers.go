@@ -88,8 +88,9 @@ func (b *backend) letJoin(s *slot) {
 	if len(s.line) == 0 || s.place != nil || s.entering || b.closed || !s.mayJoin() || !b.mayAsk(s) {
 		return
 	}
-	l := b.ask(s, s.line[0].request.TTL)
-	b.begin(func() { b.pollOn(s, l, true) })
+	first := s.line[0].request
+	l := b.ask(s, first.TTL)
+	b.begin(func() { b.pollOn(s, l, first) })
 }
 
 // joinOn has a session get a lock for a reader that it has for others, if no writer waits for that.
