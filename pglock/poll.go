@@ -156,4 +156,6 @@ func (b *backend) polled(sl *slot, l *leaseSession, first locker.Request, o outc
 
 // covers reports whether a lock that was taken for one request does for another: it is of the same kind, and the server
 // does not end its session before that lease is over.
-func covers(r, other locker.Request) bool { return isReader(r) == isReader(other) && r.TTL >= other.TTL }
+func covers(r, other locker.Request) bool {
+	return isReader(r) == isReader(other) && r.TTL >= other.TTL
+}
