@@ -84,7 +84,7 @@ end
 -- Here, too, the answer may have got lost. Others may have been granted the lock since: there is a new token.
 if there == says and tonumber(redis.call('ZSCORE', holders, value) or 0) > ms then return enter() end
 
-local mark = special and (free or member) and redis.call('GET', tombstone)
+local mark = special and (free or member or mode ~= '') and redis.call('GET', tombstone)
 if mark and (tonumber(mark) or math.huge) > tonumber(before) then
   if free then redis.call('DEL', lock) end
   return -1 -- a late request of an owner who has given up, or has asked again
