@@ -298,3 +298,37 @@ func TestHolderOfSeveral(t *testing.T) {
 		mustRelease(t, b, grants...)
 	}
 }
+
+// TestWaitsForTheLiving: a lease that is over, of which there is still a record, is none that ends soon. Else those who
+// wait for more than its slot would ask again all the time.
+func TestWaitsForTheLiving(t *testing.T) {
+	b, ctx := testBackend(t), t.Context()
+	dead, lives := inMode(t, 1, locker.ModeSlots, 3), inMode(t, 2, locker.ModeSlots, 3)
+	dead.Holder, lives.Holder = "dead", "lives"
+	n := scripts.NamesOf(dead, b.Line.Process)
+	mustAcquire(t, b, dead)
+	grant := mustAcquire(t, b, lives)
+	b.Client.ZAdd(ctx, n.Holders, redis.Z{Score: 1, Member: n.Value})
+	for _, waits := range []locker.Request{
+		inMode(t, 3, locker.ModeShared, 0), inMode(t, 4, locker.ModeSlots, 1), inMode(t, 5, locker.ModeExclusive, 0),
+	} {
+		a := Attempt{Names: scripts.NamesOf(waits, b.Line.Process), TTL: waits.TTL, Join: true}
+		refused, err := b.Try(ctx, &a)
+		if err != nil || refused == nil {
+			t.Fatalf("mode %d beside a slot: %v; want it refused", waits.Mode, err)
+		}
+		if scripts.HolderIn(refused.Value) != "lives" || refused.Remaining < lives.TTL/2 {
+			t.Errorf("mode %d is refused by %q for %v", waits.Mode, refused.Value, refused.Remaining)
+		}
+		reply, err := b.Client.Run(ctx, time.Time{}, b.Scripts.Poll, a.Names.PollWords([]string{a.Names.Member}))
+		if all, ok := reply.([]any); err != nil || !ok || len(all) != 1 || all[0].(int64) < lives.TTL.Milliseconds()/2 {
+			t.Errorf("mode %d is to ask again: %v, %v; want it to be when the living holder's lease ends", waits.Mode,
+				reply, err)
+		}
+		if err := b.leave(ctx, a.Names, false); !errors.Is(err, locker.ErrLost) {
+			t.Errorf("who leaves the line: %v; want ErrLost", err)
+		}
+	}
+	mustRelease(t, b, grant)
+	nothingIsLeft(t, b, lives)
+}

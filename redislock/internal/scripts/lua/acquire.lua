@@ -128,8 +128,8 @@ end
 there = redis.call('GET', lock) or ''
 local left = redis.call('PTTL', lock)
 if there == $shared or there == $slots then
-  local first = redis.call('ZRANGE', holders, 0, 0, 'WITHSCORES')
-  if first[2] and there == says then left = math.max(math.ceil(first[2] - ms), 0) end -- the next slot
-  there = first[1] or ''
+  local first, ends = next_end(holders, ms)
+  if ends and there == says then left = ends end -- the next slot
+  there = first or ''
 end
 return {there, left, arrival or ''}
