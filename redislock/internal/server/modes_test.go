@@ -81,8 +81,8 @@ func TestAsksAgainBesideOthers(t *testing.T) {
 	}
 }
 
-// TestLateRequestBesideOthers has the clean-up of an acquire arrive before the acquire itself, which finds the key free,
-// or room beside others.
+// TestLateRequestBesideOthers has the clean-up of an acquire arrive before the acquire itself, which finds the key
+// free, or room beside others.
 func TestLateRequestBesideOthers(t *testing.T) {
 	b := testBackend(t)
 	for _, mode := range []locker.Mode{locker.ModeShared, locker.ModeSlots} {
