@@ -204,6 +204,21 @@ func TestNotOurMarker(t *testing.T) {
 	nothingIsLeft(t, b, r)
 }
 
+// TestNumbersAreGone: who has a slot whose number was forgotten, as a server does that evicts keys, is told so at the
+// next renewal. Until then somebody else may have the same number, but not for longer.
+func TestNumbersAreGone(t *testing.T) {
+	b := testBackend(t)
+	first, second := inMode(t, 1, locker.ModeSlots, 3), inMode(t, 2, locker.ModeSlots, 3)
+	before := mustAcquire(t, b, first)
+	b.Client.Del(t.Context(), scripts.NamesOf(first, b.Line.Process).Slots)
+	after := mustAcquire(t, b, second)
+	if errs := renewAll(t, b, before, after); !errors.Is(errs[0], locker.ErrLost) || errs[1] != nil {
+		t.Errorf("renewals of a slot whose number is gone, and of one that was granted since: %v; want ErrLost and nil", errs)
+	}
+	mustRelease(t, b, before, after)
+	nothingIsLeft(t, b, first)
+}
+
 // TestLowestSlot: whoever comes and goes, a slot has the lowest number that is free.
 func TestLowestSlot(t *testing.T) {
 	b := testBackend(t)
