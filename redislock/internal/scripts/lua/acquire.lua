@@ -64,7 +64,7 @@ local ms = tonumber(now) / 1000
 local there = not free and redis.call('GET', lock)
 
 -- Takes the lock, or a place beside its holders, and has those follow who lead the line and find room, too. Who was
--- called is on his way already.
+-- called is on his way already, or dead by now.
 local function enter()
   if mode == '' then return grant() end
   local slots = KEYS[7]
@@ -75,9 +75,8 @@ local function enter()
   if slot then redis.call('ZADD', slots, slot, value) end
   settle(lock, holders, slots)
   local head = special and redis.call('ZRANGE', queue, 0, 0)[1]
-  if head and tonumber(redis.call('ZSCORE', alive, head) or 0) > ms + $reservation then
-    call_first(says, queue, alive, holders)
-  end
+  local heard = head and tonumber(redis.call('ZSCORE', alive, head) or 0)
+  if head and (heard < ms or heard > ms + $reservation) then call_first(says, queue, alive, holders) end
   return slot and {grant(), slot} or grant()
 end
 
