@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -17,7 +18,12 @@ import (
 
 // testBackend returns a backend on the server that the tests share.
 func testBackend(t *testing.T) *Server {
-	rdb := redis.NewClient(&redis.Options{Addr: redistest.Address(t), DisableIdentity: true})
+	return testBackendOn(t, redistest.Address(t))
+}
+
+// testBackendOn returns a backend on a server.
+func testBackendOn(t *testing.T, addr string) *Server {
+	rdb := redis.NewClient(&redis.Options{Addr: addr, DisableIdentity: true})
 	b, err := Config{}.New(rdb, NewProcess(), rdb.Close)
 	if err != nil {
 		t.Fatal(err)
@@ -155,6 +161,52 @@ func TestRenewManyAtOnce(t *testing.T) {
 	for i, g := range grants {
 		if !lost[i] {
 			_ = b.Release(ctx, g)
+		}
+	}
+}
+
+// oneOfEach has a lock in each mode.
+func oneOfEach(t *testing.T, b *Server) (grants []locker.Grant) {
+	for mode := range locker.ModeSlots + 1 {
+		r := inMode(t, 1, mode, 0)
+		if r.Key = fmt.Sprint(r.Key, mode); mode == locker.ModeSlots {
+			r.Slots = 2
+		}
+		grants = append(grants, mustAcquire(t, b, r))
+	}
+	return grants
+}
+
+// TestRenewsOnAFullServer: who has a lock keeps it when the server has no memory left.
+func TestRenewsOnAFullServer(t *testing.T) {
+	b := testBackendOn(t, redistest.New(t, redistest.Options{}).Addr())
+	grants := oneOfEach(t, b)
+	if err := b.Client.ConfigSet(t.Context(), "maxmemory", "1").Err(); err != nil {
+		t.Fatal(err)
+	}
+	for i, err := range renewAll(t, b, grants...) {
+		if err != nil {
+			t.Errorf("renewal in mode %d: %v", grants[i].Mode, err)
+		}
+	}
+	mustRelease(t, b, grants...)
+}
+
+// TestRenewsOnAReplica: after a renewal that finds a master to be a replica, the connection is not used any more. The
+// next one may lead to the new master.
+func TestRenewsOnAReplica(t *testing.T) {
+	b, ctx := testBackendOn(t, redistest.New(t, redistest.Options{}).Addr()), t.Context()
+	grants := oneOfEach(t, b)
+	if err := b.Client.Do(ctx, "replicaof", "127.0.0.1", "1").Err(); err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range grants {
+		before := b.Client.ClientID(ctx).Val()
+		if err := renewAll(t, b, g)[0]; !errors.Is(err, conn.ErrReadOnly) {
+			t.Errorf("renewal in mode %d: %v; want %v", g.Mode, err, conn.ErrReadOnly)
+		}
+		if after := b.Client.ClientID(ctx).Val(); after == before || after == 0 {
+			t.Errorf("after a renewal in mode %d, connection %d follows connection %d; want another one", g.Mode, after, before)
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/redislock/internal/conn"
 	"github.com/lockerkit/locker/redislock/internal/scripts"
 )
 
@@ -80,23 +81,25 @@ func TestAsksAgainBesideOthers(t *testing.T) {
 	}
 }
 
-// TestLateRequestBesideOthers has the clean-up of an acquire arrive before the acquire itself.
+// TestLateRequestBesideOthers has the clean-up of an acquire arrive before the acquire itself, which finds the key
+// free, or room beside others.
 func TestLateRequestBesideOthers(t *testing.T) {
 	b := testBackend(t)
 	for _, mode := range []locker.Mode{locker.ModeShared, locker.ModeSlots} {
-		for _, held := range []bool{false, true} {
-			r, other := inMode(t, 1, mode, 3), locker.Grant{}
-			if held {
-				other = mustAcquire(t, b, inMode(t, 2, mode, 3))
+		for i, test := range []struct{ held, join bool }{{false, false}, {false, true}, {true, false}, {true, true}} {
+			r, other := inMode(t, i, mode, 3), locker.Grant{}
+			if test.held {
+				other = mustAcquire(t, b, inMode(t, 9, mode, 3))
 			}
 			if err := b.Release(t.Context(), locker.Grant{Request: r}); !errors.Is(err, locker.ErrLost) {
 				t.Errorf("clean-up of what is not there: %v; want ErrLost", err)
 			}
-			a := Attempt{Names: scripts.NamesOf(r, b.Line.Process), TTL: r.TTL, Join: true}
-			if refused, err := b.Try(t.Context(), &a); err == nil || refused != nil || errors.Is(err, locker.ErrLocked) {
-				t.Errorf("a request that comes after its clean-up: %v, %v; want it to fail", refused, err)
+			a := Attempt{Names: scripts.NamesOf(r, b.Line.Process), TTL: r.TTL, Join: test.join}
+			if refused, err := b.Try(t.Context(), &a); !errors.Is(err, conn.ErrGivenUp) {
+				t.Errorf("mode %d, %+v: a request that comes after its clean-up: %v, %v; want %v", mode, test, refused, err,
+					conn.ErrGivenUp)
 			}
-			if held {
+			if test.held {
 				mustRelease(t, b, other)
 			}
 			nothingIsLeft(t, b, r)
@@ -201,6 +204,21 @@ func TestNotOurMarker(t *testing.T) {
 	nothingIsLeft(t, b, r)
 }
 
+// TestNumbersAreGone: who has a slot whose number was forgotten, as a server does that evicts keys, is told so at the
+// next renewal. Until then somebody else may have the same number, but not for longer.
+func TestNumbersAreGone(t *testing.T) {
+	b := testBackend(t)
+	first, second := inMode(t, 1, locker.ModeSlots, 3), inMode(t, 2, locker.ModeSlots, 3)
+	before := mustAcquire(t, b, first)
+	b.Client.Del(t.Context(), scripts.NamesOf(first, b.Line.Process).Slots)
+	after := mustAcquire(t, b, second)
+	if errs := renewAll(t, b, before, after); !errors.Is(errs[0], locker.ErrLost) || errs[1] != nil {
+		t.Errorf("renewals of a slot whose number is gone, and of one that was granted since: %v; want ErrLost and nil", errs)
+	}
+	mustRelease(t, b, before, after)
+	nothingIsLeft(t, b, first)
+}
+
 // TestLowestSlot: whoever comes and goes, a slot has the lowest number that is free.
 func TestLowestSlot(t *testing.T) {
 	b := testBackend(t)
@@ -294,4 +312,38 @@ func TestHolderOfSeveral(t *testing.T) {
 		}
 		mustRelease(t, b, grants...)
 	}
+}
+
+// TestWaitsForTheLiving: a lease that is over, of which there is still a record, is none that ends soon. Else those who
+// wait for more than its slot would ask again all the time.
+func TestWaitsForTheLiving(t *testing.T) {
+	b, ctx := testBackend(t), t.Context()
+	dead, lives := inMode(t, 1, locker.ModeSlots, 3), inMode(t, 2, locker.ModeSlots, 3)
+	dead.Holder, lives.Holder = "dead", "lives"
+	n := scripts.NamesOf(dead, b.Line.Process)
+	mustAcquire(t, b, dead)
+	grant := mustAcquire(t, b, lives)
+	b.Client.ZAdd(ctx, n.Holders, redis.Z{Score: 1, Member: n.Value})
+	for _, waits := range []locker.Request{
+		inMode(t, 3, locker.ModeShared, 0), inMode(t, 4, locker.ModeSlots, 1), inMode(t, 5, locker.ModeExclusive, 0),
+	} {
+		a := Attempt{Names: scripts.NamesOf(waits, b.Line.Process), TTL: waits.TTL, Join: true}
+		refused, err := b.Try(ctx, &a)
+		if err != nil || refused == nil {
+			t.Fatalf("mode %d beside a slot: %v; want it refused", waits.Mode, err)
+		}
+		if scripts.HolderIn(refused.Value) != "lives" || refused.Remaining < lives.TTL/2 {
+			t.Errorf("mode %d is refused by %q for %v", waits.Mode, refused.Value, refused.Remaining)
+		}
+		reply, err := b.Client.Run(ctx, time.Time{}, b.Scripts.Poll, a.Names.PollWords([]string{a.Names.Member}))
+		if all, ok := reply.([]any); err != nil || !ok || len(all) != 1 || all[0].(int64) < lives.TTL.Milliseconds()/2 {
+			t.Errorf("mode %d is to ask again: %v, %v; want it to be when the living holder's lease ends", waits.Mode,
+				reply, err)
+		}
+		if err := b.leave(ctx, a.Names, false); !errors.Is(err, locker.ErrLost) {
+			t.Errorf("who leaves the line: %v; want ErrLost", err)
+		}
+	}
+	mustRelease(t, b, grant)
+	nothingIsLeft(t, b, lives)
 }

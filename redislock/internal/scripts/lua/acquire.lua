@@ -64,7 +64,7 @@ local ms = tonumber(now) / 1000
 local there = not free and redis.call('GET', lock)
 
 -- Takes the lock, or a place beside its holders, and has those follow who lead the line and find room, too. Who was
--- called is on his way already.
+-- called is on his way already, or dead by now.
 local function enter()
   if mode == '' then return grant() end
   local slots = KEYS[7]
@@ -75,16 +75,15 @@ local function enter()
   if slot then redis.call('ZADD', slots, slot, value) end
   settle(lock, holders, slots)
   local head = special and redis.call('ZRANGE', queue, 0, 0)[1]
-  if head and tonumber(redis.call('ZSCORE', alive, head) or 0) > ms + $reservation then
-    call_first(says, queue, alive, holders)
-  end
+  local heard = head and tonumber(redis.call('ZSCORE', alive, head) or 0)
+  if head and (heard < ms or heard > ms + $reservation) then call_first(says, queue, alive, holders) end
   return slot and {grant(), slot} or grant()
 end
 
 -- Here, too, the answer may have got lost. Others may have been granted the lock since: there is a new token.
 if there == says and tonumber(redis.call('ZSCORE', holders, value) or 0) > ms then return enter() end
 
-local mark = special and (free or member) and redis.call('GET', tombstone)
+local mark = special and (free or member or mode ~= '') and redis.call('GET', tombstone)
 if mark and (tonumber(mark) or math.huge) > tonumber(before) then
   if free then redis.call('DEL', lock) end
   return -1 -- a late request of an owner who has given up, or has asked again
@@ -128,8 +127,8 @@ end
 there = redis.call('GET', lock) or ''
 local left = redis.call('PTTL', lock)
 if there == $shared or there == $slots then
-  local first = redis.call('ZRANGE', holders, 0, 0, 'WITHSCORES')
-  if first[2] and there == says then left = math.max(math.ceil(first[2] - ms), 0) end -- the next slot
-  there = first[1] or ''
+  local first, ends = next_end(holders, ms)
+  if ends and there == says then left = ends end -- the next slot
+  there = first or ''
 end
 return {there, left, arrival or ''}

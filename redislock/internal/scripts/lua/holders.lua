@@ -23,6 +23,13 @@ local function room_for(mode, there, holders, ms)
   return (tonumber(mode) or math.huge) - living
 end
 
+-- Returns who has the lease that ends next, and in how many ms. Those that are over may still be there.
+local function next_end(holders, ms)
+  local after = '(' .. string.format('%.3f', ms)
+  local first = redis.call('ZRANGEBYSCORE', holders, after, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+  return first[1], first[2] and math.ceil(first[2] - ms)
+end
+
 -- Those who lead the line and get in together: as many as there is room for, who all want the same.
 local function leading(queue, mode, room)
   local run = redis.call('ZRANGE', queue, 0, math.min(room, $together) - 1)

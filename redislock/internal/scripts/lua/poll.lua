@@ -34,9 +34,9 @@ local there = left ~= -2
 if there and (mode ~= '' or left == -1) then there = redis.call('GET', lock) end
 local room = room_for(mode, there, holders, ms)
 if room < 1 then
-  if there == $slots and mode ~= '' then -- the next slot
-    local first = redis.call('ZRANGE', holders, 0, 0, 'WITHSCORES')[2]
-    if first then left = math.min(left, math.max(math.ceil(first - ms), 0)) end
+  if there == $slots and tonumber(mode) then -- the next slot
+    local _, ends = next_end(holders, ms)
+    left = math.min(left, ends or left)
   end
   reply[1] = more and 0 or left
   return reply

@@ -1,0 +1,765 @@
+package server
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/redistest"
+	"github.com/lockerkit/locker/redislock/internal/conn"
+	"github.com/lockerkit/locker/redislock/internal/scripts"
+)
+
+// TestSimulation has owners of two processes ask for one key in all modes, in random order, one request after the
+// other. A model says after each of them who has to be granted the lock, who is refused, who has lost it, and who has
+// to be called. The clock of the scripts stands still unless the simulation sets it, so that nothing depends on the
+// machine.
+func TestSimulation(t *testing.T) {
+	const runs, steps = 30, 250
+	s := newSimulation(t)
+	for range runs {
+		s.begin(rand.Uint64())
+		for range steps {
+			s.step()
+		}
+		s.finish()
+	}
+}
+
+// simulation is what is known of one key after another.
+type simulation struct {
+	*testing.T
+	client    *redis.Client
+	scripts   *scripts.Set
+	processes []string
+	calls     []*redis.PubSub // of the processes
+	clock     string          // the name of a key that says what time it is
+	now       int64           // in us
+	key
+}
+
+// key is what is known of a key.
+type key struct {
+	seed   uint64
+	random *rand.Rand
+	names  scripts.Names
+	said   []string // what has happened
+	born   int      // so many owners
+	most   int      // so many wait, unless they have to
+
+	holders []*party // who has the lock
+	line    []*party // who waits for it, in order of arrival: also who is dead, and who has to join again
+	gone    []*party // who has no part in it any more
+	blocked bool     // it is locked, and not by one of them
+	token   uint64   // the last one
+}
+
+// party is an owner, and what it knows.
+type party struct {
+	Attempt
+	request locker.Request
+	process string
+	ends    int64 // when its lease ends
+	refuses int   // so many of its requests are refused
+	called  bool  // since it asked
+}
+
+// mostSlots is how many holders of slots there are at most. Some ask for fewer.
+const mostSlots = 3
+
+// perMS is how many us a ms has.
+const perMS = 1000
+
+func newSimulation(t *testing.T) *simulation {
+	patient := &redis.Options{Addr: redistest.Address(t), DisableIdentity: true, ReadTimeout: -1}
+	s := &simulation{T: t, client: redis.NewClient(patient)}
+	t.Cleanup(func() { _ = s.client.Close() })
+	for range 2 {
+		process := NewProcess()
+		sub := s.client.Subscribe(t.Context(), scripts.DefaultChannelPrefix+process)
+		t.Cleanup(func() { _ = sub.Close() })
+		s.processes, s.calls = append(s.processes, process), append(s.calls, sub)
+	}
+	s.clock = "test:clock:" + s.processes[0]
+	s.scripts = slowed(scripts.Default, s.clock)
+	return s
+}
+
+// begin begins with another key.
+func (s *simulation) begin(seed uint64) {
+	s.key = key{seed: seed, random: rand.New(rand.NewPCG(seed, 0))} //nolint:gosec // a test
+	s.most = s.random.IntN(12)
+	s.names = scripts.NamesOf(s.requestIn(locker.ModeExclusive, 0), "")
+	// Expiries are set to what these clocks say. Nothing must end by itself.
+	s.set(time.Now().Add(time.Hour).UnixMicro())
+}
+
+// slowed returns the scripts with a clock that says what is in a key, in us, which the expiry of locks follows, too,
+// when it is set, and with a line that does not expire.
+func slowed(set *scripts.Set, clock string) *scripts.Set {
+	now := "redis.call('GET', " + scripts.QuoteLua(clock) + ")"
+	expires, ends := scripts.Milliseconds(scripts.Liveness)+")", "redis.call('PEXPIREAT', lock, last)"
+	replace := strings.NewReplacer(
+		"redis.call('TIME')", "(function(us) return {string.sub(us, 1, -7), string.sub(us, -6)} end)("+now+")",
+		"'PEXPIRE', queue, "+expires, "'PEXPIRE', queue, 3600000)",
+		"'PEXPIRE', alive, "+expires, "'PEXPIRE', alive, 3600000)",
+		ends, ends+" if last * 1000 <= tonumber("+now+") then redis.call('DEL', lock, holders, slots) end",
+	)
+	slow := func(s *scripts.Script) *scripts.Script {
+		return scripts.NewScript(replace.Replace(s.Source), strings.NewReplacer())
+	}
+	all := *set
+	group := slow(all.Acquire.Group)
+	for _, s := range []**scripts.Script{&all.Acquire, &all.Release} {
+		one := **s
+		slower := slow(*s)
+		one.Source, one.SHA, one.Group = slower.Source, slower.SHA, group
+		*s = &one
+	}
+	all.Extend, all.Poll = slow(all.Extend), slow(all.Poll)
+	return &all
+}
+
+func (s *simulation) requestIn(mode locker.Mode, slots int) locker.Request {
+	s.born++
+	r := inMode(s.T, s.born, mode, slots)
+	r.Key = fmt.Sprint(s.Name(), s.seed)
+	r.Holder = fmt.Sprint("owner ", s.born)
+	r.TTL = time.Duration(10+s.random.IntN(20)) * time.Minute
+	return r
+}
+
+// set sets the clock.
+func (s *simulation) set(now int64) {
+	s.now = now
+	s.must(s.client.Set(s.Context(), s.clock, now, time.Hour).Err())
+}
+
+func (s *simulation) must(err error) {
+	if err != nil {
+		s.Helper()
+		s.wrong("%v", err)
+	}
+}
+
+func (s *simulation) wrong(format string, args ...any) {
+	s.Helper()
+	last := s.said[max(0, len(s.said)-40):]
+	s.Fatalf("seed %d:\n%s\n%s", s.seed, strings.Join(last, "\n"), fmt.Sprintf(format, args...))
+}
+
+func (s *simulation) say(format string, args ...any) {
+	s.said = append(s.said, fmt.Sprintf(format, args...))
+}
+
+func (p *party) String() string {
+	mode := p.Names.Mode
+	if mode == "" {
+		mode = "x"
+	}
+	return strings.Replace(p.request.Holder, "owner ", mode+"#", 1)
+}
+
+// chance reports true in so many of a hundred cases.
+func (s *simulation) chance(percent int) bool { return s.random.IntN(100) < percent }
+
+// oneOf returns any of them, or nil.
+func (s *simulation) oneOf(all ...*party) *party {
+	if len(all) == 0 {
+		return nil
+	}
+	return all[s.random.IntN(len(all))]
+}
+
+// step has something happen.
+func (s *simulation) step() {
+	next := s.newcomer()
+	switch n := s.random.IntN(100); {
+	case n < 15:
+		s.ask(next, false)
+	case n < 40:
+		if len(s.line) < s.most {
+			s.ask(next, true)
+		}
+	case n < 55:
+		if p := s.oneOf(s.line...); p != nil {
+			s.ask(p, true)
+		}
+	case n < 60: // the answer was lost, or a request comes twice
+		if p := s.oneOf(s.holders...); p != nil {
+			s.ask(p, s.chance(50))
+		}
+	case n < 65:
+		late := slices.DeleteFunc(slices.Clone(s.gone), func(p *party) bool { return p.refuses == 0 })
+		if p := s.oneOf(late...); p != nil {
+			s.late(p)
+		}
+	case n < 77:
+		if p := s.oneOf(s.holders...); p != nil {
+			s.release(p)
+		}
+	case n < 79:
+		if p := s.oneOf(s.gone...); p != nil {
+			s.release(p)
+		}
+	case n < 85:
+		if p := s.oneOf(slices.Concat(s.holders, s.line, s.line)...); p != nil {
+			s.giveUp(p)
+		}
+	case n < 88:
+		s.renew()
+	case n < 92:
+		s.poll(s.processes[s.random.IntN(len(s.processes))])
+	case n < 95:
+		if p := s.oneOf(s.line...); p != nil {
+			s.say("%v has not been heard of", p)
+			s.heard(p, -time.Millisecond)
+		}
+	case n < 99:
+		s.timePasses()
+	default:
+		s.disturb()
+	}
+	s.compare()
+}
+
+func (s *simulation) newcomer() *party {
+	mode, slots := locker.ModeSlots, 1+s.random.IntN(mostSlots)
+	if other := s.random.IntN(10); other < 5 {
+		mode, slots = locker.ModeShared, 0
+		if other == 0 {
+			mode = locker.ModeExclusive
+		}
+	}
+	p := &party{request: s.requestIn(mode, slots), process: s.processes[s.random.IntN(len(s.processes))]}
+	p.Attempt = Attempt{Names: scripts.NamesOf(p.request, p.process), TTL: p.request.TTL}
+	return p
+}
+
+// run executes a script, by itself or as requests that share a call.
+func (s *simulation) run(script *scripts.Script, w scripts.Words) any {
+	s.Helper()
+	shared := script.Group != nil && s.chance(50)
+	keys, words := w.All[:w.Keys], w.All[w.Keys:]
+	if shared {
+		words = append([]string{script.Header(len(keys), len(words))}, words...)
+		script = script.Group
+	}
+	args := make([]any, len(words))
+	for i, word := range words {
+		args[i] = word
+	}
+	reply, err := redis.NewScript(script.Source).Run(s.Context(), s.client, keys, args...).Result()
+	s.must(err)
+	if !shared {
+		return reply
+	}
+	replies, _ := reply.([]any)
+	if len(replies) != 1 {
+		s.wrong("a call for one has the replies %v", replies)
+	}
+	return replies[0]
+}
+
+// places is what the server knows of the line: until when each waiter is taken to be alive.
+type places map[*party]float64
+
+// living reports whether a waiter is in line, and not dead.
+func (s *simulation) living(in places, p *party) bool {
+	till, ok := in[p]
+	return ok && till*perMS >= float64(s.now)
+}
+
+func (s *simulation) places() places {
+	alive := make(map[any]float64)
+	for _, z := range s.client.ZRangeWithScores(s.Context(), s.names.Alive, 0, -1).Val() {
+		alive[z.Member] = z.Score
+	}
+	in := make(places)
+	queue := s.client.ZRange(s.Context(), s.names.Queue, 0, -1).Val()
+	for _, p := range s.line {
+		if len(queue) > 0 && queue[0] == p.Names.Member {
+			in[p] = alive[queue[0]]
+			queue = queue[1:]
+		}
+	}
+	if len(queue) > 0 {
+		s.wrong("%q is in line; of this order: %v", queue, s.line)
+	}
+	return in
+}
+
+// room is how many can have the lock in the mode of p beside those who have it.
+func (s *simulation) room(p *party) int {
+	switch {
+	case s.blocked:
+		return 0
+	case len(s.holders) > 0 && (p.request.Mode == locker.ModeExclusive || p.request.Mode != s.holders[0].request.Mode):
+		return 0
+	case p.request.Mode == locker.ModeShared:
+		return math.MaxInt
+	}
+	return max(1, p.request.Slots) - len(s.holders)
+}
+
+// leading returns those of a line, the first of whom p is, who can get in now.
+func (s *simulation) leading(line []*party) (run []*party) {
+	for _, p := range line {
+		if p.Names.Mode != line[0].Names.Mode || len(run) >= s.room(p) {
+			break
+		}
+		run = append(run, p)
+	}
+	return run
+}
+
+// admits reports whether p gets the lock if it asks: nobody is ahead, or all get in together.
+func (s *simulation) admits(p *party) bool {
+	in := s.places()
+	_, waits := in[p]
+	var line []*party
+	for _, other := range s.line {
+		if other == p {
+			if waits {
+				break
+			}
+			continue // it has lost its place, and is behind all who are there when it asks
+		}
+		if s.living(in, other) {
+			line = append(line, other)
+		}
+	}
+	return slices.Contains(s.leading(append(line, p)), p)
+}
+
+// ask makes a request of p, who may have the lock already, or be in line.
+func (s *simulation) ask(p *party, join bool) {
+	s.Helper()
+	if s.chance(20) {
+		p.Unanswered++
+	}
+	has := slices.Contains(s.holders, p)
+	granted := has || s.admits(p)
+	s.say("%v asks, join %v: %v", p, join, granted)
+	before, taken := p.Attempt, s.taken(p)
+	p.Join = join
+	refused, err := p.answer(s.run(s.scripts.Acquire, p.words()))
+	s.must(err)
+	if (refused == nil) != granted {
+		s.wrong("%v is refused: %v; granted by the model: %v; the holders are %v, the line is %v", p, refused, granted,
+			s.holders, s.line)
+	}
+	p.called = false
+	if !granted {
+		s.refused(p, refused)
+		return
+	}
+	p.refuses = max(p.refuses, p.Unanswered)
+	same := has && p.request.Mode == locker.ModeExclusive
+	if same && p.Token != before.Token || !same && p.Token <= s.token {
+		s.wrong("%v has token %d after %d, asked again: %v", p, p.Token, s.token, has)
+	}
+	s.token = max(s.token, p.Token)
+	if slot := slices.Index(taken, false); p.request.Mode == locker.ModeSlots && !has && p.Slot != slot ||
+		has && p.Slot != before.Slot {
+		s.wrong("%v has slot %d; want %d; asked again: %v", p, p.Slot, slot, has)
+	}
+	p.ends = s.endOf(p)
+	if !has {
+		s.line = without(s.line, p)
+		s.holders = append(s.holders, p)
+	}
+	s.receive()
+	s.woken(1)
+}
+
+func (s *simulation) refused(p *party, refused *Refusal) {
+	s.Helper()
+	if p.Join {
+		joins := p.Arrival == ""
+		p.Arrival = refused.Arrival
+		s.line = append(without(s.line, p), p)
+		slices.SortFunc(s.line, func(p, q *party) int {
+			return cmp.Or(cmp.Compare(arrivalOf(p), arrivalOf(q)), cmp.Compare(p.Names.Member, q.Names.Member))
+		})
+		for q := range s.places() {
+			if joins && q != p && arrivalOf(q) >= arrivalOf(p) {
+				s.wrong("%v joins the line before %v", p, q)
+			}
+		}
+	} else {
+		p.refuses = p.Unanswered
+		s.gone = append(s.gone, p)
+	}
+	if s.blocked {
+		return
+	}
+	named := slices.ContainsFunc(s.holders, func(h *party) bool { return h.Names.Value == refused.Value })
+	if !named && (len(s.holders) > 0 || refused.Value != "") {
+		s.wrong("%v is refused by %q", p, refused.Value)
+	}
+	if p.request.Mode != locker.ModeExclusive && len(s.holders) > 0 && s.holders[0].request.Mode == p.request.Mode {
+		if want := remainingOf(s.nextEnd()); refused.Remaining != want {
+			s.wrong("%v is refused for %v; want %v", p, refused.Remaining, want)
+		}
+	}
+}
+
+func arrivalOf(p *party) uint64 {
+	arrival, _ := strconv.ParseUint(p.Arrival, 10, 64)
+	return arrival
+}
+
+// nextEnd returns in how many ms the first of the leases ends.
+func (s *simulation) nextEnd() int64 {
+	first := slices.MinFunc(s.holders, func(p, q *party) int { return cmp.Compare(p.ends, q.ends) })
+	return (first.ends - s.now + perMS - 1) / perMS
+}
+
+// endOf returns when a lease ends that is granted or renewed now.
+func (s *simulation) endOf(p *party) int64 { return (s.now+perMS-1)/perMS*perMS + p.TTL.Microseconds() }
+
+// taken returns which slots others than p have.
+func (s *simulation) taken(p *party) []bool {
+	taken := make([]bool, mostSlots+1)
+	for _, h := range s.holders {
+		if h != p {
+			taken[h.Slot] = true
+		}
+	}
+	return taken
+}
+
+// late has a request come of an owner who has given up, or has asked again since. It must have no effect.
+func (s *simulation) late(p *party) {
+	a := p.Attempt
+	a.Join, a.Unanswered = s.chance(50), s.random.IntN(min(p.refuses, 3))
+	s.say("a late request of %v, join %v", p, a.Join)
+	refused, err := a.answer(s.run(s.scripts.Acquire, a.words()))
+	if err == nil && (refused == nil || a.Join) || err != nil && !errors.Is(err, conn.ErrGivenUp) {
+		s.wrong("it is refused: %v, %v", refused, err)
+	}
+}
+
+// release has an owner give back what it has, if it has the lock.
+func (s *simulation) release(p *party) {
+	has := slices.Contains(s.holders, p)
+	s.say("%v releases, has it: %v", p, has)
+	s.released(p, p.Names.FreeWords(), has)
+	if has {
+		s.receive()
+		s.woken(math.MaxInt)
+	}
+}
+
+// giveUp has an owner leave, who may be in line, with requests of it that may be on their way, or not.
+func (s *simulation) giveUp(p *party) {
+	doubt := s.chance(50)
+	s.say("%v gives up, in doubt: %v", p, doubt)
+	s.released(p, p.Names.ReleaseWords(doubt), slices.Contains(s.holders, p))
+	if doubt {
+		p.refuses = math.MaxInt
+	}
+	s.receive()
+	s.woken(math.MaxInt)
+}
+
+func (s *simulation) released(p *party, w scripts.Words, has bool) {
+	s.Helper()
+	if reply := s.run(s.scripts.Release, w); reply != int64(1) && has || reply != int64(0) && !has {
+		s.wrong("release of %v: %v", p, reply)
+	}
+	s.holders, s.line = without(s.holders, p), without(s.line, p)
+	s.leaves(p)
+}
+
+func (s *simulation) leaves(ps ...*party) {
+	for _, p := range ps {
+		s.gone = append(without(s.gone, p), p)
+	}
+}
+
+func without(all []*party, p *party) []*party {
+	return slices.DeleteFunc(all, func(q *party) bool { return p == q })
+}
+
+// renew renews what some have, and some have not.
+func (s *simulation) renew() {
+	var parties []*party
+	var words []scripts.Words
+	for _, p := range slices.Concat(s.holders, s.gone[max(0, len(s.gone)-10):]) {
+		if p.request.Mode != locker.ModeExclusive && s.chance(50) {
+			parties = append(parties, p)
+			words = append(words, p.Names.ExtendWords(p.TTL))
+		}
+	}
+	if len(parties) == 0 {
+		return
+	}
+	s.say("renewal of %v", parties)
+	results, _ := s.run(s.scripts.Extend, scripts.Join(words)).([]any)
+	for i, p := range parties {
+		has := slices.Contains(s.holders, p)
+		if has && results[i] != int64(1) || !has && results[i] != int64(0) {
+			s.wrong("renewal of %v, who has the lock: %v: %v", p, has, results[i])
+		}
+		if has {
+			p.ends = s.endOf(p)
+		}
+	}
+}
+
+// poll has a process ask for its waiters.
+func (s *simulation) poll(process string) {
+	before := s.places()
+	var members []string
+	var line []*party // those who live now
+	want := make(map[string]bool)
+	for _, p := range s.line {
+		_, waits := before[p]
+		if p.process == process {
+			members = append(members, p.Names.Member)
+			want[p.Names.Member] = !waits // has to join again
+		}
+		if waits && (p.process == process || s.living(before, p)) {
+			line = append(line, p)
+		}
+	}
+	if len(members) == 0 {
+		return
+	}
+	for _, p := range s.leading(line) {
+		if p.process == process {
+			want[p.Names.Member] = true
+		}
+	}
+	maps.DeleteFunc(want, func(_ string, told bool) bool { return !told })
+	s.say("a poll for %v", s.named(members))
+	reply, _ := s.run(s.scripts.Poll, s.names.PollWords(members)).([]any)
+	told := make(map[string]bool)
+	for _, member := range reply[1:] {
+		told[member.(string)] = true
+	}
+	if !maps.Equal(told, want) {
+		s.wrong("told to ask: %v; want %v", s.named(slices.Collect(maps.Keys(told))),
+			s.named(slices.Collect(maps.Keys(want))))
+	}
+	for _, p := range s.line {
+		p.called = p.called || told[p.Names.Member]
+	}
+	if len(line) > 0 && s.room(line[0]) == 0 {
+		left := reply[0].(int64)
+		if slots := locker.ModeSlots; !s.blocked && line[0].request.Mode == slots &&
+			s.holders[0].request.Mode == slots {
+			if left != s.nextEnd() {
+				s.wrong("to ask again in %d ms; want %d", left, s.nextEnd())
+			}
+		} else if left >= 0 && left < time.Minute.Milliseconds() {
+			s.wrong("to ask again in %d ms", left)
+		}
+	}
+	s.receive()
+	s.woken(1)
+}
+
+func (s *simulation) named(members []string) (ps []*party) {
+	for _, p := range s.line {
+		if slices.Contains(members, p.Names.Member) {
+			ps = append(ps, p)
+		}
+	}
+	return ps
+}
+
+// timePasses sets the clock, ahead mostly. Most of the waiters live on. Leases end.
+func (s *simulation) timePasses() {
+	by := []time.Duration{
+		time.Microsecond, 900 * time.Millisecond, 2500 * time.Millisecond, time.Minute, 9 * time.Minute, -time.Minute,
+	}[s.random.IntN(6)]
+	if by < 0 && s.client.ZCount(s.Context(), s.names.Holders, "-inf", fmt.Sprint(s.now/perMS)).Val() > 0 {
+		return // a lease that is over would not be
+	}
+	s.say("%v pass", by)
+	s.set(s.now + by.Microseconds())
+	for _, p := range s.line {
+		if s.chance(75) {
+			s.heard(p, scripts.Liveness)
+		}
+	}
+	all := len(s.holders)
+	for _, p := range slices.Clone(s.holders) {
+		if p.ends <= s.now {
+			s.say("the lease of %v is over", p)
+			s.holders = without(s.holders, p)
+			s.leaves(p)
+		}
+	}
+	if all > 0 && len(s.holders) == 0 { // its key has expired
+		s.must(s.client.Del(s.Context(), s.names.Lock, s.names.Holders, s.names.Slots).Err())
+	}
+}
+
+// heard has a waiter be alive for so long from now, if it is in line.
+func (s *simulation) heard(p *party, till time.Duration) {
+	alive := redis.Z{Score: float64((s.now + till.Microseconds()) / perMS), Member: p.Names.Member}
+	s.must(s.client.ZAddXX(s.Context(), s.names.Alive, alive).Err())
+}
+
+// disturb has somebody else, or the server, interfere.
+func (s *simulation) disturb() {
+	ctx := s.Context()
+	n := s.random.IntN(4)
+	switch {
+	case n == 0:
+		s.say("the line is deleted")
+		s.must(s.client.Del(ctx, s.names.Queue, s.names.Alive).Err())
+		return
+	case s.blocked || n == 1:
+		s.say("the lock is deleted")
+		s.must(s.client.Del(ctx, s.names.Lock).Err())
+		s.blocked = false
+	case n == 2 && len(s.holders) > 0 && s.holders[0].request.Mode != locker.ModeExclusive:
+		s.say("the holders are deleted")
+		s.must(s.client.Del(ctx, s.names.Holders).Err())
+		s.blocked = true
+	default:
+		s.say("the lock is overwritten")
+		s.must(s.client.Set(ctx, s.names.Lock, "somebody", time.Hour).Err())
+		s.blocked = true
+	}
+	s.leaves(s.holders...)
+	s.holders = nil
+}
+
+// receive takes the calls that have been sent.
+func (s *simulation) receive() {
+	s.Helper()
+	for _, sub := range s.calls {
+		s.must(sub.Ping(s.Context()))
+		for pong := false; !pong; {
+			message, err := sub.Receive(s.Context())
+			s.must(err)
+			switch message := message.(type) {
+			case *redis.Pong:
+				pong = true
+			case *redis.Message:
+				for _, p := range s.line {
+					if slices.Contains(strings.Split(message.Payload, " "), p.Names.Member[len(p.process)+1:]) {
+						p.called = true
+					}
+				}
+			}
+		}
+	}
+}
+
+// woken checks that those who can get in have been called, at most so many of them. Who has been silent for long is
+// taken for one who was called, and asks by itself.
+func (s *simulation) woken(most int) {
+	s.Helper()
+	in := s.places()
+	line := slices.DeleteFunc(slices.Clone(s.line), func(p *party) bool { _, ok := in[p]; return !ok })
+	if len(line) == 0 {
+		return
+	}
+	if !s.living(in, line[0]) {
+		if s.room(line[0]) > 0 {
+			s.wrong("%v is dead, and leads the line", line[0])
+		}
+		return
+	}
+	for i, p := range s.leading(line) {
+		if i < most && s.living(in, p) && !p.called && in[p]*perMS > float64(s.now+time.Second.Microseconds()) {
+			s.wrong("%v can get in, and has not been called; the holders are %v, the line is %v", p, s.holders, line)
+		}
+	}
+}
+
+// compare checks that the server has the holders that the model has.
+func (s *simulation) compare() {
+	s.Helper()
+	if s.blocked || len(s.holders) == 0 {
+		return
+	}
+	ctx := s.Context()
+	value := s.client.Get(ctx, s.names.Lock).Val()
+	if s.holders[0].request.Mode == locker.ModeExclusive {
+		if len(s.holders) > 1 || value != s.holders[0].Names.Value {
+			s.wrong("the lock is %q; want that of one of %v", value, s.holders)
+		}
+		return
+	}
+	want := make(map[string]int64)
+	for _, p := range s.holders {
+		want[p.Names.Value] = p.ends / perMS
+	}
+	has := make(map[string]int64)
+	for _, z := range s.client.ZRangeByScoreWithScores(ctx, s.names.Holders,
+		&redis.ZRangeBy{Min: fmt.Sprintf("(%.3f", float64(s.now)/perMS), Max: "+inf"}).Val() {
+		has[z.Member.(string)] = int64(z.Score)
+	}
+	if !maps.Equal(has, want) || !strings.HasPrefix(value, "locker:s") {
+		s.wrong("the lock is %q, with the holders %v; want %v", value, has, want)
+	}
+	// With the last of them ends the lock, and all that is kept of it.
+	last := slices.Max(slices.Collect(maps.Values(want)))
+	for _, name := range []string{s.names.Lock, s.names.Holders, s.names.Slots} {
+		if name == s.names.Slots && s.holders[0].request.Mode == locker.ModeShared {
+			continue
+		}
+		expiry := `return redis.call('TIME')[1] + redis.call('PTTL', KEYS[1]) / 1000`
+		if at, _ := s.client.Eval(ctx, expiry, []string{name}).Val().(int64); at < last/1000-2 || at > last/1000+2 {
+			s.wrong("%q expires at %d; want %d", name, at, last/1000)
+		}
+	}
+}
+
+// finish has all who wait get the lock, by being called alone, and checks that nothing is left.
+func (s *simulation) finish() {
+	s.Helper()
+	s.say("the end")
+	if s.blocked {
+		s.blocked = false
+		s.must(s.client.Del(s.Context(), s.names.Lock).Err())
+	}
+	for range 2 { // who has lost its place joins the line again
+		for _, process := range s.processes {
+			s.poll(process)
+		}
+		for in := s.places(); ; in = s.places() {
+			i := slices.IndexFunc(s.line, func(p *party) bool { _, ok := in[p]; return !ok })
+			if i < 0 {
+				break
+			}
+			s.ask(s.line[i], true)
+		}
+	}
+	for len(s.line)+len(s.holders) > 0 {
+		called := slices.DeleteFunc(slices.Clone(s.line), func(p *party) bool { return !p.called })
+		switch {
+		case len(called) > 0:
+			s.ask(s.oneOf(called...), true)
+		case len(s.holders) > 0:
+			s.release(s.oneOf(s.holders...))
+		default:
+			s.wrong("nobody has the lock, and nobody is called; the line is %v", s.line)
+		}
+	}
+	last := s.newcomer() // drops those whose lock was deleted
+	last.request.Mode, last.request.Slots = locker.ModeShared, 0
+	last.Names = scripts.NamesOf(last.request, last.process)
+	s.ask(last, false)
+	s.release(last)
+	nothingIsLeft(s.T, testBackend(s.T), last.request)
+}
