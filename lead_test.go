@@ -3,6 +3,7 @@ package locker_test
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -127,4 +128,63 @@ func TestLeadJoinsItsLastFailure(t *testing.T) {
 			}
 		})
 	}
+}
+
+// With Slots, as many lead as there are, each with a number of its own; when one stops, another leads with its number.
+func TestSeveralLead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const slots, fleet = 3, 5
+		memory := memlock.New()
+		defer memory.Close()
+		leads := make(chan *locker.Lease, fleet)
+		var all sync.WaitGroup
+		stop := make([]context.CancelFunc, fleet)
+		leader := make(map[*locker.Lease]int)
+		var mu sync.Mutex
+		for i := range fleet {
+			ctx, cancel := context.WithCancel(t.Context())
+			stop[i] = cancel
+			all.Go(func() {
+				peer := memory.Peer()
+				defer peer.Close()
+				err := locker.Lead(ctx, peer, "k", func(ctx context.Context, lease *locker.Lease) error {
+					mu.Lock()
+					leader[lease] = i
+					mu.Unlock()
+					leads <- lease
+					<-ctx.Done()
+					return nil
+				}, locker.Slots(slots))
+				if !errors.Is(err, context.Canceled) {
+					t.Errorf("Lead: %v; want context.Canceled", err)
+				}
+			})
+		}
+		synctest.Wait()
+		if len(leads) != slots {
+			t.Fatalf("%d lead; want %d", len(leads), slots)
+		}
+		numbers := make(map[int]bool)
+		var first *locker.Lease
+		for range slots {
+			first = <-leads
+			numbers[first.Slot()] = true
+		}
+		if len(numbers) != slots {
+			t.Errorf("the leaders have the slots %v; want %d", numbers, slots)
+		}
+		stop[leader[first]]()
+		synctest.Wait()
+		if len(leads) != 1 {
+			t.Fatalf("one has stopped, and %d others lead instead", len(leads))
+		}
+		if next := <-leads; next.Slot() != first.Slot() || next.Token() <= first.Token() {
+			t.Errorf("slot %d with token %d; want slot %d with a token above %d", next.Slot(), next.Token(),
+				first.Slot(), first.Token())
+		}
+		for _, cancel := range stop {
+			cancel()
+		}
+		all.Wait()
+	})
 }
