@@ -106,6 +106,18 @@ func TestTheLongestCounts(t *testing.T) {
 	if want := []time.Duration{100 * time.Millisecond}; !slices.Equal(got.Gaps["lost data"], want) {
 		t.Errorf("for %v; want %v", got.Gaps, want)
 	}
+	if got.Most[Exclusive] != 1 || got.Most[Shared] != 3 {
+		t.Errorf("beside others of the mode: %v; want one writer and three readers", got.Most)
+	}
+}
+
+// TestTwoRulesAreBroken has two holders at a time, of whom the one who came first has the greater token.
+func TestTwoRulesAreBroken(t *testing.T) {
+	records := parse(t, "lease 1.1 2 0 10 500; lease 2.1/r 1 0 400 600")
+	got := Check(slices.Values(records), nil, rules).Violations
+	if len(got) != 2 || got[0].Rule != "a reader beside a writer" || !strings.Contains(got[1].Rule, "tokens are not in") {
+		t.Errorf("found %+v; want both", got)
+	}
 }
 
 func TestEvidenceNamesTheMode(t *testing.T) {
