@@ -115,7 +115,8 @@ func TestTheLongestCounts(t *testing.T) {
 func TestTwoRulesAreBroken(t *testing.T) {
 	records := parse(t, "lease 1.1 2 0 10 500; lease 2.1/r 1 0 400 600")
 	got := Check(slices.Values(records), nil, rules).Violations
-	if len(got) != 2 || got[0].Rule != "a reader beside a writer" || !strings.Contains(got[1].Rule, "tokens are not in") {
+	if len(got) != 2 || got[0].Rule != "a reader beside a writer" ||
+		!strings.Contains(got[1].Rule, "tokens are not in") {
 		t.Errorf("found %+v; want both", got)
 	}
 }
