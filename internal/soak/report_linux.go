@@ -28,7 +28,7 @@ func report(w io.Writer, r *history.Result, events []history.Event) {
 	}
 	print("%d calls (%d of processes that were killed meanwhile):", r.Calls, r.Unanswered)
 	printCounts(w, r.Answers)
-	print("grants in each mode, and how many had one key at a time:")
+	print("grants in each mode, and how many believed in one key at a time:")
 	for _, mode := range slices.Sorted(maps.Keys(r.Grants)) {
 		print("%8d  %s (up to %d)", r.Grants[mode], cmp.Or(mode, "exclusive"), r.Most[mode])
 	}

@@ -39,7 +39,7 @@ type Result struct {
 
 	Calls, Unanswered int            // Unanswered: their processes were killed
 	Answers           map[string]int // by operation and class; a grant is "granted", or "granted after a wait"
-	Grants, Most      map[Mode]int   // by mode; Most: how many of them were seen to have a key at the same time
+	Grants, Most      map[Mode]int   // by mode; Most: how many of them believed in a lock of one key at the same time
 	Reasons           map[string]int // of losses, by their texts
 	Unlocks           map[string]int // by class
 	Failures          map[string]int // texts of failures, of those that the store caused
