@@ -46,7 +46,6 @@ func ExampleDo() {
 	// <nil>
 }
 
-// Where only the context is at hand, the lease is in it.
 // A transfer locks two accounts. Somebody who transfers the other way at the same time locks them in the same order.
 func ExampleDoAll() {
 	l := memlock.New()
@@ -121,6 +120,7 @@ func ExampleTryLockAll() {
 	// <nil>
 }
 
+// Where only the context is at hand, the lease is in it.
 func ExampleFromContext() {
 	l := memlock.New()
 	defer l.Close()

@@ -41,7 +41,7 @@ func main() {
 		flag.DurationVar(&c.calm, "calm", 15*time.Second, "how long all is well after that")
 		flag.IntVar(&c.processes, "processes", 5, "processes that lock")
 		flag.IntVar(&c.goroutines, "goroutines", 6, "of each process")
-		flag.IntVar(&c.keys, "keys", 10, "keys; two of them are in demand")
+		flag.IntVar(&c.keys, "keys", 10, "keys; two of them are in demand, and every second is locked in all modes")
 		flag.Uint64Var(&c.seed, "seed", uint64(time.Now().UnixNano()), "of all that is random")
 		flag.BoolVar(&c.keep, "keep", false, "keep the records, also if there is no violation")
 		flag.Parse()

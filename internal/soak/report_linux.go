@@ -28,6 +28,10 @@ func report(w io.Writer, r *history.Result, events []history.Event) {
 	}
 	print("%d calls (%d of processes that were killed meanwhile):", r.Calls, r.Unanswered)
 	printCounts(w, r.Answers)
+	print("grants in each mode, and how many believed in one key at a time:")
+	for _, mode := range slices.Sorted(maps.Keys(r.Grants)) {
+		print("%8d  %s (up to %d)", r.Grants[mode], cmp.Or(mode, "exclusive"), r.Most[mode])
+	}
 	print("answers of Unlock, \"\" for none but nil and those of processes that were killed:")
 	printCounts(w, r.Unlocks)
 	print("%d leases lost:", sum(r.Reasons))

@@ -63,9 +63,39 @@ func key(n int, rng *rand.Rand) string {
 	return fmt.Sprintf("soak-%d", rng.IntN(n))
 }
 
+// mixed reports whether a key is locked in all modes that the store has: one of the two that are in demand is. The
+// others are locked exclusively.
+func mixed(key string) bool { return (key[len(key)-1]-'0')%2 == 1 }
+
+// mode is one that a store has.
+type mode struct {
+	history.Mode
+	slots   int
+	options []locker.CallOption
+}
+
+// modesOf returns the modes of a Locker. Those that let in others come more than once, so that they come one after the
+// other in line, too.
+func modesOf(l locker.Locker) []mode {
+	const slots = 3
+	modes := []mode{{Mode: history.Exclusive}}
+	for _, m := range []mode{
+		{history.Shared, 0, []locker.CallOption{locker.Shared()}},
+		{history.Slots, slots, []locker.CallOption{locker.Slots(slots)}},
+	} {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel() // the store is not asked
+		if _, err := l.TryLock(ctx, "soak", m.options...); !errors.Is(err, errors.ErrUnsupported) {
+			modes = append(modes, m, m)
+		}
+	}
+	return modes
+}
+
 type worker struct {
 	spec    workerSpec
 	locker  locker.Locker
+	modes   []mode
 	pulse   pulse
 	ctx     context.Context // ends when the worker is to end
 	stopped atomic.Int64    // a moment before ctx ended, or 0
@@ -93,7 +123,7 @@ func runWorker(text string) error {
 	if err != nil {
 		return err
 	}
-	w.locker = l
+	w.locker, w.modes = l, modesOf(l)
 	ctx, cancel := context.WithCancelCause(context.Background())
 	w.ctx = ctx
 	go func() {
@@ -147,7 +177,12 @@ func (w *worker) loop(rng *rand.Rand) {
 	for w.ctx.Err() == nil {
 		r := history.Record{ID: int(w.calls.Add(1)), Op: "lock"}
 		r.Key, r.TTL = key(w.spec.Keys, rng), ttl(w.spec.Store, rng)
-		options := []locker.CallOption{locker.TTL(r.TTL)}
+		m := w.modes[0]
+		if mixed(r.Key) {
+			m = w.modes[rng.IntN(len(w.modes))]
+		}
+		r.Mode, r.Slots = m.Mode, m.slots
+		options := append([]locker.CallOption{locker.TTL(r.TTL)}, m.options...)
 		if rng.IntN(10) == 0 {
 			options = append(options, locker.NoRenew())
 		}
@@ -234,7 +269,8 @@ func short(err error) string {
 // hold holds a lease for a while. r is the record of its call.
 func (w *worker) hold(r history.Record, lease *locker.Lease, rng *rand.Rand) {
 	ttl := r.TTL
-	r = history.Record{Kind: history.Granted, ID: r.ID, At: r.At, Token: lease.Token(), Queued: r.Queued}
+	r = history.Record{Kind: history.Granted, ID: r.ID, At: r.At, Token: lease.Token(), Slot: lease.Slot(),
+		Queued: r.Queued}
 	w.record(r)
 	hold := below(rng, 20*time.Millisecond)
 	switch n := rng.IntN(10); {

@@ -39,6 +39,7 @@ type Result struct {
 
 	Calls, Unanswered int            // Unanswered: their processes were killed
 	Answers           map[string]int // by operation and class; a grant is "granted", or "granted after a wait"
+	Grants, Most      map[Mode]int   // by mode; Most: how many of them believed in a lock of one key at the same time
 	Reasons           map[string]int // of losses, by their texts
 	Unlocks           map[string]int // by class
 	Failures          map[string]int // texts of failures, of those that the store caused
@@ -74,6 +75,7 @@ func Check(records iter.Seq[Record], events []Event, rules Rules) *Result {
 		Result: &Result{
 			Calls: len(all), Gaps: map[string][]time.Duration{}, Answers: map[string]int{}, Reasons: map[string]int{},
 			Unlocks: map[string]int{}, Failures: map[string]int{}, InCalm: map[string]int{},
+			Grants: map[Mode]int{}, Most: map[Mode]int{},
 		},
 		events: events, byWhat: map[string][]Event{}, rules: rules, calm: math.MaxInt64,
 	}
@@ -173,6 +175,10 @@ func (c *checker) granted(call *Call) {
 		c.Waits = append(c.Waits, time.Duration(call.Answered-call.Asked))
 	}
 	c.Answers[call.Op+how]++
+	c.Grants[call.Mode]++
+	if call.Mode == Slots && (call.Slot < 0 || call.Slot >= call.Slots) {
+		c.violation("a slot that there is not", call.Asked, call.Answered, call)
+	}
 	switch call.End {
 	case Released:
 		c.Unlocks[call.Unlock]++
@@ -223,41 +229,6 @@ func (c *checker) order(granted []*Call) {
 // byAnswer returns calls in the order in which they were answered.
 func byAnswer(calls []*Call) []*Call {
 	return slices.SortedFunc(slices.Values(calls), func(a, b *Call) int { return cmp.Compare(a.Answered, b.Answered) })
-}
-
-// exclusion checks that no two leases of one key were valid at a time. They are in the order in which they were
-// returned, which is that of the grants if they exclude one another.
-func (c *checker) exclusion(valid []*Call) {
-	var last, greatest *Call // the one that was valid longest so far; the one with the greatest token
-	for _, call := range valid {
-		admitted := false
-		if last != nil && call.Answered <= last.Valid {
-			over := time.Duration(last.Valid - call.Answered)
-			var gap string
-			if gap, admitted = c.admit(last, call, over); admitted {
-				c.Gaps[gap] = append(c.Gaps[gap], over)
-			} else {
-				c.violation("two holders at a time", last.Answered, call.Valid,
-					fmt.Sprintf("for up to %v:", over), last, call)
-			}
-		}
-		// If one was asked for after the other was answered, order has looked at it. Else the one with the smaller
-		// token may have been granted first, and returned when it was too late.
-		if greatest != nil && call.Token < greatest.Token && greatest.Answered >= call.Asked && !admitted {
-			over := time.Duration(call.Valid - greatest.Answered)
-			if gap, ok := c.admit(call, greatest, over); ok {
-				c.Gaps[gap] = append(c.Gaps[gap], over)
-			} else {
-				c.violation("tokens are not in the order of the grants", greatest.Asked, call.Answered, greatest, call)
-			}
-		}
-		if last == nil || call.Valid > last.Valid {
-			last = call
-		}
-		if greatest == nil || call.Token > greatest.Token {
-			greatest = call
-		}
-	}
 }
 
 // admit returns the name of the gap that explains why the first holder believed in its lock for so long after the
@@ -315,10 +286,11 @@ func (c *checker) margins(valid []*Call) {
 		if expired {
 			c.Told = append(c.Told, told)
 		}
-		if i+1 == len(valid) {
+		next := slices.IndexFunc(valid[i+1:], call.excludes)
+		if next < 0 {
 			continue
 		}
-		rival := valid[i+1]
+		rival := valid[i+1+next]
 		margin := time.Duration(rival.Answered - call.EndAt)
 		c.Margins = append(c.Margins, margin)
 		if expired {

@@ -15,14 +15,24 @@ type Kind string
 
 // The kinds, in the order in which a call has them.
 const (
-	Asked    Kind = "asked"    // is about to be called: Op, Key, TTL
+	Asked    Kind = "asked"    // is about to be called: Op, Key, TTL, Mode, Slots
 	Failed   Kind = "failed"   // has returned an error: Class, Text, and Until, when its ctx has ended, or would have
-	Granted  Kind = "granted"  // has returned a lease: Token
+	Granted  Kind = "granted"  // has returned a lease: Token, Slot
 	Valid    Kind = "valid"    // At is a moment before Err of the lease has returned nil
 	Released Kind = "released" // Unlock or Close is about to be called; At as with Valid, if Valid is not 0
 	Lost     Kind = "lost"     // Done was closed, or Err has returned an error: Valid, Until (the deadline), Text
 	Unlocked Kind = "unlocked" // Unlock has returned: Class, Text
 	Finished Kind = "finished" // the process has ended in order: Text if Close has failed
+)
+
+// Mode is whom a lease lets have the same key.
+type Mode string
+
+// The modes.
+const (
+	Exclusive Mode = ""       // nobody
+	Shared    Mode = "shared" // others of this mode
+	Slots     Mode = "slots"  // others of this mode with other numbers, but never more than so many
 )
 
 // Record is what a process writes down. Times are nanoseconds of CLOCK_MONOTONIC, which all processes share.
@@ -34,6 +44,9 @@ type Record struct {
 	Op      string        `json:"o,omitempty"`
 	Key     string        `json:"y,omitempty"`
 	TTL     time.Duration `json:"l,omitempty"`
+	Mode    Mode          `json:"m,omitempty"`
+	Slots   int           `json:"n,omitempty"` // with the mode Slots, how many there are
+	Slot    int           `json:"s,omitempty"` // the number of the one that was granted
 	Until   int64         `json:"u,omitempty"`
 	Token   uint64        `json:"f,omitempty"`
 	Valid   int64         `json:"v,omitempty"` // the last moment before Err has returned nil; 0 for never
@@ -75,6 +88,8 @@ type Call struct {
 	Process, Key, Op string
 	ID               int
 	TTL              time.Duration
+	Mode             Mode
+	Slots, Slot      int
 	Asked, CtxEnd    int64
 	Answered         int64 // 0: never
 	Granted, Queued  bool
@@ -93,8 +108,8 @@ type Call struct {
 
 // String is the call as evidence.
 func (c *Call) String() string {
-	s := fmt.Sprintf("process %s, call %d: %s %s, TTL %v, asked %d, answered %d",
-		c.Process, c.ID, c.Op, c.Key, c.TTL, c.Asked, c.Answered)
+	s := fmt.Sprintf("process %s, call %d: %s %s%s, TTL %v, asked %d, answered %d",
+		c.Process, c.ID, c.Op, c.Key, c.how(), c.TTL, c.Asked, c.Answered)
 	if !c.Granted {
 		return s + fmt.Sprintf(", ctx until %d, late %v: %s %s", c.CtxEnd, c.Late, c.Class, c.Text)
 	}
@@ -103,6 +118,19 @@ func (c *Call) String() string {
 		s += fmt.Sprintf(" (deadline %d, late %v): %s", c.Deadline, c.Late, c.Reason)
 	}
 	return s
+}
+
+// how says in which mode the call is, if it is not exclusive.
+func (c *Call) how() string {
+	switch {
+	case c.Mode == Slots && c.Granted:
+		return fmt.Sprintf(" (slot %d of %d)", c.Slot, c.Slots)
+	case c.Mode == Slots:
+		return fmt.Sprintf(" (one of %d slots)", c.Slots)
+	case c.Mode != Exclusive:
+		return fmt.Sprintf(" (%s)", c.Mode)
+	}
+	return ""
 }
 
 // calls puts records together. Those of one process have to come in their order.
@@ -133,10 +161,11 @@ func (c *Call) note(r Record) {
 	switch r.Kind {
 	case Asked:
 		c.Op, c.Key, c.TTL, c.Asked, c.CtxEnd = r.Op, r.Key, r.TTL, r.At, r.Until
+		c.Mode, c.Slots = r.Mode, r.Slots
 	case Failed:
 		c.Answered, c.CtxEnd, c.Class, c.Text, c.Late, c.Queued = r.At, r.Until, r.Class, r.Text, r.Late, r.Queued
 	case Granted:
-		c.Answered, c.Granted, c.Token, c.Queued = r.At, true, r.Token, r.Queued
+		c.Answered, c.Granted, c.Token, c.Slot, c.Queued = r.At, true, r.Token, r.Slot, r.Queued
 	case Valid:
 		c.Valid = r.At
 	case Released:
