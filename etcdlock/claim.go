@@ -18,7 +18,7 @@ type claim struct {
 	request locker.Request // with the TTL that was granted
 	line    string         // of all claims to the lock, see Key
 	place   string         // in it: what the keys of claims begin with that are like this one
-	slot    uint64         // among them
+	ordinal uint64         // among them
 	key     string
 	session *session
 	put     *step         // the request that makes it
@@ -51,39 +51,39 @@ func (s *session) newClaim(r locker.Request, put func(*claim) *step) *claim {
 	if s.isOver() {
 		return nil
 	}
-	c.slot = s.takeSlotLocked(c.place)
-	c.key = claimKey(c.place, s.id, s.generation, c.slot)
+	c.ordinal = s.takeOrdinalLocked(c.place)
+	c.key = claimKey(c.place, s.id, s.generation, c.ordinal)
 	c.put = put(c)
 	s.b.claims[r.Owner] = c
 	s.claims[c] = struct{}{}
 	return c
 }
 
-// slots are the slots of the claims to one name.
-type slots struct {
+// ordinals are those of the claims in one place.
+type ordinals struct {
 	free []uint64 // below next, and not in use
 	next uint64
 }
 
-func (s *session) takeSlotLocked(line string) uint64 {
-	l := s.slots[line]
-	if l == nil {
-		l = new(slots)
-		s.slots[line] = l
+func (s *session) takeOrdinalLocked(place string) uint64 {
+	o := s.ordinals[place]
+	if o == nil {
+		o = new(ordinals)
+		s.ordinals[place] = o
 	}
-	if n := len(l.free); n > 0 {
-		slot := l.free[n-1]
-		l.free = l.free[:n-1]
-		return slot
+	if n := len(o.free); n > 0 {
+		ordinal := o.free[n-1]
+		o.free = o.free[:n-1]
+		return ordinal
 	}
-	l.next++
-	return l.next - 1
+	o.next++
+	return o.next - 1
 }
 
-func (s *session) freeSlotLocked(c *claim) {
-	l := s.slots[c.place]
-	if l.free = append(l.free, c.slot); len(l.free) == int(l.next) {
-		delete(s.slots, c.place)
+func (s *session) freeOrdinalLocked(c *claim) {
+	o := s.ordinals[c.place]
+	if o.free = append(o.free, c.ordinal); len(o.free) == int(o.next) {
+		delete(s.ordinals, c.place)
 	}
 }
 
@@ -166,7 +166,7 @@ func (c *claim) forgetLocked(settled bool) {
 	if !settled {
 		s.generation++
 	}
-	s.freeSlotLocked(c)
+	s.freeOrdinalLocked(c)
 	delete(s.claims, c)
 	s.used = time.Now()
 }

@@ -71,22 +71,20 @@ func rivalsEnd(line string, mode locker.Mode) string {
 	return afterLine(line)
 }
 
-// claimKey is the key of a claim. begin is its line, or readersOf that.
+// claimKey is the key of a claim. place is its line, or readersOf that.
 //
-//	Keys are used again: etcd keeps those that have been deleted in its index until it
-//
-// compacts, and reads past them when it looks who is first in line. A key of its own for each acquisition would make
-// the thousandth of them in an hour read a thousand. slot tells apart the claims to one name that exist at the same
-// time, see session.slots, and generation those whose requests may still arrive from those that came after, see
-// session.generation.
-func claimKey(begin string, lease clientv3.LeaseID, generation, slot uint64) string {
-	b := make([]byte, 0, len(begin)+24)
-	b = append(b, begin...)
+// Keys are used again: etcd keeps those that have been deleted in its index until it compacts, and reads past them when
+// it looks who is first in line. A key of its own for each acquisition would make the thousandth of them in an hour
+// read a thousand. ordinal tells apart the claims in one place that exist at the same time, see session.ordinals, and
+// generation those whose requests may still arrive from those that came after, see session.generation.
+func claimKey(place string, lease clientv3.LeaseID, generation, ordinal uint64) string {
+	b := make([]byte, 0, len(place)+24)
+	b = append(b, place...)
 	b = strconv.AppendUint(b, uint64(lease), 16)
 	b = append(b, '.')
 	b = strconv.AppendUint(b, generation, 16)
 	b = append(b, '.')
-	return string(strconv.AppendUint(b, slot, 16))
+	return string(strconv.AppendUint(b, ordinal, 16))
 }
 
 // fenceKey is the key whose changes make requests fail that were sent before, see session.fence. It begins with the
