@@ -363,9 +363,12 @@ func (b *batcher) fail(steps []*step, repeated bool, err error) {
 	}
 }
 
-// blamesContent reports whether a transaction was refused for what is in it, and smaller ones may not be.
+// blamesContent reports whether a transaction was refused for what is in it, and smaller ones may not be. One with two
+// steps that change the same key is, such as an Unlock while the keys are moved, see session.move.
 func blamesContent(err error) bool {
-	for _, e := range []error{rpctypes.ErrTooManyOps, rpctypes.ErrRequestTooLarge, rpctypes.ErrPermissionDenied} {
+	for _, e := range []error{
+		rpctypes.ErrTooManyOps, rpctypes.ErrRequestTooLarge, rpctypes.ErrPermissionDenied, rpctypes.ErrDuplicateKey,
+	} {
 		if errors.Is(err, e) {
 			return true
 		}

@@ -99,6 +99,7 @@ var meanings = []struct {
 	{rpctypes.ErrTooManyRequests, nil, true},
 	{rpctypes.ErrRequestTooLarge, nil, true},
 	{rpctypes.ErrTooManyOps, nil, true},
+	{rpctypes.ErrDuplicateKey, nil, true},
 	{rpctypes.ErrCompacted, nil, true},
 	{rpctypes.ErrFutureRev, nil, true},
 }
