@@ -100,13 +100,8 @@ func firstOf(r locker.Request) *step {
 
 // firstOp reads the oldest of the rivals, whether that is older or not.
 func firstOp(line string, mode locker.Mode) clientv3.Op {
-	return rivalsOp(line, mode, clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortAscend),
+	return rivalsOf(line, mode).get(clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortAscend),
 		clientv3.WithLimit(1))
-}
-
-// rivalsOp reads the claims in a line that one in that mode has to wait for if they are older.
-func rivalsOp(line string, mode locker.Mode, options ...clientv3.OpOption) clientv3.Op {
-	return clientv3.OpGet(line, append(options, clientv3.WithRange(rivalsEnd(line, mode)))...)
 }
 
 // onSession calls try with the session for r, and again with another if that turns out to be over.
@@ -162,7 +157,7 @@ func (b *backend) failure(err error) error {
 // try is one attempt to get a lock that was free.
 func (b *backend) try(ctx context.Context, s *session, r locker.Request) (locker.Grant, error) {
 	c := s.newClaim(r, func(c *claim) *step {
-		free := clientv3.Compare(clientv3.CreateRevision(c.line), "=", 0).WithRange(rivalsEnd(c.line, r.Mode))
+		free := rivalsOf(c.line, r.Mode).isEmpty()
 		grant := []clientv3.Op{c.putOp()}
 		if c.isReader() { // the attempt before may have succeeded, too
 			grant = append(grant, clientv3.OpGet(c.key, clientv3.WithKeysOnly()))
@@ -373,9 +368,9 @@ func (c *claim) watchFrom(revision int64) {
 	b.mu.Lock()
 	c.watched = true
 	b.mu.Unlock()
-	w := b.watches.add(c.key, revision, func(e watchEvent) {
+	w := b.watches.add(deletionOf(c.key), revision, func(e watchEvent) {
 		switch e {
-		case watchDeleted:
+		case watchChanged:
 			c.lose(errDeleted)
 		case watchBroken:
 			b.mu.Lock()

@@ -41,10 +41,7 @@ type claim struct {
 // claim will be made.
 func (s *session) newClaim(r locker.Request, put func(*claim) *step) *claim {
 	c := &claim{request: r, line: Key(r.Name()), session: s, turn: make(chan struct{}, 1)}
-	c.place = c.line
-	if c.isReader() {
-		c.place = readersOf(c.line)
-	}
+	c.place = placeOf(c.line, r.Mode)
 	c.request.TTL = s.ttl
 	s.b.mu.Lock()
 	defer s.b.mu.Unlock()

@@ -18,8 +18,8 @@ import (
 //	etcdctl get --prefix 'locker/orders/42@' --sort-by=CREATE             # the holder, and who waits
 //	etcdctl get --prefix 'locker/orders/42@' --sort-by=CREATE --limit=1   # the holder
 //
-// The keys of readers (see locker.Shared) have an r behind Key(name). A reader holds the lock when no older key is without
-// one.
+// The keys of readers (see locker.Shared) have an r behind Key(name). A reader holds the lock when no older key is
+// without one.
 //
 // To delete the key of the holder takes the lock away from it; it is told soon, but perhaps after the next has got the
 // lock.
@@ -59,19 +59,37 @@ func escape(name string) string {
 // afterLine is the end of the range of keys that begin with line, a result of Key.
 func afterLine(line string) string { return line[:len(line)-1] + string(endOfName+1) }
 
-// readersOf is what the keys of readers begin with (see locker.Shared), in a line, which those of the others come before:
-// they begin with the line and a hexadecimal digit.
-func readersOf(line string) string { return line + "r" }
+// span is the keys from one on and before another, or the first alone if there is no other.
+type span struct{ from, end string }
 
-// rivalsEnd is the end of the range, from line on, of claims that one in that mode has to wait for if they are older.
-func rivalsEnd(line string, mode locker.Mode) string {
-	if mode == locker.ModeShared {
-		return readersOf(line)
-	}
-	return afterLine(line)
+// get reads what is there.
+func (s span) get(options ...clientv3.OpOption) clientv3.Op {
+	return clientv3.OpGet(s.from, append(options, clientv3.WithRange(s.end))...)
 }
 
-// claimKey is the key of a claim. place is its line, or readersOf that.
+// isEmpty is the condition that nothing is there.
+func (s span) isEmpty() clientv3.Cmp {
+	return clientv3.Compare(clientv3.CreateRevision(s.from), "=", 0).WithRange(s.end)
+}
+
+// placeOf is what the keys of claims in that mode begin with, in a line. Those of writers go on with a hexadecimal
+// digit, which those of readers (see locker.Shared) come after. So what a claim waits for is one span.
+func placeOf(line string, mode locker.Mode) string {
+	if mode == locker.ModeShared {
+		return line + "r"
+	}
+	return line
+}
+
+// rivalsOf is the claims that one in that mode has to wait for if they are older.
+func rivalsOf(line string, mode locker.Mode) span {
+	if mode == locker.ModeShared {
+		return span{line, placeOf(line, mode)}
+	}
+	return span{line, afterLine(line)}
+}
+
+// claimKey is the key of a claim. place is what placeOf says.
 //
 // Keys are used again: etcd keeps those that have been deleted in its index until it compacts, and reads past them when
 // it looks who is first in line. A key of its own for each acquisition would make the thousandth of them in an hour

@@ -34,12 +34,12 @@ func FuzzKey(f *testing.F) {
 		if !strings.HasPrefix(claim, key) || claim <= key || claim >= afterLine(key) {
 			t.Fatalf("the claim %q is not in the range of %q", claim, name)
 		}
-		reader := claimKey(readersOf(key), id, generation, ordinal)
+		reader := claimKey(placeOf(key, locker.ModeShared), id, generation, ordinal)
 		if !strings.HasPrefix(reader, key) || reader <= claim || reader >= afterLine(key) {
 			t.Fatalf("the claim %q of a reader is not in the range of %q, behind the others", reader, name)
 		}
-		if end := rivalsEnd(key, locker.ModeShared); claim >= end || reader < end {
-			t.Fatalf("a reader waits for %q to %q; want that to be %q, and not %q", key, end, claim, reader)
+		if r := rivalsOf(key, locker.ModeShared); claim < r.from || claim >= r.end || reader < r.end {
+			t.Fatalf("a reader waits for %q; want that to be %q, and not %q", r, claim, reader)
 		}
 		for _, fence := range []string{fenceKey(name, id), fenceKey(other, id)} {
 			if fence >= key && fence < afterLine(key) {

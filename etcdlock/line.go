@@ -25,7 +25,7 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 func (b *backend) stand(ctx context.Context, s *session, r locker.Request) (locker.Grant, error) {
 	c := s.newClaim(r, func(c *claim) *step {
 		step := newStep(s.ttl, 4*len(c.key)+len(r.Holder), c.putOp(),
-			rivalsOp(c.line, r.Mode, clientv3.WithCountOnly()))
+			rivalsOf(c.line, r.Mode).get(clientv3.WithCountOnly()))
 		step.line = c.line
 		return step
 	})
@@ -60,7 +60,7 @@ type waiter struct {
 	claim    *claim
 	revision int64           // at which the claim was created; 0 until it is known
 	events   chan watchEvent // of the watch; has room for all of them
-	before   string          // the claim before, which is watched
+	before   target          // what it waits for, which is watched
 	watch    *watch
 }
 
@@ -98,7 +98,7 @@ func (w *waiter) wait(ctx context.Context) (locker.Grant, error) {
 			before = nil // of whom it need not wait for the end
 		}
 		switch {
-		case before == nil, event == watchDeleted:
+		case before == nil, event == watchChanged:
 			before = nil
 			l, err = w.look(ctx)
 		case ticked:
@@ -120,11 +120,11 @@ func (w *waiter) wait(ctx context.Context) (locker.Grant, error) {
 			return locker.Grant{}, locker.NotAcquired(errDeleted)
 		case before != nil:
 			if holds {
-				w.watchOnly(before.key)
+				w.watchOnly(deletionOf(before.key))
 			}
 			poll.Reset(jittered(s.ttl))
 			continue
-		case l.before == "":
+		case l.before == target{}:
 			return w.claim.hold(ctx, w.revision)
 		}
 		w.claim.request.ReportHolder(l.holder)
@@ -139,9 +139,8 @@ func isFinal(err error) bool {
 	return errors.Is(err, locker.ErrDenied) || errors.Is(err, locker.ErrUnfit) || errors.Is(err, locker.ErrClosed)
 }
 
-// watchOnly watches the claim before, from now on. It then has to be looked at again: that is what watchReady calls
-// for.
-func (w *waiter) watchOnly(before string) {
+// watchOnly watches what it waits for, from now on. It then has to look again: that is what watchReady calls for.
+func (w *waiter) watchOnly(before target) {
 	if w.watch != nil && w.before == before {
 		return
 	}
@@ -160,7 +159,7 @@ func (w *waiter) unwatch() {
 // view is what the line looks like to a waiter.
 type view struct {
 	there  bool   // its own claim is in it
-	before string // the claim before; "" if there is none
+	before target // what it has to wait for, if there is something
 	holder string // the name of who holds the lock
 }
 
@@ -171,7 +170,7 @@ func (w *waiter) look(ctx context.Context) (view, error) {
 			return view{}, err
 		}
 	}
-	older := rivalsOp(c.line, c.request.Mode, clientv3.WithMaxCreateRev(w.revision-1), clientv3.WithLimit(1),
+	older := rivalsOf(c.line, c.request.Mode).get(clientv3.WithMaxCreateRev(w.revision-1), clientv3.WithLimit(1),
 		clientv3.WithKeysOnly(), clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortDescend))
 	step := newStep(c.session.ttl, 5*len(c.line),
 		clientv3.OpGet(c.key, clientv3.WithKeysOnly()), older, firstOp(c.line, locker.ModeExclusive))
@@ -182,7 +181,7 @@ func (w *waiter) look(ctx context.Context) (view, error) {
 	var v view
 	v.there = len(step.parts[0].GetResponseRange().Kvs) > 0
 	if older := step.parts[1].GetResponseRange().Kvs; len(older) > 0 {
-		v.before = string(older[0].Key)
+		v.before = deletionOf(string(older[0].Key))
 	}
 	if first := step.parts[2].GetResponseRange().Kvs; len(first) > 0 {
 		v.holder = string(first[0].Value)

@@ -9,7 +9,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// watches tells when keys are deleted. All of them share one stream of the server, whatever their number: the client's
+// watches tells when keys change. All of them share one stream of the server, whatever their number: the client's
 // own Watcher takes two goroutines for each, and is reached by way of a third.
 //
 // Nothing is resumed when the stream breaks: all watches on it end, and who still wants to know looks at the key, and
@@ -25,7 +25,13 @@ type watches struct {
 	stream *watchStream // nil while there is none
 }
 
-// watch is for the deletion of one key.
+// target is what a watch is for.
+type target struct{ span }
+
+// deletionOf is for when a key is deleted.
+func deletionOf(key string) target { return target{span{from: key}} }
+
+// watch tells once that a target has changed.
 type watch struct {
 	stream *watchStream
 	id     int64
@@ -35,14 +41,14 @@ type watch struct {
 type watchEvent int
 
 const (
-	watchReady   watchEvent = iota // what happens to the key from now on will be told
-	watchDeleted                   // the key was deleted; the last event of a watch
+	watchReady   watchEvent = iota // what happens to the target from now on will be told
+	watchChanged                   // it has happened; the last event of a watch
 	watchBroken                    // nothing more will be told; the last event of a watch
 )
 
 // add makes a watch that begins at the given revision, or now if that is 0, which is told by watchReady. notify is
 // called by one goroutine at a time, and must not wait.
-func (ws *watches) add(key string, revision int64, notify func(watchEvent)) *watch {
+func (ws *watches) add(t target, revision int64, notify func(watchEvent)) *watch {
 	ws.mu.Lock()
 	if ws.closed {
 		ws.mu.Unlock()
@@ -53,7 +59,7 @@ func (ws *watches) add(key string, revision int64, notify func(watchEvent)) *wat
 	if s == nil {
 		s = ws.openLocked()
 	}
-	w := s.createLocked(key, revision, notify)
+	w := s.createLocked(t, revision, notify)
 	ws.mu.Unlock()
 	return w
 }
@@ -114,7 +120,7 @@ func (ws *watches) close() {
 type watchStream struct {
 	end     context.CancelFunc
 	last    int64  // id given
-	newest  string // key watched
+	newest  target // watched
 	watches map[int64]*watch
 	out     []*pb.WatchRequest // to be sent
 	wake    chan struct{}      // has room for one, and one in it if there is something in out
@@ -122,13 +128,13 @@ type watchStream struct {
 	pinged  bool               // and not heard of since
 }
 
-func (s *watchStream) createLocked(key string, revision int64, notify func(watchEvent)) *watch {
+func (s *watchStream) createLocked(t target, revision int64, notify func(watchEvent)) *watch {
 	s.last++
-	s.newest = key
+	s.newest = t
 	w := &watch{stream: s, id: s.last, notify: notify}
 	s.watches[w.id] = w
 	s.sendLocked(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
-		Key: []byte(key), WatchId: w.id, StartRevision: revision,
+		Key: []byte(t.from), RangeEnd: []byte(t.end), WatchId: w.id, StartRevision: revision,
 		Filters: []pb.WatchCreateRequest_FilterType{pb.WatchCreateRequest_NOPUT},
 	}}})
 	return w
@@ -219,14 +225,14 @@ func (ws *watches) receive(s *watchStream, stream pb.Watch_WatchClient) error {
 			event = watchBroken
 		case r.Created:
 		case deletes(r):
-			event = watchDeleted
+			event = watchChanged
 		default:
 			event = -1 // which nothing calls for
 		}
 		ws.mu.Lock()
 		s.pinged = false
 		w := s.watches[r.WatchId]
-		if w != nil && event == watchDeleted {
+		if w != nil && event == watchChanged {
 			s.removeLocked(w)
 		} else if w != nil && event == watchBroken {
 			delete(s.watches, w.id)
