@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/lockerkit/locker"
@@ -179,7 +180,7 @@ func (w *waiter) look(ctx context.Context) (view, error) {
 		return view{}, w.backend.failure(err)
 	}
 	var v view
-	v.there = len(step.parts[0].GetResponseRange().Kvs) > 0
+	v.there = w.sees(step.parts[0].GetResponseRange().Kvs)
 	if older := step.parts[1].GetResponseRange().Kvs; len(older) > 0 {
 		v.before = deletionOf(string(older[0].Key))
 	}
@@ -197,13 +198,20 @@ func (w *waiter) find(ctx context.Context) (there bool, err error) {
 	if err := w.backend.reads.do(ctx, step); err != nil {
 		return false, w.backend.failure(err)
 	}
-	own := step.parts[0].GetResponseRange().Kvs
+	return w.sees(step.parts[0].GetResponseRange().Kvs), nil
+}
+
+// sees takes note of what is at the key of the claim, and reports whether that is the claim. If it is not of the same
+// revision as before, it was deleted, and made anew by a request that came late: its place is the last one then.
+func (w *waiter) sees(own []*mvccpb.KeyValue) bool {
 	if len(own) == 0 {
-		return false, nil
+		return false
 	}
-	w.revision = own[0].CreateRevision
-	w.backend.enlist(c, w.revision)
-	return true, nil
+	if w.revision == 0 {
+		w.revision = own[0].CreateRevision
+		w.backend.enlist(w.claim, w.revision)
+	}
+	return own[0].CreateRevision == w.revision
 }
 
 // jittered returns a duration of d less up to half of it.
