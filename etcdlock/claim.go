@@ -30,6 +30,7 @@ type claim struct {
 	drops   int       // how often its deletion was begun
 	lost    error     // why, if it was lost
 	token   int64     // once the lock is held
+	number  int       // of the slot, if it is one that is held
 	created int64     // the revision at which it was made, once it is in backend.lines
 	expires time.Time // when it is deleted unless renewed; zero as long as it waits
 	expired bool      // that has passed: it cannot be renewed any more
@@ -50,6 +51,9 @@ func (s *session) newClaim(r locker.Request, put func(*claim) *step) *claim {
 	}
 	c.ordinal = s.takeOrdinalLocked(c.place)
 	c.key = claimKey(c.place, s.id, s.generation, c.ordinal)
+	if c.isForSlot() {
+		c.key += slotSuffix(r)
+	}
 	c.put = put(c)
 	s.b.claims[r.Owner] = c
 	s.claims[c] = struct{}{}
@@ -84,7 +88,7 @@ func (s *session) freeOrdinalLocked(c *claim) {
 	}
 }
 
-func (c *claim) isReader() bool { return c.request.Mode == locker.ModeShared }
+func (c *claim) isForSlot() bool { return c.request.Mode == locker.ModeSlots }
 
 func (b *backend) claim(o locker.Owner) *claim {
 	b.mu.Lock()
@@ -93,13 +97,13 @@ func (b *backend) claim(o locker.Owner) *claim {
 }
 
 // putOp returns the operation that makes the claim. backend.mu is held.
-func (c *claim) putOp() clientv3.Op {
-	return clientv3.OpPut(c.key, c.request.Holder, clientv3.WithLease(c.session.lease))
+func (c *claim) putOp(value string) clientv3.Op {
+	return clientv3.OpPut(c.key, value, clientv3.WithLease(c.session.lease))
 }
 
-// hold makes c the holder of the lock. The validity of the grant counts from the last keep-alive, which is at most a
-// third of the TTL ago; where that would not do, it sends another.
-func (c *claim) hold(ctx context.Context, token int64) (locker.Grant, error) {
+// hold makes c the holder of the lock, or of the slot with that number. The validity of the grant counts from the last
+// keep-alive, which is at most a third of the TTL ago; where that would not do, it sends another.
+func (c *claim) hold(ctx context.Context, token int64, number int) (locker.Grant, error) {
 	s, b := c.session, c.session.b
 	b.mu.Lock()
 	if !c.gone && (c.request.NoRenew || s.overdueLocked()) {
@@ -116,7 +120,7 @@ func (c *claim) hold(ctx context.Context, token int64) (locker.Grant, error) {
 	case c.gone || c.expired:
 		return locker.Grant{}, ErrLeaseExpired
 	}
-	c.token = token
+	c.token, c.number = token, number
 	b.enlistLocked(c, token)
 	b.tellNextLocked(c)
 	s.expireLocked(c, expiry(s.confirmed, s.ttl))
@@ -127,7 +131,7 @@ func (c *claim) hold(ctx context.Context, token int64) (locker.Grant, error) {
 func (c *claim) heldLocked() bool { return c.token != 0 && !c.expired && !c.gone }
 
 func (c *claim) grant(sent time.Time) locker.Grant {
-	return locker.Grant{Request: c.request, Token: uint64(c.token), Sent: sent, Private: c}
+	return locker.Grant{Request: c.request, Token: uint64(c.token), Slot: c.number, Sent: sent, Private: c}
 }
 
 // expiry is when a claim is deleted that was last renewed at the given time: when its holder has stopped trusting it,

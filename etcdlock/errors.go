@@ -166,5 +166,8 @@ func code(err error) codes.Code {
 	return codes.Unknown
 }
 
+// errOvertaken: others have made claims to slots since there was one free. There may still be.
+var errOvertaken = locker.NotAcquired(errors.New("etcd: others were faster"))
+
 // errOver: the session is over, and there was no request, or it was refused for that. Another session can be asked.
 var errOver = errors.New("etcd: the session is over")

@@ -31,9 +31,10 @@ func FenceOf(lease *locker.Lease) string {
 func MoveAndUnlock(lease *locker.Lease, beside string) (errs []error) {
 	c := locker.GrantOf(lease).Private.(*claim)
 	s := c.session
+	to := s.currentLease()
 	var steps []*step
 	for _, op := range []clientv3.Op{
-		c.moveOp(s.currentLease()), clientv3.OpDelete(c.key), clientv3.OpPut(beside, "", clientv3.WithLease(s.currentLease())),
+		c.moveOp(to), clientv3.OpDelete(c.key), clientv3.OpPut(beside, "", clientv3.WithLease(to)),
 	} {
 		steps = append(steps, newStep(s.ttl, len(c.key), op))
 	}

@@ -19,7 +19,8 @@ import (
 //	etcdctl get --prefix 'locker/orders/42@' --sort-by=CREATE --limit=1   # the holder
 //
 // The keys of readers (see locker.Shared) have an r behind Key(name). A reader holds the lock when no older key is
-// without one.
+// without one. Those for slots (see locker.Slots) have a # there, and end with how many slots there are and the name
+// for people; their value is the number of the slot, and empty while they wait for one.
 //
 // To delete the key of the holder takes the lock away from it; it is told soon, but perhaps after the next has got the
 // lock.
@@ -73,18 +74,29 @@ func (s span) isEmpty() clientv3.Cmp {
 }
 
 // placeOf is what the keys of claims in that mode begin with, in a line. Those of writers go on with a hexadecimal
-// digit, which those of readers (see locker.Shared) come after. So what a claim waits for is one span.
+// digit: they come after those to slots (see locker.Slots), and before those of readers (see locker.Shared). So what a
+// claim waits for is one span.
 func placeOf(line string, mode locker.Mode) string {
-	if mode == locker.ModeShared {
+	switch mode {
+	case locker.ModeShared:
 		return line + "r"
+	case locker.ModeSlots:
+		return line + "#"
 	}
 	return line
 }
 
-// rivalsOf is the claims that one in that mode has to wait for if they are older.
+// slotsOf is the claims to slots in a line.
+func slotsOf(line string) span { return span{line + "#", line + "$"} }
+
+// rivalsOf is the claims that one in that mode has to wait for if they are older. One to a slot may also have to wait
+// for others to slots, see slots.go.
 func rivalsOf(line string, mode locker.Mode) span {
-	if mode == locker.ModeShared {
+	switch mode {
+	case locker.ModeShared:
 		return span{line, placeOf(line, mode)}
+	case locker.ModeSlots:
+		return span{slotsOf(line).end, afterLine(line)}
 	}
 	return span{line, afterLine(line)}
 }

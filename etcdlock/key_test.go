@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/lockerkit/locker"
@@ -40,6 +41,25 @@ func FuzzKey(f *testing.F) {
 		}
 		if r := rivalsOf(key, locker.ModeShared); claim < r.from || claim >= r.end || reader < r.end {
 			t.Fatalf("a reader waits for %q; want that to be %q, and not %q", r, claim, reader)
+		}
+		begin := placeOf(key, locker.ModeSlots)
+		slot := claimKey(begin, id, generation, ordinal) + slotSuffix(locker.Request{Slots: 3, Holder: other})
+		if s := slotsOf(key); !strings.HasPrefix(slot, key) || slot < s.from || slot >= s.end {
+			t.Fatalf("the claim %q to a slot is not in %q", slot, s)
+		}
+		if r := rivalsOf(key, locker.ModeSlots); slot >= r.from || claim < r.from || reader >= r.end {
+			t.Fatalf("a claim to a slot waits for %q; want that to be %q and %q, and not %q", r, claim, reader, slot)
+		}
+		if r := rivalsOf(key, locker.ModeShared); slot < r.from || slot >= r.end {
+			t.Fatalf("a reader waits for %q; want %q to be in it", r, slot)
+		}
+		if n, holder, ok := slotIn(&mvccpb.KeyValue{Key: []byte(slot)}); n != 3 || holder != other || !ok {
+			t.Fatalf("the claim %q to a slot says %d, %q; want 3, %q", slot, n, holder, other)
+		}
+		for _, no := range []string{claim, reader} {
+			if _, _, ok := slotIn(&mvccpb.KeyValue{Key: []byte(no)}); ok {
+				t.Fatalf("the claim %q is taken for one to a slot", no)
+			}
 		}
 		for _, fence := range []string{fenceKey(name, id), fenceKey(other, id)} {
 			if fence >= key && fence < afterLine(key) {

@@ -18,6 +18,16 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 	if err := check(r); err != nil {
 		return locker.Grant{}, err
 	}
+	if r.Mode == locker.ModeSlots { // while one is free, that takes an entry less than to stand in line for it
+		g, err := b.attempt(ctx, r)
+		var held *locker.Held
+		switch {
+		case errors.As(err, &held):
+			r.ReportHolder(held.Holder)
+		case !errors.Is(err, errOvertaken):
+			return g, err
+		}
+	}
 	return b.onSession(ctx, r, b.stand)
 }
 
@@ -25,7 +35,11 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 // watches only the one before it (https://etcd.io/docs/v3.6/dev-guide/api_concurrency_reference_v3/).
 func (b *backend) stand(ctx context.Context, s *session, r locker.Request) (locker.Grant, error) {
 	c := s.newClaim(r, func(c *claim) *step {
-		step := newStep(s.ttl, 4*len(c.key)+len(r.Holder), c.putOp(),
+		join := c.putOp(r.Holder)
+		if c.isForSlot() {
+			join = c.slotOp()
+		}
+		step := newStep(s.ttl, 4*len(c.key)+len(r.Holder), join,
 			rivalsOf(c.line, r.Mode).get(clientv3.WithCountOnly()))
 		step.line = c.line
 		return step
@@ -37,7 +51,7 @@ func (b *backend) stand(ctx context.Context, s *session, r locker.Request) (lock
 		return locker.Grant{}, err
 	}
 	others := c.put.takeParts()[1].GetResponseRange().Count
-	if !c.isReader() {
+	if r.Mode == locker.ModeExclusive {
 		others-- // this one
 	}
 	if others > 0 {
@@ -47,8 +61,8 @@ func (b *backend) stand(ctx context.Context, s *session, r locker.Request) (lock
 	if !c.put.repeated { // or else it may have been made by an earlier request
 		w.revision = c.put.revision
 		b.enlist(c, w.revision)
-		if others == 0 {
-			return c.hold(ctx, w.revision)
+		if others == 0 && !c.isForSlot() {
+			return c.hold(ctx, w.revision, 0)
 		}
 	}
 	defer w.unwatch()
@@ -60,12 +74,12 @@ type waiter struct {
 	backend  *backend
 	claim    *claim
 	revision int64           // at which the claim was created; 0 until it is known
-	events   chan watchEvent // of the watch; has room for all of them
+	events   chan watchEvent // of the watch; has room for one to look after, and the last one
 	before   target          // what it waits for, which is watched
 	watch    *watch
 }
 
-// wait waits until no claim is before this one.
+// wait waits until no claim is before this one that keeps it from having the lock.
 func (w *waiter) wait(ctx context.Context) (locker.Grant, error) {
 	c, s := w.claim, w.claim.session
 	// Later, it fires in case a deletion was not told. That costs time, and nothing else.
@@ -95,7 +109,7 @@ func (w *waiter) wait(ctx context.Context) (locker.Grant, error) {
 		var l view
 		var err error
 		before, holds := w.backend.ownBefore(c)
-		if holds && c.isReader() {
+		if holds && c.request.Mode != locker.ModeExclusive {
 			before = nil // of whom it need not wait for the end
 		}
 		switch {
@@ -126,7 +140,7 @@ func (w *waiter) wait(ctx context.Context) (locker.Grant, error) {
 			poll.Reset(jittered(s.ttl))
 			continue
 		case l.before == target{}:
-			return w.claim.hold(ctx, w.revision)
+			return w.claim.hold(ctx, w.revision, l.number)
 		}
 		w.claim.request.ReportHolder(l.holder)
 		w.backend.sawHolder(c, l.holder)
@@ -146,10 +160,13 @@ func (w *waiter) watchOnly(before target) {
 		return
 	}
 	w.unwatch()
-	w.events = make(chan watchEvent, 3)
-	events := w.events
-	w.before = before
-	w.watch = w.backend.watches.add(before, 0, func(e watchEvent) { events <- e })
+	events := make(chan watchEvent, 2)
+	w.events, w.before = events, before
+	w.watch = w.backend.watches.add(before, 0, func(e watchEvent) {
+		if e == watchBroken || len(events) == 0 { // or else it is going to look anyhow
+			events <- e
+		}
+	})
 }
 
 func (w *waiter) unwatch() {
@@ -161,6 +178,7 @@ func (w *waiter) unwatch() {
 type view struct {
 	there  bool   // its own claim is in it
 	before target // what it has to wait for, if there is something
+	number int    // of the slot that it has got, if it has to wait for nothing and wants one
 	holder string // the name of who holds the lock
 }
 
@@ -173,8 +191,13 @@ func (w *waiter) look(ctx context.Context) (view, error) {
 	}
 	older := rivalsOf(c.line, c.request.Mode).get(clientv3.WithMaxCreateRev(w.revision-1), clientv3.WithLimit(1),
 		clientv3.WithKeysOnly(), clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortDescend))
-	step := newStep(c.session.ttl, 5*len(c.line),
-		clientv3.OpGet(c.key, clientv3.WithKeysOnly()), older, firstOp(c.line, locker.ModeExclusive))
+	ops := []clientv3.Op{
+		clientv3.OpGet(c.key, clientv3.WithKeysOnly()), older, firstOp(c.line, locker.ModeExclusive),
+	}
+	if c.isForSlot() {
+		ops = append(ops, firstSlotsOp(c.line, c.request.Slots), w.slotsBeforeOp())
+	}
+	step := newStep(c.session.ttl, 5*len(c.line), ops...)
 	step.over = c.session.over
 	if err := w.backend.reads.do(ctx, step); err != nil {
 		return view{}, w.backend.failure(err)
@@ -185,7 +208,10 @@ func (w *waiter) look(ctx context.Context) (view, error) {
 		v.before = deletionOf(string(older[0].Key))
 	}
 	if first := step.parts[2].GetResponseRange().Kvs; len(first) > 0 {
-		v.holder = string(first[0].Value)
+		v.holder = holderIn(first[0])
+	}
+	if c.isForSlot() && v.there && v.before == (target{}) {
+		return w.lookAtSlots(ctx, v, step.parts[3].GetResponseRange().Kvs, step.parts[4].GetResponseRange().Kvs)
 	}
 	return v, nil
 }

@@ -25,16 +25,20 @@ type watches struct {
 	stream *watchStream // nil while there is none
 }
 
-// target is what a watch is for.
-type target struct{ span }
+// target is what a watch is for: that a key is deleted, or also that something is put there.
+type target struct {
+	span
+	puts bool
+}
 
 // deletionOf is for when a key is deleted.
-func deletionOf(key string) target { return target{span{from: key}} }
+func deletionOf(key string) target { return target{span: span{from: key}} }
 
-// watch tells once that a target has changed.
+// watch tells each time that its target has changed.
 type watch struct {
 	stream *watchStream
 	id     int64
+	target target
 	notify func(watchEvent)
 }
 
@@ -42,7 +46,7 @@ type watchEvent int
 
 const (
 	watchReady   watchEvent = iota // what happens to the target from now on will be told
-	watchChanged                   // it has happened; the last event of a watch
+	watchChanged                   // it has happened, and may again
 	watchBroken                    // nothing more will be told; the last event of a watch
 )
 
@@ -131,12 +135,15 @@ type watchStream struct {
 func (s *watchStream) createLocked(t target, revision int64, notify func(watchEvent)) *watch {
 	s.last++
 	s.newest = t
-	w := &watch{stream: s, id: s.last, notify: notify}
+	w := &watch{stream: s, id: s.last, target: t, notify: notify}
 	s.watches[w.id] = w
-	s.sendLocked(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
+	create := &pb.WatchCreateRequest{
 		Key: []byte(t.from), RangeEnd: []byte(t.end), WatchId: w.id, StartRevision: revision,
-		Filters: []pb.WatchCreateRequest_FilterType{pb.WatchCreateRequest_NOPUT},
-	}}})
+	}
+	if !t.puts {
+		create.Filters = []pb.WatchCreateRequest_FilterType{pb.WatchCreateRequest_NOPUT}
+	}
+	s.sendLocked(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: create}})
 	return w
 }
 
@@ -217,36 +224,33 @@ func (ws *watches) receive(s *watchStream, stream pb.Watch_WatchClient) error {
 		if err != nil {
 			return err
 		}
-		event := watchReady
-		switch {
-		case r.Created && r.Canceled:
+		if r.Created && r.Canceled {
 			return nil // refused, without saying which: what comes of that is seen by looking at the keys
-		case r.Canceled:
-			event = watchBroken
-		case r.Created:
-		case deletes(r):
-			event = watchChanged
-		default:
-			event = -1 // which nothing calls for
 		}
 		ws.mu.Lock()
 		s.pinged = false
-		w := s.watches[r.WatchId]
-		if w != nil && event == watchChanged {
-			s.removeLocked(w)
-		} else if w != nil && event == watchBroken {
+		w, event := s.watches[r.WatchId], watchReady
+		switch {
+		case w == nil, r.Created:
+		case r.Canceled:
+			event = watchBroken
 			delete(s.watches, w.id)
+		case w.target.changesBy(r):
+			event = watchChanged
+		default:
+			w = nil // nothing calls for what this tells
 		}
 		ws.mu.Unlock()
-		if w != nil && event >= 0 {
+		if w != nil {
 			w.notify(event)
 		}
 	}
 }
 
-func deletes(r *pb.WatchResponse) bool {
+// changesBy reports whether that is what the watch is for.
+func (t target) changesBy(r *pb.WatchResponse) bool {
 	for _, e := range r.Events {
-		if e.Type == clientv3.EventTypeDelete {
+		if t.puts || e.Type == clientv3.EventTypeDelete {
 			return true
 		}
 	}
