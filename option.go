@@ -90,8 +90,8 @@ func NoRenew() CallOption {
 // The fencing token is greater than those of all who held the lock before, and different for each reader. A resource
 // compares a reader's token with its fence, and does not store it: another reader may have a smaller one.
 //
-// memlock and etcdlock have such locks. With a backend that has none, Lock and TryLock return errors.ErrUnsupported: see
-// Features.
+// memlock, redislock and etcdlock have such locks. With a backend that has none, Lock and TryLock return
+// errors.ErrUnsupported: see Features.
 func Shared() CallOption {
 	return callOption(func(s *settings) error { s.mode, s.slots = ModeShared, 0; return nil })
 }
@@ -104,7 +104,8 @@ func Shared() CallOption {
 // Slots(1) excludes everybody, like a lock without the option. Keep a fence for each slot: a token is greater than those
 // of all who had any slot before. n is 1 to MaxSlots, or else ErrInvalidOption.
 //
-// memlock has such locks. With a backend that has none, Lock and TryLock return errors.ErrUnsupported: see Features.
+// memlock, redislock and etcdlock have such locks. With a backend that has none, Lock and TryLock return
+// errors.ErrUnsupported: see Features.
 func Slots(n int) CallOption {
 	return callOption(func(s *settings) error {
 		if n < 1 || n > MaxSlots {
