@@ -104,7 +104,7 @@ func Shared() CallOption {
 // Slots(1) excludes everybody, like a lock without the option. Keep a fence for each slot: a token is greater than those
 // of all who had any slot before. n is 1 to MaxSlots, or else ErrInvalidOption.
 //
-// memlock and redislock have such locks. With a backend that has none, such as pglock, Lock and TryLock return
+// memlock, redislock and etcdlock have such locks. With a backend that has none, such as pglock, Lock and TryLock return
 // errors.ErrUnsupported: see Features.
 func Slots(n int) CallOption {
 	return callOption(func(s *settings) error {

@@ -141,6 +141,16 @@ func TestPermission(t *testing.T) {
 			return err
 		})
 	})
+	t.Run("the prefix is enough for slots", func(t *testing.T) {
+		const ttl = 3 * patience // so that who waits is told by a watch
+		l, key := with(t, as(t, cluster, "app"), locker.TTL(ttl)), unique("key")
+		first, second := mustTry(t, l, key, locker.Slots(2)), mustLock(t, l, key, locker.Slots(2))
+		waiter := waits(with(t, as(t, cluster, "app"), locker.TTL(ttl)), key, locker.Slots(2))
+		root.awaitLine(key, 3)
+		mustUnlock(t, first)
+		mustUnlock(t, granted(t, waiter, patience))
+		mustUnlock(t, second)
+	})
 	t.Run("none on the prefix", func(t *testing.T) {
 		l := with(t, as(t, cluster, "other"))
 		failures.CheckAcquires(t, l, unique("key"), etcdlock.ErrPermission)

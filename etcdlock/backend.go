@@ -1,13 +1,16 @@
 package etcdlock
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/lockerkit/locker"
@@ -56,7 +59,7 @@ func newBackend(config Config, client *clientv3.Client, closeClient func() error
 
 // Features implements the optional method of locker.Backend.
 func (b *backend) Features() locker.Features {
-	return locker.Features{HeedsContext: true, Queue: true, Shared: true}
+	return locker.Features{HeedsContext: true, Queue: true, Shared: true, Slots: true}
 }
 
 // String names the backend in errors.
@@ -71,7 +74,7 @@ func check(r locker.Request) error {
 	return nil
 }
 
-// Acquire implements locker.Backend. It asks first, so that a refusal costs the servers no entry of their log.
+// Acquire implements locker.Backend.
 func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, error) {
 	if err := check(r); err != nil {
 		return locker.Grant{}, err
@@ -79,34 +82,61 @@ func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 	if c := b.claim(r.Owner); c != nil {
 		return b.again(ctx, c)
 	}
+	for attempt := 0; ; attempt++ {
+		g, err := b.attempt(ctx, r)
+		if !errors.Is(err, errOvertaken) {
+			return g, err
+		}
+		// So that of many who try at once, not all are always overtaken by one.
+		if err := pause(ctx, 2*time.Millisecond<<min(attempt, 7)); err != nil {
+			return locker.Grant{}, locker.NotAcquired(b.failure(err))
+		}
+	}
+}
+
+// attempt tries once to get a lock that is free. It asks first, so that a refusal costs the servers no entry of their
+// log.
+func (b *backend) attempt(ctx context.Context, r locker.Request) (locker.Grant, error) {
 	if err := b.contact(ctx, r.TTL); err != nil {
 		return locker.Grant{}, locker.NotAcquired(b.contactFailure(ctx, err))
 	}
-	first := firstOf(r)
+	line := Key(r.Name())
+	ops := []clientv3.Op{firstOp(line, r.Mode)}
+	if r.Mode == locker.ModeSlots {
+		ops = append(ops, firstSlotsOp(line, r.Slots))
+	}
+	first := newStep(r.TTL, 2*len(line), ops...)
 	if err := b.reads.do(ctx, first); err != nil {
 		return locker.Grant{}, locker.NotAcquired(b.failure(err))
 	}
-	if kvs := first.parts[0].GetResponseRange().Kvs; len(kvs) > 0 {
-		return locker.Grant{}, &locker.Held{Holder: string(kvs[0].Value)}
+	inTheWay, free := first.parts[0].GetResponseRange().Kvs, offer{}
+	if r.Mode == locker.ModeSlots {
+		inTheWay, free = offerOf(inTheWay, first.parts[1].GetResponseRange().Kvs, r.Slots)
+		free.revision = first.revision
 	}
-	return b.onSession(ctx, r, b.try)
-}
-
-// firstOf returns a step that reads the first claim in the line which is in the way of a request.
-func firstOf(r locker.Request) *step {
-	line := Key(r.Name())
-	return newStep(r.TTL, 2*len(line), firstOp(line, r.Mode))
+	if len(inTheWay) > 0 {
+		return locker.Grant{}, &locker.Held{Holder: holderIn(slices.MinFunc(inTheWay, byAge))}
+	}
+	return b.onSession(ctx, r, func(ctx context.Context, s *session, r locker.Request) (locker.Grant, error) {
+		return b.try(ctx, s, r, free)
+	})
 }
 
 // firstOp reads the oldest of the rivals, whether that is older or not.
 func firstOp(line string, mode locker.Mode) clientv3.Op {
-	return rivalsOp(line, mode, clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortAscend),
+	return rivalsOf(line, mode).get(clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortAscend),
 		clientv3.WithLimit(1))
 }
 
-// rivalsOp reads the claims in a line that one in that mode has to wait for if they are older.
-func rivalsOp(line string, mode locker.Mode, options ...clientv3.OpOption) clientv3.Op {
-	return clientv3.OpGet(line, append(options, clientv3.WithRange(rivalsEnd(line, mode)))...)
+// byAge puts older keys first.
+func byAge(a, b *mvccpb.KeyValue) int { return cmp.Compare(a.CreateRevision, b.CreateRevision) }
+
+// holderIn returns the name for people of who has made a claim.
+func holderIn(kv *mvccpb.KeyValue) string {
+	if _, holder, ok := slotIn(kv); ok {
+		return holder
+	}
+	return string(kv.Value)
 }
 
 // onSession calls try with the session for r, and again with another if that turns out to be over.
@@ -159,16 +189,19 @@ func (b *backend) failure(err error) error {
 	return err
 }
 
-// try is one attempt to get a lock that was free.
-func (b *backend) try(ctx context.Context, s *session, r locker.Request) (locker.Grant, error) {
+// try makes the claim if the lock is still free, or what was offered of it is.
+func (b *backend) try(ctx context.Context, s *session, r locker.Request, free offer) (locker.Grant, error) {
 	c := s.newClaim(r, func(c *claim) *step {
-		free := clientv3.Compare(clientv3.CreateRevision(c.line), "=", 0).WithRange(rivalsEnd(c.line, r.Mode))
-		grant := []clientv3.Op{c.putOp()}
-		if c.isReader() { // the attempt before may have succeeded, too
+		conditions := []clientv3.Cmp{rivalsOf(c.line, r.Mode).isEmpty()}
+		grant, refusal := []clientv3.Op{c.putOp(r.Holder)}, firstOp(c.line, r.Mode)
+		switch r.Mode {
+		case locker.ModeShared: // the attempt before may have succeeded, too
 			grant = append(grant, clientv3.OpGet(c.key, clientv3.WithKeysOnly()))
+		case locker.ModeSlots:
+			conditions = append(conditions, free.stands(c.line))
+			grant, refusal = []clientv3.Op{c.putOp(free.value())}, clientv3.OpGet(c.key)
 		}
-		step := newStep(s.ttl, 5*len(c.key)+len(r.Holder),
-			clientv3.OpTxn([]clientv3.Cmp{free}, grant, []clientv3.Op{firstOp(c.line, r.Mode)}))
+		step := newStep(s.ttl, 8*len(c.key)+len(r.Holder), clientv3.OpTxn(conditions, grant, []clientv3.Op{refusal}))
 		step.line = c.line
 		return step
 	})
@@ -180,19 +213,22 @@ func (b *backend) try(ctx context.Context, s *session, r locker.Request) (locker
 	}
 	outcome := c.put.takeParts()[0].GetResponseTxn()
 	switch {
-	case outcome.Succeeded && c.isReader():
-		return c.hold(ctx, outcome.Responses[1].GetResponseRange().Kvs[0].CreateRevision)
+	case outcome.Succeeded && r.Mode == locker.ModeShared:
+		return c.hold(ctx, outcome.Responses[1].GetResponseRange().Kvs[0].CreateRevision, 0)
 	case outcome.Succeeded:
-		return c.hold(ctx, c.put.revision)
+		return c.hold(ctx, c.put.revision, free.number)
 	}
-	if kvs := outcome.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
-		if string(kvs[0].Key) == c.key { // the attempt before, whose answer got lost
-			return c.hold(ctx, kvs[0].CreateRevision)
-		}
-		c.dismiss()
-		return locker.Grant{}, &locker.Held{Holder: string(kvs[0].Value)}
+	kvs := outcome.Responses[0].GetResponseRange().Kvs
+	if len(kvs) > 0 && string(kvs[0].Key) == c.key { // the attempt before, whose answer got lost
+		return c.hold(ctx, kvs[0].CreateRevision, free.number)
 	}
 	c.dismiss()
+	switch {
+	case r.Mode == locker.ModeSlots:
+		return locker.Grant{}, errOvertaken
+	case len(kvs) > 0:
+		return locker.Grant{}, &locker.Held{Holder: holderIn(kvs[0])}
+	}
 	return locker.Grant{}, locker.ErrLocked
 }
 
@@ -373,9 +409,9 @@ func (c *claim) watchFrom(revision int64) {
 	b.mu.Lock()
 	c.watched = true
 	b.mu.Unlock()
-	w := b.watches.add(c.key, revision, func(e watchEvent) {
+	w := b.watches.add(deletionOf(c.key), revision, func(e watchEvent) {
 		switch e {
-		case watchDeleted:
+		case watchChanged:
 			c.lose(errDeleted)
 		case watchBroken:
 			b.mu.Lock()

@@ -64,8 +64,9 @@ func (s *step) conclude(err error, certain bool) {
 }
 
 const (
-	// maxTxnOps is etcd's default of --max-txn-ops, less one for the operation in a transaction within the transaction.
-	maxTxnOps = 128 - 1
+	// maxTxnOps is etcd's default of --max-txn-ops, less what is in a transaction within the transaction: three
+	// conditions at most.
+	maxTxnOps = 128 - 3
 
 	// maxTxnBytes keeps a transaction far below what etcd accepts, which is 1.5 MiB by default (--max-request-bytes).
 	maxTxnBytes = 512 << 10
@@ -363,9 +364,12 @@ func (b *batcher) fail(steps []*step, repeated bool, err error) {
 	}
 }
 
-// blamesContent reports whether a transaction was refused for what is in it, and smaller ones may not be.
+// blamesContent reports whether a transaction was refused for what is in it, and smaller ones may not be. One with two
+// steps that change the same key is, such as an Unlock while the keys are moved, see session.move.
 func blamesContent(err error) bool {
-	for _, e := range []error{rpctypes.ErrTooManyOps, rpctypes.ErrRequestTooLarge, rpctypes.ErrPermissionDenied} {
+	for _, e := range []error{
+		rpctypes.ErrTooManyOps, rpctypes.ErrRequestTooLarge, rpctypes.ErrPermissionDenied, rpctypes.ErrDuplicateKey,
+	} {
 		if errors.Is(err, e) {
 			return true
 		}

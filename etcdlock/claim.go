@@ -18,7 +18,7 @@ type claim struct {
 	request locker.Request // with the TTL that was granted
 	line    string         // of all claims to the lock, see Key
 	place   string         // in it: what the keys of claims begin with that are like this one
-	slot    uint64         // among them
+	ordinal uint64         // among them
 	key     string
 	session *session
 	put     *step         // the request that makes it
@@ -30,6 +30,7 @@ type claim struct {
 	drops   int       // how often its deletion was begun
 	lost    error     // why, if it was lost
 	token   int64     // once the lock is held
+	number  int       // of the slot, if it is one that is held
 	created int64     // the revision at which it was made, once it is in backend.lines
 	expires time.Time // when it is deleted unless renewed; zero as long as it waits
 	expired bool      // that has passed: it cannot be renewed any more
@@ -41,53 +42,53 @@ type claim struct {
 // claim will be made.
 func (s *session) newClaim(r locker.Request, put func(*claim) *step) *claim {
 	c := &claim{request: r, line: Key(r.Name()), session: s, turn: make(chan struct{}, 1)}
-	c.place = c.line
-	if c.isReader() {
-		c.place = readersOf(c.line)
-	}
+	c.place = placeOf(c.line, r.Mode)
 	c.request.TTL = s.ttl
 	s.b.mu.Lock()
 	defer s.b.mu.Unlock()
 	if s.isOver() {
 		return nil
 	}
-	c.slot = s.takeSlotLocked(c.place)
-	c.key = claimKey(c.place, s.id, s.generation, c.slot)
+	c.ordinal = s.takeOrdinalLocked(c.place)
+	c.key = claimKey(c.place, s.id, s.generation, c.ordinal)
+	if c.isForSlot() {
+		c.key += slotSuffix(r)
+	}
 	c.put = put(c)
 	s.b.claims[r.Owner] = c
 	s.claims[c] = struct{}{}
 	return c
 }
 
-// slots are the slots of the claims to one name.
-type slots struct {
+// ordinals are those of the claims in one place.
+type ordinals struct {
 	free []uint64 // below next, and not in use
 	next uint64
 }
 
-func (s *session) takeSlotLocked(line string) uint64 {
-	l := s.slots[line]
-	if l == nil {
-		l = new(slots)
-		s.slots[line] = l
+func (s *session) takeOrdinalLocked(place string) uint64 {
+	o := s.ordinals[place]
+	if o == nil {
+		o = new(ordinals)
+		s.ordinals[place] = o
 	}
-	if n := len(l.free); n > 0 {
-		slot := l.free[n-1]
-		l.free = l.free[:n-1]
-		return slot
+	if n := len(o.free); n > 0 {
+		ordinal := o.free[n-1]
+		o.free = o.free[:n-1]
+		return ordinal
 	}
-	l.next++
-	return l.next - 1
+	o.next++
+	return o.next - 1
 }
 
-func (s *session) freeSlotLocked(c *claim) {
-	l := s.slots[c.place]
-	if l.free = append(l.free, c.slot); len(l.free) == int(l.next) {
-		delete(s.slots, c.place)
+func (s *session) freeOrdinalLocked(c *claim) {
+	o := s.ordinals[c.place]
+	if o.free = append(o.free, c.ordinal); len(o.free) == int(o.next) {
+		delete(s.ordinals, c.place)
 	}
 }
 
-func (c *claim) isReader() bool { return c.request.Mode == locker.ModeShared }
+func (c *claim) isForSlot() bool { return c.request.Mode == locker.ModeSlots }
 
 func (b *backend) claim(o locker.Owner) *claim {
 	b.mu.Lock()
@@ -96,13 +97,13 @@ func (b *backend) claim(o locker.Owner) *claim {
 }
 
 // putOp returns the operation that makes the claim. backend.mu is held.
-func (c *claim) putOp() clientv3.Op {
-	return clientv3.OpPut(c.key, c.request.Holder, clientv3.WithLease(c.session.lease))
+func (c *claim) putOp(value string) clientv3.Op {
+	return clientv3.OpPut(c.key, value, clientv3.WithLease(c.session.lease))
 }
 
-// hold makes c the holder of the lock. The validity of the grant counts from the last keep-alive, which is at most a
-// third of the TTL ago; where that would not do, it sends another.
-func (c *claim) hold(ctx context.Context, token int64) (locker.Grant, error) {
+// hold makes c the holder of the lock, or of the slot with that number. The validity of the grant counts from the last
+// keep-alive, which is at most a third of the TTL ago; where that would not do, it sends another.
+func (c *claim) hold(ctx context.Context, token int64, number int) (locker.Grant, error) {
 	s, b := c.session, c.session.b
 	b.mu.Lock()
 	if !c.gone && (c.request.NoRenew || s.overdueLocked()) {
@@ -119,7 +120,7 @@ func (c *claim) hold(ctx context.Context, token int64) (locker.Grant, error) {
 	case c.gone || c.expired:
 		return locker.Grant{}, ErrLeaseExpired
 	}
-	c.token = token
+	c.token, c.number = token, number
 	b.enlistLocked(c, token)
 	b.tellNextLocked(c)
 	s.expireLocked(c, expiry(s.confirmed, s.ttl))
@@ -130,7 +131,7 @@ func (c *claim) hold(ctx context.Context, token int64) (locker.Grant, error) {
 func (c *claim) heldLocked() bool { return c.token != 0 && !c.expired && !c.gone }
 
 func (c *claim) grant(sent time.Time) locker.Grant {
-	return locker.Grant{Request: c.request, Token: uint64(c.token), Sent: sent, Private: c}
+	return locker.Grant{Request: c.request, Token: uint64(c.token), Slot: c.number, Sent: sent, Private: c}
 }
 
 // expiry is when a claim is deleted that was last renewed at the given time: when its holder has stopped trusting it,
@@ -166,7 +167,7 @@ func (c *claim) forgetLocked(settled bool) {
 	if !settled {
 		s.generation++
 	}
-	s.freeSlotLocked(c)
+	s.freeOrdinalLocked(c)
 	delete(s.claims, c)
 	s.used = time.Now()
 }

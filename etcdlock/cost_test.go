@@ -69,6 +69,21 @@ func TestCost(t *testing.T) {
 		l, other = other, l
 	})
 	check("a renewal", state{}, func() { outlives(t, held, 1) })
+
+	key, two := unique("key"), locker.Slots(2)
+	slots := []*locker.Lease{mustLock(t, l, key, two), mustLock(t, l, key, two)}
+	check("a TryLock of a slot that is refused", state{}, func() { refuses(t, other, key, "", two) })
+	check("TryLock of a slot and Unlock", state{2, 2}, func() { mustUnlock(t, mustTry(t, l, unique("key"), two)) })
+	check("Lock of a slot and Unlock", state{2, 2}, func() {
+		mustUnlock(t, slots[0])
+		slots[0] = mustLock(t, other, key, two)
+	})
+	check("a wait for a slot, and Unlock", state{3, 3}, func() {
+		waiter := waits(other, key, two)
+		root.awaitLine(key, 3)
+		mustUnlock(t, slots[0])
+		slots[0] = granted(t, waiter, patience)
+	})
 }
 
 // TestSharedTransactions has many acquires at once, which share entries of the servers' log.

@@ -20,8 +20,13 @@
 // log, and a wait for their disks.
 //
 // The option locker.Shared makes readers, whose keys are apart from the others in the line, see Key. A reader has the
-// lock when no older key is a writer's, and waits for the last of those alone; a writer waits for all older keys. So
-// readers that come next get in together, and nobody is overtaken. locker.Slots is not offered.
+// lock when no older key is another's, and waits for the last of those alone; a writer waits for all older keys. So
+// readers that come next get in together, and nobody is overtaken.
+//
+// The keys for slots (locker.Slots) are apart, too. One of n has got a slot when no older key is another's, and fewer
+// than n older ones are for slots. It then writes its number, which no other holder has, into the value of its key: that
+// is one proposal more after a wait. Of many who wait, only the next few look when a slot is given back. Where there is
+// not enough space in the database to write a number (ErrNoSpace), who waits for a slot goes on waiting.
 //
 // # The lease
 //
@@ -76,7 +81,7 @@
 // # The waiting line
 //
 // Waiters are served in the order in which their keys were made, across all Lockers. TryLock never overtakes them.
-// Unlock deletes the key, the next waiter's watch tells it so, and it looks whether it is the first now. Of the waiters
+// Unlock deletes the key, the next waiter's watch tells it so, and it looks whether it is its turn now. Of the waiters
 // of one Locker, only the first watches and looks: to etcd, a look is as much work as the line is long. All watches of
 // a Locker share one stream. Should the news get lost, the waiter looks by itself after a TTL. A waiter that dies
 // leaves the line when its lease ends.

@@ -99,6 +99,7 @@ var meanings = []struct {
 	{rpctypes.ErrTooManyRequests, nil, true},
 	{rpctypes.ErrRequestTooLarge, nil, true},
 	{rpctypes.ErrTooManyOps, nil, true},
+	{rpctypes.ErrDuplicateKey, nil, true},
 	{rpctypes.ErrCompacted, nil, true},
 	{rpctypes.ErrFutureRev, nil, true},
 }
@@ -164,6 +165,9 @@ func code(err error) codes.Code {
 	}
 	return codes.Unknown
 }
+
+// errOvertaken: others have made claims to slots since there was one free. There may still be.
+var errOvertaken = locker.NotAcquired(errors.New("etcd: others were faster"))
 
 // errOver: the session is over, and there was no request, or it was refused for that. Another session can be asked.
 var errOver = errors.New("etcd: the session is over")

@@ -26,6 +26,25 @@ func FenceOf(lease *locker.Lease) string {
 	return locker.GrantOf(lease).Private.(*claim).session.fence.key
 }
 
+// MoveAndUnlock carries out in one transaction, or as it can, what moves the key of a lease and what deletes it, and
+// makes another key beside that. It returns what has become of the three.
+func MoveAndUnlock(lease *locker.Lease, beside string) (errs []error) {
+	c := locker.GrantOf(lease).Private.(*claim)
+	s := c.session
+	to := s.currentLease()
+	var steps []*step
+	for _, op := range []clientv3.Op{
+		c.moveOp(to), clientv3.OpDelete(c.key), clientv3.OpPut(beside, "", clientv3.WithLease(to)),
+	} {
+		steps = append(steps, newStep(s.ttl, len(c.key), op))
+	}
+	s.steps.carryOut(steps)
+	for _, step := range steps {
+		errs = append(errs, step.err)
+	}
+	return errs
+}
+
 // NewOn is New with transactions carried out by what kv makes of the client's.
 func NewOn(client *clientv3.Client, kv func(clientv3.KV) clientv3.KV, opts ...locker.Option) *locker.Client {
 	return NewOnWith(Config{}, client, kv, opts...)

@@ -18,8 +18,9 @@ import (
 //	etcdctl get --prefix 'locker/orders/42@' --sort-by=CREATE             # the holder, and who waits
 //	etcdctl get --prefix 'locker/orders/42@' --sort-by=CREATE --limit=1   # the holder
 //
-// The keys of readers (see locker.Shared) have an r behind Key(name). A reader holds the lock when no older key is without
-// one.
+// The keys of readers (see locker.Shared) have an r behind Key(name). A reader holds the lock when no older key is
+// without one. Those for slots (see locker.Slots) have a # there, and end with how many slots there are and the name
+// for people; their value is the number of the slot, and empty while they wait for one.
 //
 // To delete the key of the holder takes the lock away from it; it is told soon, but perhaps after the next has got the
 // lock.
@@ -59,34 +60,61 @@ func escape(name string) string {
 // afterLine is the end of the range of keys that begin with line, a result of Key.
 func afterLine(line string) string { return line[:len(line)-1] + string(endOfName+1) }
 
-// readersOf is what the keys of readers begin with (see locker.Shared), in a line, which those of the others come before:
-// they begin with the line and a hexadecimal digit.
-func readersOf(line string) string { return line + "r" }
+// span is the keys from one on and before another, or the first alone if there is no other.
+type span struct{ from, end string }
 
-// rivalsEnd is the end of the range, from line on, of claims that one in that mode has to wait for if they are older.
-func rivalsEnd(line string, mode locker.Mode) string {
-	if mode == locker.ModeShared {
-		return readersOf(line)
-	}
-	return afterLine(line)
+// get reads what is there.
+func (s span) get(options ...clientv3.OpOption) clientv3.Op {
+	return clientv3.OpGet(s.from, append(options, clientv3.WithRange(s.end))...)
 }
 
-// claimKey is the key of a claim. begin is its line, or readersOf that.
+// isEmpty is the condition that nothing is there.
+func (s span) isEmpty() clientv3.Cmp {
+	return clientv3.Compare(clientv3.CreateRevision(s.from), "=", 0).WithRange(s.end)
+}
+
+// placeOf is what the keys of claims in that mode begin with, in a line. Those of writers go on with a hexadecimal
+// digit: they come after those to slots (see locker.Slots), and before those of readers (see locker.Shared). So what a
+// claim waits for is one span.
+func placeOf(line string, mode locker.Mode) string {
+	switch mode {
+	case locker.ModeShared:
+		return line + "r"
+	case locker.ModeSlots:
+		return line + "#"
+	}
+	return line
+}
+
+// slotsOf is the claims to slots in a line.
+func slotsOf(line string) span { return span{line + "#", line + "$"} }
+
+// rivalsOf is the claims that one in that mode has to wait for if they are older. One to a slot may also have to wait
+// for others to slots, see slots.go.
+func rivalsOf(line string, mode locker.Mode) span {
+	switch mode {
+	case locker.ModeShared:
+		return span{line, placeOf(line, mode)}
+	case locker.ModeSlots:
+		return span{slotsOf(line).end, afterLine(line)}
+	}
+	return span{line, afterLine(line)}
+}
+
+// claimKey is the key of a claim. place is what placeOf says.
 //
-//	Keys are used again: etcd keeps those that have been deleted in its index until it
-//
-// compacts, and reads past them when it looks who is first in line. A key of its own for each acquisition would make
-// the thousandth of them in an hour read a thousand. slot tells apart the claims to one name that exist at the same
-// time, see session.slots, and generation those whose requests may still arrive from those that came after, see
-// session.generation.
-func claimKey(begin string, lease clientv3.LeaseID, generation, slot uint64) string {
-	b := make([]byte, 0, len(begin)+24)
-	b = append(b, begin...)
+// Keys are used again: etcd keeps those that have been deleted in its index until it compacts, and reads past them when
+// it looks who is first in line. A key of its own for each acquisition would make the thousandth of them in an hour
+// read a thousand. ordinal tells apart the claims in one place that exist at the same time, see session.ordinals, and
+// generation those whose requests may still arrive from those that came after, see session.generation.
+func claimKey(place string, lease clientv3.LeaseID, generation, ordinal uint64) string {
+	b := make([]byte, 0, len(place)+24)
+	b = append(b, place...)
 	b = strconv.AppendUint(b, uint64(lease), 16)
 	b = append(b, '.')
 	b = strconv.AppendUint(b, generation, 16)
 	b = append(b, '.')
-	return string(strconv.AppendUint(b, slot, 16))
+	return string(strconv.AppendUint(b, ordinal, 16))
 }
 
 // fenceKey is the key whose changes make requests fail that were sent before, see session.fence. It begins with the

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/lockerkit/locker"
@@ -18,7 +19,7 @@ func FuzzKey(f *testing.F) {
 		f.Add(name, "a", uint64(1), uint64(0), uint64(0))
 		f.Add(name, name+"@", uint64(0x7fffffffffffffff), uint64(7), uint64(1000))
 	}
-	f.Fuzz(func(t *testing.T, name, other string, lease, generation, slot uint64) {
+	f.Fuzz(func(t *testing.T, name, other string, lease, generation, ordinal uint64) {
 		key := Key(name)
 		if strings.Trim(key, visible) != "" || strings.IndexByte(key, '@') != len(key)-1 || strings.Contains(key, "!") {
 			t.Fatalf("Key(%q) is %q", name, key)
@@ -30,16 +31,35 @@ func FuzzKey(f *testing.F) {
 			t.Fatalf("Key(%q) is %q; visible characters stand for themselves", name, key)
 		}
 		id := clientv3.LeaseID(lease) //nolint:gosec // any bits will do
-		claim := claimKey(key, id, generation, slot)
+		claim := claimKey(key, id, generation, ordinal)
 		if !strings.HasPrefix(claim, key) || claim <= key || claim >= afterLine(key) {
 			t.Fatalf("the claim %q is not in the range of %q", claim, name)
 		}
-		reader := claimKey(readersOf(key), id, generation, slot)
+		reader := claimKey(placeOf(key, locker.ModeShared), id, generation, ordinal)
 		if !strings.HasPrefix(reader, key) || reader <= claim || reader >= afterLine(key) {
 			t.Fatalf("the claim %q of a reader is not in the range of %q, behind the others", reader, name)
 		}
-		if end := rivalsEnd(key, locker.ModeShared); claim >= end || reader < end {
-			t.Fatalf("a reader waits for %q to %q; want that to be %q, and not %q", key, end, claim, reader)
+		if r := rivalsOf(key, locker.ModeShared); claim < r.from || claim >= r.end || reader < r.end {
+			t.Fatalf("a reader waits for %q; want that to be %q, and not %q", r, claim, reader)
+		}
+		begin := placeOf(key, locker.ModeSlots)
+		slot := claimKey(begin, id, generation, ordinal) + slotSuffix(locker.Request{Slots: 3, Holder: other})
+		if s := slotsOf(key); !strings.HasPrefix(slot, key) || slot < s.from || slot >= s.end {
+			t.Fatalf("the claim %q to a slot is not in %q", slot, s)
+		}
+		if r := rivalsOf(key, locker.ModeSlots); slot >= r.from || claim < r.from || reader >= r.end {
+			t.Fatalf("a claim to a slot waits for %q; want that to be %q and %q, and not %q", r, claim, reader, slot)
+		}
+		if r := rivalsOf(key, locker.ModeShared); slot < r.from || slot >= r.end {
+			t.Fatalf("a reader waits for %q; want %q to be in it", r, slot)
+		}
+		if n, holder, ok := slotIn(&mvccpb.KeyValue{Key: []byte(slot)}); n != 3 || holder != other || !ok {
+			t.Fatalf("the claim %q to a slot says %d, %q; want 3, %q", slot, n, holder, other)
+		}
+		for _, no := range []string{claim, reader} {
+			if _, _, ok := slotIn(&mvccpb.KeyValue{Key: []byte(no)}); ok {
+				t.Fatalf("the claim %q is taken for one to a slot", no)
+			}
 		}
 		for _, fence := range []string{fenceKey(name, id), fenceKey(other, id)} {
 			if fence >= key && fence < afterLine(key) {
@@ -52,7 +72,7 @@ func FuzzKey(f *testing.F) {
 		if other == name {
 			return
 		}
-		for _, foreign := range []string{Key(other), claimKey(Key(other), id, generation, slot)} {
+		for _, foreign := range []string{Key(other), claimKey(Key(other), id, generation, ordinal)} {
 			if foreign >= key && foreign < afterLine(key) {
 				t.Fatalf("%q, a key of %q, is in the range of %q", foreign, other, name)
 			}
@@ -64,11 +84,11 @@ func FuzzKey(f *testing.F) {
 func FuzzClaimKey(f *testing.F) {
 	f.Add(uint64(1), uint64(2), uint64(3), uint64(1), uint64(2), uint64(3))
 	f.Add(uint64(0x12), uint64(3), uint64(4), uint64(1), uint64(0x23), uint64(4))
-	f.Fuzz(func(t *testing.T, lease1, generation1, slot1, lease2, generation2, slot2 uint64) {
+	f.Fuzz(func(t *testing.T, lease1, generation1, ordinal1, lease2, generation2, ordinal2 uint64) {
 		//nolint:gosec // any bits will do
 		id1, id2 := clientv3.LeaseID(lease1), clientv3.LeaseID(lease2)
-		same := lease1 == lease2 && generation1 == generation2 && slot1 == slot2
-		claim1, claim2 := claimKey("k@", id1, generation1, slot1), claimKey("k@", id2, generation2, slot2)
+		same := lease1 == lease2 && generation1 == generation2 && ordinal1 == ordinal2
+		claim1, claim2 := claimKey("k@", id1, generation1, ordinal1), claimKey("k@", id2, generation2, ordinal2)
 		if (claim1 == claim2) != same {
 			t.Errorf("the claims are %q and %q", claim1, claim2)
 		}

@@ -122,10 +122,7 @@ func TestMadeAnew(t *testing.T) {
 	arrive := sync.OnceFunc(func() { close(arrived) })
 	t.Cleanup(arrive) // or else Close waits for it
 	l := hooked(t, connect(t, addr, addr), func(r request) (*clientv3.TxnResponse, error) {
-		if slices.ContainsFunc(
-			r.puts,
-			func(k string) bool { return strings.HasPrefix(k, etcdlock.DefaultPrefix+"!") },
-		) { // the fence
+		if slices.ContainsFunc(r.puts, isFence) {
 			<-arrived
 		}
 		return d.hook(r)
@@ -143,6 +140,48 @@ func TestMadeAnew(t *testing.T) {
 	root.awaitLine(key, 0)
 	mustUnlock(t, keeper)
 }
+
+// TestWaiterMadeAnew has an operator delete the claim of a waiter, and then the first attempt to make it arrive, when
+// another waits behind it: the place in line is the last one now.
+func TestWaiterMadeAnew(t *testing.T) {
+	t.Parallel()
+	addr := etcdtest.Address(t)
+	root := administer(t, connect(t, addr))
+	key := unique("key")
+	d := &delayed{which: func(r request) bool { return r.claims(key) }}
+	arrived := make(chan struct{})
+	arrive := sync.OnceFunc(func() { close(arrived) })
+	t.Cleanup(arrive) // or else Close waits for it
+	l := hooked(t, connect(t, addr, addr), func(r request) (*clientv3.TxnResponse, error) {
+		if slices.ContainsFunc(r.puts, isFence) {
+			<-arrived
+		}
+		return d.hook(r)
+	})
+	holder := mustLock(t, open(t, []string{addr}), key)
+	first := waits(l, key)
+	keys, _ := root.awaitLine(key, 2)
+	second := waits(open(t, []string{addr}), key)
+	root.awaitLine(key, 3)
+	root.delete(keys[1])
+	d.arrive(t)
+	if now, _ := root.claims(key); len(now) != 3 || now[2] != keys[1] {
+		t.Errorf("the first attempt came too late: there is %q", now)
+	}
+	mustUnlock(t, holder)
+	next := granted(t, second, patience)
+	arrive()
+	mustUnlock(t, next)
+	last := granted(t, first, patience)
+	if last.Token() <= next.Token() {
+		t.Errorf("the first to wait has the lock with the token %d; want one after %d", last.Token(), next.Token())
+	}
+	mustUnlock(t, last)
+	root.awaitLine(key, 0)
+}
+
+// isFence reports whether a key is that of a fence.
+func isFence(key string) bool { return strings.HasPrefix(key, etcdlock.DefaultPrefix+"!") }
 
 // TestLateUnlock has the first attempt to unlock arrive when the same Locker has the lock again.
 func TestLateUnlock(t *testing.T) {

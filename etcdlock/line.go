@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/lockerkit/locker"
@@ -17,6 +18,16 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 	if err := check(r); err != nil {
 		return locker.Grant{}, err
 	}
+	if r.Mode == locker.ModeSlots { // while one is free, that takes an entry less than to stand in line for it
+		g, err := b.attempt(ctx, r)
+		var held *locker.Held
+		switch {
+		case errors.As(err, &held):
+			r.ReportHolder(held.Holder)
+		case !errors.Is(err, errOvertaken):
+			return g, err
+		}
+	}
 	return b.onSession(ctx, r, b.stand)
 }
 
@@ -24,8 +35,12 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 // watches only the one before it (https://etcd.io/docs/v3.6/dev-guide/api_concurrency_reference_v3/).
 func (b *backend) stand(ctx context.Context, s *session, r locker.Request) (locker.Grant, error) {
 	c := s.newClaim(r, func(c *claim) *step {
-		step := newStep(s.ttl, 4*len(c.key)+len(r.Holder), c.putOp(),
-			rivalsOp(c.line, r.Mode, clientv3.WithCountOnly()))
+		join := c.putOp(r.Holder)
+		if c.isForSlot() {
+			join = c.slotOp()
+		}
+		step := newStep(s.ttl, 4*len(c.key)+len(r.Holder), join,
+			rivalsOf(c.line, r.Mode).get(clientv3.WithCountOnly()))
 		step.line = c.line
 		return step
 	})
@@ -36,7 +51,7 @@ func (b *backend) stand(ctx context.Context, s *session, r locker.Request) (lock
 		return locker.Grant{}, err
 	}
 	others := c.put.takeParts()[1].GetResponseRange().Count
-	if !c.isReader() {
+	if r.Mode == locker.ModeExclusive {
 		others-- // this one
 	}
 	if others > 0 {
@@ -46,8 +61,8 @@ func (b *backend) stand(ctx context.Context, s *session, r locker.Request) (lock
 	if !c.put.repeated { // or else it may have been made by an earlier request
 		w.revision = c.put.revision
 		b.enlist(c, w.revision)
-		if others == 0 {
-			return c.hold(ctx, w.revision)
+		if others == 0 && !c.isForSlot() {
+			return c.hold(ctx, w.revision, 0)
 		}
 	}
 	defer w.unwatch()
@@ -59,12 +74,12 @@ type waiter struct {
 	backend  *backend
 	claim    *claim
 	revision int64           // at which the claim was created; 0 until it is known
-	events   chan watchEvent // of the watch; has room for all of them
-	before   string          // the claim before, which is watched
+	events   chan watchEvent // of the watch; has room for one to look after, and the last one
+	before   target          // what it waits for, which is watched
 	watch    *watch
 }
 
-// wait waits until no claim is before this one.
+// wait waits until no claim is before this one that keeps it from having the lock.
 func (w *waiter) wait(ctx context.Context) (locker.Grant, error) {
 	c, s := w.claim, w.claim.session
 	// Later, it fires in case a deletion was not told. That costs time, and nothing else.
@@ -94,11 +109,11 @@ func (w *waiter) wait(ctx context.Context) (locker.Grant, error) {
 		var l view
 		var err error
 		before, holds := w.backend.ownBefore(c)
-		if holds && c.isReader() {
+		if holds && c.request.Mode != locker.ModeExclusive {
 			before = nil // of whom it need not wait for the end
 		}
 		switch {
-		case before == nil, event == watchDeleted:
+		case before == nil, event == watchChanged:
 			before = nil
 			l, err = w.look(ctx)
 		case ticked:
@@ -120,12 +135,12 @@ func (w *waiter) wait(ctx context.Context) (locker.Grant, error) {
 			return locker.Grant{}, locker.NotAcquired(errDeleted)
 		case before != nil:
 			if holds {
-				w.watchOnly(before.key)
+				w.watchOnly(deletionOf(before.key))
 			}
 			poll.Reset(jittered(s.ttl))
 			continue
-		case l.before == "":
-			return w.claim.hold(ctx, w.revision)
+		case l.before == target{}:
+			return w.claim.hold(ctx, w.revision, l.number)
 		}
 		w.claim.request.ReportHolder(l.holder)
 		w.backend.sawHolder(c, l.holder)
@@ -139,17 +154,19 @@ func isFinal(err error) bool {
 	return errors.Is(err, locker.ErrDenied) || errors.Is(err, locker.ErrUnfit) || errors.Is(err, locker.ErrClosed)
 }
 
-// watchOnly watches the claim before, from now on. It then has to be looked at again: that is what watchReady calls
-// for.
-func (w *waiter) watchOnly(before string) {
+// watchOnly watches what it waits for, from now on. It then has to look again: that is what watchReady calls for.
+func (w *waiter) watchOnly(before target) {
 	if w.watch != nil && w.before == before {
 		return
 	}
 	w.unwatch()
-	w.events = make(chan watchEvent, 3)
-	events := w.events
-	w.before = before
-	w.watch = w.backend.watches.add(before, 0, func(e watchEvent) { events <- e })
+	events := make(chan watchEvent, 2)
+	w.events, w.before = events, before
+	w.watch = w.backend.watches.add(before, 0, func(e watchEvent) {
+		if e == watchBroken || len(events) == 0 { // or else it is going to look anyhow
+			events <- e
+		}
+	})
 }
 
 func (w *waiter) unwatch() {
@@ -160,7 +177,8 @@ func (w *waiter) unwatch() {
 // view is what the line looks like to a waiter.
 type view struct {
 	there  bool   // its own claim is in it
-	before string // the claim before; "" if there is none
+	before target // what it has to wait for, if there is something
+	number int    // of the slot that it has got, if it has to wait for nothing and wants one
 	holder string // the name of who holds the lock
 }
 
@@ -171,21 +189,29 @@ func (w *waiter) look(ctx context.Context) (view, error) {
 			return view{}, err
 		}
 	}
-	older := rivalsOp(c.line, c.request.Mode, clientv3.WithMaxCreateRev(w.revision-1), clientv3.WithLimit(1),
+	older := rivalsOf(c.line, c.request.Mode).get(clientv3.WithMaxCreateRev(w.revision-1), clientv3.WithLimit(1),
 		clientv3.WithKeysOnly(), clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortDescend))
-	step := newStep(c.session.ttl, 5*len(c.line),
-		clientv3.OpGet(c.key, clientv3.WithKeysOnly()), older, firstOp(c.line, locker.ModeExclusive))
+	ops := []clientv3.Op{
+		clientv3.OpGet(c.key, clientv3.WithKeysOnly()), older, firstOp(c.line, locker.ModeExclusive),
+	}
+	if c.isForSlot() {
+		ops = append(ops, firstSlotsOp(c.line, c.request.Slots), w.slotsBeforeOp())
+	}
+	step := newStep(c.session.ttl, 5*len(c.line), ops...)
 	step.over = c.session.over
 	if err := w.backend.reads.do(ctx, step); err != nil {
 		return view{}, w.backend.failure(err)
 	}
 	var v view
-	v.there = len(step.parts[0].GetResponseRange().Kvs) > 0
+	v.there = w.sees(step.parts[0].GetResponseRange().Kvs)
 	if older := step.parts[1].GetResponseRange().Kvs; len(older) > 0 {
-		v.before = string(older[0].Key)
+		v.before = deletionOf(string(older[0].Key))
 	}
 	if first := step.parts[2].GetResponseRange().Kvs; len(first) > 0 {
-		v.holder = string(first[0].Value)
+		v.holder = holderIn(first[0])
+	}
+	if c.isForSlot() && v.there && v.before == (target{}) {
+		return w.lookAtSlots(ctx, v, step.parts[3].GetResponseRange().Kvs, step.parts[4].GetResponseRange().Kvs)
 	}
 	return v, nil
 }
@@ -198,13 +224,20 @@ func (w *waiter) find(ctx context.Context) (there bool, err error) {
 	if err := w.backend.reads.do(ctx, step); err != nil {
 		return false, w.backend.failure(err)
 	}
-	own := step.parts[0].GetResponseRange().Kvs
+	return w.sees(step.parts[0].GetResponseRange().Kvs), nil
+}
+
+// sees takes note of what is at the key of the claim, and reports whether that is the claim. If it is not of the same
+// revision as before, it was deleted, and made anew by a request that came late: its place is the last one then.
+func (w *waiter) sees(own []*mvccpb.KeyValue) bool {
 	if len(own) == 0 {
-		return false, nil
+		return false
 	}
-	w.revision = own[0].CreateRevision
-	w.backend.enlist(c, w.revision)
-	return true, nil
+	if w.revision == 0 {
+		w.revision = own[0].CreateRevision
+		w.backend.enlist(w.claim, w.revision)
+	}
+	return own[0].CreateRevision == w.revision
 }
 
 // jittered returns a duration of d less up to half of it.

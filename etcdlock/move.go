@@ -125,9 +125,7 @@ func (s *session) moveOnce() error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		again := clientv3.OpPut(c.key, "", clientv3.WithIgnoreValue(), clientv3.WithLease(clientv3.LeaseID(lease.ID)))
-		there := clientv3.Compare(clientv3.CreateRevision(c.key), ">", 0)
-		step := newStep(s.ttl, 4*len(c.key), clientv3.OpTxn([]clientv3.Cmp{there}, []clientv3.Op{again}, nil))
+		step := newStep(s.ttl, 4*len(c.key), c.moveOp(clientv3.LeaseID(lease.ID)))
 		step.over = s.over
 		steps = append(steps, step)
 	}
@@ -148,6 +146,13 @@ func (s *session) moveOnce() error {
 	b.mu.Unlock()
 	s.confirm(lease.sent)
 	return nil
+}
+
+// moveOp puts the claim, if it is there, under a lease.
+func (c *claim) moveOp(lease clientv3.LeaseID) clientv3.Op {
+	there := clientv3.Compare(clientv3.CreateRevision(c.key), ">", 0)
+	again := clientv3.OpPut(c.key, "", clientv3.WithIgnoreValue(), clientv3.WithLease(lease))
+	return clientv3.OpTxn([]clientv3.Cmp{there}, []clientv3.Op{again}, nil)
 }
 
 // stay goes back to the first of the leases that keys may be attached to. Nothing has been attached to others.

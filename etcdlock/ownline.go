@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// ownLine is the claims of this Locker to one lock, those of readers apart from the others, in the order in which they were made, and so the order of their
+// ownLine is the claims of this Locker in one place, in the order in which they were made, and so the order of their
 // turns. Only the first of them looks whose turn it is, as that is as much work for the servers as the line is long.
 // Behind one that has the lock, the next watches its key; the others just wait for their turn to do that.
 type ownLine struct {

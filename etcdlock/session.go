@@ -45,11 +45,11 @@ type session struct {
 	confirmed  time.Time          // when the last keep-alive that was answered had been sent
 	used       time.Time          // when the session was made, or last had a claim less
 	claims     map[*claim]struct{}
-	slots      map[string]*slots // by the line of the claims
-	generation uint64            // of the keys of claims; increases when one is forgotten whose requests may still arrive
-	alarm      *time.Timer       // for the next keep-alive, if nobody else sends one before, or the end
-	sweeper    *time.Timer       // for the first claim whose time is over; nil until there is one
-	sweepAt    time.Time         // when it fires; zero if it does not
+	ordinals   map[string]*ordinals // by the place of the claims
+	generation uint64               // of the keys of claims; increases when one is forgotten whose requests may still arrive
+	alarm      *time.Timer          // for the next keep-alive, if nobody else sends one before, or the end
+	sweeper    *time.Timer          // for the first claim whose time is over; nil until there is one
+	sweepAt    time.Time            // when it fires; zero if it does not
 }
 
 // idleFor is how long a session without claims is kept alive.
@@ -125,7 +125,7 @@ func (b *backend) grant(r locker.Request) (*session, error) {
 	s := &session{
 		b: b, asked: r.TTL, ttl: time.Duration(lease.TTL) * time.Second, id: id, lease: id,
 		over: make(chan struct{}), confirmed: lease.sent, used: lease.sent,
-		claims: make(map[*claim]struct{}), slots: make(map[string]*slots),
+		claims: make(map[*claim]struct{}), ordinals: make(map[string]*ordinals),
 	}
 	s.seen.Store(lease.GetHeader().GetRaftTerm())
 	s.fence.key, s.fence.lease, s.fence.saw, s.fence.broken = fenceKey(r.Prefix, id), s.currentLease, s.saw, s.end

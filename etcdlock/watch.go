@@ -9,7 +9,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// watches tells when keys are deleted. All of them share one stream of the server, whatever their number: the client's
+// watches tells when keys change. All of them share one stream of the server, whatever their number: the client's
 // own Watcher takes two goroutines for each, and is reached by way of a third.
 //
 // Nothing is resumed when the stream breaks: all watches on it end, and who still wants to know looks at the key, and
@@ -25,24 +25,34 @@ type watches struct {
 	stream *watchStream // nil while there is none
 }
 
-// watch is for the deletion of one key.
+// target is what a watch is for: that a key is deleted, or also that something is put there.
+type target struct {
+	span
+	puts bool
+}
+
+// deletionOf is for when a key is deleted.
+func deletionOf(key string) target { return target{span: span{from: key}} }
+
+// watch tells each time that its target has changed.
 type watch struct {
 	stream *watchStream
 	id     int64
+	target target
 	notify func(watchEvent)
 }
 
 type watchEvent int
 
 const (
-	watchReady   watchEvent = iota // what happens to the key from now on will be told
-	watchDeleted                   // the key was deleted; the last event of a watch
+	watchReady   watchEvent = iota // what happens to the target from now on will be told
+	watchChanged                   // it has happened, and may again
 	watchBroken                    // nothing more will be told; the last event of a watch
 )
 
 // add makes a watch that begins at the given revision, or now if that is 0, which is told by watchReady. notify is
 // called by one goroutine at a time, and must not wait.
-func (ws *watches) add(key string, revision int64, notify func(watchEvent)) *watch {
+func (ws *watches) add(t target, revision int64, notify func(watchEvent)) *watch {
 	ws.mu.Lock()
 	if ws.closed {
 		ws.mu.Unlock()
@@ -53,7 +63,7 @@ func (ws *watches) add(key string, revision int64, notify func(watchEvent)) *wat
 	if s == nil {
 		s = ws.openLocked()
 	}
-	w := s.createLocked(key, revision, notify)
+	w := s.createLocked(t, revision, notify)
 	ws.mu.Unlock()
 	return w
 }
@@ -114,7 +124,7 @@ func (ws *watches) close() {
 type watchStream struct {
 	end     context.CancelFunc
 	last    int64  // id given
-	newest  string // key watched
+	newest  target // watched
 	watches map[int64]*watch
 	out     []*pb.WatchRequest // to be sent
 	wake    chan struct{}      // has room for one, and one in it if there is something in out
@@ -122,15 +132,18 @@ type watchStream struct {
 	pinged  bool               // and not heard of since
 }
 
-func (s *watchStream) createLocked(key string, revision int64, notify func(watchEvent)) *watch {
+func (s *watchStream) createLocked(t target, revision int64, notify func(watchEvent)) *watch {
 	s.last++
-	s.newest = key
-	w := &watch{stream: s, id: s.last, notify: notify}
+	s.newest = t
+	w := &watch{stream: s, id: s.last, target: t, notify: notify}
 	s.watches[w.id] = w
-	s.sendLocked(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{
-		Key: []byte(key), WatchId: w.id, StartRevision: revision,
-		Filters: []pb.WatchCreateRequest_FilterType{pb.WatchCreateRequest_NOPUT},
-	}}})
+	create := &pb.WatchCreateRequest{
+		Key: []byte(t.from), RangeEnd: []byte(t.end), WatchId: w.id, StartRevision: revision,
+	}
+	if !t.puts {
+		create.Filters = []pb.WatchCreateRequest_FilterType{pb.WatchCreateRequest_NOPUT}
+	}
+	s.sendLocked(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: create}})
 	return w
 }
 
@@ -211,36 +224,33 @@ func (ws *watches) receive(s *watchStream, stream pb.Watch_WatchClient) error {
 		if err != nil {
 			return err
 		}
-		event := watchReady
-		switch {
-		case r.Created && r.Canceled:
+		if r.Created && r.Canceled {
 			return nil // refused, without saying which: what comes of that is seen by looking at the keys
-		case r.Canceled:
-			event = watchBroken
-		case r.Created:
-		case deletes(r):
-			event = watchDeleted
-		default:
-			event = -1 // which nothing calls for
 		}
 		ws.mu.Lock()
 		s.pinged = false
-		w := s.watches[r.WatchId]
-		if w != nil && event == watchDeleted {
-			s.removeLocked(w)
-		} else if w != nil && event == watchBroken {
+		w, event := s.watches[r.WatchId], watchReady
+		switch {
+		case w == nil, r.Created:
+		case r.Canceled:
+			event = watchBroken
 			delete(s.watches, w.id)
+		case w.target.changesBy(r):
+			event = watchChanged
+		default:
+			w = nil // nothing calls for what this tells
 		}
 		ws.mu.Unlock()
-		if w != nil && event >= 0 {
+		if w != nil {
 			w.notify(event)
 		}
 	}
 }
 
-func deletes(r *pb.WatchResponse) bool {
+// changesBy reports whether that is what the watch is for.
+func (t target) changesBy(r *pb.WatchResponse) bool {
 	for _, e := range r.Events {
-		if e.Type == clientv3.EventTypeDelete {
+		if t.puts || e.Type == clientv3.EventTypeDelete {
 			return true
 		}
 	}
