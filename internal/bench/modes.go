@@ -17,9 +17,9 @@ const modesHold = time.Millisecond
 // printModes has readers and writers, and then contenders for slots, use one key of each store, from ten Lockers.
 func printModes(stores string, long time.Duration) error {
 	const lockers = 10
-	fmt.Printf("100 readers and 10 writers, and 20 contenders for 5 slots, from %d Lockers, for %v each; a holder has the key for %v.\n",
+	fmt.Printf("100 readers and 10 writers, and 20 contenders for 5 slots, from %d Lockers, for %v each; a holder has the\n"+
+		"key for %v. A turn is that of one holder; the longest wait is that from Lock to the lease.\n\n",
 		lockers, long, modesHold)
-	fmt.Print("A turn is that of one holder; the longest wait is that from Lock to the lease.\n\n")
 	fmt.Println("| store | who | turns/s | of them writers' | most at once | longest wait of a reader | of a writer |")
 	fmt.Println("|---|---|---:|---:|---:|---:|---:|")
 	for store := range strings.SplitSeq(stores, ",") {

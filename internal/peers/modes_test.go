@@ -8,8 +8,8 @@ import (
 	"github.com/lockerkit/locker"
 )
 
-// TestOthersAndSeveralHolders: the clients of other libraries are kept out by our readers, and by who has one of several
-// slots, until the last of them has left; and keep them out.
+// TestOthersAndSeveralHolders: the clients of other libraries are kept out by our readers, and by who has one of
+// several slots, until the last of them has left; and keep them out.
 func TestOthersAndSeveralHolders(t *testing.T) {
 	t.Parallel()
 	s := oneServer(t)
