@@ -88,7 +88,9 @@ func NoRenew() CallOption {
 // for each other's end would never become one.)
 //
 // The fencing token is greater than those of all who held the lock before, and different for each reader. A resource
-// compares a reader's token with its fence, and does not store it: another reader may have a smaller one.
+// compares a reader's token with that of the last writer, and does not store it there: another reader may have a smaller
+// one. To refuse a late writer as soon as a reader has been there, it keeps the greatest token of anybody beside it, with
+// which it compares those of writers.
 //
 // memlock, redislock, pglock and etcdlock have such locks. With a backend that has none, such as redlock, Lock and TryLock
 // return errors.ErrUnsupported: see Features.
