@@ -242,4 +242,12 @@ func TestAskedAgainAfterSilence(t *testing.T) {
 	if _, _, err := ask(13); !errors.Is(err, conn.ErrGivenUp) {
 		t.Errorf("a request that comes when its owner has given up: %v; want %v", err, conn.ErrGivenUp)
 	}
+	other = mustAcquire(t, b, newRequest(t, 3))
+	if token, _, _ := ask(14); token != 0 {
+		t.Errorf("another one, when the key is locked, has token %d", token)
+	}
+	mustRelease(t, b, other)
+	if _, _, err := ask(15); !errors.Is(err, conn.ErrGivenUp) {
+		t.Errorf("and one more, when it is free: %v; want %v", err, conn.ErrGivenUp)
+	}
 }
