@@ -673,7 +673,8 @@ func (s *simulation) disturb() {
 	s.holders = nil
 }
 
-// receive takes the calls that have been sent, and returns how many have been called. They lead the line, and can get in.
+// receive takes the calls that have been sent, and returns how many have been called. They lead the line, and can get
+// in.
 func (s *simulation) receive() (called int) {
 	s.Helper()
 	leading := s.leading(s.inLine(s.places()))
