@@ -251,3 +251,20 @@ func TestAskedAgainAfterSilence(t *testing.T) {
 		t.Errorf("and one more, when it is free: %v; want %v", err, conn.ErrGivenUp)
 	}
 }
+
+// TestWaitsAgainAfterSilence has an owner give a lock back, as one does that too few replicas have received, and wait
+// for it again. One of its first requests was not answered, and is refused: those of the second wait are not.
+func TestWaitsAgainAfterSilence(t *testing.T) {
+	b, ctx, r := testBackend(t), t.Context(), newRequest(t, 1)
+	place := Place{Unanswered: 1}
+	for range 2 {
+		g, err := b.WaitFrom(ctx, r, &place)
+		if err != nil || place.Unanswered != 1 {
+			t.Fatalf("%v; then %d requests are unanswered, want 1", err, place.Unanswered)
+		}
+		mustRelease(t, b, g)
+	}
+	if _, err := b.WaitFrom(ctx, r, &Place{}); !errors.Is(err, conn.ErrGivenUp) {
+		t.Errorf("a request from before: %v; want %v", err, conn.ErrGivenUp)
+	}
+}
