@@ -22,7 +22,7 @@ func NewBackend(rdb redis.UniversalClient) locker.Backend {
 // NamesOf returns the names of a lock and of its companions.
 func NamesOf(prefix, key string) []string {
 	n := scripts.NamesOf(locker.Request{Prefix: prefix, Key: key}, "")
-	return []string{n.Lock, n.Fence, n.Queue, n.Alive, n.Tombstone}
+	return []string{n.Lock, n.Fence, n.Queue, n.Alive, n.Tombstone, n.Holders, n.Slots}
 }
 
 // NewWithClock is New with scripts for which the server's clock is ahead by the microseconds in a key, behind if they

@@ -56,14 +56,14 @@ func (b *replicated) Wait(ctx context.Context, r locker.Request) (locker.Grant, 
 	if err := b.check(r); err != nil {
 		return locker.Grant{}, err
 	}
-	arrival := ""
+	var place server.Place
 	for failures := 1; ; failures++ {
-		g, err := b.WaitFrom(ctx, r, &arrival)
+		g, err := b.WaitFrom(ctx, r, &place)
 		if err != nil {
 			return locker.Grant{}, err
 		}
 		short := b.confirm(ctx, g)
-		if short.err == nil || arrival == "" || !conn.Passes(short.err) {
+		if short.err == nil || place.Arrival == "" || !conn.Passes(short.err) {
 			return g, short.result()
 		}
 		r.ReportRetry(short.err)

@@ -64,6 +64,11 @@ func BenchmarkNames(b *testing.B) {
 	}
 }
 
+// namesIn returns the keys that a request uses, the lock first.
+func namesIn(n Names) []string {
+	return []string{n.Lock, n.Fence, n.Queue, n.Alive, n.Holders, n.Slots, n.Tombstone}
+}
+
 func FuzzNames(f *testing.F) {
 	for _, key := range []string{"orders", "{a}b", "a{b}c", "a}b", "{}", "}{", "{}}a", "{{a}}", "a{b", "\x00", "é", "{a}:locker:fence:", "locker:{x"} {
 		f.Add("locker:", key, "worker")
@@ -83,7 +88,7 @@ func FuzzNames(f *testing.F) {
 			!strings.HasPrefix(n.Value, r.Owner.String()) {
 			t.Fatalf("member %q, value %q", n.Member, n.Value)
 		}
-		companions := []string{n.Fence, n.Queue, n.Alive, n.Tombstone}
+		companions := namesIn(n)[1:]
 		for i, c := range companions {
 			if slotOfKey(c) != slotOfKey(n.Lock) {
 				t.Fatalf("%q is in slot %d, its lock %q in %d", c, slotOfKey(c), n.Lock, slotOfKey(n.Lock))
@@ -117,8 +122,8 @@ func FuzzDistinctNames(f *testing.F) {
 			t.Skip("not two locks")
 		}
 		n1, n2 := NamesOf(r1, process), NamesOf(r2, process)
-		of1 := []string{n1.Lock, n1.Fence, n1.Queue, n1.Alive, n1.Tombstone}
-		for _, name := range []string{n2.Lock, n2.Fence, n2.Queue, n2.Alive, n2.Tombstone} {
+		of1 := namesIn(n1)
+		for _, name := range namesIn(n2) {
 			if slices.Contains(of1, name) {
 				t.Errorf("%q belongs to %q and to %q", name, r1.Name(), r2.Name())
 			}
@@ -135,7 +140,7 @@ func TestNamesDoNotCollide(t *testing.T) {
 	seen := make(map[string]string)
 	for _, key := range []string{"a", "{a}", "{a}a", "a{a}", "{a}b", "{b}a", "a}", "}a", "{}", "{}a", "{", "}", "fence:", "{a}fence:", ":", "ab"} {
 		n := NamesOf(locker.Request{Key: key}, strings.Repeat("p", 32))
-		for _, name := range []string{n.Lock, n.Fence, n.Queue, n.Alive, n.Tombstone} {
+		for _, name := range namesIn(n) {
 			if other, ok := seen[name]; ok {
 				t.Errorf("%q belongs to %q and to %q", name, key, other)
 			}

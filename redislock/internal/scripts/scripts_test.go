@@ -27,8 +27,11 @@ func FuzzQuoteLua(f *testing.F) {
 			t.Fatalf("quoteLua(%q) is %s, which stands for %q", prefix, quoted, back)
 		}
 		ours, usual := newScripts(prefix, DefaultTokenRetention), Default
-		for i, s := range []*Script{ours.Acquire, ours.Release, ours.Renew, ours.Poll, ours.Confirm, ours.LineUp} {
-			base := []*Script{usual.Acquire, usual.Release, usual.Renew, usual.Poll, usual.Confirm, usual.LineUp}[i]
+		all := func(s *Set) []*Script {
+			return []*Script{s.Acquire, s.Release, s.Renew, s.Extend, s.Poll, s.Confirm, s.LineUp, s.Acquire.Group}
+		}
+		for i, s := range all(ours) {
+			base := all(usual)[i]
 			if s.Source != strings.ReplaceAll(base.Source, QuoteLua(DefaultChannelPrefix), quoted) {
 				t.Errorf("with the prefix %q a script is\n%s", prefix, s.Source)
 			}

@@ -242,4 +242,29 @@ func TestAskedAgainAfterSilence(t *testing.T) {
 	if _, _, err := ask(13); !errors.Is(err, conn.ErrGivenUp) {
 		t.Errorf("a request that comes when its owner has given up: %v; want %v", err, conn.ErrGivenUp)
 	}
+	other = mustAcquire(t, b, newRequest(t, 3))
+	if token, _, _ := ask(14); token != 0 {
+		t.Errorf("another one, when the key is locked, has token %d", token)
+	}
+	mustRelease(t, b, other)
+	if _, _, err := ask(15); !errors.Is(err, conn.ErrGivenUp) {
+		t.Errorf("and one more, when it is free: %v; want %v", err, conn.ErrGivenUp)
+	}
+}
+
+// TestWaitsAgainAfterSilence has an owner give a lock back, as one does that too few replicas have received, and wait
+// for it again. One of its first requests was not answered, and is refused: those of the second wait are not.
+func TestWaitsAgainAfterSilence(t *testing.T) {
+	b, ctx, r := testBackend(t), t.Context(), newRequest(t, 1)
+	place := Place{Unanswered: 1}
+	for range 2 {
+		g, err := b.WaitFrom(ctx, r, &place)
+		if err != nil || place.Unanswered != 1 {
+			t.Fatalf("%v; then %d requests are unanswered, want 1", err, place.Unanswered)
+		}
+		mustRelease(t, b, g)
+	}
+	if _, err := b.WaitFrom(ctx, r, &Place{}); !errors.Is(err, conn.ErrGivenUp) {
+		t.Errorf("a request from before: %v; want %v", err, conn.ErrGivenUp)
+	}
 }

@@ -188,43 +188,45 @@ func (s *simulation) step() {
 	switch n := s.random.IntN(100); {
 	case n < 15:
 		s.ask(next, false)
-	case n < 40:
+	case n < 37:
 		if len(s.line) < s.most {
 			s.ask(next, true)
 		}
-	case n < 55:
-		if p := s.oneOf(s.line...); p != nil {
+	case n < 51:
+		first := min(len(s.line), 1+s.random.IntN(12))
+		if p := s.oneOf(s.line[:first]...); p != nil {
 			s.ask(p, true)
 		}
-	case n < 60: // the answer was lost, or a request comes twice
+	case n < 56: // the answer was lost, or a request comes twice
 		if p := s.oneOf(s.holders...); p != nil {
 			s.ask(p, s.chance(50))
 		}
-	case n < 65:
-		late := slices.DeleteFunc(slices.Clone(s.gone), func(p *party) bool { return p.refuses == 0 })
-		if p := s.oneOf(late...); p != nil {
+	case n < 62:
+		if p := s.oneOf(s.gone...); p != nil && p.refuses > 0 {
 			s.late(p)
 		}
-	case n < 77:
+	case n < 74:
 		if p := s.oneOf(s.holders...); p != nil {
 			s.release(p)
 		}
-	case n < 79:
+	case n < 76:
 		if p := s.oneOf(s.gone...); p != nil {
 			s.release(p)
 		}
-	case n < 85:
+	case n < 82:
 		if p := s.oneOf(slices.Concat(s.holders, s.line, s.line)...); p != nil {
 			s.giveUp(p)
 		}
-	case n < 88:
+	case n < 85:
 		s.renew()
-	case n < 92:
+	case n < 89:
 		s.poll(s.processes[s.random.IntN(len(s.processes))])
-	case n < 95:
-		if p := s.oneOf(s.line...); p != nil {
-			s.say("%v has not been heard of", p)
-			s.heard(p, -time.Millisecond)
+	case n < 92:
+		for _, p := range s.line {
+			if s.chance(50) {
+				s.say("%v has not been heard of", p)
+				s.heard(p, -time.Millisecond)
+			}
 		}
 	case n < 99:
 		s.timePasses()
@@ -352,7 +354,7 @@ func (s *simulation) ask(p *party, join bool) {
 	has := slices.Contains(s.holders, p)
 	granted := has || s.admits(p)
 	s.say("%v asks, join %v: %v", p, join, granted)
-	before, taken := p.Attempt, s.taken(p)
+	before, taken, in := p.Attempt, s.taken(p), s.places()
 	p.Join = join
 	refused, err := p.answer(s.run(s.scripts.Acquire, p.words()))
 	s.must(err)
@@ -363,6 +365,7 @@ func (s *simulation) ask(p *party, join bool) {
 	p.called = false
 	if !granted {
 		s.refused(p, refused)
+		s.unheard(in, p)
 		return
 	}
 	p.refuses = max(p.refuses, p.Unanswered)
@@ -380,6 +383,7 @@ func (s *simulation) ask(p *party, join bool) {
 		s.line = without(s.line, p)
 		s.holders = append(s.holders, p)
 	}
+	s.unheard(in)
 	s.receive()
 	s.woken(1)
 }
@@ -400,7 +404,7 @@ func (s *simulation) refused(p *party, refused *Refusal) {
 		}
 	} else {
 		p.refuses = p.Unanswered
-		s.gone = append(s.gone, p)
+		s.leaves(p)
 	}
 	if s.blocked {
 		return
@@ -421,11 +425,13 @@ func arrivalOf(p *party) uint64 {
 	return arrival
 }
 
-// nextEnd returns in how many ms the first of the leases ends.
-func (s *simulation) nextEnd() int64 {
-	first := slices.MinFunc(s.holders, func(p, q *party) int { return cmp.Compare(p.ends, q.ends) })
-	return (first.ends - s.now + perMS - 1) / perMS
+// firstEnd returns when the first of the leases ends.
+func (s *simulation) firstEnd() int64 {
+	return slices.MinFunc(s.holders, func(p, q *party) int { return cmp.Compare(p.ends, q.ends) }).ends
 }
+
+// nextEnd returns in how many ms that is.
+func (s *simulation) nextEnd() int64 { return (s.firstEnd() - s.now + perMS - 1) / perMS }
 
 // endOf returns when a lease ends that is granted or renewed now.
 func (s *simulation) endOf(p *party) int64 { return (s.now+perMS-1)/perMS*perMS + p.TTL.Microseconds() }
@@ -457,8 +463,8 @@ func (s *simulation) release(p *party) {
 	has := slices.Contains(s.holders, p)
 	s.say("%v releases, has it: %v", p, has)
 	s.released(p, p.Names.FreeWords(), has)
+	s.receive()
 	if has {
-		s.receive()
 		s.woken(math.MaxInt)
 	}
 }
@@ -477,17 +483,20 @@ func (s *simulation) giveUp(p *party) {
 
 func (s *simulation) released(p *party, w scripts.Words, has bool) {
 	s.Helper()
+	in := s.places()
 	if reply := s.run(s.scripts.Release, w); reply != int64(1) && has || reply != int64(0) && !has {
 		s.wrong("release of %v: %v", p, reply)
 	}
 	s.holders, s.line = without(s.holders, p), without(s.line, p)
 	s.leaves(p)
+	s.unheard(in)
 }
 
 func (s *simulation) leaves(ps ...*party) {
 	for _, p := range ps {
 		s.gone = append(without(s.gone, p), p)
 	}
+	s.gone = s.gone[max(0, len(s.gone)-10):]
 }
 
 func without(all []*party, p *party) []*party {
@@ -498,7 +507,7 @@ func without(all []*party, p *party) []*party {
 func (s *simulation) renew() {
 	var parties []*party
 	var words []scripts.Words
-	for _, p := range slices.Concat(s.holders, s.gone[max(0, len(s.gone)-10):]) {
+	for _, p := range slices.Concat(s.holders, s.gone) {
 		if p.request.Mode != locker.ModeExclusive && s.chance(50) {
 			parties = append(parties, p)
 			words = append(words, p.Names.ExtendWords(p.TTL))
@@ -569,8 +578,21 @@ func (s *simulation) poll(process string) {
 			s.wrong("to ask again in %d ms", left)
 		}
 	}
-	s.receive()
+	s.unheard(before, s.named(members)...)
+	if called := s.receive(); called > 0 && (want[line[0].Names.Member] || s.looksCalled(before, line[0])) {
+		s.wrong("%d are called, and %v knows already", called, line[0])
+	}
 	s.woken(1)
+}
+
+// unheard checks that nobody is taken to be alive for longer than before who has not been heard of.
+func (s *simulation) unheard(before places, heard ...*party) {
+	s.Helper()
+	for p, till := range s.places() {
+		if till > before[p] && !slices.Contains(heard, p) {
+			s.wrong("%v is taken to be alive for %v ms longer", p, till-before[p])
+		}
+	}
 }
 
 func (s *simulation) named(members []string) (ps []*party) {
@@ -587,6 +609,9 @@ func (s *simulation) timePasses() {
 	by := []time.Duration{
 		time.Microsecond, 900 * time.Millisecond, 2500 * time.Millisecond, time.Minute, 9 * time.Minute, -time.Minute,
 	}[s.random.IntN(6)]
+	if len(s.holders) > 0 && s.chance(50) {
+		by = time.Duration(s.firstEnd()-s.now) * time.Microsecond
+	}
 	if by < 0 && s.client.ZCount(s.Context(), s.names.Holders, "-inf", fmt.Sprint(s.now/perMS)).Val() > 0 {
 		return // a lease that is over would not be
 	}
@@ -597,16 +622,22 @@ func (s *simulation) timePasses() {
 			s.heard(p, scripts.Liveness)
 		}
 	}
-	all := len(s.holders)
-	for _, p := range slices.Clone(s.holders) {
+	var over []*party
+	for _, p := range s.holders {
 		if p.ends <= s.now {
-			s.say("the lease of %v is over", p)
-			s.holders = without(s.holders, p)
-			s.leaves(p)
+			over = append(over, p)
 		}
 	}
-	if all > 0 && len(s.holders) == 0 { // its key has expired
+	for _, p := range over {
+		s.holders = without(s.holders, p)
+		s.leaves(p)
+	}
+	if len(over) > 0 && len(s.holders) == 0 { // its key has expired
 		s.must(s.client.Del(s.Context(), s.names.Lock, s.names.Holders, s.names.Slots).Err())
+	}
+	if p := s.oneOf(over...); p != nil && s.chance(50) { // its answer was lost, and it knows nothing of its lease
+		s.gone = without(s.gone, p)
+		s.ask(p, true)
 	}
 }
 
@@ -642,10 +673,12 @@ func (s *simulation) disturb() {
 	s.holders = nil
 }
 
-// receive takes the calls that have been sent.
-func (s *simulation) receive() {
+// receive takes the calls that have been sent, and returns how many have been called. They lead the line, and can get
+// in.
+func (s *simulation) receive() (called int) {
 	s.Helper()
-	for _, sub := range s.calls {
+	leading := s.leading(s.inLine(s.places()))
+	for i, sub := range s.calls {
 		s.must(sub.Ping(s.Context()))
 		for pong := false; !pong; {
 			message, err := sub.Receive(s.Context())
@@ -654,22 +687,35 @@ func (s *simulation) receive() {
 			case *redis.Pong:
 				pong = true
 			case *redis.Message:
-				for _, p := range s.line {
-					if slices.Contains(strings.Split(message.Payload, " "), p.Names.Member[len(p.process)+1:]) {
-						p.called = true
+				for name := range strings.SplitSeq(message.Payload, " ") {
+					called++
+					at := slices.IndexFunc(leading, func(p *party) bool { return p.Names.Member == s.processes[i]+":"+name })
+					if at < 0 {
+						s.wrong("%q is called; those who can get in are %v", name, leading)
 					}
+					leading[at].called = true
 				}
 			}
 		}
 	}
+	return called
 }
 
-// woken checks that those who can get in have been called, at most so many of them. Who has been silent for long is
-// taken for one who was called, and asks by itself.
+// inLine returns those who have a place, in order.
+func (s *simulation) inLine(in places) []*party {
+	return slices.DeleteFunc(slices.Clone(s.line), func(p *party) bool { _, ok := in[p]; return !ok })
+}
+
+// looksCalled reports whether a waiter has been called, or has been silent for as long: it will ask by itself.
+func (s *simulation) looksCalled(in places, p *party) bool {
+	return s.living(in, p) && in[p]*perMS <= float64(s.now+time.Second.Microseconds())
+}
+
+// woken checks that those who can get in have been called, at most so many of them.
 func (s *simulation) woken(most int) {
 	s.Helper()
 	in := s.places()
-	line := slices.DeleteFunc(slices.Clone(s.line), func(p *party) bool { _, ok := in[p]; return !ok })
+	line := s.inLine(in)
 	if len(line) == 0 {
 		return
 	}
@@ -680,7 +726,7 @@ func (s *simulation) woken(most int) {
 		return
 	}
 	for i, p := range s.leading(line) {
-		if i < most && s.living(in, p) && !p.called && in[p]*perMS > float64(s.now+time.Second.Microseconds()) {
+		if i < most && s.living(in, p) && !p.called && !s.looksCalled(in, p) {
 			s.wrong("%v can get in, and has not been called; the holders are %v, the line is %v", p, s.holders, line)
 		}
 	}

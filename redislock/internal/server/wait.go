@@ -13,17 +13,25 @@ import (
 // Wait implements locker.Queue. Once in line, it rides out what may pass: the server keeps the place for as long as it
 // takes the waiter for alive, and who has lost it joins the line again with the arrival that he had.
 func (b *Server) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
-	arrival := ""
-	return b.WaitFrom(ctx, r, &arrival)
+	return b.WaitFrom(ctx, r, &Place{})
 }
 
-// WaitFrom is Wait for who joins the line with an arrival of an earlier wait; "" if there was none. It is then set.
-func (b *Server) WaitFrom(ctx context.Context, r locker.Request, arrival *string) (locker.Grant, error) {
+// Place is what an owner keeps from one wait for the next one. The zero Place is for the first.
+type Place struct {
+	Arrival    string // in the line; "" if it has not joined it yet
+	Unanswered int    // see Attempt
+}
+
+// WaitFrom is Wait for who may have waited before, and notes what to keep.
+func (b *Server) WaitFrom(ctx context.Context, r locker.Request, place *Place) (locker.Grant, error) {
 	if err := b.Check(r); err != nil {
 		return locker.Grant{}, err
 	}
-	a := Attempt{Names: scripts.NamesOf(r, b.Line.Process), TTL: r.TTL, Join: true, Arrival: *arrival}
-	defer func() { *arrival = a.Arrival }()
+	a := Attempt{
+		Names: scripts.NamesOf(r, b.Line.Process), TTL: r.TTL, Join: true,
+		Arrival: place.Arrival, Unanswered: place.Unanswered,
+	}
+	defer func() { *place = Place{a.Arrival, a.Unanswered} }()
 	events := &waitEvents{called: make(chan struct{}, 1), failed: make(chan error, 1), request: r}
 	w := b.Line.Join(a.Names, events)
 	defer b.Line.Leave(w)
