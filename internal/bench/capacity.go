@@ -144,8 +144,8 @@ func (s *site) perSecond(watch time.Duration) (float64, error) {
 }
 
 func (s *site) measure(l load, r *report) error {
-	return errors.Join(s.measureHeld(l, r), s.measureBeside(l, r, "reader", locker.Shared()),
-		s.measureBeside(l, r, "slot", locker.Slots(locker.MaxSlots)), s.measureWaiters(l, r, 1),
+	return errors.Join(s.measureHeld(l, r), s.measureBeside(r, "reader", l.held, locker.Shared()),
+		s.measureBeside(r, "slot", l.held/10, locker.Slots(l.held/10)), s.measureWaiters(l, r, 1),
 		s.measureWaiters(l, r, l.waiters), s.measurePairs(l, r))
 }
 
@@ -212,15 +212,15 @@ func (s *site) measureHeld(l load, r *report) error {
 	return nil
 }
 
-// measureBeside has one Locker hold a key many times, in a mode that allows that.
-func (s *site) measureBeside(l load, r *report, what string, mode locker.CallOption) error {
+// measureBeside has one Locker hold a key so many times, in a mode that allows that.
+func (s *site) measureBeside(r *report, what string, holders int, mode locker.CallOption) error {
 	ctx := context.Background()
 	a, err := s.open()
 	if err != nil {
 		return err
 	}
 	defer func() { _ = a.Close() }()
-	name := fmt.Sprintf("bytes per %s, %d of one key", what, l.held-1)
+	name := fmt.Sprintf("bytes per %s, %d of one key", what, holders)
 	first, err := a.Lock(ctx, "held/"+what, mode)
 	if errors.Is(err, errors.ErrUnsupported) {
 		r.add("process: "+name, "–")
@@ -234,10 +234,9 @@ func (s *site) measureBeside(l load, r *report, what string, mode locker.CallOpt
 	if err != nil {
 		return err
 	}
-	leases := make([]*locker.Lease, l.held)
-	leases[0] = first
-	if err := each(l.held-1, 256, func(i int) (err error) {
-		leases[i+1], err = a.Lock(ctx, "held/"+what, mode)
+	leases := make([]*locker.Lease, holders-1)
+	if err := each(len(leases), 256, func(i int) (err error) {
+		leases[i], err = a.Lock(ctx, "held/"+what, mode)
 		return err
 	}); err != nil {
 		return err
@@ -246,10 +245,10 @@ func (s *site) measureBeside(l load, r *report, what string, mode locker.CallOpt
 	if err != nil {
 		return err
 	}
-	n := float64(l.held - 1)
+	n := float64(len(leases))
 	r.add("process: "+name, "%.0f", (holding.process-before.process)/n)
 	r.inUse("store: "+name, s.memory != nil, "%.0f", (holding.memory-before.memory)/n)
-	return each(l.held, 256, func(i int) error { return leases[i].Unlock() })
+	return errors.Join(first.Unlock(), each(len(leases), 256, func(i int) error { return leases[i].Unlock() }))
 }
 
 // measureWaiters has one Locker wait for what another one holds: for one key, or for a number of keys.
