@@ -401,7 +401,10 @@ func (b *backend) hold(sl *slot, s *session, r locker.Request, o outcome) (locke
 
 // giveBack gives a lock back that nobody wants, and then calls then, with b.mu held, to note that the request is over.
 func (b *backend) giveBack(sl *slot, s *session, shared bool, then func()) {
-	s.submit(&request{key: sl.key, unlock: true, shared: shared, then: func(outcome) {
+	b.mu.Lock()
+	stacked := shared && sl.stackedOn(s)
+	b.mu.Unlock()
+	s.submit(&request{key: sl.key, unlock: true, shared: shared, stacked: stacked, then: func(outcome) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		then()
@@ -561,6 +564,7 @@ func (b *backend) letGo(h *holding, wait bool) *release {
 	s, session := h.slot, h.session
 	rel := &release{owner: h.request.Owner, session: session, done: make(chan struct{})}
 	s.dropHolding(h)
+	stacked := isReader(h.request) && s.stackedOn(session)
 	s.leaving = append(s.leaving, rel)
 	s.busy++
 	delete(session.locks, h)
@@ -575,7 +579,8 @@ func (b *backend) letGo(h *holding, wait bool) *release {
 	if wait {
 		arrived = rel.isDone
 	}
-	session.submitAndRead(&request{key: s.key, unlock: true, shared: isReader(h.request), then: func(o outcome) {
+	back := &request{key: s.key, unlock: true, shared: isReader(h.request), stacked: stacked}
+	back.then = func(o outcome) {
 		ended := endedByServer(o.err)
 		switch {
 		case ended: // and has not given the lock back before, or it would have said so
@@ -601,7 +606,8 @@ func (b *backend) letGo(h *holding, wait bool) *release {
 		b.finish(s)
 		b.parkLocked(session)
 		b.arrange(s)
-	}}, arrived)
+	}
+	session.submitAndRead(back, arrived)
 	return rel
 }
 

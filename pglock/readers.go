@@ -75,6 +75,12 @@ func (s *slot) readBy(session *session) bool {
 	return slices.ContainsFunc(s.held, func(h *holding) bool { return h.session == session && isReader(h.request) })
 }
 
+// stackedOn reports whether a session may have the key for readers of this Locker.
+func (s *slot) stackedOn(session *session) bool {
+	return s.readBy(session) ||
+		slices.ContainsFunc(s.leaving, func(r *release) bool { return r.session == session && !r.failed })
+}
+
 // mayJoin reports whether the first in line may get in beside readers of this Locker, as far as is known. There is a
 // line.
 func (s *slot) mayJoin() bool {
@@ -101,6 +107,7 @@ func (b *backend) joinOn(s *session, ask *request) {
 		go ask.then(outcome{err: locker.ErrClosed})
 		return
 	}
+	ask.stacked = true
 	b.hints.probes = append(b.hints.probes, probe{ask.key, func(free bool, err error) {
 		if free {
 			s.submit(ask)
@@ -138,4 +145,50 @@ func (w *wire) probe(p probe) {
 			p.then(a.rows[0][1] == "t", nil)
 		}
 	}}, "SELECT %d, pg_try_advisory_xact_lock_shared(%d)", p.key)
+}
+
+// stack asks for a lock that the session may have for other readers, too, or gives one of those back. That is a
+// statement of its own, as it has to be certain whether it was executed: if one was given back too many, a writer would
+// get in beside the others. It was if its row has come, whatever became of the rest of the message.
+func (w *wire) stack(r *request) {
+	if r.unlock {
+		w.unstack(r, true)
+		return
+	}
+	w.askText(&message{answered: func(a answer) {
+		switch {
+		case len(a.rows) == 0:
+			r.then(outcome{err: a.err})
+		case len(a.rows[0]) != 2 || a.rows[0][1] != "t":
+			r.then(outcome{})
+		default:
+			var token uint64
+			if a.err == nil && len(a.rows) == 2 && len(a.rows[1]) == 2 {
+				token = parseToken(a.rows[1][1])
+			}
+			w.minted([]*request{r}, token, a, true)
+		}
+	}}, "SELECT %[1]d, pg_try_advisory_lock_shared(%[2]d);EXECUTE locker_mint(%[1]d)", r.key)
+}
+
+// unstack gives back, and then looks for the mark of somebody who polls. If it was not executed, it is repeated; a
+// second failure ends the session.
+func (w *wire) unstack(r *request, again bool) {
+	w.askText(&message{answered: func(a answer) {
+		switch {
+		case len(a.rows) > 0:
+			o := outcome{done: len(a.rows[0]) == 2 && a.rows[0][1] == "t"}
+			o.wanted = len(a.rows) == 2 && a.rows[1][0] == "t"
+			r.then(o)
+			if o.wanted {
+				w.events.tellFree([]int64{r.key})
+			}
+		case again:
+			w.unstack(r, false)
+		default:
+			w.fail(a.err) // unless that is why there is an error
+			r.then(outcome{err: w.overBy()})
+		}
+	}}, "SELECT %[1]d, pg_advisory_unlock_shared(%[2]d);SELECT NOT pg_try_advisory_xact_lock('%[3]d'::int, '%[4]d'::int)",
+		r.key, int32(r.key>>32), int32(r.key))
 }
