@@ -64,6 +64,7 @@ type slot struct {
 	starved   bool            // there is a line without a place: it polls
 	pollAgain bool            // once more, as the lock may have become free while a poll was under way
 	entering  bool            // a reader from the line is about to hold the key: the next can get in beside it
+	joining   bool            // letJoin is going to be called again
 }
 
 // arrival is somebody who wants a key of which it is not known what to do.
@@ -330,6 +331,9 @@ func (b *backend) try(ctx context.Context, s *slot, a *attempt) attempted {
 func (b *backend) tried(a *attempt, l *leaseSession, o outcome) {
 	b.mu.Lock()
 	var d attempted
+	if a.queues {
+		o = o.orRefused()
+	}
 	switch {
 	case o.err != nil:
 		d.err = locker.NotAcquired(explain(o.err))

@@ -1,6 +1,7 @@
 package pglock
 
 import (
+	"errors"
 	"slices"
 	"time"
 
@@ -91,7 +92,19 @@ func (s *slot) mayJoin() bool {
 // letJoin begins to let the first in line in beside readers of this Locker, unless it has to wait all the same, or
 // something is being asked about the key: it is called again then. b.mu is held.
 func (b *backend) letJoin(s *slot) {
-	if len(s.line) == 0 || s.place != nil || s.entering || b.closed || !s.mayJoin() || !b.mayAsk(s) {
+	if len(s.line) == 0 || s.place != nil || s.entering || b.closed || !s.mayJoin() {
+		return
+	}
+	if !s.joining { // again, on another session if this one's does not answer
+		s.joining = true
+		time.AfterFunc(silence+silence/8, func() {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			s.joining = false
+			b.letJoin(s)
+		})
+	}
+	if !b.mayAsk(s) {
 		return
 	}
 	first := s.line[0].request
@@ -116,6 +129,15 @@ func (b *backend) joinOn(s *session, ask *request) {
 		}
 	}})
 	b.tend()
+}
+
+// orRefused makes it a refusal that there could be no session for the probe: that is for those who wait, and poll until
+// the readers have left.
+func (o outcome) orRefused() outcome {
+	if errors.Is(o.err, ErrTooManyConnections) {
+		return outcome{}
+	}
+	return o
 }
 
 // probe is a question whether a key could be locked for one more reader.
