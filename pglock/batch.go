@@ -67,6 +67,8 @@ type outcome struct {
 	sent   time.Time
 	wanted bool  // somebody polls for what was given back
 	err    error // why the outcome is none; the lock is not held then, or the session is over
+
+	unknown bool // err is that of a probe: whether a writer waits is not known
 }
 
 // submit sends a request, now or with the next batch. then is called when its outcome is known, on another goroutine or

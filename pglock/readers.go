@@ -1,7 +1,6 @@
 package pglock
 
 import (
-	"errors"
 	"slices"
 	"time"
 
@@ -125,16 +124,16 @@ func (b *backend) joinOn(s *session, ask *request) {
 		if free {
 			s.submit(ask)
 		} else {
-			ask.then(outcome{err: err})
+			ask.then(outcome{err: err, unknown: err != nil})
 		}
 	}})
 	b.tend()
 }
 
-// orRefused makes it a refusal that there could be no session for the probe: that is for those who wait, and poll until
-// the readers have left.
+// orRefused makes it a refusal that a probe has failed, as where there is no connection for it. That is for those who
+// wait: in Postgres's line they need no probe, and who polls gets in when the readers have left, at the latest.
 func (o outcome) orRefused() outcome {
-	if errors.Is(o.err, ErrTooManyConnections) {
+	if o.unknown {
 		return outcome{}
 	}
 	return o

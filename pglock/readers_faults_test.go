@@ -258,3 +258,43 @@ func TestPlaceOfWhoHasJoined(t *testing.T) {
 	mustUnlock(t, foreign.Get(t))
 	mustUnlock(t, writer.Get(t))
 }
+
+// TestProbeThatFails: those who wait go on to do so, and those who do not are told.
+func TestProbeThatFails(t *testing.T) {
+	t.Parallel()
+	for name, occupied := range map[string]bool{"in Postgres's line": false, "by polls": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := pgtest.New(t, pgtest.Options{})
+			admin := connect(t, server.URL())
+			l := openWatched(t, pglock.Config{WaitSessions: 1}, asApp(t, admin, server.URL()), locker.TTL(time.Minute))
+			other := openWatched(t, pglock.Config{}, server.URL())
+			kept := mustTry(t, other, "busy")
+			var one []locktest.Pending[*locker.Lease]
+			if occupied {
+				one = inLineOf(t, l, 1, "busy")
+			}
+			reader := mustTry(t, l, "key", locker.Shared())
+			admin.do("REVOKE EXECUTE ON FUNCTION pg_try_advisory_xact_lock_shared(bigint) FROM PUBLIC")
+			_, err := l.TryLock(t.Context(), "key", locker.Shared())
+			checkError(t, err, "trylock", "key", pglock.ErrPermission)
+			r := locker.Request{Key: "key", Mode: locker.ModeShared, Owner: locker.Owner{1}, TTL: time.Minute}
+			next := locktest.Started(func() error { _, err := l.backend.(locker.Queue).Wait(t.Context(), r); return err })
+			if occupied {
+				eventually(t, "it is in line", func() bool { return pglock.InLine(l.backend, "key") == 1 })
+				time.Sleep(2 * time.Second) // it polls
+				mustUnlock(t, reader)
+			}
+			if err := next.Get(t); err != nil {
+				t.Error(err)
+			}
+			if !occupied {
+				mustUnlock(t, reader)
+			}
+			mustUnlock(t, kept)
+			for _, w := range one {
+				mustUnlock(t, w.Get(t))
+			}
+		})
+	}
+}
