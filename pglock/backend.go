@@ -64,6 +64,7 @@ type slot struct {
 	starved   bool            // there is a line without a place: it polls
 	pollAgain bool            // once more, as the lock may have become free while a poll was under way
 	entering  bool            // a reader from the line is about to hold the key: the next can get in beside it
+	joining   bool            // letJoin is going to be called again
 }
 
 // arrival is somebody who wants a key of which it is not known what to do.
@@ -330,6 +331,9 @@ func (b *backend) try(ctx context.Context, s *slot, a *attempt) attempted {
 func (b *backend) tried(a *attempt, l *leaseSession, o outcome) {
 	b.mu.Lock()
 	var d attempted
+	if a.queues {
+		o = o.orRefused()
+	}
 	switch {
 	case o.err != nil:
 		d.err = locker.NotAcquired(explain(o.err))
@@ -401,7 +405,10 @@ func (b *backend) hold(sl *slot, s *session, r locker.Request, o outcome) (locke
 
 // giveBack gives a lock back that nobody wants, and then calls then, with b.mu held, to note that the request is over.
 func (b *backend) giveBack(sl *slot, s *session, shared bool, then func()) {
-	s.submit(&request{key: sl.key, unlock: true, shared: shared, then: func(outcome) {
+	b.mu.Lock()
+	stacked := shared && sl.stackedOn(s)
+	b.mu.Unlock()
+	s.submit(&request{key: sl.key, unlock: true, shared: shared, stacked: stacked, then: func(outcome) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		then()
@@ -561,6 +568,7 @@ func (b *backend) letGo(h *holding, wait bool) *release {
 	s, session := h.slot, h.session
 	rel := &release{owner: h.request.Owner, session: session, done: make(chan struct{})}
 	s.dropHolding(h)
+	stacked := isReader(h.request) && s.stackedOn(session)
 	s.leaving = append(s.leaving, rel)
 	s.busy++
 	delete(session.locks, h)
@@ -575,7 +583,8 @@ func (b *backend) letGo(h *holding, wait bool) *release {
 	if wait {
 		arrived = rel.isDone
 	}
-	session.submitAndRead(&request{key: s.key, unlock: true, shared: isReader(h.request), then: func(o outcome) {
+	back := &request{key: s.key, unlock: true, shared: isReader(h.request), stacked: stacked}
+	back.then = func(o outcome) {
 		ended := endedByServer(o.err)
 		switch {
 		case ended: // and has not given the lock back before, or it would have said so
@@ -601,7 +610,8 @@ func (b *backend) letGo(h *holding, wait bool) *release {
 		b.finish(s)
 		b.parkLocked(session)
 		b.arrange(s)
-	}}, arrived)
+	}
+	session.submitAndRead(back, arrived)
 	return rel
 }
 

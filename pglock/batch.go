@@ -30,6 +30,8 @@ type request struct {
 	unlock bool
 	shared bool // for a reader
 	then   func(outcome)
+
+	stacked bool // the session may have that lock for other readers, too: see stack
 }
 
 // part are the requests of a batch that one statement answers.
@@ -65,6 +67,8 @@ type outcome struct {
 	sent   time.Time
 	wanted bool  // somebody polls for what was given back
 	err    error // why the outcome is none; the lock is not held then, or the session is over
+
+	unknown bool // err is that of a probe: whether a writer waits is not known
 }
 
 // submit sends a request, now or with the next batch. then is called when its outcome is known, on another goroutine or
@@ -73,6 +77,10 @@ func (w *wire) submit(r *request) { w.submitAndRead(r, nil) }
 
 // submitAndRead is submit, after which the caller itself may read answers for a while, until arrived reports true.
 func (w *wire) submitAndRead(r *request, arrived func() bool) {
+	if r.stacked {
+		w.stack(r)
+		return
+	}
 	w.mu.Lock()
 	if cause := w.cause; cause != nil {
 		w.mu.Unlock()
@@ -254,7 +262,9 @@ func (w *wire) giveUp(rs []*request, err error) {
 		err = errMismatch
 	}
 	for _, r := range rs {
-		w.submit(&request{key: r.key, unlock: true, shared: r.shared, then: func(outcome) { r.then(outcome{err: err}) }})
+		w.submit(&request{key: r.key, unlock: true, shared: r.shared, stacked: r.stacked, then: func(outcome) {
+			r.then(outcome{err: err})
+		}})
 	}
 }
 
@@ -266,19 +276,24 @@ func (w *wire) mint(rs []*request, raise bool) {
 		if a.err == nil && len(a.rows[0]) == 2 {
 			token = parseToken(a.rows[0][1])
 		}
-		switch {
-		case w.mayUse(token):
-			for _, r := range rs {
-				r.then(outcome{done: true, token: token, sent: a.sent})
-			}
-		case a.err != nil:
-			w.giveUp(rs, a.err)
-		case raise:
-			w.raise(rs)
-		default:
-			w.giveUp(rs, errNoTokens)
-		}
+		w.minted(rs, token, a, raise)
 	}}, "EXECUTE locker_mint(%d)")
+}
+
+// minted tells requests for locks that the session has of their token, 0 if none was minted.
+func (w *wire) minted(rs []*request, token uint64, a answer, raise bool) {
+	switch {
+	case w.mayUse(token):
+		for _, r := range rs {
+			r.then(outcome{done: true, token: token, sent: a.sent})
+		}
+	case a.err != nil:
+		w.giveUp(rs, a.err)
+	case raise:
+		w.raise(rs)
+	default:
+		w.giveUp(rs, errNoTokens)
+	}
 }
 
 // mayUse reports whether there is a token, and no crash can make the server forget it.

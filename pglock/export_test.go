@@ -125,3 +125,16 @@ func Marked(b locker.Backend) int {
 	defer p.mu.Unlock()
 	return len(p.hints.marked)
 }
+
+// Messages returns how many messages a Backend has sent on the sessions that it has.
+func Messages(b locker.Backend) (n int64) {
+	p := b.(*backend)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for s := range p.sessions {
+		s.mu.Lock()
+		n += s.seq
+		s.mu.Unlock()
+	}
+	return n
+}

@@ -119,13 +119,16 @@ func (b *backend) pollOn(sl *slot, l *leaseSession, first locker.Request) {
 func (b *backend) polled(sl *slot, l *leaseSession, first locker.Request, o outcome) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	o = o.orRefused()
 	again := sl.pollAgain
 	sl.pollAgain = false
-	joins := len(sl.line) > 0 && !sl.starved && sl.mayJoin()
+	refused := len(sl.line) > 0 && sl.mayJoin() && !o.done && !isCode(o.err, queryCanceled)
+	if refused { // not past somebody else's writer: it has to get into Postgres's line, or to poll
+		sl.line[0].refused = true
+	}
 	switch {
 	case isCode(o.err, queryCanceled):
-	case joins && !o.done: // not past somebody else's writer: it has to get into Postgres's line
-		sl.line[0].refused = true
+	case refused && !sl.starved:
 		b.arrange(sl)
 	case o.err != nil:
 		err := explain(o.err)
@@ -149,6 +152,7 @@ func (b *backend) polled(sl *slot, l *leaseSession, first locker.Request, o outc
 		g, err := b.hold(sl, l.session, w.request, o)
 		w.done <- attempted{grant: g, err: err}
 		b.deserted(sl)
+		b.checkPlace(sl) // there may be one by now, for who has got in
 		b.arrange(sl)
 	}
 	b.answered(sl, l)

@@ -75,6 +75,12 @@ func (s *slot) readBy(session *session) bool {
 	return slices.ContainsFunc(s.held, func(h *holding) bool { return h.session == session && isReader(h.request) })
 }
 
+// stackedOn reports whether a session may have the key for readers of this Locker.
+func (s *slot) stackedOn(session *session) bool {
+	return s.readBy(session) ||
+		slices.ContainsFunc(s.leaving, func(r *release) bool { return r.session == session && !r.failed })
+}
+
 // mayJoin reports whether the first in line may get in beside readers of this Locker, as far as is known. There is a
 // line.
 func (s *slot) mayJoin() bool {
@@ -85,7 +91,19 @@ func (s *slot) mayJoin() bool {
 // letJoin begins to let the first in line in beside readers of this Locker, unless it has to wait all the same, or
 // something is being asked about the key: it is called again then. b.mu is held.
 func (b *backend) letJoin(s *slot) {
-	if len(s.line) == 0 || s.place != nil || s.entering || b.closed || !s.mayJoin() || !b.mayAsk(s) {
+	if len(s.line) == 0 || s.place != nil || s.entering || b.closed || !s.mayJoin() {
+		return
+	}
+	if !s.joining { // again, on another session if this one's does not answer
+		s.joining = true
+		time.AfterFunc(silence+silence/8, func() {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			s.joining = false
+			b.letJoin(s)
+		})
+	}
+	if !b.mayAsk(s) {
 		return
 	}
 	first := s.line[0].request
@@ -101,14 +119,24 @@ func (b *backend) joinOn(s *session, ask *request) {
 		go ask.then(outcome{err: locker.ErrClosed})
 		return
 	}
+	ask.stacked = true
 	b.hints.probes = append(b.hints.probes, probe{ask.key, func(free bool, err error) {
 		if free {
 			s.submit(ask)
 		} else {
-			ask.then(outcome{err: err})
+			ask.then(outcome{err: err, unknown: err != nil})
 		}
 	}})
 	b.tend()
+}
+
+// orRefused makes it a refusal that a probe has failed, as where there is no connection for it. That is for those who
+// wait: in Postgres's line they need no probe, and who polls gets in when the readers have left, at the latest.
+func (o outcome) orRefused() outcome {
+	if o.unknown {
+		return outcome{}
+	}
+	return o
 }
 
 // probe is a question whether a key could be locked for one more reader.
@@ -138,4 +166,50 @@ func (w *wire) probe(p probe) {
 			p.then(a.rows[0][1] == "t", nil)
 		}
 	}}, "SELECT %d, pg_try_advisory_xact_lock_shared(%d)", p.key)
+}
+
+// stack asks for a lock that the session may have for other readers, too, or gives one of those back. That is a
+// statement of its own, as it has to be certain whether it was executed: if one was given back too many, a writer would
+// get in beside the others. It was if its row has come, whatever became of the rest of the message.
+func (w *wire) stack(r *request) {
+	if r.unlock {
+		w.unstack(r, true)
+		return
+	}
+	w.askText(&message{answered: func(a answer) {
+		switch {
+		case len(a.rows) == 0:
+			r.then(outcome{err: a.err})
+		case len(a.rows[0]) != 2 || a.rows[0][1] != "t":
+			r.then(outcome{})
+		default:
+			var token uint64
+			if a.err == nil && len(a.rows) == 2 && len(a.rows[1]) == 2 {
+				token = parseToken(a.rows[1][1])
+			}
+			w.minted([]*request{r}, token, a, true)
+		}
+	}}, "SELECT %[1]d, pg_try_advisory_lock_shared(%[2]d);EXECUTE locker_mint(%[1]d)", r.key)
+}
+
+// unstack gives back, and then looks for the mark of somebody who polls. If it was not executed, it is repeated; a
+// second failure ends the session.
+func (w *wire) unstack(r *request, again bool) {
+	w.askText(&message{answered: func(a answer) {
+		switch {
+		case len(a.rows) > 0:
+			o := outcome{done: len(a.rows[0]) == 2 && a.rows[0][1] == "t"}
+			o.wanted = len(a.rows) == 2 && a.rows[1][0] == "t"
+			r.then(o)
+			if o.wanted {
+				w.events.tellFree([]int64{r.key})
+			}
+		case again:
+			w.unstack(r, false)
+		default:
+			w.fail(a.err) // unless that is why there is an error
+			r.then(outcome{err: w.overBy()})
+		}
+	}}, "SELECT %[1]d, pg_advisory_unlock_shared(%[2]d);SELECT NOT pg_try_advisory_xact_lock('%[3]d'::int, '%[4]d'::int)",
+		r.key, int32(r.key>>32), int32(r.key))
 }

@@ -130,6 +130,7 @@ func (s *session) ended(cause error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, sl := range gone {
+		b.arrange(sl) // who was about to get in beside these readers
 		b.tidy(sl)
 	}
 	if !errors.Is(cause, locker.ErrClosed) && !errors.Is(cause, errUnneeded) {
