@@ -321,10 +321,13 @@ func (b *backend) try(ctx context.Context, s *slot, a *attempt) attempted {
 	b.mu.Unlock()
 	select {
 	case d := <-a.done: // just now
-		return d
-	default:
-		return attempted{err: locker.NotAcquired(err)} // what it may still be granted is given back
+		if !a.queues || d.inLine != nil || !errors.Is(d.err, locker.ErrLocked) {
+			return d
+		}
+		// It was refused, and has not got into line, as it had left.
+	default: // what it may still be granted is given back
 	}
+	return attempted{err: locker.NotAcquired(err)}
 }
 
 // tried deals with the outcome of an attempt.
