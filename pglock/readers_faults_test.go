@@ -63,8 +63,8 @@ func appOf(admin *session) string {
 	return admin.text("SELECT rolname FROM pg_roles WHERE rolname LIKE 'role\\_%' LIMIT 1")
 }
 
-// TestUnlockBesideReadersWithoutRoom: readers leave while the lock table is full, so that the look whether somebody wants
-// the lock fails. Each gives back one lock, and no more.
+// TestUnlockBesideReadersWithoutRoom: readers leave while the lock table is full, so that the look whether somebody
+// wants the lock fails. Each gives back one lock, and no more.
 func TestUnlockBesideReadersWithoutRoom(t *testing.T) {
 	t.Parallel()
 	server := pgtest.New(t, pgtest.Options{Settings: map[string]string{
@@ -82,8 +82,8 @@ func TestUnlockBesideReadersWithoutRoom(t *testing.T) {
 		t.Fatal("there is room for a million locks")
 	}
 	holders := func() int { // without a look at tables, for the locks of which there is no room
-		return admin.count("SELECT count(*) FROM pg_locks WHERE objsubid = 1 AND (classid::bigint << 32 | objid::bigint) = $1",
-			pglock.Key("key"))
+		return admin.count(`SELECT count(*) FROM pg_locks
+			WHERE objsubid = 1 AND (classid::bigint << 32 | objid::bigint) = $1`, pglock.Key("key"))
 	}
 	for i, lease := range leases {
 		if holders() != 1 {
@@ -299,8 +299,8 @@ func TestProbeThatFails(t *testing.T) {
 	}
 }
 
-// TestReaderLeavesWhenItIsServed: a reader gives up when the lock has been granted, and has yet to be delivered. The next
-// is a writer, who does not get a lock that is for readers.
+// TestReaderLeavesWhenItIsServed: a reader gives up when the lock has been granted, and has yet to be delivered. The
+// next is a writer, who does not get a lock that is for readers.
 func TestReaderLeavesWhenItIsServed(t *testing.T) {
 	t.Parallel()
 	url, key := pgtest.URL(t), unique("key")
@@ -323,8 +323,8 @@ func TestReaderLeavesWhenItIsServed(t *testing.T) {
 	mustUnlock(t, lease)
 }
 
-// TestReaderCannotBeGivenBack: a lock of several readers on one session cannot be given back. The session ends, and with
-// it the lock.
+// TestReaderCannotBeGivenBack: a lock of several readers on one session cannot be given back. The session ends, and
+// with it the lock.
 func TestReaderCannotBeGivenBack(t *testing.T) {
 	t.Parallel()
 	server := pgtest.New(t, pgtest.Options{})
