@@ -63,8 +63,8 @@ func appOf(admin *session) string {
 	return admin.text("SELECT rolname FROM pg_roles WHERE rolname LIKE 'role\\_%' LIMIT 1")
 }
 
-// TestUnlockBesideReadersWithoutRoom: readers leave while the lock table is full, so that the look whether somebody wants
-// the lock fails. Each gives back one lock, and no more.
+// TestUnlockBesideReadersWithoutRoom: readers leave while the lock table is full, so that the look whether somebody
+// wants the lock fails. Each gives back one lock, and no more.
 func TestUnlockBesideReadersWithoutRoom(t *testing.T) {
 	t.Parallel()
 	server := pgtest.New(t, pgtest.Options{Settings: map[string]string{
@@ -82,8 +82,8 @@ func TestUnlockBesideReadersWithoutRoom(t *testing.T) {
 		t.Fatal("there is room for a million locks")
 	}
 	holders := func() int { // without a look at tables, for the locks of which there is no room
-		return admin.count("SELECT count(*) FROM pg_locks WHERE objsubid = 1 AND (classid::bigint << 32 | objid::bigint) = $1",
-			pglock.Key("key"))
+		return admin.count(`SELECT count(*) FROM pg_locks
+			WHERE objsubid = 1 AND (classid::bigint << 32 | objid::bigint) = $1`, pglock.Key("key"))
 	}
 	for i, lease := range leases {
 		if holders() != 1 {
@@ -297,4 +297,43 @@ func TestProbeThatFails(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestReaderLeavesWhenItIsServed: a reader gives up when the lock has been granted, and has yet to be delivered. The
+// next is a writer, who does not get a lock that is for readers.
+func TestReaderLeavesWhenItIsServed(t *testing.T) {
+	t.Parallel()
+	url, key := pgtest.URL(t), unique("key")
+	admin := connect(t, url)
+	proxy, dsn := behind(t, url)
+	l, other := openWatched(t, pglock.Config{}, dsn, locker.TTL(time.Minute)), openWatched(t, pglock.Config{}, url)
+	held := mustTry(t, other, key)
+	leave := cancelled(t, l, key, locker.Shared())
+	eventually(t, "it waits", func() bool { return admin.inLine(key) == 1 })
+	next := inLineOf(t, l, 1, key)[0]
+	proxy.Set(faultproxy.Delay(300 * time.Millisecond))
+	mustUnlock(t, held)
+	eventually(t, "the reader is served", func() bool { return pglock.InLine(l.backend, key) == 1 })
+	leave()
+	proxy.Heal()
+	lease := next.Get(t)
+	if admin.is(`SELECT pg_try_advisory_lock_shared($1) AND pg_advisory_unlock_shared($1)`, pglock.Key(key)) {
+		t.Error("a writer has the key, and others could read")
+	}
+	mustUnlock(t, lease)
+}
+
+// TestReaderCannotBeGivenBack: a lock of several readers on one session cannot be given back. The session ends, and
+// with it the lock.
+func TestReaderCannotBeGivenBack(t *testing.T) {
+	t.Parallel()
+	server := pgtest.New(t, pgtest.Options{})
+	admin := connect(t, server.URL())
+	l := openWatched(t, pglock.Config{}, asApp(t, admin, server.URL()), locker.TTL(time.Minute))
+	leaves, stays := mustTry(t, l, "key", locker.Shared()), mustTry(t, l, "key", locker.Shared())
+	admin.do("REVOKE EXECUTE ON FUNCTION pg_advisory_unlock_shared(bigint) FROM PUBLIC")
+	_ = leaves.Unlock()
+	locktest.Receive(t, stays.Done())
+	eventually(t, "the key is free", func() bool { return admin.isFree("key") })
+	eventually(t, "nothing is under way", func() bool { return pglock.Left(l.backend) == "" })
 }

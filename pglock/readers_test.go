@@ -142,8 +142,9 @@ func TestSessionOfReadersEnds(t *testing.T) {
 		mustTry(t, l, key, locker.Shared(), locker.TTL(10*time.Second)),
 		mustTry(t, l, key, locker.Shared(), locker.TTL(10*time.Second)),
 	}
-	admin.do(`SELECT pg_terminate_backend(pid) FROM pg_locks WHERE granted AND `+oneKey, pglock.Key(key))
+	pid := admin.count(`SELECT pid FROM pg_locks WHERE granted AND `+oneKey, pglock.Key(key))
 	stays := mustTry(t, l, key, locker.Shared(), locker.TTL(20*time.Second))
+	admin.do(`SELECT pg_terminate_backend($1)`, pid)
 	for _, lease := range gone {
 		locktest.Receive(t, lease.Done())
 		if err := lease.Unlock(); !errors.Is(err, locker.ErrLost) {
