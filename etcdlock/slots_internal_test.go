@@ -58,4 +58,8 @@ func TestSlotOfLine(t *testing.T) {
 			t.Errorf("one of %d behind %q: it takes %d; want %d", c.n, c.older, got, c.number)
 		}
 	}
+	foreign := []*mvccpb.KeyValue{{Key: []byte(placeOf(Key("k"), locker.ModeSlots) + "made by hand")}}
+	if admit(foreign, 9) {
+		t.Error("a key that somebody else has put into the line is overtaken")
+	}
 }
