@@ -263,11 +263,7 @@ func TestTooManyConnections(t *testing.T) {
 	t.Parallel()
 	server := pgtest.New(t, pgtest.Options{})
 	admin := connect(t, server.URL())
-	admin.do(pglock.SchemaSQL(pglock.DefaultNamespace))
-	app, dsn := role(t, admin, server.URL(), "CONNECTION LIMIT 1")
-	for _, grant := range documentedGrants(t) {
-		admin.do(strings.Replace(grant, "TO app", "TO "+app, 1))
-	}
+	app, dsn := appRole(t, admin, server.URL(), "CONNECTION LIMIT 1")
 	l, other := open(t, dsn), open(t, server.URL())
 	own := mustTry(t, l, "own")
 	checkUnusable(t, pglock.Config{}, dsn, pglock.ErrTooManyConnections)

@@ -398,8 +398,7 @@ func TestPollForWhoHasLeft(t *testing.T) {
 			key, polled := unique("key"), unique("key")
 			held, before := mustTry(t, other, key), mustTry(t, other, polled)
 			occupied := inLineOf(t, l, 1, key)[0]
-			ctx, cancel := context.WithCancel(t.Context())
-			leaves := locktest.Started(func() error { _, err := l.Lock(ctx, polled); return err })
+			leave := cancelled(t, l, polled)
 			eventually(t, "it polls", func() bool { return pglock.Marked(l.backend) == 1 })
 			next := inLineOf(t, l, 1, polled, behind...)[0]
 			blocker.do("BEGIN")
@@ -407,10 +406,7 @@ func TestPollForWhoHasLeft(t *testing.T) {
 			mustUnlock(t, before)
 			const blocked = `SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND wait_event = 'relation'`
 			eventually(t, "a poll is blocked", func() bool { return admin.count(blocked, l.app) == 1 })
-			cancel()
-			if err := leaves.Get(t); !errors.Is(err, context.Canceled) {
-				t.Error(err)
-			}
+			leave()
 			blocker.do("ROLLBACK")
 			lease := next.Get(t)
 			if !pglock.Covered(l.backend, polled) {

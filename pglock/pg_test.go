@@ -196,6 +196,17 @@ func namespace(t testing.TB, admin *session) string {
 	return ns
 }
 
+// appRole makes a role with what is documented for those who use locks, and no more.
+func appRole(t *testing.T, admin *session, dsn string, options ...string) (name, url string) {
+	t.Helper()
+	admin.do(pglock.SchemaSQL(pglock.DefaultNamespace))
+	name, url = role(t, admin, dsn, options...)
+	for _, grant := range documentedGrants(t) {
+		admin.do(strings.Replace(grant, "TO app", "TO "+name, 1))
+	}
+	return name, url
+}
+
 // role makes a role with a password, and returns the connection string for it. It is for servers of the test's own.
 func role(t testing.TB, admin *session, dsn string, options ...string) (name, url string) {
 	t.Helper()

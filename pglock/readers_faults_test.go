@@ -15,29 +15,19 @@ import (
 	"github.com/lockerkit/locker/pglock"
 )
 
-// asApp returns the connection string of a role on a server of the test's own that has what is documented, and no more.
-func asApp(t *testing.T, admin *session, url string, options ...string) string {
-	t.Helper()
-	admin.do(pglock.SchemaSQL(pglock.DefaultNamespace))
-	app, dsn := role(t, admin, url, options...)
-	for _, grant := range documentedGrants(t) {
-		admin.do(strings.Replace(grant, "TO app", "TO "+app, 1))
-	}
-	return dsn
-}
-
 // TestFailureBesideReaders: the request of a reader fails that would be on the session of another one. What is given
 // back is not that one's lock.
 func TestFailureBesideReaders(t *testing.T) {
 	t.Parallel()
 	server := pgtest.New(t, pgtest.Options{})
 	admin := connect(t, server.URL())
-	l := openWatched(t, pglock.Config{}, asApp(t, admin, server.URL()), locker.TTL(time.Minute))
+	app, dsn := appRole(t, admin, server.URL())
+	l := openWatched(t, pglock.Config{}, dsn, locker.TTL(time.Minute))
 	reader := mustTry(t, l, "key", locker.Shared())
 	for _, refused := range []string{"FUNCTION pg_try_advisory_lock_shared(bigint)", "SEQUENCE locker.token"} {
 		right, role := "EXECUTE", "PUBLIC"
 		if strings.HasPrefix(refused, "SEQUENCE") {
-			right, role = "USAGE, UPDATE", "PUBLIC, "+appOf(admin)
+			right, role = "USAGE, UPDATE", "PUBLIC, "+app
 		}
 		admin.do(fmt.Sprintf("REVOKE %s ON %s FROM %s", right, refused, role))
 		lease, err := l.TryLock(t.Context(), "key", locker.Shared())
@@ -57,10 +47,6 @@ func TestFailureBesideReaders(t *testing.T) {
 	if !admin.isFree("key") {
 		t.Error("the readers have left, and the key is not free")
 	}
-}
-
-func appOf(admin *session) string {
-	return admin.text("SELECT rolname FROM pg_roles WHERE rolname LIKE 'role\\_%' LIMIT 1")
 }
 
 // TestUnlockBesideReadersWithoutRoom: readers leave while the lock table is full, so that the look whether somebody
@@ -210,7 +196,8 @@ func TestReadersWithTooManyConnections(t *testing.T) {
 	t.Parallel()
 	server := pgtest.New(t, pgtest.Options{})
 	admin := connect(t, server.URL())
-	l := openWatched(t, pglock.Config{}, asApp(t, admin, server.URL(), "CONNECTION LIMIT 1"))
+	_, dsn := appRole(t, admin, server.URL(), "CONNECTION LIMIT 1")
+	l := openWatched(t, pglock.Config{}, dsn)
 	reader := mustTry(t, l, "key", locker.Shared())
 	next := inLineOf(t, l, 2, "key", locker.Shared())
 	time.Sleep(3 * time.Second) // it polls
@@ -267,7 +254,8 @@ func TestProbeThatFails(t *testing.T) {
 			t.Parallel()
 			server := pgtest.New(t, pgtest.Options{})
 			admin := connect(t, server.URL())
-			l := openWatched(t, pglock.Config{WaitSessions: 1}, asApp(t, admin, server.URL()), locker.TTL(time.Minute))
+			_, dsn := appRole(t, admin, server.URL())
+			l := openWatched(t, pglock.Config{WaitSessions: 1}, dsn, locker.TTL(time.Minute))
 			other := openWatched(t, pglock.Config{}, server.URL())
 			kept := mustTry(t, other, "busy")
 			var one []locktest.Pending[*locker.Lease]
@@ -329,7 +317,8 @@ func TestReaderCannotBeGivenBack(t *testing.T) {
 	t.Parallel()
 	server := pgtest.New(t, pgtest.Options{})
 	admin := connect(t, server.URL())
-	l := openWatched(t, pglock.Config{}, asApp(t, admin, server.URL()), locker.TTL(time.Minute))
+	_, dsn := appRole(t, admin, server.URL())
+	l := openWatched(t, pglock.Config{}, dsn, locker.TTL(time.Minute))
 	leaves, stays := mustTry(t, l, "key", locker.Shared()), mustTry(t, l, "key", locker.Shared())
 	admin.do("REVOKE EXECUTE ON FUNCTION pg_advisory_unlock_shared(bigint) FROM PUBLIC")
 	_ = leaves.Unlock()

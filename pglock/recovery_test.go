@@ -27,11 +27,7 @@ func TestLongWaitNeedsNoNewSession(t *testing.T) {
 	t.Parallel()
 	server := pgtest.New(t, pgtest.Options{})
 	admin := connect(t, server.URL())
-	admin.do(pglock.SchemaSQL(pglock.DefaultNamespace))
-	app, dsn := role(t, admin, server.URL())
-	for _, grant := range documentedGrants(t) {
-		admin.do(strings.Replace(grant, "TO app", "TO "+app, 1))
-	}
+	app, dsn := appRole(t, admin, server.URL())
 	key := unique("key")
 	held := mustLock(t, open(t, server.URL()), key)
 	l := openWatched(t, pglock.Config{}, dsn)

@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -255,12 +254,7 @@ func TestNothingIsLeft(t *testing.T) {
 			admin := connect(t, server.URL())
 			dsn := server.URL()
 			if tc.limit > 0 {
-				admin.do(pglock.SchemaSQL(pglock.DefaultNamespace))
-				var app string
-				app, dsn = role(t, admin, dsn, fmt.Sprintf("CONNECTION LIMIT %d", tc.limit))
-				for _, grant := range documentedGrants(t) {
-					admin.do(strings.Replace(grant, "TO app", "TO "+app, 1))
-				}
+				_, dsn = appRole(t, admin, dsn, fmt.Sprintf("CONNECTION LIMIT %d", tc.limit))
 			}
 			lockers := []watched{
 				openWatched(t, pglock.Config{WaitSessions: tc.sessions}, dsn, locker.TTL(time.Second)),

@@ -18,10 +18,9 @@ import (
 
 // inLineAs has so many wait for a key on each of some Lockers, and returns them when all stand in line.
 func inLineAs(
-	t *testing.T, ls []locker.Locker, each int, key string, opts ...locker.CallOption,
+	t *testing.T, rdb *redis.Client, ls []locker.Locker, each int, key string, opts ...locker.CallOption,
 ) (waiting []locktest.Pending[*locker.Lease]) {
 	t.Helper()
-	rdb := dial(t, redistest.Address(t))
 	before := inLine(t, rdb, key)
 	for range each {
 		for _, l := range ls {
@@ -71,17 +70,9 @@ func TestManyReadersEnterTogether(t *testing.T) {
 		ls[i] = open(t, dial(t, server.Addr()), locker.TTL(30*time.Second))
 	}
 	writer := mustLock(t, ls[0], "k")
-	var readers []locktest.Pending[*locker.Lease]
-	for range each {
-		for _, l := range ls {
-			readers = append(readers, locktest.Started(func() *locker.Lease { return mustLock(t, l, "k", locker.Shared()) }))
-		}
-	}
-	eventually(t, 30*time.Second, "the readers stand in line", func() bool { return inLine(t, rdb, "k") == len(readers) })
-	next := locktest.Started(func() *locker.Lease { return mustLock(t, ls[1], "k") })
-	eventually(t, 30*time.Second, "and a writer behind", func() bool { return inLine(t, rdb, "k") == len(readers)+1 })
-	behind := locktest.Started(func() *locker.Lease { return mustLock(t, ls[2], "k", locker.Shared()) })
-	eventually(t, 30*time.Second, "and a reader", func() bool { return inLine(t, rdb, "k") == len(readers)+2 })
+	readers := inLineAs(t, rdb, ls, each, "k", locker.Shared())
+	next := inLineAs(t, rdb, ls[1:2], 1, "k")[0]
+	behind := inLineAs(t, rdb, ls[2:], 1, "k", locker.Shared())[0]
 
 	rdb.ConfigResetStat(t.Context())
 	start := time.Now()
@@ -116,8 +107,8 @@ func TestSlotsAreFilledAtOnce(t *testing.T) {
 	rdb, key := dial(t, redistest.Address(t)), t.Name()
 	ls := []locker.Locker{open(t, dial(t, redistest.Address(t))), open(t, dial(t, redistest.Address(t)))}
 	alone := mustLock(t, ls[0], key, locker.TTL(30*time.Second))
-	first := inLineAs(t, ls, slots/2, key, locker.Slots(slots), locker.TTL(30*time.Second))
-	rest := inLineAs(t, ls, 2, key, locker.Slots(slots), locker.TTL(30*time.Second))
+	first := inLineAs(t, rdb, ls, slots/2, key, locker.Slots(slots), locker.TTL(30*time.Second))
+	rest := inLineAs(t, rdb, ls, 2, key, locker.Slots(slots), locker.TTL(30*time.Second))
 	mustUnlock(t, alone)
 	var leases []*locker.Lease
 	taken := make(map[int]bool)
@@ -160,8 +151,8 @@ func TestDeadReaderHoldsUpNobody(t *testing.T) {
 	in := float64(time.Now().Add(time.Minute).UnixMilli()) // far too long
 	rdb.ZAdd(t.Context(), companion+"queue:", redis.Z{Score: 1, Member: dead})
 	rdb.ZAdd(t.Context(), companion+"alive:", redis.Z{Score: in, Member: dead})
-	readers := inLineAs(t, []locker.Locker{l}, 3, key, locker.Shared())
-	writer := inLineAs(t, []locker.Locker{l}, 1, key)[0]
+	readers := inLineAs(t, rdb, []locker.Locker{l}, 3, key, locker.Shared())
+	writer := inLineAs(t, rdb, []locker.Locker{l}, 1, key)[0]
 	mustUnlock(t, alone)
 	for _, r := range readers {
 		mustUnlock(t, r.Within(t, 10*time.Second, "a reader gets in"))
