@@ -106,6 +106,9 @@ type Features struct {
 
 	// Slots: Acquire and Wait know Request.Mode ModeSlots.
 	Slots bool
+
+	// Inspect: the backend implements Inspector.
+	Inspect bool
 }
 
 // offer returns errors.ErrUnsupported if the backend does not know a mode.
@@ -153,6 +156,19 @@ const (
 	ModeShared                // any number of holders that are all shared
 	ModeSlots                 // at most Request.Slots holders
 )
+
+// String returns "exclusive", "shared" or "slots".
+func (m Mode) String() string {
+	switch m {
+	case ModeExclusive:
+		return "exclusive"
+	case ModeShared:
+		return "shared"
+	case ModeSlots:
+		return "slots"
+	}
+	return fmt.Sprintf("Mode(%d)", uint8(m))
+}
 
 // Owner identifies one acquisition: 128 random bits, constant for the life of a lease. It is what ownership is
 // decided by; the fencing token is another thing.

@@ -18,10 +18,13 @@ type Client struct {
 	features Features // as the backend states them
 	name     string   // of the backend, for errors
 	defaults settings
-	invalid  error              // why nothing can be locked: of the options or the Backend passed to New
-	life     context.Context    // ends when Close begins
-	end      context.CancelFunc // ends life
-	done     chan struct{}      // closed when Close has ended
+
+	inspector Inspector // nil if the backend cannot tell who has a lock
+
+	invalid error              // why nothing can be locked: of the options or the Backend passed to New
+	life    context.Context    // ends when Close begins
+	end     context.CancelFunc // ends life
+	done    chan struct{}      // closed when Close has ended
 
 	acquires, releases, renewals unanswered // calls of the backend that outlast their use
 	cleanup                      cleanup
@@ -91,6 +94,11 @@ func (c *Client) learnFeatures() error {
 			return fmt.Errorf("%w: %s states Features.Expirer but has no method Expired", ErrInvalidOption, c.name)
 		}
 	}
+	if c.features.Inspect {
+		if c.inspector, ok = c.backend.(Inspector); !ok {
+			return fmt.Errorf("%w: %s states Features.Inspect but has no methods Inspect and List", ErrInvalidOption, c.name)
+		}
+	}
 	return nil
 }
 
@@ -102,6 +110,8 @@ const (
 	opClose   = "close"
 	opPing    = "ping"
 	opLead    = "lead"
+	opInspect = "inspect"
+	opList    = "list"
 )
 
 // Lock implements Locker.

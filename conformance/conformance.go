@@ -16,7 +16,7 @@
 //
 // # The report
 //
-// At its end, Run logs which rules were proven, which were relaxed and for what reason, which are about modes that the
+// At its end, Run logs which rules were proven, which were relaxed and for what reason, which are about what the
 // backend does not offer (locker.Features), which could not be proven for lack of a hook, and which are newer than
 // Harness.Since. go test shows that with -v, or when a rule has failed. With
 // the environment variable LOCKER_CONFORMANCE_REPORT, each Run also writes it as a Markdown table, to a file of its own

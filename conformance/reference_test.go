@@ -40,6 +40,7 @@ type store struct {
 	calls      *calls                                            // another kind of line, if not nil: see calling
 	counts     *countsKeys                                       // mints the tokens instead, if it is not nil
 	modes      modes
+	inspection inspection
 }
 
 // event is what happens to a line.
@@ -63,6 +64,7 @@ type record struct {
 type waiter struct {
 	request locker.Request
 	from    *link
+	since   time.Time
 	granted chan locker.Grant // has room for the one grant
 }
 
@@ -85,6 +87,7 @@ func newStore() *store {
 	}
 	s.lineOf = func(r locker.Request) string { return s.nameOf(r) }
 	s.modes = referenceModes()
+	s.inspection = referenceInspection()
 	return s
 }
 
@@ -359,12 +362,12 @@ func (c *client) Release(ctx context.Context, g locker.Grant) error {
 type queued struct{ *client }
 
 func (queued) Features() locker.Features {
-	return locker.Features{Queue: true, Shared: true, Slots: true}
+	return locker.Features{Queue: true, Shared: true, Slots: true, Inspect: true}
 }
 
 // Wait implements locker.Queue. After an error locker.New calls Release, which leaves the line.
 func (q queued) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
-	w := &waiter{request: r, from: q.link, granted: make(chan locker.Grant, 1)}
+	w := &waiter{request: r, from: q.link, since: time.Now(), granted: make(chan locker.Grant, 1)}
 	var reset chan struct{}
 	err := q.ask(ctx, func(s *store) {
 		reset = q.link.reset

@@ -49,6 +49,7 @@ func groups() []group {
 		{"shared", sharedRules},
 		{"slots", slotRules},
 		{"all", allRules},
+		{"inspect", inspectRules},
 	}
 }
 

@@ -151,6 +151,7 @@ type holder struct {
 // waiter is somebody in line.
 type waiter struct {
 	request locker.Request
+	since   time.Time
 	granted chan locker.Grant // has room for the one grant
 }
 
@@ -301,12 +302,13 @@ type backend struct {
 }
 
 var (
-	_ locker.Backend = backend{}
-	_ locker.Queue   = backend{}
+	_ locker.Backend   = backend{}
+	_ locker.Queue     = backend{}
+	_ locker.Inspector = backend{}
 )
 
 func (backend) Features() locker.Features {
-	return locker.Features{HeedsContext: true, Queue: true, Shared: true, Slots: true}
+	return locker.Features{HeedsContext: true, Queue: true, Shared: true, Slots: true, Inspect: true}
 }
 func (backend) String() string { return "memory" }
 func (backend) Close() error   { return nil }
@@ -379,7 +381,7 @@ func (b backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, erro
 		return g, nil
 	}
 	e := s.entries[name]
-	w := &waiter{request: r, granted: make(chan locker.Grant, 1)}
+	w := &waiter{request: r, since: now, granted: make(chan locker.Grant, 1)}
 	e.line = append(e.line, w)
 	if len(e.line) == 1 {
 		s.watch(name, e, now)
