@@ -109,6 +109,9 @@ type Features struct {
 
 	// Inspect: the backend implements Inspector.
 	Inspect bool
+
+	// Revoke: the backend implements Revoker.
+	Revoke bool
 }
 
 // offer returns errors.ErrUnsupported if the backend does not know a mode.

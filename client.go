@@ -20,6 +20,7 @@ type Client struct {
 	defaults settings
 
 	inspector Inspector // nil if the backend cannot tell who has a lock
+	revoker   Revoker   // nil if it cannot take one away
 
 	invalid error              // why nothing can be locked: of the options or the Backend passed to New
 	life    context.Context    // ends when Close begins
@@ -99,6 +100,11 @@ func (c *Client) learnFeatures() error {
 			return fmt.Errorf("%w: %s states Features.Inspect but has no methods Inspect and List", ErrInvalidOption, c.name)
 		}
 	}
+	if c.features.Revoke {
+		if c.revoker, ok = c.backend.(Revoker); !ok {
+			return fmt.Errorf("%w: %s states Features.Revoke but has no methods Revoke and Break", ErrInvalidOption, c.name)
+		}
+	}
 	return nil
 }
 
@@ -112,6 +118,8 @@ const (
 	opLead    = "lead"
 	opInspect = "inspect"
 	opList    = "list"
+	opRevoke  = "revoke"
+	opBreak   = "break"
 )
 
 // Lock implements Locker.

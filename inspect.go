@@ -60,37 +60,19 @@ type Inspector interface {
 //
 // It returns errors.ErrUnsupported if the backend cannot do it, ErrInvalidKey, ErrClosed, or an error of the store, by
 // its class. It is bounded by ctx and by the TTL of this Client.
-func (c *Client) Inspect(ctx context.Context, key string) (LockInfo, error) {
-	info, err := c.inspect(ctx, key)
+func (c *Client) Inspect(ctx context.Context, key string) (info LockInfo, err error) {
+	err = c.asking(ctx, key, c.inspector != nil, inspecting, func(ctx context.Context) error {
+		info, err = c.inspector.Inspect(ctx, c.defaults.prefix+key)
+		return err
+	})
 	if err != nil {
 		return LockInfo{}, c.fail(opInspect, key, err)
 	}
+	info.Key = key
 	return info, nil
 }
 
-func (c *Client) inspect(ctx context.Context, key string) (LockInfo, error) {
-	done, err := c.looks(ctx)
-	if err != nil {
-		return LockInfo{}, err
-	}
-	defer done()
-	if err := checkKey(key); err != nil {
-		return LockInfo{}, err
-	}
-	bounded, cancel := context.WithTimeoutCause(ctx, c.defaults.ttl, &noAnswer{after: c.defaults.ttl})
-	defer cancel()
-	info, err := c.inspector.Inspect(bounded, c.defaults.prefix+key)
-	switch {
-	case err == nil:
-		info.Key = key
-		return info, nil
-	case ctx.Err() != nil:
-		return LockInfo{}, endOf(ctx)
-	case bounded.Err() != nil:
-		return LockInfo{}, context.Cause(bounded)
-	}
-	return LockInfo{}, err
-}
+const inspecting = "to inspect locks"
 
 // List returns what Inspect would say of each key that is held and begins with a prefix, in any order; "" is for all of
 // this Client. The keys are not those of one moment: one that is locked or unlocked meanwhile may be missing. It
@@ -102,12 +84,11 @@ func (c *Client) inspect(ctx context.Context, key string) (LockInfo, error) {
 func (c *Client) List(ctx context.Context, prefix string) iter.Seq2[LockInfo, error] {
 	return func(yield func(LockInfo, error) bool) {
 		fail := func(err error) { yield(LockInfo{}, c.fail(opList, prefix, err)) }
-		done, err := c.looks(ctx)
-		if err != nil {
+		if err := c.mayAsk(ctx, c.inspector != nil, inspecting); err != nil {
 			fail(err)
 			return
 		}
-		defer done()
+		defer c.calls.Done()
 		for info, err := range c.inspector.List(ctx, c.defaults.prefix+prefix) {
 			switch {
 			case err == nil:
@@ -126,18 +107,40 @@ func (c *Client) List(ctx context.Context, prefix string) iter.Seq2[LockInfo, er
 	}
 }
 
-// looks begins a call of the Inspector, if it may be made; done ends it.
-func (c *Client) looks(ctx context.Context) (done func(), err error) {
+// mayAsk begins a call of a backend that has to offer it, if it may be made; c.calls.Done ends it.
+func (c *Client) mayAsk(ctx context.Context, offered bool, what string) error {
 	switch {
 	case c.invalid != nil:
-		return nil, c.invalid
-	case c.inspector == nil:
-		return nil, fmt.Errorf("%s: %w: to inspect locks", c.name, errors.ErrUnsupported)
+		return c.invalid
+	case !offered:
+		return fmt.Errorf("%s: %w: %s", c.name, errors.ErrUnsupported, what)
 	case ctx.Err() != nil:
-		return nil, endOf(ctx)
+		return endOf(ctx)
 	}
-	if err := c.enter(); err != nil {
-		return nil, err
+	return c.enter()
+}
+
+// asking makes such a call about a key, with a ctx that is bounded by the TTL, too.
+func (c *Client) asking(
+	ctx context.Context, key string, offered bool, what string, ask func(context.Context) error,
+) error {
+	if err := checkKey(key); err != nil {
+		return err
 	}
-	return c.calls.Done, nil
+	if err := c.mayAsk(ctx, offered, what); err != nil {
+		return err
+	}
+	defer c.calls.Done()
+	bounded, cancel := context.WithTimeoutCause(ctx, c.defaults.ttl, &noAnswer{after: c.defaults.ttl})
+	defer cancel()
+	err := ask(bounded)
+	switch {
+	case err == nil || errors.Is(err, ErrNotHeld):
+		return err
+	case ctx.Err() != nil:
+		return endOf(ctx)
+	case bounded.Err() != nil:
+		return context.Cause(bounded)
+	}
+	return err
 }

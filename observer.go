@@ -35,6 +35,10 @@ type Observer struct {
 	// Retry is called when a Lock goes on waiting after a failure, and when Lead campaigns again after one. (Lead tells
 	// only the Observers of a Client, or of what embeds one.)
 	Retry func(info RetryInfo)
+
+	// Revoked is called before Revoke or Break returns, on the caller's goroutine: by the one who took a lock away.
+	// Who lost it is told by LeaseDone.
+	Revoked func(info RevokedInfo)
 }
 
 // LockStartInfo describes a Lock or TryLock that begins.
@@ -92,6 +96,15 @@ type RetryInfo struct {
 	Attempt int           // how many have failed in a row
 	Err     error         // why the last one failed
 	Pause   time.Duration // until the next; 0 if the backend decides
+}
+
+// RevokedInfo describes a Revoke or Break that has ended.
+type RevokedInfo struct {
+	Op    string // "revoke" or "break"
+	Key   string
+	Store string
+	Revocation
+	Err error // what is returned: an *Error, or nil
 }
 
 // observation is what has to be known of a Lease for the sake of Observers. It is guarded by Client.mu, but for begun,

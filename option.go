@@ -157,7 +157,8 @@ func Observe(o *Observer) Option {
 }
 
 // Log is Observe with an Observer that logs: lost leases as errors; failed renewals, failed unlocks and what Lock and
-// Lead ride out as warnings, the first of each streak; everything else at the level Debug.
+// Lead ride out as warnings, the first of each streak; each Revoke and Break of this Client as a warning; everything else
+// at the level Debug.
 func Log(logger *slog.Logger) Option {
 	if logger == nil {
 		return option(func(*settings) error { return fmt.Errorf("%w: Log(nil)", ErrInvalidOption) })

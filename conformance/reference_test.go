@@ -41,6 +41,7 @@ type store struct {
 	counts     *countsKeys                                       // mints the tokens instead, if it is not nil
 	modes      modes
 	inspection inspection
+	revocation revocation
 }
 
 // event is what happens to a line.
@@ -58,6 +59,7 @@ type record struct {
 	grant   locker.Grant
 	expires time.Time
 	timer   *time.Timer
+	revoked *locker.Revocation // it is not renewed any more
 }
 
 // waiter is somebody in line.
@@ -88,6 +90,7 @@ func newStore() *store {
 	s.lineOf = func(r locker.Request) string { return s.nameOf(r) }
 	s.modes = referenceModes()
 	s.inspection = referenceInspection()
+	s.revocation = referenceRevocation()
 	return s
 }
 
@@ -97,7 +100,7 @@ func (s *store) acquire(r locker.Request) (locker.Grant, error) {
 	switch {
 	case held == nil:
 		return s.acquireBeside(r)
-	case s.knows(held.grant.Request, r):
+	case held.revoked == nil && s.knows(held.grant.Request, r):
 		s.expireAfter(held, r.TTL)
 		return held.grant, nil
 	}
@@ -174,12 +177,18 @@ func (s *store) join(w *waiter) {
 }
 
 func (s *store) renew(g locker.Grant) error {
+	if s.revocation.broken(s, g.Owner) {
+		return nil
+	}
 	if g.Mode != locker.ModeExclusive {
 		return s.renewBeside(g)
 	}
 	held := s.held[s.nameOf(g.Request)]
 	if held == nil || !s.mayRenew(held.grant.Request, g.Request) {
 		return locker.ErrLost
+	}
+	if err := s.isRevoked(held); err != nil {
+		return err
 	}
 	s.expireAfter(held, g.TTL)
 	name := s.nameOf(g.Request)
@@ -210,6 +219,10 @@ func (s *store) release(g locker.Grant) error {
 	held := s.held[name]
 	if held == nil || !s.mayRelease(held.grant.Request, g.Request) {
 		return locker.ErrLost
+	}
+	if held.revoked != nil {
+		s.revocation.releases(s, name, held)
+		return nil
 	}
 	s.free(name)
 	return nil
@@ -362,7 +375,7 @@ func (c *client) Release(ctx context.Context, g locker.Grant) error {
 type queued struct{ *client }
 
 func (queued) Features() locker.Features {
-	return locker.Features{Queue: true, Shared: true, Slots: true, Inspect: true}
+	return locker.Features{Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true}
 }
 
 // Wait implements locker.Queue. After an error locker.New calls Release, which leaves the line.

@@ -50,6 +50,8 @@ func groups() []group {
 		{"slots", slotRules},
 		{"all", allRules},
 		{"inspect", inspectRules},
+		{"revoke", revokeRules},
+		{"break", breakRules},
 	}
 }
 
