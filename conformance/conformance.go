@@ -147,6 +147,9 @@ type Features struct {
 	// with the others to report the loss in time).
 	ConnectionBound string
 
+	// ListsInPart: List may leave out keys that are held (inspect/ListsUnderPrefix).
+	ListsInPart string
+
 	// WakeWithin replaces the 50 ms within which waiting/WakesOnRelease wants the next holder. Zero means 50 ms.
 	// Without a Queue, the pauses between two polls of a Lock are of at most 40 ms: short enough if the store answers
 	// in a few.

@@ -47,7 +47,7 @@ var inspectRules = []rule{
 		hint: hintInspect,
 	},
 	{
-		name: "ListsUnderPrefix", body: listsUnderPrefix, since: "v0.1.0",
+		name: "ListsUnderPrefix", body: listsUnderPrefix, since: "v0.1.0", relaxes: listsInPart,
 		did: "Keys are held that begin with the same text, which has signs in it that mean something to patterns, and " +
 			"others that begin nearly so; two were unlocked. They are listed, also with the option Prefix.",
 		text: "List yields each key that is held and begins with the prefix, once, and no other.",

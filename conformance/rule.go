@@ -109,6 +109,7 @@ var (
 	greaterTokenAgain = &feature{"GreaterTokenAgain", func(f Features) string { return f.GreaterTokenAgain }}
 	sharesKeys        = &feature{"SharesKeys", func(f Features) string { return f.SharesKeys }}
 	connectionBound   = &feature{"ConnectionBound", func(f Features) string { return f.ConnectionBound }}
+	listsInPart       = &feature{"ListsInPart", func(f Features) string { return f.ListsInPart }}
 	renewsItself      = &feature{"RenewsItself", func(f Features) string { return f.RenewsItself }}
 )
 

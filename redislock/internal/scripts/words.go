@@ -80,6 +80,23 @@ func (n Names) ExtendWords(ttl time.Duration) Words {
 	return Words{3, []string{n.Lock, n.Holders, n.Slots, n.Mode, n.Value, Milliseconds(ttl)}}
 }
 
+// InspectWords are for who wants to know who has a lock, and who waits: so many of both.
+func (n Names) InspectWords(most int) Words {
+	return Words{6, []string{n.Lock, n.Fence, n.Queue, n.Alive, n.Holders, n.Slots, strconv.Itoa(most)}}
+}
+
+// RevokeWords are for who takes a lock away, or, if breaks is set, frees it; why says who and why, and seen how many of
+// several holders have been looked at.
+func (n Names) RevokeWords(why string, breaks bool, seen int) Words {
+	kind := "r"
+	if breaks {
+		kind = "b"
+	}
+	return Words{7, []string{
+		n.Lock, n.Fence, n.Queue, n.Alive, n.Holders, n.Slots, NoteOf(n), why, kind, strconv.Itoa(seen),
+	}}
+}
+
 // RenewWords are for the renewal of a lock that has one holder, with the given value.
 func RenewWords(lock, value string, ttl time.Duration) Words {
 	return Words{1, []string{lock, value, Milliseconds(ttl)}}
