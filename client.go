@@ -33,8 +33,9 @@ type Client struct {
 
 	// mu guards what follows and the state of every Lease. It is never held while the backend is called, so
 	// no method of a Lease waits for the store, Unlock excepted.
-	mu     sync.Mutex
-	closed bool
+	mu      sync.Mutex
+	closed  bool
+	working map[*Lease]struct{} // those under which the work of Do, DoAll or Lead goes on
 	schedule
 
 	// calls counts the calls of users and the work they left behind. Add from zero happens under mu while not
@@ -120,6 +121,7 @@ const (
 	opList    = "list"
 	opRevoke  = "revoke"
 	opBreak   = "break"
+	opHealthy = "healthy"
 )
 
 // Lock implements Locker.

@@ -69,7 +69,7 @@ const ThisLocker = "this Locker"
 
 // Error is the type of every error that a Locker or a Lease returns.
 type Error struct {
-	Op      string // "lock", "trylock", "unlock", "lease", "ping", "inspect", "list", "revoke", "break" or "close"
+	Op      string // "lock", "trylock", "unlock", "lease", "ping", "inspect", "list", "revoke", "break", "healthy" or "close"
 	Key     string // the key as the caller wrote it, without the prefix
 	Backend string // the name of the store: "redis", "memory", ...
 	Holder  string // who holds the key: the name given by the option Holder, where the store knows it, or ThisLocker

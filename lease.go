@@ -45,7 +45,7 @@ type Lease struct {
 
 	// For the schedule.
 	index     int           // in the heap, or unscheduled
-	next      time.Time     // when the schedule has to look at the lease
+	next      time.Time     // when the schedule has to look at the lease; once it has ended, when that was
 	ttl       time.Duration // as the store said last
 	confirmed time.Time     // from when that counts
 	failure   error         // of the renewals since the last that succeeded: failedLocked

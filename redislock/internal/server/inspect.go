@@ -151,13 +151,13 @@ func parseInfo(name string, reply any) (locker.LockInfo, error) {
 	switch mode := scripts.ModeOfValue(value); {
 	case value == "":
 	case mode == locker.ModeExclusive:
-		info.Holders = []locker.HolderInfo{holderOf(value, remainingOf(left), token, now)}
+		info.Holders = []locker.HolderInfo{holderOf(value, leftOf(left), token, now)}
 	default:
 		for i := 0; i < len(found); i += 3 {
 			value, _ := found[i].(string)
 			left, _ := found[i+1].(int64)
 			slot, _ := found[i+2].(string)
-			h := locker.HolderInfo{Mode: mode, Left: time.Duration(left) * time.Millisecond}
+			h := locker.HolderInfo{Mode: mode, Left: leftOf(left)}
 			h.Name, _ = scripts.ParseValue(value)
 			h.Slot, _ = strconv.Atoi(slot) // 0 if there is none
 			info.Holders = append(info.Holders, h)
@@ -174,6 +174,9 @@ func parseInfo(name string, reply any) (locker.LockInfo, error) {
 	info.Waiting = max(int(waiting), len(info.Waiters))
 	return info, nil
 }
+
+// leftOf turns a PTTL into what is left of a lease: never more than that.
+func leftOf(pttl int64) time.Duration { return max(0, remainingOf(pttl)-time.Millisecond) }
 
 // holderOf describes the one who has a lock alone. The token is the server's clock at the grant, in microseconds, unless
 // that has been set back since an earlier one: then it says nothing of when that was.

@@ -16,7 +16,7 @@ if there == $shared or there == $slots then
   local living = redis.call('ZRANGEBYSCORE', holders, after, '+inf', 'WITHSCORES', 'LIMIT', 0, most)
   for i = 1, #living, 2 do
     found[#found + 1] = living[i]
-    found[#found + 1] = math.ceil(living[i + 1] - ms)
+    found[#found + 1] = math.floor(living[i + 1] - ms)
     found[#found + 1] = there == $slots and redis.call('ZSCORE', slots, living[i]) or ''
   end
 end
