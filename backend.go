@@ -154,6 +154,19 @@ const (
 	ModeSlots                 // at most Request.Slots holders
 )
 
+// String returns "exclusive", "shared" or "slots".
+func (m Mode) String() string {
+	switch m {
+	case ModeExclusive:
+		return "exclusive"
+	case ModeShared:
+		return "shared"
+	case ModeSlots:
+		return "slots"
+	}
+	return fmt.Sprintf("Mode(%d)", uint8(m))
+}
+
 // Owner identifies one acquisition: 128 random bits, constant for the life of a lease. It is what ownership is
 // decided by; the fencing token is another thing.
 type Owner [16]byte
