@@ -75,6 +75,8 @@ func TestStory(t *testing.T) {
 				`job 1 done, token 1`,
 				`job 3 done, token 1`,
 				`w\d +crashes in the middle of job 4`,
+				`w\d +logs level=WARN msg="renewal failed" key=jobs`,
+				`w\d +logs level=ERROR msg="lease lost" key=jobs store=memory token=1`,
 				`w\d +leads, token 2: w\d vanished`,
 				`job 4 done, token 2`,
 				`w\d +comes back`,
