@@ -38,7 +38,7 @@ var types = []struct {
 	{locker.ErrLost, typeLost},
 }
 
-// errorType returns the value of the attribute error.type, "" for nil.
+// errorType returns the value of the attribute error.type for what Lock or TryLock returns, "" for nil.
 func errorType(err error) string {
 	if err == nil {
 		return ""
@@ -49,4 +49,14 @@ func errorType(err error) string {
 		}
 	}
 	return "_OTHER" // as OpenTelemetry calls it
+}
+
+// storeErrorType is errorType for what no caller's context can have ended: the context is that of a call of the store.
+func storeErrorType(err error) string {
+	switch name := errorType(err); name {
+	case typeCanceled, typeTimeout:
+		return typeUnavailable
+	default:
+		return name
+	}
 }

@@ -39,6 +39,7 @@ package otellocker
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 
 	"go.opentelemetry.io/otel"
@@ -152,7 +153,7 @@ func (o *observer) set(store string, mode locker.Mode, key, failure string) *set
 func (o *observer) newSet(l labels) *set {
 	attributes := []attribute.KeyValue{storeKey.String(l.store), modeKey.String(l.mode.String())}
 	if l.key != "" {
-		attributes = append(attributes, keyKey.String(l.key))
+		attributes = append(attributes, keyKey.String(strings.ToValidUTF8(l.key, "\uFFFD"))) // keys are bytes, values are not
 	}
 	if l.failure != "" {
 		attributes = append(attributes, errorKey.String(l.failure))
@@ -248,7 +249,7 @@ func (o *observer) leaseDone(i locker.LeaseDoneInfo) {
 	ctx := context.Background()
 	s := o.set(i.Store, i.Mode, i.Key, "")
 	o.leases.Add(ctx, -1, s.add...)
-	switch failure := errorType(i.Err); {
+	switch failure := storeErrorType(i.Err); {
 	case i.Err == nil:
 	case !errors.Is(i.Err, locker.ErrLost):
 		s = o.set(i.Store, i.Mode, i.Key, failure)
@@ -264,10 +265,10 @@ func (o *observer) leaseDone(i locker.LeaseDoneInfo) {
 }
 
 func (o *observer) renewed(i locker.RenewedInfo) {
-	s := o.set(i.Store, i.Mode, i.Key, errorType(i.Err))
+	s := o.set(i.Store, i.Mode, i.Key, storeErrorType(i.Err))
 	o.slack.Record(context.Background(), i.Slack.Seconds()/i.TTL.Seconds(), s.record...)
 }
 
 func (o *observer) retry(i locker.RetryInfo) {
-	o.retries.Add(context.Background(), 1, o.set(i.Store, i.Mode, i.Key, errorType(i.Err)).add...)
+	o.retries.Add(context.Background(), 1, o.set(i.Store, i.Mode, i.Key, storeErrorType(i.Err)).add...)
 }

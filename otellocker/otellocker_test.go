@@ -246,33 +246,31 @@ func TestMetrics(t *testing.T) {
 
 // What each instrument is, whatever it measures.
 func TestInstruments(t *testing.T) {
-	m, observe := newMeter(t)
-	l := memlock.New(locker.TTL(time.Second), observe)
-	lease := must(t, l, "k")
-	_ = lease.Unlock()
-	must(t, l, "k")
-	for m.values()["locker.renewal.slack{mode=exclusive store=memory}"] == 0 {
-		time.Sleep(10 * time.Millisecond)
-	}
-	_ = l.Close()
 	var got []string
-	for _, metric := range m.collect() {
-		kind := ""
-		switch data := metric.Data.(type) {
-		case metricdata.Sum[int64]:
-			kind = "up-down counter"
-			if data.IsMonotonic {
-				kind = "counter"
+	synctest.Test(t, func(t *testing.T) {
+		m, observe := newMeter(t)
+		l := memlock.New(locker.TTL(time.Second), observe)
+		must(t, l, "k")
+		time.Sleep(time.Second) // renewals
+		_ = l.Close()
+		for _, metric := range m.collect() {
+			kind := ""
+			switch data := metric.Data.(type) {
+			case metricdata.Sum[int64]:
+				kind = "up-down counter"
+				if data.IsMonotonic {
+					kind = "counter"
+				}
+			case metricdata.Histogram[float64]:
+				bounds := data.DataPoints[0].Bounds
+				kind = fmt.Sprintf("histogram of %d buckets from %v to %v", len(bounds), bounds[0], bounds[len(bounds)-1])
 			}
-		case metricdata.Histogram[float64]:
-			bounds := data.DataPoints[0].Bounds
-			kind = fmt.Sprintf("histogram of %d buckets from %v to %v", len(bounds), bounds[0], bounds[len(bounds)-1])
+			if metric.Description == "" {
+				t.Errorf("%s has no description", metric.Name)
+			}
+			got = append(got, metric.Name+" "+metric.Unit+" "+kind)
 		}
-		if metric.Description == "" {
-			t.Errorf("%s has no description", metric.Name)
-		}
-		got = append(got, metric.Name+" "+metric.Unit+" "+kind)
-	}
+	})
 	slices.Sort(got)
 	want := []string{
 		"locker.acquire.duration s histogram of 18 buckets from 0.0005 to 1800",
@@ -350,7 +348,7 @@ func TestWithKey(t *testing.T) {
 		return strings.TrimPrefix(kind, "secret")
 	}))
 	l := memlock.New(observe)
-	for _, key := range []string{"orders/1", "orders/2", "secret/3"} {
+	for _, key := range []string{"orders/1", "orders/2", "secret/3", "\xff/4"} {
 		if err := must(t, l, key).Unlock(); err != nil {
 			t.Fatal(err)
 		}
@@ -360,6 +358,7 @@ func TestWithKey(t *testing.T) {
 		"locker.hold.duration{key=orders mode=exclusive store=memory}": 2,
 		"locker.hold.duration{mode=exclusive store=memory}":            1,
 		"locker.leases{key=orders mode=exclusive store=memory}":        0,
+		"locker.leases{key=\uFFFD mode=exclusive store=memory}":        0, // Prometheus would refuse the whole page
 	} {
 		if got, ok := m.values()[name]; !ok || got != want {
 			t.Errorf("%s: there %v, %v; want %v", name, ok, got, want)
@@ -383,6 +382,7 @@ func TestErrorTypes(t *testing.T) {
 		{lost(locker.ErrDenied), false, "leases.lost{error.type=denied mode=exclusive store=s} +1"},
 		{lost(locker.ErrUnfit), true, "leases.lost{error.type=unfit mode=exclusive store=s} +1"},
 		{lost(errors.New("revoked by somebody")), false, "leases.lost{error.type=lost mode=exclusive store=s} +1"},
+		{lost(context.DeadlineExceeded), true, "leases.lost{error.type=unavailable mode=exclusive store=s} +1"},
 		{locker.ErrLost, true, "leases.lost{error.type=expired mode=exclusive store=s} +1"},
 		{locker.ErrDenied, false, "release.errors{error.type=denied mode=exclusive store=s} +1"},
 		{errors.New("of no class"), false, "release.errors{error.type=_OTHER mode=exclusive store=s} +1"},
@@ -403,7 +403,19 @@ func TestErrorTypes(t *testing.T) {
 		o := otellocker.New(provider(m), otellocker.WithTracerProvider(noTracer))
 		o.LockDone(t.Context(), locker.LockDoneInfo{Op: "trylock", Store: "s", Err: err})
 		m.take(want, "acquire.duration{error.type="+want+" mode=exclusive store=s} +1")
-		o.Retry(locker.RetryInfo{Op: "lead", Store: "s", Err: err})
-		m.take(want, "retries{error.type="+want+" mode=exclusive store=s} +1")
+	}
+	for _, test := range []struct {
+		err  error
+		want string
+	}{
+		{locker.ErrDenied, "denied"},
+		{fmt.Errorf("no answer: %w", context.DeadlineExceeded), "unavailable"}, // the context of a call of the store
+	} {
+		m := &meter{t: t, reader: sdkmetric.NewManualReader()}
+		o := otellocker.New(provider(m), otellocker.WithTracerProvider(noTracer))
+		o.Retry(locker.RetryInfo{Op: "lead", Store: "s", Err: test.err})
+		o.Renewed(locker.RenewedInfo{Store: "s", TTL: time.Second, Err: test.err})
+		m.take(test.want, "retries{error.type="+test.want+" mode=exclusive store=s} +1",
+			"renewal.slack{error.type="+test.want+" mode=exclusive store=s} +1")
 	}
 }
