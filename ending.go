@@ -148,6 +148,9 @@ func (l *Lease) endLocked(reason error) ending {
 // expireLocked is endLocked for a lease whose deadline has passed.
 func (l *Lease) expireLocked() ending {
 	e := l.endLocked(l.expiredLocked())
+	if l.seen != nil {
+		l.seen.expired = true
+	}
 	if l.client.expirer != nil {
 		e.expired = true
 		l.client.calls.Add(1) // until noteExpired: Close waits, to tell the backend before it closes it
