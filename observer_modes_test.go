@@ -116,7 +116,7 @@ func TestObserverIsToldOfExpiry(t *testing.T) {
 			lost    bool
 		}{
 			{"unlocked", nil, func(l *locker.Lease) { _ = l.Unlock() }, false, false},
-			{"taken away", nil, func(*locker.Lease) { l.Break("k") }, false, true},
+			{"taken away", nil, func(*locker.Lease) { _ = l.Break(t.Context(), "k") }, false, true},
 			{"no renewal", []locker.CallOption{locker.NoRenew()}, func(l *locker.Lease) { <-l.Done() }, true, true},
 			{"outage", nil, func(lease *locker.Lease) {
 				heal := l.Cut()

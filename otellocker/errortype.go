@@ -17,6 +17,8 @@ const (
 	typeUnfit       = "unfit"
 	typeLost        = "lost"
 	typeExpired     = "expired"
+	typeRevoked     = "revoked"
+	typeBroken      = "broken"
 )
 
 // types are the classes of errors. The first that an error matches is its type. The end of the caller's context comes
@@ -35,6 +37,8 @@ var types = []struct {
 	{locker.ErrDenied, typeDenied},
 	{locker.ErrUnfit, typeUnfit},
 	{locker.ErrUnavailable, typeUnavailable},
+	{locker.ErrRevoked, typeRevoked},
+	{locker.ErrBroken, typeBroken},
 	{locker.ErrLost, typeLost},
 }
 

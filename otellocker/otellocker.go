@@ -9,7 +9,7 @@
 //	locker.waiters           up-down counter     calls of Lock that have not returned
 //	locker.leases            up-down counter     leases that are held
 //	locker.hold.duration     histogram, s        for how long leases were held, each counted at its end
-//	locker.leases.lost       counter             leases that were lost: always worth an alert
+//	locker.leases.lost       counter             leases that were lost: worth an alert, unless they were revoked
 //	locker.release.errors    counter             leases that were unlocked without telling the store: free after the TTL
 //	locker.renewal.slack     histogram, 1        what was left of a lease when its renewal was answered, as part of the TTL
 //	locker.retries           counter             failures that a Lock that waits, or a Lead, has ridden out
@@ -23,6 +23,7 @@
 //	unavailable, denied, unfit  the store has failed, as the errors of package locker say
 //	expired                     a lease was not renewed, and the store has not failed: the process was paused, or NoRenew
 //	lost                        a lease: the store says that somebody else has the key, or that it is free
+//	revoked, broken             a lease: somebody has taken the lock away, by Client.Revoke or Client.Break
 //	closed, invalid_key, invalid_option, unsupported
 //
 // The counters are there, with zeros, from the first Lock in a mode on: an alert sees the first loss as an increase.
@@ -184,7 +185,7 @@ func (o *observer) zero(l labels, s *set) {
 		o.releaseErrors.Add(ctx, 0, failed...)
 		o.retries.Add(ctx, 0, failed...)
 	}
-	for _, l.failure = range []string{typeExpired, typeLost} {
+	for _, l.failure = range []string{typeExpired, typeLost, typeRevoked, typeBroken} {
 		o.lost.Add(ctx, 0, o.newSet(l).add...)
 	}
 }

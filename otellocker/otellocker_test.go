@@ -167,8 +167,12 @@ func TestMetrics(t *testing.T) {
 			must(t, l, "k", opts...)
 			take("Lock that waits", "acquire.duration{} +1", "acquire.duration.sum{} +3", "leases{} +1")
 
-			memory.Break("k")
-			take("a loss", "leases.lost{!lost} +1", "leases{} -1", "hold.duration{!lost} +1")
+			_ = memory.Break(t.Context(), "k")
+			take("a lock that is broken", "leases.lost{!broken} +1", "leases{} -1", "hold.duration{!broken} +1")
+			lease = must(t, l, "k", opts...)
+			_ = memory.Revoke(t.Context(), "k", "why")
+			_ = lease.Unlock()
+			take("a lock that is revoked", "acquire.duration{} +1", "leases.lost{!revoked} +1", "hold.duration{!revoked} +1")
 			must(t, l, "k", append(opts, locker.NoRenew())...)
 			time.Sleep(time.Second)
 			take("a lease that is not renewed", "acquire.duration{} +1", "leases.lost{!expired} +1",
@@ -303,7 +307,7 @@ func TestZeros(t *testing.T) {
 	for name, types := range map[string][]string{
 		"leases":         {""},
 		"waiters":        {""},
-		"leases.lost":    {"unavailable", "denied", "unfit", "expired", "lost"},
+		"leases.lost":    {"unavailable", "denied", "unfit", "expired", "lost", "revoked", "broken"},
 		"release.errors": {"unavailable", "denied", "unfit"},
 		"retries":        {"unavailable", "denied", "unfit"},
 	} {
