@@ -202,13 +202,13 @@ func (c *Client) prepare(key string, opts []CallOption) (*Lease, error) {
 	if err := checkKey(key); err != nil {
 		return nil, err
 	}
-	if err := c.features.offer(s.mode); err != nil {
+	if err := c.features.offer(s.mode, s.minHold); err != nil {
 		return nil, fmt.Errorf("%s: %w", c.name, err)
 	}
 	l := &Lease{client: c, noRenew: s.noRenew, index: unscheduled}
 	l.grant.Request = Request{
 		Prefix: s.prefix, Key: key, Mode: s.mode, Slots: s.slots, Owner: newOwner(), Holder: s.holder,
-		TTL: s.ttl, NoRenew: s.noRenew, lease: l,
+		TTL: s.ttl, NoRenew: s.noRenew, MinHold: s.minHold, lease: l,
 	}
 	return l, nil
 }

@@ -208,7 +208,11 @@ func (l *Lease) free(left time.Duration) error {
 		}
 		left = time.Until(l.deadline)
 	}
-	return l.client.release(l.grant, l.deadline, left, &l.releasing)
+	g := l.grant
+	if isRevoked(l.reason) {
+		g.MinHold = 0
+	}
+	return l.client.release(g, l.deadline, left, &l.releasing)
 }
 
 // begin makes l a held lease under g, unless it is too late for that.

@@ -42,6 +42,7 @@ type store struct {
 	modes      modes
 	inspection inspection
 	revocation revocation
+	keep       func(s *store, name string, h *record, g locker.Grant) // what is to be kept for MinHold, or was
 }
 
 // event is what happens to a line.
@@ -91,6 +92,13 @@ func newStore() *store {
 	s.modes = referenceModes()
 	s.inspection = referenceInspection()
 	s.revocation = referenceRevocation()
+	s.keep = func(s *store, name string, h *record, g locker.Grant) {
+		if g.Keep > 0 {
+			keepRecord(s, name, h, g.Keep)
+		} else {
+			s.freeRecord(name, h)
+		}
+	}
 	return s
 }
 
@@ -220,12 +228,20 @@ func (s *store) release(g locker.Grant) error {
 	if held == nil || !s.mayRelease(held.grant.Request, g.Request) {
 		return locker.ErrLost
 	}
-	if held.revoked != nil {
-		s.revocation.releases(s, name, held)
-		return nil
-	}
-	s.free(name)
+	s.giveBack(name, held, g)
 	return nil
+}
+
+// giveBack takes the key away from one of its holders, who is done with it.
+func (s *store) giveBack(name string, h *record, g locker.Grant) {
+	switch {
+	case g.MinHold > 0:
+		s.keep(s, name, h, g)
+	case h.revoked != nil:
+		s.revocation.releases(s, name, h)
+	default:
+		s.freeRecord(name, h)
+	}
 }
 
 var (
@@ -375,7 +391,7 @@ func (c *client) Release(ctx context.Context, g locker.Grant) error {
 type queued struct{ *client }
 
 func (queued) Features() locker.Features {
-	return locker.Features{Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true}
+	return locker.Features{Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true, MinHold: true}
 }
 
 // Wait implements locker.Queue. After an error locker.New calls Release, which leaves the line.

@@ -164,6 +164,11 @@ func (s *store) releaseBeside(g locker.Grant) error {
 	if !slices.ContainsFunc(s.beside[name], mine) {
 		return locker.ErrLost
 	}
+	if g.MinHold > 0 {
+		i := slices.IndexFunc(s.beside[name], mine)
+		s.keep(s, name, s.beside[name][i], g)
+		return nil
+	}
 	s.freeBeside(name, mine)
 	return nil
 }

@@ -52,6 +52,7 @@ func groups() []group {
 		{"inspect", inspectRules},
 		{"revoke", revokeRules},
 		{"break", breakRules},
+		{"minhold", minHoldRules},
 	}
 }
 

@@ -137,7 +137,7 @@ type entry struct {
 type holder struct {
 	grant   locker.Grant
 	expires time.Time          // when the lease ends
-	revoked *locker.Revocation // why it is not renewed any more; nil if it is
+	revoked *locker.Revocation // why it is not renewed any more; nil if it is renewed
 }
 
 // waiter is somebody in line.
@@ -282,7 +282,7 @@ var (
 )
 
 func (backend) Features() locker.Features {
-	return locker.Features{HeedsContext: true, Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true}
+	return locker.Features{HeedsContext: true, Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true, MinHold: true}
 }
 func (backend) String() string { return "memory" }
 func (backend) Close() error   { return nil }
@@ -421,7 +421,21 @@ func (b backend) Renew(_ context.Context, gs []locker.Grant, done func(int, lock
 
 // Release implements locker.Backend.
 func (b backend) Release(_ context.Context, g locker.Grant) error {
-	return b.withHeld(g, func(s *shard, name string, e *entry) error { s.leave(name, e, g.Owner); return nil })
+	return b.withHeld(g, func(s *shard, name string, e *entry) error {
+		if g.Keep > 0 {
+			s.keep(name, e, g)
+		} else {
+			s.leave(name, e, g.Owner)
+		}
+		return nil
+	})
+}
+
+// keep takes the lock from an owner who has it, and gives it to nobody else for a while.
+func (s *shard) keep(name string, e *entry, g locker.Grant) {
+	now, h := time.Now(), e.holder(g.Owner)
+	h.grant.Owner, h.revoked, h.expires = locker.Owner{}, &locker.Revocation{}, now.Add(g.Keep)
+	s.watch(name, e, now)
 }
 
 // withHeld calls f if g is held, with its shard locked, and returns ErrLost otherwise.

@@ -38,6 +38,8 @@ var (
 	inspectLua string
 	//go:embed lua/revoke.lua
 	revokeLua string
+	//go:embed lua/keep.lua
+	keepLua string
 )
 
 const (
@@ -70,7 +72,7 @@ const (
 )
 
 // Set are the scripts of a backend: what its Config says is in their source.
-type Set struct{ Acquire, Release, Renew, Extend, Poll, Confirm, LineUp, Inspect, Revoke *Script }
+type Set struct{ Acquire, Release, Renew, Extend, Poll, Confirm, LineUp, Inspect, Revoke, Keep *Script }
 
 // What a configuration says that says nothing.
 const (
@@ -100,7 +102,7 @@ func newScripts(channelPrefix string, retention time.Duration) *Set {
 		Renew: NewScript(renewLua, constants), Extend: NewScript(extendLua, constants),
 		Poll: NewScript(pollLua, constants), Confirm: NewScript(confirmLua, constants),
 		LineUp: NewScript(lineupLua, constants), Inspect: NewScript(inspectLua, constants),
-		Revoke: NewScript(revokeLua, constants),
+		Revoke: NewScript(revokeLua, constants), Keep: NewScript(keepLua, constants),
 	}
 	s.Acquire.letter, s.Release.letter = 'a', 'r'
 	s.Acquire.Group = NewScript(groupLua, constants)

@@ -45,6 +45,12 @@ func (n Names) ReleaseWords(doubt bool) Words {
 	}}
 }
 
+// KeepWords are for an owner who gives a lock back that others are not to have for a while.
+func (n Names) KeepWords(d time.Duration) Words {
+	const step = time.Millisecond
+	return Words{4, []string{n.Lock, n.Holders, n.Slots, n.Queue, n.Value, n.Mode, Milliseconds(d + step - 1)}}
+}
+
 // LeaveWords are ReleaseWords in doubt, with the tombstone by which the line knows that an owner has left for good:
 // that of his first try.
 func (n Names) LeaveWords(tombstone string) Words {

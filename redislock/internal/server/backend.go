@@ -300,6 +300,9 @@ func (b *Server) Release(ctx context.Context, g locker.Grant) error {
 	if g.Token == 0 { // unknown outcome: it may be in line, or still on its way
 		return Final(b.leave(ctx, n, true))
 	}
+	if g.Keep > 0 {
+		return Final(b.releaseWith(ctx, b.Scripts.Keep, n.KeepWords(g.Keep)))
+	}
 	return Final(b.free(ctx, n))
 }
 
@@ -324,8 +327,12 @@ func (b *Server) leave(ctx context.Context, n scripts.Names, doubt bool) error {
 
 // ReleaseWith gives the lock back; for the words see release.lua.
 func (b *Server) ReleaseWith(ctx context.Context, w scripts.Words) error {
+	return b.releaseWith(ctx, b.Scripts.Release, w)
+}
+
+func (b *Server) releaseWith(ctx context.Context, s *scripts.Script, w scripts.Words) error {
 	// Not run again on errors: the second answer would say that the lock was not ours any more. Who called knows that.
-	reply, err := b.Client.Run(ctx, time.Time{}, b.Scripts.Release, w)
+	reply, err := b.Client.Run(ctx, time.Time{}, s, w)
 	switch {
 	case err != nil:
 		return b.Client.Explain(err)

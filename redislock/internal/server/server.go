@@ -19,7 +19,7 @@ type Server struct {
 
 // Features implements the optional method of locker.Backend.
 func (b *Server) Features() locker.Features {
-	return locker.Features{HeedsContext: true, Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true}
+	return locker.Features{HeedsContext: true, Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true, MinHold: true}
 }
 
 // String names the backend in errors.
