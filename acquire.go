@@ -9,7 +9,10 @@ import (
 )
 
 // try makes one attempt to acquire l.
-func (c *Client) try(ctx context.Context, l *Lease) error {
+func (c *Client) try(ctx context.Context, l *Lease) error { return c.tryBy(ctx, l, c.backend.Acquire) }
+
+// tryBy makes one attempt by a call of the backend.
+func (c *Client) tryBy(ctx context.Context, l *Lease, acquire func(context.Context, Request) (Grant, error)) error {
 	r := l.grant.Request
 	sent := time.Now()
 	until := sent.Add(validFor(r.TTL)) // an answer that comes later is of no use to anybody
@@ -18,12 +21,12 @@ func (c *Client) try(ctx context.Context, l *Lease) error {
 	if c.features.HeedsContext {
 		call := l.acquireCall()
 		call.Context, call.until, call.life = ctx, until, c.life
-		g, err = c.backend.Acquire(call, r)
+		g, err = acquire(call, r)
 		call.stop()
 	} else {
 		// The attempt is detached from the caller's ctx: cut short, its outcome would be unknown.
 		call, cancel := context.WithDeadline(context.WithoutCancel(ctx), until)
-		g, err = c.supervised(ctx, call, cancel, r, c.backend.Acquire)
+		g, err = c.supervised(ctx, call, cancel, r, acquire)
 	}
 	return c.settle(ctx, l, sent, g, err)
 }

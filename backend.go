@@ -115,6 +115,9 @@ type Features struct {
 
 	// MinHold: Release heeds Grant.Keep.
 	MinHold bool
+
+	// Adopt: the backend implements Adopter.
+	Adopt bool
 }
 
 // offer returns errors.ErrUnsupported if the backend cannot do what is asked of it.

@@ -21,6 +21,7 @@ type Client struct {
 
 	inspector Inspector // nil if the backend cannot tell who has a lock
 	revoker   Revoker   // nil if it cannot take one away
+	adopter   Adopter   // nil if it cannot change the owner of one
 
 	invalid error              // why nothing can be locked: of the options or the Backend passed to New
 	life    context.Context    // ends when Close begins
@@ -106,6 +107,11 @@ func (c *Client) learnFeatures() error {
 			return fmt.Errorf("%w: %s states Features.Revoke but has no methods Revoke and Break", ErrInvalidOption, c.name)
 		}
 	}
+	if c.features.Adopt {
+		if c.adopter, ok = c.backend.(Adopter); !ok {
+			return fmt.Errorf("%w: %s states Features.Adopt but has no method Adopt", ErrInvalidOption, c.name)
+		}
+	}
 	return nil
 }
 
@@ -122,16 +128,18 @@ const (
 	opRevoke  = "revoke"
 	opBreak   = "break"
 	opHealthy = "healthy"
+	opDetach  = "detach"
+	opAdopt   = "adopt"
 )
 
 // Lock implements Locker.
 func (c *Client) Lock(ctx context.Context, key string, opts ...CallOption) (*Lease, error) {
-	return c.observed(ctx, opLock, key, opts)
+	return c.lock(ctx, opLock, key, opts)
 }
 
 // TryLock implements Locker.
 func (c *Client) TryLock(ctx context.Context, key string, opts ...CallOption) (*Lease, error) {
-	return c.observed(ctx, opTryLock, key, opts)
+	return c.lock(ctx, opTryLock, key, opts)
 }
 
 // PingKey is the key that Ping locks for a moment, with the prefix of its Client.
@@ -169,8 +177,8 @@ func (c *Client) acquire(ctx context.Context, op, key string, opts []CallOption)
 	}
 	defer c.calls.Done()
 
-	if len(c.defaults.observers) > 0 && op != opPing {
-		l.seen = new(observation)
+	if op != opPing {
+		l.beSeen()
 	}
 	if op == opLock {
 		err = c.wait(ctx, l)

@@ -16,12 +16,12 @@ import (
 // goroutine of their own, so that they delay nothing, and may come late; if they are slower than the renewals, some
 // Renewed are left out. None of them is called for Ping.
 type Observer struct {
-	// LockStart is called when Lock or TryLock begins. The values of the context that it returns are those of the
+	// LockStart is called when Lock, TryLock or Adopt begins. The values of the context that it returns are those of the
 	// contexts that the backend's calls get for this acquisition, so that the spans of a store's client become children
 	// of a span begun here; it is also passed to LockDone. When it ends does not matter. A nil context means ctx.
 	LockStart func(ctx context.Context, info LockStartInfo) context.Context
 
-	// LockDone is called before Lock or TryLock returns, with the context that LockStart has returned.
+	// LockDone is called before one of these returns, with the context that LockStart has returned.
 	LockDone func(ctx context.Context, info LockDoneInfo)
 
 	// LeaseDone is called when a lease has ended: at once if it was lost, and when the store has answered, or has
@@ -41,15 +41,15 @@ type Observer struct {
 	Revoked func(info RevokedInfo)
 }
 
-// LockStartInfo describes a Lock or TryLock that begins.
+// LockStartInfo describes a Lock, TryLock or Adopt that begins.
 type LockStartInfo struct {
-	Op    string // "lock" or "trylock"
+	Op    string // "lock", "trylock" or "adopt"
 	Key   string // as the caller wrote it
 	Store string // the name of the backend: "redis", "postgres", ...
 	Mode  Mode   // what is asked for, as far as the options are valid
 }
 
-// LockDoneInfo describes a Lock or TryLock that has ended.
+// LockDoneInfo describes a Lock, TryLock or Adopt that has ended.
 type LockDoneInfo struct {
 	Op    string
 	Key   string
@@ -128,13 +128,21 @@ type observation struct {
 	retried time.Time // when it last did
 }
 
-// observed is Lock and TryLock: acquire, of which the Observers are told.
-func (c *Client) observed(ctx context.Context, op, key string, opts []CallOption) (*Lease, error) {
+// lock is Lock and TryLock: acquire, of which the Observers are told.
+func (c *Client) lock(ctx context.Context, op, key string, opts []CallOption) (*Lease, error) {
 	if len(c.defaults.observers) == 0 {
 		return c.acquire(ctx, op, key, opts)
 	}
+	return c.observed(ctx, op, key, c.modeOf(opts), func(ctx context.Context) (*Lease, error) {
+		return c.acquire(ctx, op, key, opts)
+	})
+}
+
+// observed acquires a lease, and tells the Observers of it, if there are any.
+func (c *Client) observed(
+	ctx context.Context, op, key string, mode Mode, acquire func(context.Context) (*Lease, error),
+) (*Lease, error) {
 	begun := time.Now()
-	mode := c.modeOf(opts)
 	start := LockStartInfo{Op: op, Key: key, Store: c.name, Mode: mode}
 	for _, o := range c.defaults.observers {
 		if o.LockStart == nil {
@@ -144,7 +152,7 @@ func (c *Client) observed(ctx context.Context, op, key string, opts []CallOption
 			ctx = valuesOf{ctx, context.WithoutCancel(values)}
 		}
 	}
-	lease, err := c.acquire(ctx, op, key, opts)
+	lease, err := acquire(ctx)
 	info := LockDoneInfo{Op: op, Key: key, Store: c.name, Mode: mode, Waited: time.Since(begun), Err: err}
 	if lease != nil {
 		var answers int
@@ -159,7 +167,7 @@ func (c *Client) observed(ctx context.Context, op, key string, opts []CallOption
 			o.LockDone(ctx, info)
 		}
 	}
-	if lease != nil {
+	if lease != nil && lease.seen != nil {
 		lease.tellAfterLockDone()
 	}
 	return lease, err
@@ -172,6 +180,13 @@ func (c *Client) modeOf(opts []CallOption) Mode {
 	}
 	s, _ := c.defaults.with(opts) // that they are not valid is what the call returns
 	return s.mode
+}
+
+// beSeen has the Observers told of what becomes of a lease, if there are any.
+func (l *Lease) beSeen() {
+	if len(l.client.defaults.observers) > 0 {
+		l.seen = new(observation)
+	}
 }
 
 // tellAfterLockDone notes that the Observers know of a lease, and tells them of its end if that has come before.

@@ -30,7 +30,7 @@ type defect struct {
 
 var defects = slices.Concat(exclusionDefects, waitingDefects, ownershipDefects, leaseDefects, tokenDefects,
 	closeDefects, renewalDefects, nameDefects, lineDefects, atomicDefects, modeDefects,
-	allDefects, inspectDefects, revokeDefects, minHoldDefects)
+	allDefects, inspectDefects, revokeDefects, minHoldDefects, detachDefects)
 
 // TestReference proves that the suite asks for nothing impossible: with all hooks provided and nothing relaxed.
 func TestReference(t *testing.T) {

@@ -42,6 +42,7 @@ type store struct {
 	modes      modes
 	inspection inspection
 	revocation revocation
+	adopts     func(s *store, h *record, r locker.Request, from locker.Grant) bool
 	keep       func(s *store, name string, h *record, g locker.Grant) // what is to be kept for MinHold, or was
 }
 
@@ -92,6 +93,7 @@ func newStore() *store {
 	s.modes = referenceModes()
 	s.inspection = referenceInspection()
 	s.revocation = referenceRevocation()
+	s.adopts = adoptRecord
 	s.keep = func(s *store, name string, h *record, g locker.Grant) {
 		if g.Keep > 0 {
 			keepRecord(s, name, h, g.Keep)
@@ -391,7 +393,7 @@ func (c *client) Release(ctx context.Context, g locker.Grant) error {
 type queued struct{ *client }
 
 func (queued) Features() locker.Features {
-	return locker.Features{Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true, MinHold: true}
+	return locker.Features{Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true, MinHold: true, Adopt: true}
 }
 
 // Wait implements locker.Queue. After an error locker.New calls Release, which leaves the line.

@@ -109,3 +109,20 @@ func (s *store) pushTo(name string, h *record, at time.Time) {
 		s.setExpiryBeside(name, h, at)
 	}
 }
+
+// Adopt implements locker.Adopter.
+func (q queued) Adopt(ctx context.Context, r locker.Request, from locker.Grant) (g locker.Grant, err error) {
+	err = locker.ErrNotHeld
+	failure := q.ask(ctx, func(s *store) {
+		for _, h := range s.records(s.nameOf(r)) {
+			if s.adopts(s, h, r, from) {
+				g, err = h.grant, nil
+				return
+			}
+		}
+	})
+	if failure != nil {
+		return g, failure
+	}
+	return g, err
+}

@@ -53,6 +53,7 @@ func groups() []group {
 		{"revoke", revokeRules},
 		{"break", breakRules},
 		{"minhold", minHoldRules},
+		{"detach", detachRules},
 	}
 }
 

@@ -3,8 +3,8 @@
 // expire, fencing tokens, a waiting line served in order of arrival. It works inside testing/synctest, in whose
 // fake time a lease of an hour expires at once.
 //
-// It has the locks of the options locker.Shared and locker.Slots, too: one line for all, in order of arrival, from which
-// readers, or as many as there are slots, get in together.
+// It has the locks of the options locker.Shared and locker.Slots, too: one line for all, in order of arrival, from
+// which readers, or as many as there are slots, get in together.
 //
 // Locks are shared by the Lockers that come from one New by way of Peer. They do not exclude other processes, and
 // are gone, with the count of tokens, when the process ends.
@@ -282,7 +282,9 @@ var (
 )
 
 func (backend) Features() locker.Features {
-	return locker.Features{HeedsContext: true, Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true, MinHold: true}
+	return locker.Features{
+		HeedsContext: true, Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true, MinHold: true, Adopt: true,
+	}
 }
 func (backend) String() string { return "memory" }
 func (backend) Close() error   { return nil }

@@ -40,6 +40,8 @@ var (
 	revokeLua string
 	//go:embed lua/keep.lua
 	keepLua string
+	//go:embed lua/adopt.lua
+	adoptLua string
 )
 
 const (
@@ -72,7 +74,7 @@ const (
 )
 
 // Set are the scripts of a backend: what its Config says is in their source.
-type Set struct{ Acquire, Release, Renew, Extend, Poll, Confirm, LineUp, Inspect, Revoke, Keep *Script }
+type Set struct{ Acquire, Release, Renew, Extend, Poll, Confirm, LineUp, Inspect, Revoke, Keep, Adopt *Script }
 
 // What a configuration says that says nothing.
 const (
@@ -103,6 +105,7 @@ func newScripts(channelPrefix string, retention time.Duration) *Set {
 		Poll: NewScript(pollLua, constants), Confirm: NewScript(confirmLua, constants),
 		LineUp: NewScript(lineupLua, constants), Inspect: NewScript(inspectLua, constants),
 		Revoke: NewScript(revokeLua, constants), Keep: NewScript(keepLua, constants),
+		Adopt: NewScript(adoptLua, constants),
 	}
 	s.Acquire.letter, s.Release.letter = 'a', 'r'
 	s.Acquire.Group = NewScript(groupLua, constants)

@@ -51,6 +51,11 @@ func (n Names) KeepWords(d time.Duration) Words {
 	return Words{4, []string{n.Lock, n.Holders, n.Slots, n.Queue, n.Value, n.Mode, Milliseconds(d + step - 1)}}
 }
 
+// AdoptWords are for an owner who takes over the lock of one that has a value.
+func (n Names) AdoptWords(from string, ttl time.Duration) Words {
+	return Words{3, []string{n.Lock, n.Holders, n.Slots, from, n.Value, n.Mode, Milliseconds(ttl)}}
+}
+
 // LeaveWords are ReleaseWords in doubt, with the tombstone by which the line knows that an owner has left for good:
 // that of his first try.
 func (n Names) LeaveWords(tombstone string) Words {

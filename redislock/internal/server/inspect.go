@@ -178,8 +178,8 @@ func parseInfo(name string, reply any) (locker.LockInfo, error) {
 // leftOf turns a PTTL into what is left of a lease: never more than that.
 func leftOf(pttl int64) time.Duration { return max(0, remainingOf(pttl)-time.Millisecond) }
 
-// holderOf describes the one who has a lock alone. The token is the server's clock at the grant, in microseconds, unless
-// that has been set back since an earlier one: then it says nothing of when that was.
+// holderOf describes the one who has a lock alone. The token is the server's clock at the grant, in microseconds,
+// unless that has been set back since an earlier one: then it says nothing of when that was.
 func holderOf(value string, left time.Duration, token string, now uint64) locker.HolderInfo {
 	h := locker.HolderInfo{Left: left}
 	ours := false

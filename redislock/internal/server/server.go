@@ -19,7 +19,9 @@ type Server struct {
 
 // Features implements the optional method of locker.Backend.
 func (b *Server) Features() locker.Features {
-	return locker.Features{HeedsContext: true, Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true, MinHold: true}
+	return locker.Features{
+		HeedsContext: true, Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true, MinHold: true, Adopt: true,
+	}
 }
 
 // String names the backend in errors.
@@ -53,4 +55,5 @@ var (
 	_ locker.Queue     = (*Server)(nil)
 	_ locker.Inspector = (*Server)(nil)
 	_ locker.Revoker   = (*Server)(nil)
+	_ locker.Adopter   = (*Server)(nil)
 )
