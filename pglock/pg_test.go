@@ -175,6 +175,17 @@ func (s *session) inLine(name string) int {
 	return s.count("SELECT count(*) FROM pg_locks WHERE NOT granted AND "+oneKey, pglock.Key(name))
 }
 
+// marks returns how many locks there are of what is made of a name: its key, the marks, and slots; had or waited for.
+func (s *session) marks(name string) int {
+	s.t.Helper()
+	return s.count(`WITH hash AS (SELECT encode(sha256(int8send($1::bigint)), 'hex') AS digits),
+		word AS (SELECT ('x' || substr(digits, 1 + 16 * i, 16))::bit(64)::bigint AS key, i FROM hash, generate_series(0, 3) AS i),
+		had AS (SELECT classid::bigint << 32 | objid::bigint AS key FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1
+			AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))
+		SELECT count(*) FROM had WHERE key = $1 OR key IN (SELECT key FROM word WHERE i < 3)
+			OR key >> 14 = (SELECT key >> 14 FROM word WHERE i = 3)`, pglock.Key(name))
+}
+
 // locks returns how many advisory locks those with an application_name have or wait for.
 func (s *session) locks(app string) int {
 	s.t.Helper()
