@@ -56,7 +56,7 @@ func TestFailureBesideOthers(t *testing.T) {
 				}
 				mustUnlock(t, lease)
 			}
-			if n := admin.marks("key"); n != 0 {
+			if n := admin.locksOf("key"); n != 0 {
 				t.Errorf("all have left, and %d locks are not free", n)
 			}
 		})

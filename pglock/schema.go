@@ -93,13 +93,16 @@ WITH tried AS MATERIALIZED (
 	SELECT array_agg(
 		CASE WHEN pg_advisory_xact_lock(gate)::text = '' THEN
 			CASE WHEN pg_try_advisory_lock_shared(key) THEN
-				CASE WHEN CASE WHEN pg_try_advisory_xact_lock(theirs) THEN pg_try_advisory_lock_shared(ours) END THEN
-					CASE WHEN slots = 0 THEN 0 ELSE coalesce(
-						(SELECT i FROM generate_series(0, slots - 1) AS i WHERE pg_try_advisory_lock(first + i) LIMIT 1),
+				CASE WHEN pg_try_advisory_lock_shared(ours) THEN
+					coalesce(
+						CASE WHEN CASE WHEN pg_try_advisory_lock(theirs) THEN pg_advisory_unlock(theirs) END THEN
+							CASE WHEN slots = 0 THEN 0 ELSE
+								(SELECT i FROM generate_series(0, slots - 1) AS i WHERE pg_try_advisory_lock(first + i) LIMIT 1)
+							END
+						END,
 						CASE WHEN pg_advisory_unlock_shared(ours) THEN
 							CASE WHEN pg_advisory_unlock_shared(key) THEN NULL::int END
 						END)
-					END
 				ELSE CASE WHEN pg_advisory_unlock_shared(key) THEN NULL::int END
 				END
 			END
@@ -108,10 +111,12 @@ WITH tried AS MATERIALIZED (
 )
 SELECT $1, CASE WHEN 0 <= ANY (numbers) THEN nextval($token) END, numbers FROM tried;
 
-PREPARE locker_slot (bigint, bigint, int[], int[]) AS
+PREPARE locker_slot (bigint, bigint, bigint, int[], int[]) AS
 WITH tried AS MATERIALIZED (
-	SELECT (SELECT i FROM unnest($3, $4) AS gap (least, most), generate_series(least, most) AS i
-		WHERE pg_try_advisory_lock($2 + i) LIMIT 1) AS number
+	SELECT CASE WHEN pg_advisory_xact_lock($2)::text = '' THEN
+		(SELECT i FROM unnest($4, $5) AS gap (least, most), generate_series(least, most) AS i
+		WHERE pg_try_advisory_lock($3 + i) LIMIT 1)
+	END AS number
 )
 SELECT $1, CASE WHEN number IS NOT NULL THEN nextval($token) END, ARRAY[number] FROM tried;
 

@@ -19,9 +19,15 @@ import (
 // and holds those before it; who does not is refused by whoever waits. Who has a slot or reads waits for nothing on the
 // same session, so nobody waits in a circle.
 //
-// Of two who try at the same time to have a mark alone, one would be refused although nobody has it. So they have a
-// gate. Everything behind a gate is in one message and waits for nothing, least of all for the client: it is passed in
-// microseconds.
+// Of two who try at the same time to have a mark alone, one would be refused although nobody has it. And who looks for a
+// free slot could find each taken, as they change hands, though there is always a free one. So who tries passes a gate.
+// Everything behind it is in one message and waits for nothing, least of all for the client: that takes microseconds. It
+// is had until the transaction ends, which gives back what it has in any order; so the other mark is given back before.
+//
+// There is one thing that the line does not keep. When the only holder has left, all who wait behind him for slots or as
+// readers, up to the next who wants the key alone, go on to the marks at the same moment. Any of them may be the first
+// there. For their order, they would have to have a line of their own before that of the key; then who wants the key
+// alone, and so knows nothing of that line, would overtake them.
 //
 // Postgres grants a session what it has, once more, and past those who wait. So those of a Locker that are in on one
 // session count here, and have the key and the mark there once: the first of them takes these, and the last gives them
@@ -311,9 +317,9 @@ func (b *backend) failProbes(err error) {
 
 // probe asks.
 func (w *wire) probe(p probe) {
-	try := "pg_try_advisory_xact_lock_shared" // refused by who waits for a slot
+	shared := "_shared" // refused by who waits for a slot
 	if p.of.mode == locker.ModeSlots {
-		try = "pg_try_advisory_xact_lock" // by readers who wait, too
+		shared = "" // by readers who wait, too
 	}
 	w.askText(&message{answered: func(a answer) {
 		switch {
@@ -324,9 +330,10 @@ func (w *wire) probe(p probe) {
 		default:
 			p.then(a.rows[0][1] == "t", nil)
 		}
-	}}, `SELECT %d, CASE WHEN pg_advisory_xact_lock(%d)::text = '' THEN
-	CASE WHEN pg_try_advisory_xact_lock_shared(%d) THEN %s(%d) ELSE false END END`,
-		p.of.marks.gate, p.of.key, try, p.of.marks.readers)
+	}}, `SELECT %[1]d, CASE WHEN pg_advisory_xact_lock(%[2]d)::text = '' THEN
+	CASE WHEN pg_try_advisory_xact_lock_shared(%[3]d) THEN
+		CASE WHEN pg_try_advisory_lock%[4]s(%[5]d) THEN pg_advisory_unlock%[4]s(%[5]d) END END END`,
+		p.of.marks.gate, p.of.key, shared, p.of.marks.readers)
 }
 
 // join asks for a lock beside others that the session has it for. The key it has.
@@ -341,7 +348,7 @@ func (w *wire) join(r *request) {
 	}
 	w.askText(&message{answered: func(a answer) {
 		w.dealOut([]part{{together: true, requests: []*request{r}}}, a)
-	}}, "EXECUTE locker_slot(%d,%d,'%s','%s')", r.marks.first, arrayOf(least), arrayOf(most))
+	}}, "EXECUTE locker_slot(%d,%d,%d,'%s','%s')", r.marks.gate, r.marks.first, arrayOf(least), arrayOf(most))
 }
 
 // appendTogether writes the statements for requests of readers and holders of slots. Unlike those of appendBatch, they
