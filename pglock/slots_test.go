@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -96,6 +97,32 @@ func TestNobodyIsRefusedByAnAttempt(t *testing.T) {
 		}
 		wg.Wait()
 	}
+}
+
+// TestManyAtOnce has several Lockers ask for the same keys at the same time, each for many in one message, in any order.
+// They do not wait for each other in a circle.
+func TestManyAtOnce(t *testing.T) {
+	t.Parallel()
+	const lockers, keys, rounds = 3, 40, 15
+	url, name := pgtest.URL(t), unique("key")
+	var wg sync.WaitGroup
+	for range lockers {
+		l := open(t, url, locker.TTL(time.Minute))
+		mustUnlock(t, mustTry(t, l, unique("key"))) // its session is there
+		wg.Go(func() {
+			for range rounds {
+				var burst sync.WaitGroup
+				for _, i := range rand.Perm(keys) {
+					burst.Go(func() {
+						mode := [...]locker.CallOption{locker.Shared(), locker.Slots(lockers)}[i%2]
+						mustUnlock(t, mustTry(t, l, fmt.Sprint(name, i), mode))
+					})
+				}
+				burst.Wait()
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // TestManySlots has one Locker hold all slots of a key, on one session. Each number is given once, also when some are
