@@ -113,8 +113,9 @@ func (p *place) stand(s *session) {
 	s.place = p
 }
 
-// firstCancel is the first pause between two attempts to cancel a wait.
-const firstCancel = 20 * time.Millisecond
+// firstCancel is the first pause between two attempts to cancel a wait. A second one that comes while the server deals
+// with the first is an error in its log: PL/pgSQL looks for it when the block has caught the first, and is left.
+const firstCancel = 200 * time.Millisecond
 
 // attempts is how many times a wait is begun whose session ended before anything was known of the key. That session may
 // have been over before. Afterwards, package locker begins it anew.

@@ -61,7 +61,8 @@ const halves = "(key >> 32)::int, (key << 32 >> 32)::int"
 // other order, there could be one who marks the key after the look and finds it locked.
 //
 // locker_enter and locker_leave are the same for readers and slots, see together.go; locker_slot takes a further slot for
-// a session that has one.
+// a session that has one. What is taken of a key is given back where the next cannot be had. A series that is selected,
+// unlike one that is selected from, is not made whole before the first number is tried.
 //
 // None of these reads a table: somebody who has one locked, for a dump or a VACUUM FULL, would keep the heartbeats of
 // the session waiting, which come behind, and so end its leases.
@@ -97,7 +98,8 @@ WITH tried AS MATERIALIZED (
 					coalesce(
 						CASE WHEN CASE WHEN pg_try_advisory_lock(theirs) THEN pg_advisory_unlock(theirs) END THEN
 							CASE WHEN slots = 0 THEN 0 ELSE
-								(SELECT i FROM generate_series(0, slots - 1) AS i WHERE pg_try_advisory_lock(first + i) LIMIT 1)
+								(SELECT i FROM (SELECT generate_series(0, slots - 1) AS i) AS numbers
+									WHERE pg_try_advisory_lock(first + i) LIMIT 1)
 							END
 						END,
 						CASE WHEN pg_advisory_unlock_shared(ours) THEN
@@ -114,8 +116,8 @@ SELECT $1, CASE WHEN 0 <= ANY (numbers) THEN nextval($token) END, numbers FROM t
 PREPARE locker_slot (bigint, bigint, bigint, int[], int[]) AS
 WITH tried AS MATERIALIZED (
 	SELECT CASE WHEN pg_advisory_xact_lock($2)::text = '' THEN
-		(SELECT i FROM unnest($4, $5) AS gap (least, most), generate_series(least, most) AS i
-		WHERE pg_try_advisory_lock($3 + i) LIMIT 1)
+		(SELECT i FROM unnest($4, $5) AS gap (least, most), LATERAL (SELECT generate_series(least, most) AS i) AS numbers
+			WHERE pg_try_advisory_lock($3 + i) LIMIT 1)
 	END AS number
 )
 SELECT $1, CASE WHEN number IS NOT NULL THEN nextval($token) END, ARRAY[number] FROM tried;

@@ -345,7 +345,7 @@ func TestLeavesNoLock(t *testing.T) {
 }
 
 // TestNoWarnings: those who wait for slots and for readers take their places anew, are cancelled, and are granted
-// them. None of that is in the server's log, unless there is no PL/pgSQL.
+// them, with PL/pgSQL and without. Nobody gives back what he does not have, which the server would warn of.
 func TestNoWarnings(t *testing.T) {
 	t.Parallel()
 	for name, prepare := range map[string]string{"as it is": "SELECT 1", "no PL/pgSQL": "DROP EXTENSION plpgsql"} {
@@ -367,10 +367,8 @@ func TestNoWarnings(t *testing.T) {
 				next := inLineOf(t, l, 1, key, pair[1])[0]
 				eventually(t, "it waits", func() bool { return admin.waitingFor(key) == 1 })
 				before := pglock.Messages(l.backend)
-				eventually(t, "it has taken its place anew", func() bool { return pglock.Messages(l.backend) > before+8 })
+				eventually(t, "it has taken its place anew", func() bool { return pglock.Messages(l.backend) > before+3 })
 				pglock.SetLifetimes(l.backend, time.Minute, time.Minute)
-				time.Sleep(100 * time.Millisecond) // or it may be cancelled before it waits, which is logged
-				eventually(t, "it waits again", func() bool { return admin.waitingFor(key) == 1 })
 				leave()
 				for _, lease := range held {
 					mustUnlock(t, lease)
@@ -379,10 +377,8 @@ func TestNoWarnings(t *testing.T) {
 				mustUnlock(t, mustTry(t, l, key, pair[1])) // beside it
 				mustUnlock(t, lease)
 			}
-			for _, level := range []string{"ERROR", "WARNING"} {
-				if want := level == "ERROR" && prepare != "SELECT 1"; strings.Contains(server.LogTail(), level) != want {
-					t.Errorf("a line with %s in the log: %v; want %v\n%s", level, !want, want, server.LogTail())
-				}
+			if strings.Contains(server.LogTail(), "WARNING") {
+				t.Errorf("a warning in the log:\n%s", server.LogTail())
 			}
 		})
 	}

@@ -43,8 +43,9 @@ var waitFors = [...]waitFor{
 		steps: []string{"pg_advisory_lock_shared($1)", "pg_advisory_xact_lock($2)", "pg_advisory_lock_shared($3)"},
 		last: `'granted ' || (SELECT number FROM (
 		SELECT CASE WHEN look = 0 OR pg_sleep(least(0.001 * 2 ^ least(look, 12), 0.008 + 0.00005 * $5))::text = '' THEN
-			(SELECT i FROM generate_series(0, $5 - 1) AS i WHERE look >= 0 AND pg_try_advisory_lock($4 + i) LIMIT 1)
-		END AS number FROM generate_series(0, 10000) AS look OFFSET 0
+			(SELECT i FROM (SELECT generate_series(0, $5 - 1) AS i) AS numbers
+				WHERE look >= 0 AND pg_try_advisory_lock($4 + i) LIMIT 1)
+		END AS number FROM (SELECT generate_series(0, 100000) AS look) AS often OFFSET 0
 	) AS looks WHERE number IS NOT NULL LIMIT 1)`,
 	},
 }
