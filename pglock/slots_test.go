@@ -99,6 +99,39 @@ func TestNobodyIsRefusedByAnAttempt(t *testing.T) {
 	}
 }
 
+// TestGate: who tries passes a gate, and waits while somebody else is in it; who comes to others on a session does so
+// when he asks whether anybody waits, and for a slot once more.
+func TestGate(t *testing.T) {
+	t.Parallel()
+	url := pgtest.URL(t)
+	admin, look := connect(t, url), connect(t, url)
+	for name, tc := range map[string]struct {
+		mode  locker.CallOption
+		again int // how often he who comes to others waits, if not just once
+	}{"readers": {locker.Shared(), 0}, "slots": {locker.Slots(2), 1}} {
+		key := unique("key")
+		l := open(t, url, locker.TTL(time.Minute))
+		gate := pglock.Key(key)
+		scan(admin, &gate, ofName+"SELECT key FROM word WHERE what = 2", gate)
+		isWaitedFor := func() bool { return look.is(ofName+"SELECT count(*) = 1 FROM ours WHERE what = 2 AND NOT granted", pglock.Key(key)) }
+		var leases []*locker.Lease
+		for i := range 2 {
+			admin.do("SELECT pg_advisory_lock($1)", gate)
+			lease := locktest.Started(func() *locker.Lease { return mustTry(t, l, key, tc.mode) })
+			eventually(t, name+" wait for the gate", isWaitedFor)
+			for range i * tc.again {
+				admin.do("SELECT pg_advisory_unlock($1), pg_advisory_lock($1)", gate) // behind who waits for it
+				eventually(t, name+" wait for it again", isWaitedFor)
+			}
+			admin.do("SELECT pg_advisory_unlock($1)", gate)
+			leases = append(leases, lease.Get(t))
+		}
+		for _, lease := range leases {
+			mustUnlock(t, lease)
+		}
+	}
+}
+
 // TestManyAtOnce has several Lockers ask for the same keys at the same time, each for many in one message, in any order.
 // They do not wait for each other in a circle.
 func TestManyAtOnce(t *testing.T) {
