@@ -51,8 +51,8 @@
 // the lock: in SQL, 16 each of the digits of encode(sha256(int8send(key)), 'hex'). Slots(1) is a lock for one holder.
 //
 // Readers take two entries of the lock table for each session that has any, slots likewise and one more for each. Who
-// tries passes a gate, a key that is had for microseconds. Whoever is the first in line for a slot looks for one that is
-// free every 8 ms, and 50 µs more for each slot; so that is what it may take to change hands. The others in line do not.
+// tries passes a gate, a key that is had for microseconds. Whoever is the first in line for a slot looks for one that
+// is free every 8 ms, and 50 µs more for each slot; so that is what it may take to change hands. The others do not.
 //
 // Postgres lets a session that has a shared lock have it again past somebody who waits. So who comes to others on that
 // session is only let in if a session without the lock would be: that takes one more round trip, on the connection for

@@ -45,7 +45,8 @@ func TestFailureBesideOthers(t *testing.T) {
 					t.Errorf("without the right to use %s: %v, %v; want ErrPermission", refused, lease, err)
 				}
 				if n := admin.holders("key"); n != len(held) {
-					t.Errorf("without the right to use %s, a lock is given back with another one: %d sessions have the key", refused, n)
+					t.Errorf("without the right to use %s, another lock is given back, too: %d sessions have the key",
+						refused, n)
 				}
 				admin.do(fmt.Sprintf("GRANT %s ON %s TO %s", right, refused, role))
 			}
@@ -325,8 +326,8 @@ func TestReaderLeavesWhenItIsServed(t *testing.T) {
 	mustUnlock(t, lease)
 }
 
-// TestReaderCannotBeGivenBack: the lock of readers on one session cannot be given back when the last of them leaves. The
-// session ends, and with it the lock.
+// TestReaderCannotBeGivenBack: the lock of readers on one session cannot be given back when the last of them leaves.
+// The session ends, and with it the lock.
 func TestReaderCannotBeGivenBack(t *testing.T) {
 	t.Parallel()
 	server := pgtest.New(t, pgtest.Options{})

@@ -60,9 +60,9 @@ const halves = "(key >> 32)::int, (key << 32 >> 32)::int"
 // locker_unlock gives locks back, and then looks for the mark of somebody who polls for the key, see hints. In the
 // other order, there could be one who marks the key after the look and finds it locked.
 //
-// locker_enter and locker_leave are the same for readers and slots, see together.go; locker_slot takes a further slot for
-// a session that has one. What is taken of a key is given back where the next cannot be had. A series that is selected,
-// unlike one that is selected from, is not made whole before the first number is tried.
+// locker_enter and locker_leave are the same for readers and slots, see together.go; locker_slot takes a further slot
+// for a session that has one. What is taken of a key is given back where the next cannot be had. A series that is
+// selected, unlike one that is selected from, is not made whole before the first number is tried.
 //
 // None of these reads a table: somebody who has one locked, for a dump or a VACUUM FULL, would keep the heartbeats of
 // the session waiting, which come behind, and so end its leases.

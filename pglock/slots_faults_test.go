@@ -190,3 +190,24 @@ func TestNobodyIsLeftWhenOneCannotJoin(t *testing.T) {
 	eventually(t, "no lock is left", func() bool { return admin.locksOf(key) == 0 })
 	eventually(t, "nothing is under way", func() bool { return pglock.Left(l.backend) == "" })
 }
+
+// TestSlotIsGrantedAgain: the server has ended a session, which its Locker has yet to hear, and grants the slot to
+// another session of the same Locker. The first holder is told before the second one has it.
+func TestSlotIsGrantedAgain(t *testing.T) {
+	t.Parallel()
+	url, key := pgtest.URL(t), unique("key")
+	admin := connect(t, url)
+	proxy, dsn := behind(t, url)
+	l := openWatched(t, pglock.Config{}, dsn)
+	first := mustTry(t, l, key, locker.Slots(2), locker.TTL(time.Minute))
+	for _, c := range proxy.Conns() {
+		c.Set(faultproxy.Hang())
+	}
+	admin.do(`SELECT pg_terminate_backend(pid, 10000) FROM pg_locks WHERE granted AND `+oneKey, pglock.Key(key))
+	second := mustTry(t, l, key, locker.Slots(2), locker.TTL(2*time.Minute))
+	if second.Slot() != first.Slot() || !errors.Is(first.Err(), locker.ErrLost) {
+		t.Errorf("slot %d is granted, and the holder of slot %d is told: %v", second.Slot(), first.Slot(), first.Err())
+	}
+	mustUnlock(t, second)
+	proxy.Heal()
+}

@@ -18,7 +18,9 @@ import (
 )
 
 // modes are the ways to lock a key. No two of them go together.
-var modes = map[string]locker.CallOption{"alone": locker.Slots(1), "to read": locker.Shared(), "a slot": locker.Slots(3)}
+var modes = map[string]locker.CallOption{
+	"alone": locker.Slots(1), "to read": locker.Shared(), "a slot": locker.Slots(3),
+}
 
 // isRefused checks that a key cannot be had now.
 func isRefused(t *testing.T, l locker.Locker, key, why string, opts ...locker.CallOption) {
@@ -28,8 +30,8 @@ func isRefused(t *testing.T, l locker.Locker, key, why string, opts ...locker.Ca
 	}
 }
 
-// TestModesExclude has each mode keep out the others, from one Locker and from two, on the session that has the lock and
-// on others, as well as those who know nothing of Lockers.
+// TestModesExclude has each mode keep out the others, from one Locker and from two, on the session that has the lock
+// and on others, as well as those who know nothing of Lockers.
 func TestModesExclude(t *testing.T) {
 	t.Parallel()
 	url, key := pgtest.URL(t), unique("key")
@@ -77,7 +79,9 @@ func TestNobodyIsRefusedByAnAttempt(t *testing.T) {
 	t.Parallel()
 	const lockers, times = 4, 100
 	url := pgtest.URL(t)
-	for name, mode := range map[string]locker.CallOption{"readers": locker.Shared(), "slots": locker.Slots(2 * lockers)} {
+	for name, mode := range map[string]locker.CallOption{
+		"readers": locker.Shared(), "slots": locker.Slots(2 * lockers),
+	} {
 		key := unique("key")
 		var wg sync.WaitGroup
 		for range lockers {
@@ -113,7 +117,9 @@ func TestGate(t *testing.T) {
 		l := open(t, url, locker.TTL(time.Minute))
 		gate := pglock.Key(key)
 		scan(admin, &gate, ofName+"SELECT key FROM word WHERE what = 2", gate)
-		isWaitedFor := func() bool { return look.is(ofName+"SELECT count(*) = 1 FROM ours WHERE what = 2 AND NOT granted", pglock.Key(key)) }
+		isWaitedFor := func() bool {
+			return look.is(ofName+"SELECT count(*) = 1 FROM ours WHERE what = 2 AND NOT granted", pglock.Key(key))
+		}
 		var leases []*locker.Lease
 		for i := range 2 {
 			admin.do("SELECT pg_advisory_lock($1)", gate)
@@ -132,8 +138,8 @@ func TestGate(t *testing.T) {
 	}
 }
 
-// TestManyAtOnce has several Lockers ask for the same keys at the same time, each for many in one message, in any order.
-// They do not wait for each other in a circle.
+// TestManyAtOnce has several Lockers ask for the same keys at the same time, each for many in one message, in any
+// order. They do not wait for each other in a circle.
 func TestManyAtOnce(t *testing.T) {
 	t.Parallel()
 	const lockers, keys, rounds = 3, 40, 15
@@ -232,15 +238,17 @@ func TestFewerSlots(t *testing.T) {
 	mustUnlock(t, lease)
 }
 
-// TestLineOfAllModes has those who want a key in different modes wait for it, over several Lockers. They get it in order
-// of arrival, whoever holds it at first, and nobody gets past them.
+// TestLineOfAllModes has those who want a key in different modes wait for it, over several Lockers. They get it in
+// order of arrival, whoever holds it at first, and nobody gets past them.
 func TestLineOfAllModes(t *testing.T) {
 	t.Parallel()
 	url := pgtest.URL(t)
 	admin := connect(t, url)
 	first := open(t, url)
 	slot := locker.Slots(2)
-	line := []locker.CallOption{slot, locker.Shared(), slot, slot, slot, locker.Slots(1), locker.Shared(), locker.Shared()}
+	line := []locker.CallOption{
+		slot, locker.Shared(), slot, slot, slot, locker.Slots(1), locker.Shared(), locker.Shared(),
+	}
 	groups := []int{1, 1, 2, 1, 1, 2} // who get in together
 	lockers := make([]locker.Locker, len(line))
 	for i := range lockers {
@@ -359,7 +367,9 @@ func TestLeavesNoLock(t *testing.T) {
 			leases = append(leases, mustTry(t, other, key, mode))
 		}
 		before := admin.locksOf(key)
-		for wants, mode := range map[string]locker.CallOption{"alone": locker.Slots(1), "to read": locker.Shared(), "slots": locker.Slots(2)} {
+		for wants, mode := range map[string]locker.CallOption{
+			"alone": locker.Slots(1), "to read": locker.Shared(), "slots": locker.Slots(2),
+		} {
 			if has == wants && has == "to read" {
 				continue
 			}

@@ -19,25 +19,26 @@ import (
 // and holds those before it; who does not is refused by whoever waits. Who has a slot or reads waits for nothing on the
 // same session, so nobody waits in a circle.
 //
-// Of two who try at the same time to have a mark alone, one would be refused although nobody has it. And who looks for a
-// free slot could find each taken, as they change hands, though there is always a free one. So who tries passes a gate.
-// Everything behind it is in one message and waits for nothing, least of all for the client: that takes microseconds. It
-// is had until the transaction ends, which gives back what it has in any order; so the other mark is given back before.
+// Of two who try at the same time to have a mark alone, one would be refused although nobody has it. And who looks for
+// a free slot could find each taken, as they change hands, though there is always a free one. So who tries passes a
+// gate. Everything behind it is in one message and waits for nothing, least of all for the client: that takes
+// microseconds. It is had until the transaction ends, which gives back what it has in any order; so the other mark is
+// given back before.
 //
-// There is one thing that the line does not keep. When the only holder has left, all who wait behind him for slots or as
-// readers, up to the next who wants the key alone, go on to the marks at the same moment. Any of them may be the first
-// there. For their order, they would have to have a line of their own before that of the key; then who wants the key
-// alone, and so knows nothing of that line, would overtake them.
+// There is one thing that the line does not keep. When the only holder has left, all who wait behind him for slots or
+// as readers, up to the next who wants the key alone, go on to the marks at the same moment. Any of them may be the
+// first there. For their order, they would have to have a line of their own before that of the key; then who wants the
+// key alone, and so knows nothing of that line, would overtake them.
 //
 // Postgres grants a session what it has, once more, and past those who wait. So those of a Locker that are in on one
 // session count here, and have the key and the mark there once: the first of them takes these, and the last gives them
 // back. (To have Postgres count would be to know of each statement that failed how far it has come, or the others' lock
-// may be given back.) Who comes to others on a session is only let in if a session that has nothing of the key could get
-// it, too: the one for hints is asked for that, which looks at Postgres's line like any other. Who gets into line after
-// the answer has come after him.
+// may be given back.) Who comes to others on a session is only let in if a session that has nothing of the key could
+// get it, too: the one for hints is asked for that, which looks at Postgres's line like any other. Who gets into line
+// after the answer has come after him.
 //
-// A turnstile would do the same without a second question, a key that writers have while they wait: but then those would
-// stand in two lines, of which others, such as LockTx, know one.
+// A turnstile would do the same without a second question, a key that writers have while they wait: but then those
+// would stand in two lines, of which others, such as LockTx, know one.
 
 // none is no number of a slot.
 const none = -1
@@ -421,7 +422,8 @@ func (w *wire) free(r *request, then func(outcome)) {
 			return
 		}
 		then(outcome{done: true})
-	}}, `SELECT %d, count(CASE mode WHEN 'ShareLock' THEN pg_advisory_unlock_shared(key) ELSE pg_advisory_unlock(key) END)
+	}}, `SELECT %d,
+	count(CASE mode WHEN 'ShareLock' THEN pg_advisory_unlock_shared(key) ELSE pg_advisory_unlock(key) END)
 FROM (SELECT mode, classid::bigint << 32 | objid::bigint AS key FROM pg_locks
 	WHERE locktype = 'advisory' AND objsubid = 1 AND pid = pg_backend_pid() AND granted OFFSET 0) AS had
 WHERE `+condition)
