@@ -238,6 +238,32 @@ func TestFewerSlots(t *testing.T) {
 	mustUnlock(t, lease)
 }
 
+// TestFewerSlotsNext: who waits for one of three slots leaves. The next of the Locker does not get the third, which gets
+// free, as he has asked for one of two.
+func TestFewerSlotsNext(t *testing.T) {
+	t.Parallel()
+	url, key := pgtest.URL(t), unique("key")
+	admin := connect(t, url)
+	l, other := openWatched(t, pglock.Config{}, url), open(t, url)
+	var leases []*locker.Lease
+	for range 3 {
+		leases = append(leases, mustTry(t, other, key, locker.Slots(3)))
+	}
+	leave := cancelled(t, l, key, locker.Slots(3))
+	eventually(t, "it waits", func() bool { return admin.waitingFor(key) == 1 })
+	next := inLineOf(t, l, 1, key, locker.Slots(2))[0]
+	leave()
+	mustUnlock(t, leases[2])
+	time.Sleep(100 * time.Millisecond) // in which he would get it
+	mustUnlock(t, leases[1])
+	if lease := next.Get(t); lease.Slot() != 1 {
+		t.Errorf("slot %d; want 1", lease.Slot())
+	} else {
+		mustUnlock(t, lease)
+	}
+	mustUnlock(t, leases[0])
+}
+
 // TestLineOfAllModes has those who want a key in different modes wait for it, over several Lockers. They get it in
 // order of arrival, whoever holds it at first, and nobody gets past them.
 func TestLineOfAllModes(t *testing.T) {
