@@ -53,7 +53,9 @@ func (c *Client) wait(ctx context.Context, l *Lease) error {
 		}
 		last, answered = classified(err), answers
 		pause := outagePause(failures)
-		c.tellRetry(RetryInfo{Op: opLock, Key: l.grant.Key, Store: c.name, Attempt: failures, Err: last, Pause: pause})
+		info := l.retryInfo(failures, last)
+		info.Pause = pause
+		c.tellRetry(info)
 		if err := c.sleep(ctx, pause); err != nil {
 			return &riddenOut{err, last}
 		}
@@ -253,7 +255,13 @@ func (l *Lease) goesOn(owner Owner, failure error) {
 	}
 	o.retries++
 	o.retried = now
-	info := RetryInfo{Op: opLock, Key: l.grant.Key, Store: c.name, Attempt: o.retries, Err: classified(failure)}
+	info := l.retryInfo(o.retries, classified(failure))
 	c.mu.Unlock()
 	c.news.add(func() { c.tellRetry(info) })
+}
+
+// retryInfo describes the nth failure in a row of a Lock that goes on waiting.
+func (l *Lease) retryInfo(n int, failure error) RetryInfo {
+	r := l.grant.Request
+	return RetryInfo{Op: opLock, Key: r.Key, Store: l.client.name, Mode: r.Mode, Attempt: n, Err: failure}
 }

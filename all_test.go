@@ -182,7 +182,7 @@ func TestLockAllBeginsAnew(t *testing.T) {
 			done <- leases
 		}()
 		synctest.Wait()
-		if !l.Break("a") {
+		if l.Break(t.Context(), "a") != nil {
 			t.Fatal("the first key is not held while the second is waited for")
 		}
 		synctest.Wait()
@@ -235,10 +235,10 @@ func TestLossOfOneOfAll(t *testing.T) {
 			if ctx.Err() != nil || context.Cause(ctx) != nil {
 				t.Errorf("before: %v", ctx.Err())
 			}
-			l.Break(key)
+			_ = l.Break(t.Context(), key)
 			<-ctx.Done()
 			var e *locker.Error
-			if cause := context.Cause(ctx); !errors.Is(cause, memlock.ErrBroken) || !errors.As(cause, &e) || e.Key != key {
+			if cause := context.Cause(ctx); !errors.Is(cause, locker.ErrBroken) || !errors.As(cause, &e) || e.Key != key {
 				t.Errorf("the cause is %v; want ErrBroken of %q", cause, key)
 			}
 			if err := leases.Err(); !errors.Is(err, locker.ErrLost) || !errors.As(err, &e) || e.Key != key {

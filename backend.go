@@ -106,11 +106,22 @@ type Features struct {
 
 	// Slots: Acquire and Wait know Request.Mode ModeSlots.
 	Slots bool
+
+	// Inspect: the backend implements Inspector.
+	Inspect bool
+
+	// Revoke: the backend implements Revoker.
+	Revoke bool
+
+	// MinHold: Release heeds Grant.Keep.
+	MinHold bool
 }
 
-// offer returns errors.ErrUnsupported if the backend does not know a mode.
-func (f Features) offer(m Mode) error {
+// offer returns errors.ErrUnsupported if the backend cannot do what is asked of it.
+func (f Features) offer(m Mode, minHold time.Duration) error {
 	switch {
+	case minHold > 0 && !f.MinHold:
+		return fmt.Errorf("%w: to keep a key beyond Unlock (MinHold)", errors.ErrUnsupported)
 	case m == ModeShared && !f.Shared:
 		return fmt.Errorf("%w: shared locks", errors.ErrUnsupported)
 	case m == ModeSlots && !f.Slots:
@@ -154,6 +165,19 @@ const (
 	ModeSlots                 // at most Request.Slots holders
 )
 
+// String returns "exclusive", "shared" or "slots".
+func (m Mode) String() string {
+	switch m {
+	case ModeExclusive:
+		return "exclusive"
+	case ModeShared:
+		return "shared"
+	case ModeSlots:
+		return "slots"
+	}
+	return fmt.Sprintf("Mode(%d)", uint8(m))
+}
+
 // Owner identifies one acquisition: 128 random bits, constant for the life of a lease. It is what ownership is
 // decided by; the fencing token is another thing.
 type Owner [16]byte
@@ -179,6 +203,7 @@ type Request struct {
 	Holder  string        // a name for people, to be stored beside the owner and returned in Held; may be ""
 	TTL     time.Duration // of the lease, from the moment when the store grants it
 	NoRenew bool          // the lease will not be renewed: it ends with its TTL
+	MinHold time.Duration // how long the key is to be kept from others, from the grant on: see Grant.Keep; or 0
 
 	lease *Lease // who is told; nil when the request does not come from a Client
 }
@@ -231,6 +256,10 @@ type Grant struct {
 	// Sent is a moment before the request that was granted was sent, with its monotonic clock reading: validity
 	// counts from here. Acquire may leave it zero for the moment of its call. Wait must set it.
 	Sent time.Time
+
+	// Keep is set for Release alone, with Features.MinHold: the owner gives the lock back, and is done with it, but nobody
+	// else gets the key before so much time has passed. It is what is left of MinHold, and may be longer than the TTL.
+	Keep time.Duration
 
 	// Private is for the backend: what it sets here is handed back to Renew, Release and Expired, and returned by
 	// GrantOf. It is nil in what Release gets for an acquire whose outcome is unknown.

@@ -40,6 +40,7 @@ func (k *cleanup) add(c *Client, r Request, g Grant) {
 	if g.Request = r; granted > 0 {
 		g.TTL = granted
 	}
+	g.MinHold = 0 // nobody has used it
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if len(k.debts) < mostDebts {

@@ -18,10 +18,14 @@ type Client struct {
 	features Features // as the backend states them
 	name     string   // of the backend, for errors
 	defaults settings
-	invalid  error              // why nothing can be locked: of the options or the Backend passed to New
-	life     context.Context    // ends when Close begins
-	end      context.CancelFunc // ends life
-	done     chan struct{}      // closed when Close has ended
+
+	inspector Inspector // nil if the backend cannot tell who has a lock
+	revoker   Revoker   // nil if it cannot take one away
+
+	invalid error              // why nothing can be locked: of the options or the Backend passed to New
+	life    context.Context    // ends when Close begins
+	end     context.CancelFunc // ends life
+	done    chan struct{}      // closed when Close has ended
 
 	acquires, releases, renewals unanswered // calls of the backend that outlast their use
 	cleanup                      cleanup
@@ -29,8 +33,9 @@ type Client struct {
 
 	// mu guards what follows and the state of every Lease. It is never held while the backend is called, so
 	// no method of a Lease waits for the store, Unlock excepted.
-	mu     sync.Mutex
-	closed bool
+	mu      sync.Mutex
+	closed  bool
+	working map[*Lease]struct{} // those under which the work of Do, DoAll or Lead goes on
 	schedule
 
 	// calls counts the calls of users and the work they left behind. Add from zero happens under mu while not
@@ -91,6 +96,16 @@ func (c *Client) learnFeatures() error {
 			return fmt.Errorf("%w: %s states Features.Expirer but has no method Expired", ErrInvalidOption, c.name)
 		}
 	}
+	if c.features.Inspect {
+		if c.inspector, ok = c.backend.(Inspector); !ok {
+			return fmt.Errorf("%w: %s states Features.Inspect but has no methods Inspect and List", ErrInvalidOption, c.name)
+		}
+	}
+	if c.features.Revoke {
+		if c.revoker, ok = c.backend.(Revoker); !ok {
+			return fmt.Errorf("%w: %s states Features.Revoke but has no methods Revoke and Break", ErrInvalidOption, c.name)
+		}
+	}
 	return nil
 }
 
@@ -102,6 +117,11 @@ const (
 	opClose   = "close"
 	opPing    = "ping"
 	opLead    = "lead"
+	opInspect = "inspect"
+	opList    = "list"
+	opRevoke  = "revoke"
+	opBreak   = "break"
+	opHealthy = "healthy"
 )
 
 // Lock implements Locker.
@@ -182,13 +202,13 @@ func (c *Client) prepare(key string, opts []CallOption) (*Lease, error) {
 	if err := checkKey(key); err != nil {
 		return nil, err
 	}
-	if err := c.features.offer(s.mode); err != nil {
+	if err := c.features.offer(s.mode, s.minHold); err != nil {
 		return nil, fmt.Errorf("%s: %w", c.name, err)
 	}
 	l := &Lease{client: c, noRenew: s.noRenew, index: unscheduled}
 	l.grant.Request = Request{
 		Prefix: s.prefix, Key: key, Mode: s.mode, Slots: s.slots, Owner: newOwner(), Holder: s.holder,
-		TTL: s.ttl, NoRenew: s.noRenew, lease: l,
+		TTL: s.ttl, NoRenew: s.noRenew, MinHold: s.minHold, lease: l,
 	}
 	return l, nil
 }

@@ -24,6 +24,7 @@ func Do(ctx context.Context, l Locker, key string, f func(context.Context) error
 type holdable interface {
 	Context(parent context.Context) (ctx context.Context, cancel context.CancelFunc)
 	Unlock() error
+	begins() (ends func())
 }
 
 // hold calls f while held is, and unlocks, also when f panics. It returns the errors of both.
@@ -31,7 +32,9 @@ func hold[H holdable](
 	ctx context.Context, held H, f func(context.Context, H) error,
 ) (failure, unlocked error) {
 	ctx, cancel := held.Context(ctx)
+	ends := held.begins()
 	defer func() {
+		ends()
 		cancel()
 		unlocked = held.Unlock()
 	}()

@@ -38,14 +38,14 @@ func TestDo(t *testing.T) {
 			t.Errorf("Do: %v; want the error of its function", err)
 		}
 		err = locker.Do(t.Context(), l, "k", func(ctx context.Context) error {
-			l.Break("k")
+			_ = l.Break(t.Context(), "k")
 			<-ctx.Done()
 			if !errors.Is(context.Cause(ctx), locker.ErrLost) {
 				t.Errorf("cause of the context: %v; want ErrLost", context.Cause(ctx))
 			}
 			return nil // finished all the same, but not under the lock
 		})
-		if !errors.Is(err, locker.ErrLost) || !errors.Is(err, memlock.ErrBroken) {
+		if !errors.Is(err, locker.ErrLost) || !errors.Is(err, locker.ErrBroken) {
 			t.Errorf("Do after a loss: %v; want ErrLost with its reason", err)
 		}
 		func() {
@@ -136,7 +136,7 @@ func TestLeadCampaignsAgainAfterLoss(t *testing.T) {
 		go func() { ended <- locker.Lead(ctx, l, "leader", f.work("a", 3*time.Second)) }()
 		for range 3 {
 			synctest.Wait()
-			if !l.Break("leader") {
+			if l.Break(t.Context(), "leader") != nil {
 				t.Error("nobody led")
 			}
 			time.Sleep(10 * time.Second)

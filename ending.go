@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // lose ends leases because the store took their locks away from their owners. When it returns, the holders have been
@@ -135,6 +136,7 @@ func (l *Lease) endLocked(reason error) ending {
 		l.idle = make(chan struct{})
 	}
 	l.client.schedule.remove(l)
+	l.next = time.Now()
 	if l.done != nil || len(l.contexts) > 0 {
 		l.told = make(chan struct{})
 	}
@@ -146,6 +148,9 @@ func (l *Lease) endLocked(reason error) ending {
 // expireLocked is endLocked for a lease whose deadline has passed.
 func (l *Lease) expireLocked() ending {
 	e := l.endLocked(l.expiredLocked())
+	if l.seen != nil {
+		l.seen.expired = true
+	}
 	if l.client.expirer != nil {
 		e.expired = true
 		l.client.calls.Add(1) // until noteExpired: Close waits, to tell the backend before it closes it

@@ -31,6 +31,17 @@ var (
 	// store was not asked.
 	ErrInvalidKey = errors.New("invalid key")
 
+	// ErrRevoked: beside ErrLost, it is why a lease has ended that somebody took away by Client.Revoke. The key is free
+	// for others when its Unlock is called, or the lease would have ended without another renewal.
+	ErrRevoked = errors.New("revoked")
+
+	// ErrBroken: beside ErrLost, it is why a lease has ended whose lock somebody freed by Client.Break. Somebody else
+	// may hold the key.
+	ErrBroken = errors.New("broken")
+
+	// ErrNotHeld: nobody holds the key that was to be revoked or broken, or all who do are revoked already.
+	ErrNotHeld = errors.New("nobody holds it")
+
 	// ErrInvalidOption: an option, or the client that a constructor was given, cannot be used. The store was not asked.
 	// What was passed to New is checked by the first Lock, TryLock or Ping, because New returns no error.
 	ErrInvalidOption = errors.New("invalid option")
@@ -58,7 +69,7 @@ const ThisLocker = "this Locker"
 
 // Error is the type of every error that a Locker or a Lease returns.
 type Error struct {
-	Op      string // "lock", "trylock", "unlock", "lease", "ping" or "close"
+	Op      string // "lock", "trylock", "unlock", "lease", "ping", "inspect", "list", "revoke", "break", "healthy" or "close"
 	Key     string // the key as the caller wrote it, without the prefix
 	Backend string // the name of the store: "redis", "memory", ...
 	Holder  string // who holds the key: the name given by the option Holder, where the store knows it, or ThisLocker
@@ -184,7 +195,7 @@ func (e *riddenOut) Unwrap() []error { return []error{e.end, e.last} }
 
 // classes are what an error can be; the first that it matches is what it is treated as.
 var classes = []error{
-	ErrClosed, ErrInvalidKey, ErrInvalidOption, errors.ErrUnsupported, ErrLocked, ErrLost, ErrUnlocked,
+	ErrClosed, ErrInvalidKey, ErrInvalidOption, errors.ErrUnsupported, ErrLocked, ErrLost, ErrUnlocked, ErrNotHeld,
 	context.Canceled, context.DeadlineExceeded, ErrDenied, ErrUnfit, ErrUnavailable,
 }
 

@@ -299,7 +299,7 @@ func ExampleLease_Token() {
 	var acct account
 
 	paused, _ := memory.Lock(ctx, "account")
-	memory.Break("account") // its lease runs out while it is paused
+	_ = memory.Break(context.Background(), "account") // its lease runs out while it is paused
 	next, _ := memory.Peer().Lock(ctx, "account")
 
 	fmt.Println(acct.set(200, next.Token()))
@@ -315,7 +315,7 @@ func ExampleLease_Done() {
 	l := memlock.New()
 	defer l.Close()
 	lease, _ := l.Lock(context.Background(), "k")
-	l.Break("k") // what an operator, or a lost connection, does
+	_ = l.Break(context.Background(), "k") // what an operator, or a lost connection, does
 	select {
 	case <-lease.Done():
 		fmt.Println(errors.Is(lease.Err(), locker.ErrLost))

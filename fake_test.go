@@ -115,8 +115,16 @@ var errFault = errors.New("the store has a fault")
 // inFakeTime runs the test with a Locker over f, and closes it.
 func inFakeTime(t *testing.T, f *fake, body func(t *testing.T, l *locker.Client), opts ...locker.Option) {
 	t.Helper()
+	inFakeTimeOn(t, f, body, opts...)
+}
+
+// inFakeTimeOn is inFakeTime with what a fake is in.
+func inFakeTimeOn(
+	t *testing.T, b locker.Backend, body func(t *testing.T, l *locker.Client), opts ...locker.Option,
+) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		l := locker.New(f, append([]locker.Option{locker.TTL(time.Second)}, opts...)...)
+		l := locker.New(b, append([]locker.Option{locker.TTL(time.Second)}, opts...)...)
 		body(t, l)
 		if err := l.Close(); err != nil && !errors.Is(err, errFault) {
 			t.Errorf("Close: %v", err)

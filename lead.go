@@ -63,7 +63,7 @@ func Lead(
 		}
 		pause := outagePause(attempt + 1)
 		if failed != nil {
-			tellRetry(l, RetryInfo{Op: opLead, Key: key, Attempt: max(attempt, 1), Err: failed, Pause: pause})
+			tellRetry(l, RetryInfo{Op: opLead, Key: key, Attempt: max(attempt, 1), Err: failed, Pause: pause}, opts)
 		}
 		select {
 		case <-ctx.Done():
@@ -81,10 +81,11 @@ func wasAnswered(err error) bool {
 }
 
 // tellRetry tells the Observers of l, if it is a Client or embeds one.
-func tellRetry(l Locker, info RetryInfo) {
-	if c, ok := l.(interface{ client() *Client }); ok {
-		info.Store = c.client().name
-		c.client().tellRetry(info)
+func tellRetry(l Locker, info RetryInfo, opts []CallOption) {
+	if e, ok := l.(interface{ client() *Client }); ok {
+		c := e.client()
+		info.Store, info.Mode = c.name, c.modeOf(opts)
+		c.tellRetry(info)
 	}
 }
 

@@ -36,6 +36,7 @@ type Lease struct {
 	reason   error         // why it ended; nil while held, and while it is being acquired
 	done     chan struct{} // made on demand, closed soon after reason is set
 	contexts []*leaseCtx   // to be cancelled on the end
+	freed    bool          // of a lease that was revoked: the store was told that the key is not used any more
 	told     chan struct{} // made at the end, closed when done is and the contexts have ended
 	deadline time.Time
 
@@ -44,7 +45,7 @@ type Lease struct {
 
 	// For the schedule.
 	index     int           // in the heap, or unscheduled
-	next      time.Time     // when the schedule has to look at the lease
+	next      time.Time     // when the schedule has to look at the lease; once it has ended, when that was
 	ttl       time.Duration // as the store said last
 	confirmed time.Time     // from when that counts
 	failure   error         // of the renewals since the last that succeeded: failedLocked
@@ -140,7 +141,8 @@ func (l *Lease) expire() error {
 // fails it returns the store's error, and the key frees itself when its TTL has run out.
 //
 // It returns ErrLost if the lease was lost before, with the reason, and ErrUnlocked if it was already unlocked;
-// in both cases nothing is changed in the store.
+// in both cases nothing is changed in the store. But if the lease was revoked, its key has been kept from others since:
+// Unlock, which returns ErrLost with ErrRevoked, says that it is not used any more, and so frees it.
 func (l *Lease) Unlock() error {
 	if err := l.unlock(); err != nil {
 		return l.client.fail(opUnlock, l.Key(), err)
@@ -152,9 +154,15 @@ func (l *Lease) unlock() error {
 	c := l.client
 	c.mu.Lock()
 	left := time.Until(l.deadline)
-	reason, e := l.reason, ending{}
+	reason, e, reserved := l.reason, ending{}, false
 	switch {
 	case reason != nil:
+		reserved = !c.closed && !l.freed && isRevoked(reason)
+		if reserved { // the store keeps the key for it until then
+			l.freed = true
+			c.calls.Add(1)
+			defer c.calls.Done()
+		}
 	case left <= 0:
 		e = l.expireLocked()
 		reason = l.reason
@@ -165,6 +173,9 @@ func (l *Lease) unlock() error {
 	}
 	c.mu.Unlock()
 	e.announce()
+	if reserved {
+		_ = l.free(left) // it is lost in any case, and the key is free after its TTL
+	}
 	if reason != nil {
 		return reason
 	}
@@ -173,7 +184,19 @@ func (l *Lease) unlock() error {
 
 // release frees the key of a lease that was ended as unlocked, with so much of its validity left.
 func (l *Lease) release(left time.Duration) error {
-	c := l.client
+	err := l.free(left)
+	if l.seen != nil {
+		var failure error
+		if err != nil {
+			failure = l.client.fail(opUnlock, l.Key(), err)
+		}
+		l.client.tellLeaseDone(l, l.doneInfo(failure))
+	}
+	return err
+}
+
+// free has the store free the key of a lease that has ended.
+func (l *Lease) free(left time.Duration) error {
 	if idle := l.idle; idle != nil { // written before the lease ended, by endLocked
 		// A renewal that is under way must not land after the release. It is bounded by its own ctx; one whose
 		// client ignores that is not waited for beyond the validity.
@@ -185,15 +208,11 @@ func (l *Lease) release(left time.Duration) error {
 		}
 		left = time.Until(l.deadline)
 	}
-	err := c.release(l.grant, l.deadline, left, &l.releasing)
-	if l.seen != nil {
-		var failure error
-		if err != nil {
-			failure = c.fail(opUnlock, l.Key(), err)
-		}
-		c.tellLeaseDone(l, l.doneInfo(failure))
+	g := l.grant
+	if isRevoked(l.reason) {
+		g.MinHold = 0
 	}
-	return err
+	return l.client.release(g, l.deadline, left, &l.releasing)
 }
 
 // begin makes l a held lease under g, unless it is too late for that.

@@ -52,6 +52,17 @@ func logTo(logger *slog.Logger) *Observer {
 			attrs := lockAttrs(i.Key, i.Store, slog.Int("attempt", i.Attempt), slog.Duration("pause", i.Pause), errAttr(i.Err))
 			logger.LogAttrs(background, firstOfStreak(i.Attempt), i.Op+" rides out a failure", attrs...)
 		},
+		Revoked: func(i RevokedInfo) {
+			attrs := lockAttrs(i.Key, i.Store, slog.String("by", i.By), slog.String("reason", i.Reason))
+			switch {
+			case i.Err != nil:
+				logger.LogAttrs(background, slog.LevelWarn, i.Op+" failed", append(attrs, errAttr(i.Err))...)
+			case i.Broken:
+				logger.LogAttrs(background, slog.LevelWarn, "lock broken", attrs...)
+			default:
+				logger.LogAttrs(background, slog.LevelWarn, "lock revoked", attrs...)
+			}
+		},
 	}
 }
 

@@ -35,6 +35,10 @@ type Observer struct {
 	// Retry is called when a Lock goes on waiting after a failure, and when Lead campaigns again after one. (Lead tells
 	// only the Observers of a Client, or of what embeds one.)
 	Retry func(info RetryInfo)
+
+	// Revoked is called before Revoke or Break returns, on the caller's goroutine: by the one who took a lock away.
+	// Who lost it is told by LeaseDone.
+	Revoked func(info RevokedInfo)
 }
 
 // LockStartInfo describes a Lock or TryLock that begins.
@@ -42,6 +46,7 @@ type LockStartInfo struct {
 	Op    string // "lock" or "trylock"
 	Key   string // as the caller wrote it
 	Store string // the name of the backend: "redis", "postgres", ...
+	Mode  Mode   // what is asked for, as far as the options are valid
 }
 
 // LockDoneInfo describes a Lock or TryLock that has ended.
@@ -49,6 +54,7 @@ type LockDoneInfo struct {
 	Op    string
 	Key   string
 	Store string
+	Mode  Mode // the same as in LockStartInfo
 
 	Waited time.Duration // since LockStart
 	Queued bool          // the store has answered that the key was held, and Lock has waited
@@ -61,6 +67,7 @@ type LockDoneInfo struct {
 type LeaseDoneInfo struct {
 	Key   string
 	Store string
+	Mode  Mode
 	Token uint64
 
 	// Held is how long the lease was held, until its end, or, if it was unlocked, until the store had answered.
@@ -69,12 +76,17 @@ type LeaseDoneInfo struct {
 	// Err is nil if the lease was unlocked; ErrLost with the reason if it was lost; any other error if it was unlocked
 	// but the store could not be told, so that the key is free after the TTL.
 	Err error
+
+	// Expired: it was lost because its deadline has passed without a renewal, not because the store has said so. If Err
+	// is of no other class than ErrLost then, the process was paused, or the option NoRenew was given.
+	Expired bool
 }
 
 // RenewedInfo describes the result of a renewal.
 type RenewedInfo struct {
 	Key   string
 	Store string
+	Mode  Mode
 	Token uint64
 
 	TTL      time.Duration // of the lease
@@ -88,10 +100,20 @@ type RetryInfo struct {
 	Op    string // "lock" for a Lock that goes on waiting, "lead" for a Lead that campaigns again
 	Key   string
 	Store string
+	Mode  Mode
 
 	Attempt int           // how many have failed in a row
 	Err     error         // why the last one failed
 	Pause   time.Duration // until the next; 0 if the backend decides
+}
+
+// RevokedInfo describes a Revoke or Break that has ended.
+type RevokedInfo struct {
+	Op    string // "revoke" or "break"
+	Key   string
+	Store string
+	Revocation
+	Err error // what is returned: an *Error, or nil
 }
 
 // observation is what has to be known of a Lease for the sake of Observers. It is guarded by Client.mu, but for begun,
@@ -100,6 +122,7 @@ type observation struct {
 	begun    time.Time // when it was granted
 	lockDone bool      // they know that it was
 	leaseEnd func()    // tells of its end, if that has come before
+	expired  bool      // it was lost because its deadline has passed
 
 	retries int       // how often the backend has gone on after a failure, in a row
 	retried time.Time // when it last did
@@ -111,7 +134,8 @@ func (c *Client) observed(ctx context.Context, op, key string, opts []CallOption
 		return c.acquire(ctx, op, key, opts)
 	}
 	begun := time.Now()
-	start := LockStartInfo{Op: op, Key: key, Store: c.name}
+	mode := c.modeOf(opts)
+	start := LockStartInfo{Op: op, Key: key, Store: c.name, Mode: mode}
 	for _, o := range c.defaults.observers {
 		if o.LockStart == nil {
 			continue
@@ -121,7 +145,7 @@ func (c *Client) observed(ctx context.Context, op, key string, opts []CallOption
 		}
 	}
 	lease, err := c.acquire(ctx, op, key, opts)
-	info := LockDoneInfo{Op: op, Key: key, Store: c.name, Waited: time.Since(begun), Err: err}
+	info := LockDoneInfo{Op: op, Key: key, Store: c.name, Mode: mode, Waited: time.Since(begun), Err: err}
 	if lease != nil {
 		var answers int
 		info.Token = lease.Token()
@@ -139,6 +163,15 @@ func (c *Client) observed(ctx context.Context, op, key string, opts []CallOption
 		lease.tellAfterLockDone()
 	}
 	return lease, err
+}
+
+// modeOf returns the mode that a call with opts asks for.
+func (c *Client) modeOf(opts []CallOption) Mode {
+	if len(opts) == 0 {
+		return c.defaults.mode
+	}
+	s, _ := c.defaults.with(opts) // that they are not valid is what the call returns
+	return s.mode
 }
 
 // tellAfterLockDone notes that the Observers know of a lease, and tells them of its end if that has come before.
@@ -228,7 +261,10 @@ func (n *news) tell() {
 
 // doneInfo describes the end of a lease, just now.
 func (l *Lease) doneInfo(err error) LeaseDoneInfo {
-	return LeaseDoneInfo{Key: l.Key(), Store: l.client.name, Token: l.Token(), Held: time.Since(l.seen.begun), Err: err}
+	return LeaseDoneInfo{
+		Key: l.Key(), Store: l.client.name, Mode: l.Mode(), Token: l.Token(),
+		Held: time.Since(l.seen.begun), Err: err, Expired: l.seen.expired,
+	}
 }
 
 // tellLeaseDone tells of the end of a lease that is observed, but not before they have been told of its beginning.
@@ -249,7 +285,7 @@ func (c *Client) tellLeaseDone(l *Lease, info LeaseDoneInfo) {
 
 // tellRenewed tells of a renewal.
 func (c *Client) tellRenewed(l *Lease, info RenewedInfo) {
-	info.Key, info.Store, info.Token = l.Key(), c.name, l.Token()
+	info.Key, info.Store, info.Mode, info.Token = l.Key(), c.name, l.Mode(), l.Token()
 	if info.Err != nil {
 		info.Err = classified(info.Err)
 	}

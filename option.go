@@ -61,6 +61,7 @@ type settings struct {
 	holder    string
 	mode      Mode
 	slots     int
+	minHold   time.Duration
 	observers []*Observer
 }
 
@@ -80,6 +81,23 @@ func TTL(d time.Duration) CallOption {
 // NoRenew makes the lease end by itself after its TTL: nobody renews it, and its Deadline never moves.
 func NoRenew() CallOption {
 	return callOption(func(s *settings) error { s.noRenew = true; return nil })
+}
+
+// MinHold keeps the key from others until d has passed since it was granted, also if it is unlocked before: for a job that
+// is started by several machines at the same time, and takes less time than their clocks differ by. The slower machine
+// finds the key locked, and skips the job. Unlock returns at once, and the lease has ended then; only the key stays taken.
+// It does not make the lease longer: if the process dies before Unlock, the key is free after its TTL.
+//
+// Revoke and Break free the key all the same. d is more than 0 and at most MaxTTL, or else ErrInvalidOption. memlock and
+// redislock can do it. With another backend, Lock and TryLock return errors.ErrUnsupported: see Features.
+func MinHold(d time.Duration) CallOption {
+	return callOption(func(s *settings) error {
+		if d <= 0 || d > MaxTTL {
+			return fmt.Errorf("%w: MinHold(%v) is not within 0 to %v", ErrInvalidOption, d, MaxTTL)
+		}
+		s.minHold = d
+		return nil
+	})
 }
 
 // Shared lets the lock be held by any number of those who ask for it so, and by nobody else: they are readers, and those
@@ -158,7 +176,8 @@ func Observe(o *Observer) Option {
 }
 
 // Log is Observe with an Observer that logs: lost leases as errors; failed renewals, failed unlocks and what Lock and
-// Lead ride out as warnings, the first of each streak; everything else at the level Debug.
+// Lead ride out as warnings, the first of each streak; each Revoke and Break of this Client as a warning; everything else
+// at the level Debug.
 func Log(logger *slog.Logger) Option {
 	if logger == nil {
 		return option(func(*settings) error { return fmt.Errorf("%w: Log(nil)", ErrInvalidOption) })

@@ -50,6 +50,9 @@ func (c *Client) releaseOnce(g Grant, until time.Time, left time.Duration, call 
 	if left <= 0 {
 		return errTooLate
 	}
+	if g.MinHold > 0 {
+		g.Keep = max(0, time.Until(g.Sent.Add(g.MinHold)))
+	}
 	if bound := attemptBound(g.TTL); left > bound {
 		left, until = bound, until.Add(bound-left)
 	}

@@ -16,7 +16,7 @@
 //
 // # The report
 //
-// At its end, Run logs which rules were proven, which were relaxed and for what reason, which are about modes that the
+// At its end, Run logs which rules were proven, which were relaxed and for what reason, which are about what the
 // backend does not offer (locker.Features), which could not be proven for lack of a hook, and which are newer than
 // Harness.Since. go test shows that with -v, or when a rule has failed. With
 // the environment variable LOCKER_CONFORMANCE_REPORT, each Run also writes it as a Markdown table, to a file of its own
@@ -146,6 +146,9 @@ type Features struct {
 	// by which connections break, however short (lease/RidesOutOneFailedRenewal; it still has to survive Hang, and
 	// with the others to report the loss in time).
 	ConnectionBound string
+
+	// ListsInPart: List may leave out keys that are held (inspect/ListsUnderPrefix).
+	ListsInPart string
 
 	// WakeWithin replaces the 50 ms within which waiting/WakesOnRelease wants the next holder. Zero means 50 ms.
 	// Without a Queue, the pauses between two polls of a Lock are of at most 40 ms: short enough if the store answers

@@ -30,7 +30,7 @@ type defect struct {
 
 var defects = slices.Concat(exclusionDefects, waitingDefects, ownershipDefects, leaseDefects, tokenDefects,
 	closeDefects, renewalDefects, nameDefects, lineDefects, atomicDefects, modeDefects,
-	allDefects)
+	allDefects, inspectDefects, revokeDefects, minHoldDefects)
 
 // TestReference proves that the suite asks for nothing impossible: with all hooks provided and nothing relaxed.
 func TestReference(t *testing.T) {

@@ -40,6 +40,9 @@ type store struct {
 	calls      *calls                                            // another kind of line, if not nil: see calling
 	counts     *countsKeys                                       // mints the tokens instead, if it is not nil
 	modes      modes
+	inspection inspection
+	revocation revocation
+	keep       func(s *store, name string, h *record, g locker.Grant) // what is to be kept for MinHold, or was
 }
 
 // event is what happens to a line.
@@ -57,12 +60,14 @@ type record struct {
 	grant   locker.Grant
 	expires time.Time
 	timer   *time.Timer
+	revoked *locker.Revocation // it is not renewed any more
 }
 
 // waiter is somebody in line.
 type waiter struct {
 	request locker.Request
 	from    *link
+	since   time.Time
 	granted chan locker.Grant // has room for the one grant
 }
 
@@ -85,6 +90,15 @@ func newStore() *store {
 	}
 	s.lineOf = func(r locker.Request) string { return s.nameOf(r) }
 	s.modes = referenceModes()
+	s.inspection = referenceInspection()
+	s.revocation = referenceRevocation()
+	s.keep = func(s *store, name string, h *record, g locker.Grant) {
+		if g.Keep > 0 {
+			keepRecord(s, name, h, g.Keep)
+		} else {
+			s.freeRecord(name, h)
+		}
+	}
 	return s
 }
 
@@ -94,7 +108,7 @@ func (s *store) acquire(r locker.Request) (locker.Grant, error) {
 	switch {
 	case held == nil:
 		return s.acquireBeside(r)
-	case s.knows(held.grant.Request, r):
+	case held.revoked == nil && s.knows(held.grant.Request, r):
 		s.expireAfter(held, r.TTL)
 		return held.grant, nil
 	}
@@ -171,12 +185,18 @@ func (s *store) join(w *waiter) {
 }
 
 func (s *store) renew(g locker.Grant) error {
+	if s.revocation.broken(s, g.Owner) {
+		return nil
+	}
 	if g.Mode != locker.ModeExclusive {
 		return s.renewBeside(g)
 	}
 	held := s.held[s.nameOf(g.Request)]
 	if held == nil || !s.mayRenew(held.grant.Request, g.Request) {
 		return locker.ErrLost
+	}
+	if err := s.isRevoked(held); err != nil {
+		return err
 	}
 	s.expireAfter(held, g.TTL)
 	name := s.nameOf(g.Request)
@@ -208,8 +228,20 @@ func (s *store) release(g locker.Grant) error {
 	if held == nil || !s.mayRelease(held.grant.Request, g.Request) {
 		return locker.ErrLost
 	}
-	s.free(name)
+	s.giveBack(name, held, g)
 	return nil
+}
+
+// giveBack takes the key away from one of its holders, who is done with it.
+func (s *store) giveBack(name string, h *record, g locker.Grant) {
+	switch {
+	case g.MinHold > 0:
+		s.keep(s, name, h, g)
+	case h.revoked != nil:
+		s.revocation.releases(s, name, h)
+	default:
+		s.freeRecord(name, h)
+	}
 }
 
 var (
@@ -359,12 +391,12 @@ func (c *client) Release(ctx context.Context, g locker.Grant) error {
 type queued struct{ *client }
 
 func (queued) Features() locker.Features {
-	return locker.Features{Queue: true, Shared: true, Slots: true}
+	return locker.Features{Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true, MinHold: true}
 }
 
 // Wait implements locker.Queue. After an error locker.New calls Release, which leaves the line.
 func (q queued) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
-	w := &waiter{request: r, from: q.link, granted: make(chan locker.Grant, 1)}
+	w := &waiter{request: r, from: q.link, since: time.Now(), granted: make(chan locker.Grant, 1)}
 	var reset chan struct{}
 	err := q.ask(ctx, func(s *store) {
 		reset = q.link.reset

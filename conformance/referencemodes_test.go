@@ -68,7 +68,7 @@ func (s *store) acquireBeside(r locker.Request) (locker.Grant, error) {
 	name := s.nameOf(r)
 	holders := s.beside[name]
 	for _, h := range holders {
-		if s.knows(h.grant.Request, r) {
+		if h.revoked == nil && s.knows(h.grant.Request, r) {
 			s.expireBesideAfter(name, h, r.TTL)
 			return h.grant, nil
 		}
@@ -148,6 +148,9 @@ func (s *store) renewBeside(g locker.Grant) error {
 	name := s.nameOf(g.Request)
 	for _, h := range s.beside[name] {
 		if s.mayRenew(h.grant.Request, g.Request) {
+			if err := s.isRevoked(h); err != nil {
+				return err
+			}
 			s.expireBesideAfter(name, h, g.TTL)
 			return nil
 		}
@@ -160,6 +163,11 @@ func (s *store) releaseBeside(g locker.Grant) error {
 	mine := func(h *record) bool { return s.modes.ends(h.grant.Request, g.Request) }
 	if !slices.ContainsFunc(s.beside[name], mine) {
 		return locker.ErrLost
+	}
+	if g.MinHold > 0 {
+		i := slices.IndexFunc(s.beside[name], mine)
+		s.keep(s, name, s.beside[name][i], g)
+		return nil
 	}
 	s.freeBeside(name, mine)
 	return nil

@@ -26,7 +26,7 @@ const (
 	proven                     // it holds, as far as a test can tell
 	inPart                     // it holds, and something of it has not been looked at
 	relaxed                    // Features does without it, for a reason
-	notOffered                 // it is about a mode that the backend does not have
+	notOffered                 // it is about something that the backend does not have
 	tooNew                     // it came with a later version than Harness.Since
 	notProvable                // a hook is missing
 	skipped                    // a hook has skipped it

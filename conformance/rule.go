@@ -49,6 +49,10 @@ func groups() []group {
 		{"shared", sharedRules},
 		{"slots", slotRules},
 		{"all", allRules},
+		{"inspect", inspectRules},
+		{"revoke", revokeRules},
+		{"break", breakRules},
+		{"minhold", minHoldRules},
 	}
 }
 
@@ -106,6 +110,7 @@ var (
 	greaterTokenAgain = &feature{"GreaterTokenAgain", func(f Features) string { return f.GreaterTokenAgain }}
 	sharesKeys        = &feature{"SharesKeys", func(f Features) string { return f.SharesKeys }}
 	connectionBound   = &feature{"ConnectionBound", func(f Features) string { return f.ConnectionBound }}
+	listsInPart       = &feature{"ListsInPart", func(f Features) string { return f.ListsInPart }}
 	renewsItself      = &feature{"RenewsItself", func(f Features) string { return f.RenewsItself }}
 )
 

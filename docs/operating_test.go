@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"os"
@@ -57,7 +58,7 @@ func TestKinds(t *testing.T) {
 	defer cancel()
 	_, err = memory.Lock(wait, "k")
 	want("gave up", err)
-	memory.Break("k")
+	_ = memory.Break(t.Context(), "k")
 	want("lost", lease.Unlock())
 	want("other", try(memory, ""))
 	severed := memory.Peer()
@@ -96,7 +97,8 @@ func TestObserved(t *testing.T) {
 	l := memory.Peer(opts...)
 	heal = l.Cut()
 	allDone := errors.New("all done")
-	if err := locker.Lead(t.Context(), l, "queue", func(context.Context, *locker.Lease) error { return allDone }); err != allDone { //nolint:errorlint // just that
+	err := locker.Lead(t.Context(), l, "queue", func(context.Context, *locker.Lease) error { return allDone })
+	if err != allDone { //nolint:errorlint // just that
 		t.Errorf("Lead: %v", err)
 	}
 	want := map[string]int{"lock unavailable": 2, "retry unavailable": 2, "lock ok": 1, "held ok": 1}
@@ -156,6 +158,28 @@ func TestShutdown(t *testing.T) {
 		t.Error("the work was still under way")
 	}
 	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}
+
+func show(ctx context.Context, l *locker.Client, key string) error {
+	info, err := l.Inspect(ctx, key)
+	if err != nil {
+		return err
+	}
+	for _, h := range info.Holders {
+		fmt.Println(h.Name, h.Mode, h.Token, h.Since, h.Left)
+	}
+	fmt.Println(info.Waiting, "wait")
+	return nil
+}
+
+func TestShow(t *testing.T) {
+	memory := memlock.New(locker.Holder("a"))
+	if _, err := memory.Lock(t.Context(), "k"); err != nil {
+		t.Fatal(err)
+	}
+	if err := show(t.Context(), memory.Client, "k"); err != nil {
 		t.Error(err)
 	}
 }

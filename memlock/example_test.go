@@ -39,7 +39,7 @@ func ExampleLocker_Break() {
 	defer l.Close()
 	err := locker.Do(context.Background(), l, "job", func(ctx context.Context) error {
 		fmt.Println("half of the job is done")
-		l.Break("job")
+		_ = l.Break(context.Background(), "job")
 		<-ctx.Done()
 		return fmt.Errorf("stopped half-way: %w", ctx.Err())
 	})

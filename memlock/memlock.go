@@ -11,7 +11,7 @@
 //
 //	l := memlock.New()
 //	lease, err := l.Lock(ctx, "orders/42") // as of every locker.Locker
-//	l.Break("orders/42")                   // in a test: what does the program do when it loses the lock?
+//	err = l.Break(ctx, "orders/42")        // in a test: what does the program do when it loses the lock?
 //
 // It makes Lockers of package [github.com/lockerkit/locker], which tells what all of them promise. With a server:
 // [github.com/lockerkit/locker/redislock], [github.com/lockerkit/locker/pglock] and
@@ -20,7 +20,7 @@ package memlock
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"hash/maphash"
 	"slices"
 	"sync"
@@ -30,9 +30,6 @@ import (
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/backends"
 )
-
-// ErrBroken is the reason in the ErrLost of a lease that Break took away.
-var ErrBroken = errors.New("taken away by Break")
 
 // ErrCut is the error of a Locker that Cut has severed from its memory. It is a locker.ErrUnavailable.
 var ErrCut = backends.Sentinel(locker.ErrUnavailable, "severed by Cut")
@@ -59,12 +56,6 @@ func New(opts ...locker.Option) *Locker {
 // Peer returns another Locker over the same memory, as another process has over a server: independent of the
 // first in everything but the locks, and to be closed by itself. Its options are its own.
 func (l *Locker) Peer(opts ...locker.Option) *Locker { return l.store.open(opts) }
-
-// Break takes the lock of name, which is the key with the prefix of its Locker if it has one, away from its holder, or
-// from all of them, as an operator or a lost connection would: the lease ends with ErrLost, its Done is closed, and the
-// next waiter gets the lock, all before Break returns. It reports whether there was a holder. It is for testing what a program
-// does when it loses a lease.
-func (l *Locker) Break(name string) bool { return l.store.breakLock(name) }
 
 // Cut severs this Locker from its memory, as a network that fails severs another backend from its store: until heal is
 // called, all that it asks fails with ErrCut, and nothing of what it holds is renewed or unlocked. Its leases run
@@ -145,12 +136,14 @@ type entry struct {
 // holder is somebody who has the lock, or one of its slots.
 type holder struct {
 	grant   locker.Grant
-	expires time.Time // when the lease ends
+	expires time.Time          // when the lease ends
+	revoked *locker.Revocation // why it is not renewed any more; nil if it is renewed
 }
 
 // waiter is somebody in line.
 type waiter struct {
 	request locker.Request
+	since   time.Time
 	granted chan locker.Grant // has room for the one grant
 }
 
@@ -209,7 +202,7 @@ func (s *shard) grant(e *entry, r locker.Request, now time.Time) locker.Grant {
 	if r.Mode == locker.ModeSlots {
 		g.Slot = e.freeSlot()
 	}
-	e.holders = append(e.holders, holder{g, now.Add(r.TTL)})
+	e.holders = append(e.holders, holder{grant: g, expires: now.Add(r.TTL)})
 	return g
 }
 
@@ -275,25 +268,6 @@ func (s *shard) expire(name string, e *entry) {
 	}
 }
 
-// breakLock is Locker.Break.
-func (s *store) breakLock(name string) bool {
-	sh := s.shard(name)
-	sh.mu.Lock()
-	defer sh.mu.Unlock()
-	e := sh.lookup(name, time.Now())
-	if e == nil {
-		return false
-	}
-	lost := make([]locker.Request, len(e.holders))
-	for i, h := range e.holders {
-		lost[i] = h.grant.Request
-	}
-	locker.ReportLost(lost, ErrBroken) // closes Done, before anybody else gets the lock
-	e.holders = e.holders[:0]
-	sh.serve(name, e, time.Now())
-	return true
-}
-
 // backend is a locker.Backend over a store.
 type backend struct {
 	*store
@@ -301,12 +275,14 @@ type backend struct {
 }
 
 var (
-	_ locker.Backend = backend{}
-	_ locker.Queue   = backend{}
+	_ locker.Backend   = backend{}
+	_ locker.Queue     = backend{}
+	_ locker.Inspector = backend{}
+	_ locker.Revoker   = backend{}
 )
 
 func (backend) Features() locker.Features {
-	return locker.Features{HeedsContext: true, Queue: true, Shared: true, Slots: true}
+	return locker.Features{HeedsContext: true, Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true, MinHold: true}
 }
 func (backend) String() string { return "memory" }
 func (backend) Close() error   { return nil }
@@ -325,7 +301,7 @@ func (b backend) Acquire(_ context.Context, r locker.Request) (locker.Grant, err
 
 func (s *shard) acquire(name string, r locker.Request, now time.Time) (locker.Grant, error) {
 	if e := s.lookup(name, now); e != nil {
-		if h := e.holder(r.Owner); h != nil {
+		if h := e.holder(r.Owner); h != nil && h.revoked == nil {
 			h.expires = now.Add(r.TTL)
 			return h.grant, nil
 		}
@@ -379,7 +355,7 @@ func (b backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, erro
 		return g, nil
 	}
 	e := s.entries[name]
-	w := &waiter{request: r, granted: make(chan locker.Grant, 1)}
+	w := &waiter{request: r, since: now, granted: make(chan locker.Grant, 1)}
 	e.line = append(e.line, w)
 	if len(e.line) == 1 {
 		s.watch(name, e, now)
@@ -431,8 +407,11 @@ func (b backend) Renew(_ context.Context, gs []locker.Grant, done func(int, lock
 	for i, g := range gs {
 		done(i, locker.Renewal{Err: b.withHeld(g, func(_ *shard, _ string, e *entry) error {
 			now, h := time.Now(), e.holder(g.Owner)
-			if !now.Before(h.expires) {
+			switch {
+			case !now.Before(h.expires):
 				return locker.ErrLost // though nobody has asked for it since
+			case h.revoked != nil:
+				return fmt.Errorf("%w: %w", locker.ErrLost, h.revoked)
 			}
 			h.expires = now.Add(g.TTL)
 			return nil
@@ -442,7 +421,21 @@ func (b backend) Renew(_ context.Context, gs []locker.Grant, done func(int, lock
 
 // Release implements locker.Backend.
 func (b backend) Release(_ context.Context, g locker.Grant) error {
-	return b.withHeld(g, func(s *shard, name string, e *entry) error { s.leave(name, e, g.Owner); return nil })
+	return b.withHeld(g, func(s *shard, name string, e *entry) error {
+		if g.Keep > 0 {
+			s.keep(name, e, g)
+		} else {
+			s.leave(name, e, g.Owner)
+		}
+		return nil
+	})
+}
+
+// keep takes the lock from an owner who has it, and gives it to nobody else for a while.
+func (s *shard) keep(name string, e *entry, g locker.Grant) {
+	now, h := time.Now(), e.holder(g.Owner)
+	h.grant.Owner, h.revoked, h.expires = locker.Owner{}, &locker.Revocation{}, now.Add(g.Keep)
+	s.watch(name, e, now)
 }
 
 // withHeld calls f if g is held, with its shard locked, and returns ErrLost otherwise.

@@ -14,7 +14,7 @@ func TestConformance(t *testing.T) {
 	conformance.Run(t, conformance.Harness{
 		Open:    func(_ *testing.T, opts ...locker.Option) locker.Locker { return memory.Peer(opts...) },
 		Backend: func(*testing.T) locker.Backend { return memory.Backend() },
-		Break:   func(_ *testing.T, key string) { memory.Break(key) },
+		Break:   func(t *testing.T, key string) { _ = memory.Peer().Break(t.Context(), key) },
 		Wrap:    synctest.Test,
 		Features: conformance.Features{
 			ForgetsTokens: "memory does not outlive its process, and neither do its users",

@@ -234,8 +234,9 @@ func TestBreakTakesAll(t *testing.T) {
 	seated(t, func(t table) {
 		one, two := t.try(locker.Shared()), t.try(locker.Shared())
 		writer := t.waits(t.Context())
-		if !t.Break("k") || !errors.Is(one.Err(), memlock.ErrBroken) || !errors.Is(two.Err(), memlock.ErrBroken) {
-			t.Errorf("%v, %v; want ErrBroken", one.Err(), two.Err())
+		err := t.Break(t.Context(), "k")
+		if err != nil || !errors.Is(one.Err(), locker.ErrBroken) || !errors.Is(two.Err(), locker.ErrBroken) {
+			t.Errorf("%v: %v, %v; want ErrBroken", err, one.Err(), two.Err())
 		}
 		t.unlock(t.served(writer))
 	})

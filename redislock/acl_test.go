@@ -74,7 +74,8 @@ func TestPermissionsAreUsed(t *testing.T) {
 	t.Parallel()
 	server := redistest.New(t, redistest.Options{})
 	admin := dial(t, server.Addr())
-	rules, _, replicated, _ := documentedACL(t)
+	documented := documentedACL(t)
+	rules, replicated := documented.server, documented.replicated
 	setUser(t, admin, rules+replicated)
 	client := func() *redis.Client {
 		rdb := redis.NewClient(&redis.Options{Addr: server.Addr(), Username: "app", Password: "pw", DB: 1})
@@ -109,7 +110,8 @@ func TestPermissionsAreUsed(t *testing.T) {
 func TestPermissionsOnACluster(t *testing.T) {
 	t.Parallel()
 	c := redistest.NewCluster(t, redistest.ClusterOptions{})
-	rules, more, _, _ := documentedACL(t)
+	documented := documentedACL(t)
+	rules, more := documented.server, documented.cluster
 	for _, node := range c.Nodes() {
 		setUser(t, c.Admin(node), rules+more)
 	}
@@ -152,7 +154,7 @@ func TestPermissionsOnACluster(t *testing.T) {
 func TestPermissionsOnSentinels(t *testing.T) {
 	t.Parallel()
 	s := redistest.NewSentinels(t, redistest.SentinelOptions{})
-	_, _, _, rules := documentedACL(t)
+	rules := documentedACL(t).sentinel
 	for _, sentinel := range s.Sentinels() {
 		setUser(t, dial(t, sentinel.Addr()), "-@all "+rules)
 	}
@@ -190,7 +192,7 @@ func TestScriptsDisabled(t *testing.T) {
 		})
 	}
 	server := redistest.New(t, redistest.Options{})
-	rules, _, _, _ := documentedACL(t)
+	rules := documentedACL(t).server
 	setUser(t, dial(t, server.Addr()), strings.Replace(rules, "+eval ", "", 1)+" -@scripting")
 	rdb := redis.NewClient(&redis.Options{Addr: server.Addr(), Username: "app", Password: "pw"})
 	defer rdb.Close()

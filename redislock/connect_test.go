@@ -108,7 +108,8 @@ func TestRefusedConnections(t *testing.T) {
 				t.Errorf("who waited: %v", err)
 			}
 		}
-		rules, more, _, _ := documentedACL(t)
+		documented := documentedACL(t)
+		rules, more := documented.server, documented.cluster
 		clientOf := func(t *testing.T, server *redistest.Server) *redis.Client {
 			rdb := redis.NewClient(&redis.Options{
 				Addr: server.Addr(), Username: "app", Password: "pw", DB: 1, DisableIdentity: true,

@@ -92,9 +92,8 @@ func TestAuthentication(t *testing.T) {
 	mustUnlock(t, mustLock(t, open(t, rdb), "k"))
 }
 
-// documentedACL returns the rules that docs/redis.md lists: for one server, those a cluster needs in addition, and
-// those Config.Replicas does; and for sentinels.
-func documentedACL(t *testing.T) (server, cluster, replicated, sentinel string) {
+// documentedACL returns the rules that docs/redis.md lists.
+func documentedACL(t *testing.T) (rules acl) {
 	t.Helper()
 	source, err := os.ReadFile("../docs/redis.md")
 	if err != nil {
@@ -102,25 +101,38 @@ func documentedACL(t *testing.T) (server, cluster, replicated, sentinel string) 
 	}
 	_, section, _ := strings.Cut(string(source), "\n## Permissions\n")
 	section, _, _ = strings.Cut(section, "\n## ")
-	var rules strings.Builder
+	var code strings.Builder
 	for i, part := range strings.Split(section, "```\n") {
-		if i%2 == 1 { // code
-			rules.WriteString(strings.ReplaceAll(part, "\n", " "))
+		if i%2 == 1 {
+			code.WriteString(strings.ReplaceAll(part, "\n", " "))
 		}
 	}
-	commands := strings.Split(rules.String(), "ACL SETUSER app ")
-	if len(commands) != 5 {
+	commands := strings.Split(code.String(), "ACL SETUSER ")
+	into := []struct {
+		begins string
+		rules  *string
+	}{
+		{"app on >secret ", &rules.server}, {"app ", &rules.cluster}, {"app ", &rules.replicated},
+		{"app ", &rules.sentinel}, {"ops on >secret ", &rules.inspecting},
+	}
+	if len(commands) != 1+len(into) {
 		t.Fatalf("%d commands in the documentation: %q", len(commands)-1, commands)
 	}
-	server, ok := strings.CutPrefix(commands[1], "on >secret ")
-	if !ok {
-		t.Fatal(commands[1])
+	for i, command := range into {
+		found := false
+		if *command.rules, found = strings.CutPrefix(commands[1+i], command.begins); !found {
+			t.Fatalf("%q does not begin with %q", commands[1+i], command.begins)
+		}
 	}
-	return server, commands[2], commands[3], commands[4]
+	return rules
 }
 
+// acl are rules for users: of a server, more of them for a cluster and for replicas, of sentinels, and for one who may
+// look at locks and no more.
+type acl struct{ server, cluster, replicated, sentinel, inspecting string }
+
 func TestPermissions(t *testing.T) {
-	documentedACL, _, _, _ := documentedACL(t)
+	documentedACL := documentedACL(t).server
 	server := redistest.New(t, redistest.Options{})
 	admin := dial(t, server.Addr())
 	user := func(name, rules string) *redis.Client {

@@ -34,6 +34,12 @@ func membersInLine(t testing.TB, rdb *redis.Client, key string) []string {
 // inLine returns how many do.
 func inLine(t testing.TB, rdb *redis.Client, key string) int { return len(membersInLine(t, rdb, key)) }
 
+// listening returns how many Lockers have subscribed to the channel of their own.
+func listening(t testing.TB, rdb *redis.Client) int {
+	channels := rdb.PubSubChannels(context.Background(), "*").Val()
+	return len(slices.DeleteFunc(channels, func(name string) bool { return strings.HasSuffix(name, "revoked") }))
+}
+
 // commandCalls returns how many commands of clients the server has executed since CONFIG RESETSTAT: scripts, and
 // whatever else does not run inside them.
 func commandCalls(t testing.TB, rdb *redis.Client) (total, evalsha int) {
@@ -231,7 +237,7 @@ func TestBrokenSubscription(t *testing.T) {
 	granted := make(chan *locker.Lease, 1)
 	go func() { granted <- mustLock(t, waiter, "k") }()
 	subscribed := func() bool {
-		return strings.Contains(rdb.ClientList(context.Background()).Val(), "sub=1")
+		return strings.Contains(rdb.ClientList(context.Background()).Val(), "sub=2")
 	}
 	eventually(t, 5*time.Second, "the waiter has subscribed", subscribed)
 	if err := rdb.Do(t.Context(), "client", "kill", "type", "pubsub").Err(); err != nil {
@@ -299,7 +305,7 @@ func TestOneSubscriptionForManyKeys(t *testing.T) {
 	}
 	eventually(t, 10*time.Second, "all of them wait", func() bool { return inLine(t, rdb, strconv.Itoa(keys-1)) == 1 })
 	clients := rdb.ClientList(t.Context()).Val()
-	if n := strings.Count(clients, "sub=1"); n != 1 {
+	if n := strings.Count(clients, "sub=2"); n != 1 {
 		t.Errorf("%d subscriptions for %d waiters of one Locker; want 1", n, keys)
 	}
 	if n := strings.Count(clients, "\n"); n > 24 { // two Lockers: eight direct, one shared, one subscription; batches

@@ -21,7 +21,8 @@ import (
 // the same, and so does Lead, which does not go on.
 func TestOpenFailsNow(t *testing.T) {
 	t.Parallel()
-	rules, more, _, _ := documentedACL(t)
+	documented := documentedACL(t)
+	rules, more := documented.server, documented.cluster
 	secret := redistest.New(t, redistest.Options{Args: []string{"--requirepass", "secret"}}).Addr()
 	acl := redistest.New(t, redistest.Options{})
 	setUser(t, dial(t, acl.Addr()), rules)
@@ -329,7 +330,7 @@ func TestChannelPrefix(t *testing.T) {
 	next := make(chan *locker.Lease, 1)
 	go func() { next <- mustLock(t, b, "k") }()
 	eventually(t, 10*time.Second, "the waiter has subscribed", func() bool {
-		return inLine(t, admin, "k") == 1 && len(admin.PubSubChannels(t.Context(), "*").Val()) == 1
+		return inLine(t, admin, "k") == 1 && listening(t, admin) == 1
 	})
 	mustUnlock(t, lease)
 	mustUnlock(t, <-next)

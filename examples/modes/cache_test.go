@@ -83,7 +83,7 @@ func TestCacheLost(t *testing.T) {
 	t.Parallel()
 	memory, table := memlock.New(), new(Table)
 	_, err := cache(memory.Peer(), table, func(ctx context.Context) string {
-		memory.Break("prices")
+		_ = memory.Break(t.Context(), "prices")
 		if !errors.Is(context.Cause(ctx), locker.ErrLost) {
 			t.Errorf("the lock is lost, and the context of Build: %v", context.Cause(ctx))
 		}
@@ -101,7 +101,7 @@ func TestCacheLate(t *testing.T) {
 	memory, table := memlock.New(), new(Table)
 	next := cache(memory.Peer(), table, func(context.Context) string { return "2" })
 	_, err := cache(memory, table, func(context.Context) string {
-		memory.Break("prices")
+		_ = memory.Break(t.Context(), "prices")
 		wantRow(t, next, "2")
 		return "1"
 	}).Get(t.Context(), "a")

@@ -50,7 +50,7 @@ func TestTransferLost(t *testing.T) {
 		memory, bank := memlock.New(), NewBank(map[string]int{"a": 100, "b": 100})
 		p := Payment{"1", "b", "a", 10}
 		err := Transfer(t.Context(), memory, bank, p, func(ctx context.Context, _ Payment) error {
-			memory.Break(lost)
+			_ = memory.Break(t.Context(), lost)
 			if !errors.Is(context.Cause(ctx), locker.ErrLost) {
 				t.Errorf("the context of approve: %v", context.Cause(ctx))
 			}

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -39,7 +40,7 @@ func run(ctx context.Context, url string, args []string, out io.Writer) (err err
 		return errors.New("usage: nightly DAY")
 	}
 	host, _ := os.Hostname()
-	l, err := open(ctx, cmp.Or(url, "memory://"), locker.Holder(host))
+	l, err := open(ctx, cmp.Or(url, "memory://"), locker.Holder(host), locker.Log(slog.Default()))
 	if err != nil {
 		return fmt.Errorf("LOCKER_URL: %w", err)
 	}

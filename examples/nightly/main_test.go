@@ -77,7 +77,7 @@ func TestOneInstance(t *testing.T) {
 func TestLockLost(t *testing.T) {
 	t.Parallel()
 	l, done := memlock.New(), totals(t.TempDir())
-	_, err := addUp(t.Context(), l, ordersOfTheDay(func() { l.Break("nightly/" + day) }), done, day)
+	_, err := addUp(t.Context(), l, ordersOfTheDay(func() { _ = l.Break(t.Context(), "nightly/"+day) }), done, day)
 	if !errors.Is(err, locker.ErrLost) {
 		t.Errorf("the lock was taken away, and it says: %v", err)
 	}
@@ -127,7 +127,7 @@ func TestLateWriter(t *testing.T) {
 			t.Fatal(err)
 		}
 		tokens = append(tokens, lease.Token())
-		l.Break(day)
+		_ = l.Break(t.Context(), day)
 	}
 	if err := errors.Join(done.write(day, tokens[1], 350), done.write(day, tokens[0], 100)); err != nil {
 		t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -16,7 +17,7 @@ import (
 // memory is the backend without a server.
 const memory = "memory"
 
-// config is the command line.
+// config is the command line, and where to log to.
 type config struct {
 	backend string
 	key     string
@@ -35,6 +36,8 @@ type config struct {
 	jobs   int64
 	insist bool
 	http   string
+
+	log *slog.Logger // where package locker logs to; nil for the usual one
 }
 
 // The flags that make sense in one of the two modes only.

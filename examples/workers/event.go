@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
+	"log/slog"
 	"strings"
 	"sync"
 	"time"
@@ -109,6 +111,28 @@ func (c *console) say(who, format string, args ...any) {
 	defer c.mu.Unlock()
 	// There is nobody to tell if this fails.
 	_, _ = fmt.Fprintf(c.out, "%s  %-*s  %s\n", c.clock(), c.width, who, text)
+}
+
+// logger returns one whose records are lines of the console, in which who is said to log them.
+func (c *console) logger(who string) *slog.Logger {
+	untimed := func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}
+	return slog.New(slog.NewTextHandler(logLines{c, who}, &slog.HandlerOptions{ReplaceAttr: untimed}))
+}
+
+// logLines is where a logger writes to.
+type logLines struct {
+	console *console
+	who     string
+}
+
+func (l logLines) Write(p []byte) (int, error) {
+	l.console.say(l.who, "logs %s", bytes.TrimSpace(p))
+	return len(p), nil
 }
 
 // oneLine folds an error of several lines, as those of pgx are that tried several addresses.

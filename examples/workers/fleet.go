@@ -122,9 +122,10 @@ func (f *fleet) fail(err error) {
 
 func (f *fleet) newMember(number int) *member {
 	m := new(member)
-	m.own, m.cut = f.stage.join()
+	name := fmt.Sprintf("w%d", number)
+	m.own, m.cut = f.stage.join(f.console.logger(name))
 	m.worker = &worker{
-		name: fmt.Sprintf("w%d", number), key: f.cfg.key, locks: m.own.locks, queue: m.own.queue,
+		name: name, key: f.cfg.key, locks: m.own.locks, queue: m.own.queue,
 		do:    func(ctx context.Context, job int64) error { return f.do(ctx, m, job) },
 		grace: f.cfg.grace, insist: true, tell: f.tell,
 	}

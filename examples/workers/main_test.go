@@ -94,6 +94,13 @@ func TestStory(t *testing.T) {
 			if !late.MatchString(out) {
 				t.Errorf("nothing is told of the late result: %v", late)
 			}
+			log := regexp.MustCompile( // the loss is logged by another goroutine than that of the next leader
+				`(?s)crashes in the middle of job 4.*logs level=WARN msg="renewal failed" key=jobs` +
+					`.*logs level=ERROR msg="lease lost" key=jobs store=memory token=1`,
+			)
+			if !log.MatchString(out) {
+				t.Errorf("the loss is not in the log: %v", log)
+			}
 		})
 	}
 }

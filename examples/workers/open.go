@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/url"
 	"strings"
 	"time"
@@ -56,11 +57,14 @@ func open(cfg config, out io.Writer) (program, error) {
 		return nil, fmt.Errorf("-backend: %s; use memory, or a URL that begins with redis://, rediss://, unix://, "+
 			"redis+cluster://, redis+sentinel://, redlock://, postgres://, postgresql://, etcd:// or etcds://", what)
 	}
+	// Times of day, so that the lines of several processes can be put in order.
+	c := &console{out: out, clock: func() string { return time.Now().Format("15:04:05.000000") }}
+	cfg.log = c.logger(cfg.name)
 	s, err := openStore(cfg)
 	if err != nil {
 		return nil, err
 	}
-	return newProcess(cfg, s, out), nil
+	return newProcess(cfg, s, c), nil
 }
 
 // store is what the workers of a fleet share.
@@ -72,26 +76,31 @@ type store struct {
 	close func() error // to be called when locks is closed
 }
 
+// newStore returns a store that has nothing but its Observer, and the options of its locks.
+func newStore(cfg config) (store, []locker.Option) {
+	watch := new(locker.Observer)
+	log := cmp.Or(cfg.log, slog.Default())
+	return store{watch: watch}, []locker.Option{locker.TTL(cfg.ttl), locker.Log(log), locker.Observe(watch)}
+}
+
 func openRedis(cfg config) (store, error) {
 	o, err := redislock.ParseURL(cfg.backend)
 	if err != nil {
 		return store{}, fmt.Errorf("-backend: %w", err)
 	}
-	return newRedisStore(o, cfg.key, cfg.ttl), nil
+	return newRedisStore(o, cfg), nil
 }
 
-func newRedisStore(o *redis.UniversalOptions, queue string, ttl time.Duration) store {
+func newRedisStore(o *redis.UniversalOptions, cfg config) store {
 	o.ContextTimeoutEnabled = true     // else go-redis ignores the end of a context while it waits for an answer
 	logging.Disable()                  // every failure reaches us as an error, and is reported
 	rdb := redis.NewUniversalClient(o) // does not connect yet
-	watch := new(locker.Observer)
-	return store{
-		where: "Redis",
-		locks: redislock.New(rdb, locker.TTL(ttl), locker.Observe(watch)),
-		watch: watch,
-		queue: newRedisQueue(rdb, queue),
-		close: rdb.Close,
-	}
+	s, opts := newStore(cfg)
+	s.where = "Redis"
+	s.locks = redislock.New(rdb, opts...)
+	s.queue = newRedisQueue(rdb, cfg.key)
+	s.close = rdb.Close
+	return s
 }
 
 // openRedlock keeps the lock on a majority of servers, and the queue, for which that would not do, on the first one.
@@ -107,20 +116,18 @@ func openRedlock(cfg config) (store, error) {
 		o.ContextTimeoutEnabled = true
 		clients = append(clients, redis.NewClient(o))
 	}
-	watch := new(locker.Observer)
-	return store{
-		where: fmt.Sprintf("Redis (a majority of %d servers)", len(clients)),
-		locks: redlock.New(clients, locker.TTL(cfg.ttl), locker.Observe(watch)),
-		watch: watch,
-		queue: newRedisQueue(clients[0], cfg.key),
-		close: func() error {
-			var errs []error
-			for _, client := range clients {
-				errs = append(errs, client.Close())
-			}
-			return errors.Join(errs...)
-		},
-	}, nil
+	s, opts := newStore(cfg)
+	s.where = fmt.Sprintf("Redis (a majority of %d servers)", len(clients))
+	s.locks = redlock.New(clients, opts...)
+	s.queue = newRedisQueue(clients[0], cfg.key)
+	s.close = func() error {
+		var errs []error
+		for _, client := range clients {
+			errs = append(errs, client.Close())
+		}
+		return errors.Join(errs...)
+	}
+	return s, nil
 }
 
 // connectWithin bounds how long a connection to Postgres may be in the making, unless the URL has a connect_timeout.
@@ -142,14 +149,12 @@ func openPostgres(cfg config) (store, error) {
 	if err != nil {
 		return store{}, fmt.Errorf("-backend: %w", err)
 	}
-	watch := new(locker.Observer)
-	return store{
-		where: "Postgres",
-		locks: pglock.New(pool, locker.TTL(cfg.ttl), locker.Observe(watch)), // connects by itself, like the pool
-		watch: watch,
-		queue: newPgQueue(pool, cfg.key),
-		close: func() error { closePool(pool); return nil },
-	}, nil
+	s, opts := newStore(cfg)
+	s.where = "Postgres"
+	s.locks = pglock.New(pool, opts...) // connects by itself, like the pool
+	s.queue = newPgQueue(pool, cfg.key)
+	s.close = func() error { closePool(pool); return nil }
+	return s, nil
 }
 
 // closePool closes the pool, but does not wait for long for a server that hangs: nothing depends on it.
@@ -177,14 +182,12 @@ func openEtcd(cfg config) (store, error) {
 	if err != nil {
 		return store{}, fmt.Errorf("-backend: %w: %w", errLogin, err)
 	}
-	watch := new(locker.Observer)
-	return store{
-		where: "etcd",
-		locks: etcdlock.New(client, locker.TTL(cfg.ttl), locker.Observe(watch)),
-		watch: watch,
-		queue: newEtcdQueue(client, cfg.key),
-		close: client.Close,
-	}, nil
+	s, opts := newStore(cfg)
+	s.where = "etcd"
+	s.locks = etcdlock.New(client, opts...)
+	s.queue = newEtcdQueue(client, cfg.key)
+	s.close = client.Close
+	return s, nil
 }
 
 // invalid says what is wrong with the URL of a backend, unless that might have a password in it: in a URL that makes no

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 )
 
@@ -17,10 +16,8 @@ type process struct {
 	console *console
 }
 
-func newProcess(cfg config, s store, out io.Writer) *process {
-	p := &process{store: s, ttl: cfg.ttl, status: newStatus(cfg)}
-	// Times of day, so that the lines of several processes can be put in order.
-	p.console = &console{out: out, clock: func() string { return time.Now().Format("15:04:05.000000") }}
+func newProcess(cfg config, s store, c *console) *process {
+	p := &process{store: s, ttl: cfg.ttl, status: newStatus(cfg), console: c}
 	p.worker = &worker{
 		name: cfg.name, key: cfg.key, locks: s.locks, queue: s.queue,
 		do:    func(ctx context.Context, _ int64) error { return sleep(ctx, cfg.job) },

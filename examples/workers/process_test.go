@@ -411,7 +411,8 @@ func testFrozenLeader(t *testing.T, s testStore) {
 			resumed := frozen.signal(syscall.SIGCONT)
 
 			gone := frozen.await("") // the next line, whatever it is
-			if !strings.HasPrefix(gone.text, "has lost the lease") {
+			if !strings.HasPrefix(gone.text, "has lost the lease") &&
+				!strings.HasPrefix(gone.text, `logs level=ERROR msg="lease lost"`) {
 				t.Errorf("the first that it says is %q, and not that it has lost the lease", gone.text)
 			}
 			if gone.at.Before(resumed) {
@@ -493,8 +494,11 @@ func testOutage(t *testing.T, s testStore) {
 	follower.await("joins")
 	leader.await("job 1 done")
 	proxy.Set(faultproxy.Hang())
+	hangs := time.Now()
 	loss := leader.await("has lost the lease")
 	leader.await("meets an outage: ")
+	leader.expectLog(hangs, `level=ERROR msg="lease lost"`)
+	leader.expectLog(hangs, `level=WARN msg="lead rides out a failure"`)
 	proxy.Heal()
 	healed := time.Now()
 	if l := findFirst("leads, token", healed, leader, follower); l.at.Before(loss.at) {
@@ -558,6 +562,14 @@ func findFirst(text string, after time.Time, procs ...*proc) line {
 		go func() { found <- p.find(text, after) }()
 	}
 	return <-found
+}
+
+// expectLog waits until package locker has logged something since a moment.
+func (p *proc) expectLog(since time.Time, record string) {
+	p.c.t.Helper()
+	if p.find("logs "+record, since).text == "" {
+		p.c.t.Errorf("%s has not logged %s", p.name, record)
+	}
 }
 
 // find waits for a line that is younger than a moment, and returns the zero line if there is none.

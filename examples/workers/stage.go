@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"strconv"
 	"strings"
@@ -12,7 +13,6 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
-	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/memlock"
 	"github.com/lockerkit/locker/redislock"
 )
@@ -22,7 +22,7 @@ type stage struct {
 	where string // the server, for people
 
 	// join returns what one worker has, as if it were a process of its own, and what cuts it off.
-	join func() (s store, cut func() (heal func()))
+	join func(*slog.Logger) (s store, cut func() (heal func()))
 
 	// terms returns the tokens with which jobs 1, 2 and so on were done, as the queue has it. It is called once, in the
 	// end.
@@ -43,10 +43,13 @@ func memoryStage(cfg config) stage {
 	locks, queue := memlock.New(), new(memoryQueue)
 	return stage{
 		where: "no server",
-		join: func() (store, func() func()) {
-			watch := new(locker.Observer)
-			own := locks.Peer(locker.TTL(cfg.ttl), locker.Observe(watch))
-			return store{locks: own, watch: watch, queue: queue, close: func() error { return nil }}, own.Cut
+		join: func(log *slog.Logger) (store, func() func()) {
+			cfg := cfg
+			cfg.log = log
+			s, opts := newStore(cfg)
+			own := locks.Peer(opts...)
+			s.locks, s.queue, s.close = own, queue, func() error { return nil }
+			return s, own.Cut
 		},
 		terms: func() (terms []uint64, err error) {
 			for _, l := range queue.results {
@@ -65,10 +68,12 @@ func redisStage(cfg config) (stage, error) {
 	}
 	return stage{
 		where: "Redis",
-		join: func() (store, func() func()) {
+		join: func(log *slog.Logger) (store, func() func()) {
 			own, cable := *o, new(cable)
 			own.Dialer = cable.connect
-			return newRedisStore(&own, cfg.key, cfg.ttl), cable.pull
+			cfg := cfg
+			cfg.log = log
+			return newRedisStore(&own, cfg), cable.pull
 		},
 		terms: func() ([]uint64, error) {
 			rdb := redis.NewUniversalClient(o)

@@ -133,7 +133,7 @@ func TestWorkerJobFails(t *testing.T) {
 func TestWorkerLosesTheLease(t *testing.T) {
 	onBench(t, func(t *testing.T, b *bench) {
 		b.jobs = 1
-		time.AfterFunc(time.Second/2, func() { b.memory.Break("jobs") })
+		time.AfterFunc(time.Second/2, func() { _ = b.memory.Break(t.Context(), "jobs") })
 		if err := b.run(t.Context()); err != nil {
 			t.Error(err)
 		}
@@ -146,7 +146,7 @@ func TestWorkerLosesTheLease(t *testing.T) {
 func TestWorkerLosesTheLeaseBetweenJobs(t *testing.T) {
 	onBench(t, func(t *testing.T, b *bench) {
 		b.jobs = 2
-		b.on[done] = func() { b.memory.Break("jobs") }
+		b.on[done] = func() { _ = b.memory.Break(t.Context(), "jobs") }
 		if err := b.run(t.Context()); err != nil {
 			t.Error(err)
 		}

@@ -17,7 +17,10 @@ func TestGoSum(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for pkg, most := range map[string]int{"locker": 0, "locker/memlock": 0, "locker/conformance": 0, "locker/redislock": 25, "locker/pglock": 30, "locker/etcdlock": 110} {
+	for pkg, most := range map[string]int{
+		"locker": 0, "locker/memlock": 0, "locker/conformance": 0, "locker/redislock": 25, "locker/pglock": 30,
+		"locker/etcdlock": 110, "locker/otellocker": 40,
+	} {
 		t.Run(strings.ReplaceAll(pkg, "/", " "), func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()

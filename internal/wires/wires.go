@@ -72,16 +72,16 @@ func (w *Wires) Cut(t *testing.T, f conformance.Fault) (heal func()) {
 }
 
 // Closing returns l with a Close that then also closes what it was made with.
-func Closing(l locker.Locker, also func()) locker.Locker { return closing{l, also} }
+func Closing(l *locker.Client, also func()) locker.Locker { return closing{l, also} }
 
 type closing struct {
-	locker.Locker
+	*locker.Client
 	also func()
 }
 
 func (c closing) Close() error {
 	defer c.also()
-	return c.Locker.Close()
+	return c.Client.Close()
 }
 
 // Long skips a test that takes a minute or more, but in scripts/test -all.

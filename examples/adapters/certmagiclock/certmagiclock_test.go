@@ -172,7 +172,7 @@ func TestUnlockFreesNoOthers(t *testing.T) {
 		t.Error("unlocked or renewed what another has")
 	}
 	stillLocked()
-	l.Break("name")
+	_ = l.Break(t.Context(), "name")
 	lock(a) // another goroutine
 	if err := a.Unlock(ctx, "name"); !errors.Is(err, locker.ErrLost) {
 		t.Errorf("the first Unlock: %v", err)

@@ -185,7 +185,7 @@ func TestLost(t *testing.T) {
 		return gocron.WithDistributedLocker(Locker{l.Peer(), 0, func(_ string, err error) { f.lost <- err }})
 	})
 	f.awaitRun()
-	if !l.Break(t.Name()) {
+	if l.Break(t.Context(), t.Name()) != nil {
 		t.Fatal("nobody had it")
 	}
 	if err := locktest.Receive(t, f.lost); !errors.Is(err, locker.ErrLost) {

@@ -194,6 +194,14 @@ func orDone(ctx context.Context, f func() error) error {
 	}
 }
 
+// Masters returns the clients of the servers that have keys: this one, unless it is a cluster's.
+func (c *Client) Masters(ctx context.Context) ([]*Client, error) {
+	if c.nodes == nil {
+		return []*Client{c}, nil
+	}
+	return c.nodes.masters(ctx)
+}
+
 // Batch is a script to be run several times in one round trip.
 type Batch struct {
 	Script *scripts.Script

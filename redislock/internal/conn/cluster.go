@@ -61,6 +61,11 @@ func (c *cluster) node(ctx context.Context, key string) (*Client, error) {
 	if err != nil {
 		return nil, &unsentError{err}
 	}
+	return c.clientOf(rdb)
+}
+
+// clientOf returns the client of a node that go-redis has one for.
+func (c *cluster) clientOf(rdb *redis.Client) (*Client, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	node := c.nodes[rdb]
@@ -73,6 +78,24 @@ func (c *cluster) node(ctx context.Context, key string) (*Client, error) {
 		c.nodes[rdb] = node
 	}
 	return node, nil
+}
+
+// masters returns the clients of all nodes that are masters.
+func (c *cluster) masters(ctx context.Context) (nodes []*Client, err error) {
+	var mu sync.Mutex
+	err = orDone(ctx, func() error {
+		return c.cc.ForEachMaster(ctx, func(_ context.Context, rdb *redis.Client) error {
+			mu.Lock()
+			defer mu.Unlock()
+			node, err := c.clientOf(rdb)
+			nodes = append(nodes, node)
+			return err
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return nodes, nil
 }
 
 // fetchMap gets the map of the slots, or waits until another caller has got it. It asks one node after the other, in

@@ -90,11 +90,55 @@ func ValueOf(owner, holder string) string {
 
 // HolderIn returns the holder's name in the value of a lock; a foreign client's value has none.
 func HolderIn(value string) string {
+	holder, _ := ParseValue(value)
+	return holder
+}
+
+// ParseValue returns the holder's name in the value of a lock, and whether it is one of ours.
+func ParseValue(value string) (holder string, ours bool) {
 	const ownerLen = 32
-	if len(value) <= ownerLen || value[ownerLen] != ':' || strings.Trim(value[:ownerLen], "0123456789abcdef") != "" {
-		return ""
+	value = strings.TrimPrefix(value, saysRevoked)
+	if len(value) < ownerLen || strings.Trim(value[:ownerLen], "0123456789abcdef") != "" {
+		return "", false
 	}
-	return value[ownerLen+1:]
+	if len(value) == ownerLen {
+		return "", true
+	}
+	holder, ours = strings.CutPrefix(value[ownerLen:], ":")
+	if !ours {
+		return "", false
+	}
+	return holder, true
+}
+
+// ModeOfValue returns what the value of a lock says of its mode.
+func ModeOfValue(value string) locker.Mode {
+	switch value {
+	case saysShared:
+		return locker.ModeShared
+	case saysSlots:
+		return locker.ModeSlots
+	}
+	return locker.ModeExclusive
+}
+
+// ModeOfMember returns the mode that a member of a line waits for.
+func ModeOfMember(member string) locker.Mode {
+	switch member[min(memberLen, len(member)):] {
+	case "":
+		return locker.ModeExclusive
+	case ":s":
+		return locker.ModeShared
+	}
+	return locker.ModeSlots
+}
+
+// memberLen is the length of a member of a line without its mode: a process, a colon and an owner.
+const memberLen = 32 + 1 + 32
+
+// NoteOf returns the name of the key that says why the holders of a lock were revoked.
+func NoteOf(n Names) string {
+	return strings.Replace(n.Fence, companionMark+"fence:", companionMark+"note:", 1)
 }
 
 // CheckName refuses lock names that could be those of companions.

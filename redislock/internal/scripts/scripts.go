@@ -34,6 +34,12 @@ var (
 	confirmLua string
 	//go:embed lua/lineup.lua
 	lineupLua string
+	//go:embed lua/inspect.lua
+	inspectLua string
+	//go:embed lua/revoke.lua
+	revokeLua string
+	//go:embed lua/keep.lua
+	keepLua string
 )
 
 const (
@@ -47,9 +53,9 @@ const (
 	// connection holds one back, unless the server itself is stopped.
 	RefuseLate = time.Minute
 
-	// dropTogether is how many of the dead one script drops out of a line: the server does nothing else meanwhile,
+	// DropTogether is how many of the dead one script drops out of a line: the server does nothing else meanwhile,
 	// which is for less than a millisecond.
-	dropTogether = 500
+	DropTogether = 500
 
 	// enterTogether is how many of the waiters that lead a line are called at a time, of those who get in together.
 	enterTogether = 100
@@ -57,10 +63,16 @@ const (
 	// What a lock is set to that has several holders, or may have. No owner is called like this.
 	saysShared = "locker:shared"
 	saysSlots  = "locker:slots"
+
+	// saysRevoked is before the value of a holder who was revoked.
+	saysRevoked = "locker:revoked:"
+
+	// longestValue is how much is read of what a lock is set to, which a client of another kind may have set.
+	longestValue = 1024
 )
 
 // Set are the scripts of a backend: what its Config says is in their source.
-type Set struct{ Acquire, Release, Renew, Extend, Poll, Confirm, LineUp *Script }
+type Set struct{ Acquire, Release, Renew, Extend, Poll, Confirm, LineUp, Inspect, Revoke, Keep *Script }
 
 // What a configuration says that says nothing.
 const (
@@ -82,13 +94,15 @@ func For(channelPrefix string, retention time.Duration) *Set {
 func newScripts(channelPrefix string, retention time.Duration) *Set {
 	constants := strings.NewReplacer("$retention", Milliseconds(retention), "$liveness", Milliseconds(Liveness),
 		"$reservation", Milliseconds(reservation), "$refuse", Milliseconds(RefuseLate),
-		"$drop", strconv.Itoa(dropTogether), "$together", strconv.Itoa(enterTogether),
-		"$shared", QuoteLua(saysShared), "$slots", QuoteLua(saysSlots), "$channel", QuoteLua(channelPrefix))
+		"$drop", strconv.Itoa(DropTogether), "$together", strconv.Itoa(enterTogether),
+		"$shared", QuoteLua(saysShared), "$slots", QuoteLua(saysSlots),
+		"$revoked", QuoteLua(saysRevoked), "$longest", strconv.Itoa(longestValue-1), "$channel", QuoteLua(channelPrefix))
 	s := &Set{
 		Acquire: NewScript(acquireLua, constants), Release: NewScript(releaseLua, constants),
 		Renew: NewScript(renewLua, constants), Extend: NewScript(extendLua, constants),
 		Poll: NewScript(pollLua, constants), Confirm: NewScript(confirmLua, constants),
-		LineUp: NewScript(lineupLua, constants),
+		LineUp: NewScript(lineupLua, constants), Inspect: NewScript(inspectLua, constants),
+		Revoke: NewScript(revokeLua, constants), Keep: NewScript(keepLua, constants),
 	}
 	s.Acquire.letter, s.Release.letter = 'a', 'r'
 	s.Acquire.Group = NewScript(groupLua, constants)

@@ -45,6 +45,12 @@ func (n Names) ReleaseWords(doubt bool) Words {
 	}}
 }
 
+// KeepWords are for an owner who gives a lock back that others are not to have for a while.
+func (n Names) KeepWords(d time.Duration) Words {
+	const step = time.Millisecond
+	return Words{4, []string{n.Lock, n.Holders, n.Slots, n.Queue, n.Value, n.Mode, Milliseconds(d + step - 1)}}
+}
+
 // LeaveWords are ReleaseWords in doubt, with the tombstone by which the line knows that an owner has left for good:
 // that of his first try.
 func (n Names) LeaveWords(tombstone string) Words {
@@ -78,6 +84,23 @@ func (n Names) PollWords(members []string) Words {
 // ExtendWords are for the renewal of a lock that may have several holders.
 func (n Names) ExtendWords(ttl time.Duration) Words {
 	return Words{3, []string{n.Lock, n.Holders, n.Slots, n.Mode, n.Value, Milliseconds(ttl)}}
+}
+
+// InspectWords are for who wants to know who has a lock, and who waits: so many of both.
+func (n Names) InspectWords(most int) Words {
+	return Words{6, []string{n.Lock, n.Fence, n.Queue, n.Alive, n.Holders, n.Slots, strconv.Itoa(most)}}
+}
+
+// RevokeWords are for who takes a lock away, or, if breaks is set, frees it; why says who and why, and seen how many of
+// several holders have been looked at.
+func (n Names) RevokeWords(why string, breaks bool, seen int) Words {
+	kind := "r"
+	if breaks {
+		kind = "b"
+	}
+	return Words{7, []string{
+		n.Lock, n.Fence, n.Queue, n.Alive, n.Holders, n.Slots, NoteOf(n), why, kind, strconv.Itoa(seen),
+	}}
 }
 
 // RenewWords are for the renewal of a lock that has one holder, with the given value.

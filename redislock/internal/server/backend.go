@@ -169,9 +169,21 @@ func remainingOf(pttl int64) time.Duration {
 
 // Renew implements locker.Backend.
 func (b *Server) Renew(ctx context.Context, gs []locker.Grant, done func(i int, r locker.Renewal)) {
+	b.Line.listenFor(b.Line.leases.renewed(gs))
 	value := func(i int) string { return scripts.ValueOf(gs[i].Owner.String(), gs[i].Holder) }
-	b.RenewValues(ctx, gs, value, func(i int, err error) { done(i, locker.Renewal{Err: err}) })
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	b.RenewValues(ctx, gs, value, func(i int, err error) {
+		if err == errRevoked { //nolint:errorlint // renewedOne returns it as it is
+			asking.Go(func() { done(i, locker.Renewal{Err: b.whyRevoked(ctx, gs[i])}) }) // the others do not wait
+			return
+		}
+		done(i, locker.Renewal{Err: err})
+	})
 }
+
+// errRevoked is the result of the renewal of a lease that was revoked, as far as the script knows.
+var errRevoked = fmt.Errorf("%w: %w", locker.ErrLost, &locker.Revocation{})
 
 // RenewValues renews the locks that have the given values. It calls done for each when its script has been answered:
 // each script goes out by itself, and on a cluster those for each node do.
@@ -268,8 +280,11 @@ func (b *Server) renewed(cmd conn.Once, of []int, done func(i int, err error)) {
 func (b *Server) renewedOne(result any) error {
 	switch result := result.(type) {
 	case int64:
-		if result == 1 {
+		switch result {
+		case 1:
 			return nil
+		case -1:
+			return errRevoked
 		}
 		return locker.ErrLost
 	case string:
@@ -280,9 +295,13 @@ func (b *Server) renewedOne(result any) error {
 
 // Release implements locker.Backend.
 func (b *Server) Release(ctx context.Context, g locker.Grant) error {
+	b.Line.leases.released(g.Owner)
 	n := scripts.NamesOf(g.Request, b.Line.Process)
 	if g.Token == 0 { // unknown outcome: it may be in line, or still on its way
 		return Final(b.leave(ctx, n, true))
+	}
+	if g.Keep > 0 {
+		return Final(b.releaseWith(ctx, b.Scripts.Keep, n.KeepWords(g.Keep)))
 	}
 	return Final(b.free(ctx, n))
 }
@@ -308,8 +327,12 @@ func (b *Server) leave(ctx context.Context, n scripts.Names, doubt bool) error {
 
 // ReleaseWith gives the lock back; for the words see release.lua.
 func (b *Server) ReleaseWith(ctx context.Context, w scripts.Words) error {
+	return b.releaseWith(ctx, b.Scripts.Release, w)
+}
+
+func (b *Server) releaseWith(ctx context.Context, s *scripts.Script, w scripts.Words) error {
 	// Not run again on errors: the second answer would say that the lock was not ours any more. Who called knows that.
-	reply, err := b.Client.Run(ctx, time.Time{}, b.Scripts.Release, w)
+	reply, err := b.Client.Run(ctx, time.Time{}, s, w)
 	switch {
 	case err != nil:
 		return b.Client.Explain(err)

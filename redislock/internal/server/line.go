@@ -53,6 +53,7 @@ type Line struct {
 	closed      bool
 	waiters     map[string]*Waiter  // by owner
 	keys        map[string]*lineKey // those that have waiters which were refused, by the name of the lock
+	listenUntil time.Time           // also without waiters: there are leases that somebody may take away
 	due         dueKeys             // those of them about which nothing is being asked
 	urgent      []*lineKey          // those to be asked about at once, unless they have been since calledSince
 	calledSince time.Time           // what was said before may not have been heard
@@ -62,6 +63,8 @@ type Line struct {
 	stop        context.CancelFunc  // ends the goroutines of watch; nil while there are none
 	running     sync.WaitGroup
 	kick        chan struct{} // has room for one: look at the times again
+
+	leases leases
 }
 
 // lineKey is a key with waiters.
@@ -177,10 +180,25 @@ func (l *Line) Expect(w *Waiter, remaining time.Duration) {
 	if ask := time.Now().Add(l.nextPoll(remaining)); k.ask.IsZero() || ask.Before(k.ask) {
 		l.plan(k, ask)
 	}
+	l.startLocked()
+}
+
+// startLocked starts watch, unless it runs.
+func (l *Line) startLocked() {
 	if l.stop == nil {
 		ctx, stop := context.WithCancel(context.Background())
 		l.stop = stop
 		l.running.Go(func() { l.watch(ctx) })
+	}
+}
+
+// listenFor has the subscription last for so long and a little more, also if nobody waits.
+func (l *Line) listenFor(d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.closed {
+		l.listenUntil = time.Now().Add(d)
+		l.startLocked()
 	}
 }
 
@@ -221,7 +239,7 @@ func (l *Line) close() {
 	l.running.Wait()
 }
 
-// watch listens for calls and polls, until ctx ends or there has been nobody to call for a while.
+// watch listens and polls, until ctx ends or there has been nobody to tell anything for a while.
 func (l *Line) watch(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	var listening sync.WaitGroup

@@ -59,11 +59,11 @@ func (l *Line) poll(ctx context.Context) {
 // askPatience is how long to wait for the answers of a cluster about some keys before others are asked about.
 const askPatience = PollEvery / 10
 
-// retire reports whether nobody is waiting, and if so makes room for another watch.
+// retire reports whether nobody is waiting or holds anything, and if so makes room for another watch.
 func (l *Line) retire() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.keys) > 0 {
+	if len(l.keys) > 0 || time.Now().Before(l.listenUntil) {
 		return false
 	}
 	l.stop = nil

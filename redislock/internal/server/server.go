@@ -19,7 +19,7 @@ type Server struct {
 
 // Features implements the optional method of locker.Backend.
 func (b *Server) Features() locker.Features {
-	return locker.Features{HeedsContext: true, Queue: true, Shared: true, Slots: true}
+	return locker.Features{HeedsContext: true, Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true, MinHold: true}
 }
 
 // String names the backend in errors.
@@ -49,6 +49,8 @@ func (b *Server) Close() error {
 }
 
 var (
-	_ locker.Backend = (*Server)(nil)
-	_ locker.Queue   = (*Server)(nil)
+	_ locker.Backend   = (*Server)(nil)
+	_ locker.Queue     = (*Server)(nil)
+	_ locker.Inspector = (*Server)(nil)
+	_ locker.Revoker   = (*Server)(nil)
 )

@@ -53,10 +53,11 @@ func (l *Line) answeredSince(since time.Time, err error) bool {
 	return true
 }
 
-// listen subscribes to the channel of this process and passes calls on, until that fails. It reports whether it had
+// listen subscribes to the channel of this process, and that of locks that are taken away, and passes on what it hears,
+// until that fails. It reports whether it had
 // succeeded. A connection that is silent is pinged, so that one which is dead without knowing it does not stay.
 func (l *Line) listen(ctx context.Context) (subscribed bool, err error) {
-	sub := l.client.Subscribe(ctx, l.prefix+l.Process)
+	sub := l.client.Subscribe(ctx, l.prefix+l.Process, l.prefix+revokedChannel)
 	closeSub := func() { _ = sub.Close() }
 	defer closeSub()
 	defer context.AfterFunc(ctx, closeSub)() // Receive does not heed ctx
@@ -104,6 +105,10 @@ func (l *Line) heard(message any) {
 	case *redis.Subscription:
 		l.askNow() // what was said before was not heard
 	case *redis.Message:
+		if message.Channel == l.prefix+revokedChannel {
+			l.leases.heard(message.Payload)
+			return
+		}
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		for owner := range strings.SplitSeq(message.Payload, " ") {

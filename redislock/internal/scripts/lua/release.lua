@@ -10,7 +10,7 @@ local value, mode, member, doubt = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
 
 -- The type of the key may be another by now, if somebody has overwritten it: then it is not ours.
 local there = redis.pcall('GET', lock)
-local ours = there == value
+local ours = there == value or there == $revoked .. value -- who is revoked gives it back as others do
 if mode == '' then
   if ours then
     redis.call('DEL', lock)
@@ -26,6 +26,10 @@ if mode ~= '' then
   if there == said_of(mode) then
     local time = redis.call('TIME')
     local ends = redis.call('ZSCORE', holders, value)
+    if not ends then
+      value = $revoked .. value
+      ends = redis.call('ZSCORE', holders, value)
+    end
     ours = ends and tonumber(ends) > time[1] * 1000 + time[2] / 1000
     if ends then
       redis.call('ZREM', holders, value)

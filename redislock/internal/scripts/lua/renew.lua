@@ -2,7 +2,7 @@
 --
 -- KEYS  locks
 -- ARGV  value and TTL in ms of each
--- Returns for each 1, 0 if it is not the owner's any more, or the error that Redis gave.
+-- Returns for each 1, 0 if it is not the owner's any more, -1 if he was revoked, or the error that Redis gave.
 local results = {}
 for i, lock in ipairs(KEYS) do
   local holder = redis.pcall('GET', lock)
@@ -10,6 +10,8 @@ for i, lock in ipairs(KEYS) do
     results[i] = redis.call('PEXPIRE', lock, ARGV[2 * i])
   elseif type(holder) == 'table' and not string.find(holder.err, 'WRONGTYPE', 1, true) then
     results[i] = holder.err
+  elseif holder == $revoked .. ARGV[2 * i - 1] then
+    results[i] = -1
   else
     results[i] = 0
   end

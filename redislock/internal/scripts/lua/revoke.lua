@@ -1,0 +1,73 @@
+-- Takes a lock away from those who have it: they are told, and no renewal of theirs succeeds any more.
+--
+-- Who is revoked keeps the lock until it is given back, or the lease has ended: its value is marked, here as in
+-- release.lua and the renewals. Who is broken loses it at once.
+--
+-- KEYS  lock, fence, queue, alive, holders, slots, note
+-- ARGV  who did it and why, in a form without spaces or commas but the one between them; 'b' to break the lock; how many
+--       of several holders to leave out, who have been looked at: nobody else is served meanwhile, so one run looks at some
+-- Returns from how many it was taken away, -1 if a client of another kind has it; and at how many it has looked.
+local lock, fence, queue, alive, holders, slots = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local why, breaks = ARGV[1], ARGV[2] == 'b'
+
+$holders
+$line
+local there = redis.call('GET', lock)
+if not there then return {0, 0} end
+local time = redis.call('TIME')
+local ms = time[1] * 1000 + time[2] / 1000
+local revoked = #$revoked
+
+local function is_revoked(value) return string.sub(value, 1, revoked) == $revoked end
+local function owner_of(value)
+  if is_revoked(value) then value = string.sub(value, revoked + 1) end
+  local owner = string.sub(value, 1, 32)
+  local rest = string.sub(value, 33, 33)
+  return #owner == 32 and not string.find(owner, '[^0-9a-f]') and (rest == '' or rest == ':') and owner
+end
+
+local several = there == $shared or there == $slots
+local some = several and {} or {there}
+if several then
+  local after = '(' .. string.format('%.3f', ms)
+  some = redis.call('ZRANGEBYSCORE', holders, after, '+inf', 'LIMIT', ARGV[3], $drop)
+end
+local found = {} -- whom to take it away from
+for _, value in ipairs(some) do
+  if breaks or not is_revoked(value) then found[#found + 1] = value end
+end
+if not breaks then
+  if #found == 0 then return {0, #some} end
+  if not several and not owner_of(there) then return {-1, 1} end
+end
+
+local owners = {}
+for _, value in ipairs(found) do owners[#owners + 1] = owner_of(value) or nil end
+if breaks then
+  redis.call('DEL', lock, holders, slots)
+  local token = tonumber(time[1]) * 1000000 + time[2]
+  local previous = redis.call('GET', fence)
+  if previous then token = math.max(token, previous + 1) end
+  redis.call('SET', fence, string.format('%.0f', token), 'PX', math.max($retention, redis.call('PTTL', fence)))
+  call_first(false, queue, alive, holders)
+else
+  local left = redis.call('PTTL', lock)
+  for _, value in ipairs(found) do
+    if several then
+      redis.call('ZADD', holders, redis.call('ZSCORE', holders, value), $revoked .. value)
+      redis.call('ZREM', holders, value)
+      local slot = redis.call('ZSCORE', slots, value)
+      if slot then
+        redis.call('ZADD', slots, slot, $revoked .. value)
+        redis.call('ZREM', slots, value)
+      end
+    else
+      redis.call('SET', lock, $revoked .. value, 'KEEPTTL')
+    end
+  end
+  redis.call('SET', KEYS[7], why, 'PX', math.max(left, 1))
+end
+if #owners > 0 then
+  redis.pcall('PUBLISH', $channel .. 'revoked', (breaks and 'b ' or 'r ') .. why .. ' ' .. table.concat(owners, ','))
+end
+return {math.max(#found, breaks and 1 or 0), #some}
