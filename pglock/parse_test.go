@@ -127,6 +127,26 @@ func FuzzGranted(f *testing.F) {
 	})
 }
 
+// TestGatesAreInOrder: all who ask for several keys at once pass their gates in the same order, or they would wait for
+// each other in a circle.
+func TestGatesAreInOrder(t *testing.T) {
+	var rs []*request
+	for key := range int64(mostTogether) {
+		rs = append(rs, &request{key: key, mode: locker.ModeShared + locker.Mode(key%2), marks: marksOf(key)})
+	}
+	alone, together := partsOf(rs)
+	if len(alone) != 0 || len(together) != 1 || len(together[0].requests) != len(rs) {
+		t.Fatalf("%d parts for one holder, and %d for several", len(alone), len(together))
+	}
+	gates := make([]int64, len(rs))
+	for i, r := range together[0].requests {
+		gates[i] = r.marks.gate
+	}
+	if !slices.IsSorted(gates) {
+		t.Errorf("gates are passed in the order %d", gates)
+	}
+}
+
 // FuzzAnswerFits has rows of answers. What does not begin with the number of the message is none; an error needs no
 // row.
 func FuzzAnswerFits(f *testing.F) {
