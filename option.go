@@ -120,12 +120,13 @@ func Shared() CallOption {
 // Lease.Slot tells which of the numbers 0 to n-1 a holder has; no other holder has it at the same time. A slot whose
 // holder dies is free after its TTL. Whoever waits is not overtaken.
 //
-// All should ask for the same n. Where they do not, one who asks for n gets a slot while there are fewer than n holders.
-// Slots(1) excludes everybody, like a lock without the option. Keep a fence for each slot: a token is greater than those
-// of all who had any slot before. n is 1 to MaxSlots, or else ErrInvalidOption.
+// All should ask for the same n. Where they do not, one who asks for n gets a slot while there are fewer than n
+// holders; on Postgres, while one of the slots 0 to n-1 is free, and nobody gets one beside a holder of Slots(1).
+// Slots(1) excludes everybody, like a lock without the option. Keep a fence for each slot: a token is greater than
+// those of all who had any slot before. n is 1 to MaxSlots, or else ErrInvalidOption.
 //
-// memlock, redislock and etcdlock have such locks. With a backend that has none, such as pglock, Lock and TryLock return
-// errors.ErrUnsupported: see Features.
+// All backends but Redlock have such locks. With one that has none, Lock and TryLock return errors.ErrUnsupported: see
+// Features.
 func Slots(n int) CallOption {
 	return callOption(func(s *settings) error {
 		if n < 1 || n > MaxSlots {

@@ -19,8 +19,7 @@ const maxTimeout = (1<<31 - 1) * time.Millisecond
 //
 // Session locks stack: a session that asks again for what it has gets it. So everything that this Locker has or asks
 // for is in a table here, and a session has one request per key under way at a time. Another one is only asked while
-// all that were asked before are given up, since they do not answer. What readers have in one session is such a stack,
-// see readers.go.
+// all that were asked before are given up, since they do not answer. For readers and holders of slots, see together.go.
 type backend struct {
 	*connector
 	lifetimes lifetimes
@@ -50,9 +49,10 @@ var (
 // slot is what this Locker knows of a key that it holds, tries to take, or waits for.
 type slot struct {
 	key       int64
-	held      []*holding      // what this Locker has: by one owner, or by readers
-	newest    uint64          // the token of the last grant
-	excluding uint64          // the token of the last grant that was not to a reader
+	held      []*holding      // what this Locker has: by one owner, or by several in one mode
+	joined    []*session      // those that are asked for the key for one more, and rely on having it
+	delayed   []func()        // what is to be asked of sessions when nothing is busy
+	newest    [3]uint64       // the tokens of the last grants, by mode
 	granted   time.Time       // when the last grant was known
 	leaving   []*release      // those that are under way
 	asked     []*leaseSession // those that were, by requests that are under way
@@ -63,20 +63,21 @@ type slot struct {
 	place     *place          // of the first of them in Postgres's line; nil if there is none
 	starved   bool            // there is a line without a place: it polls
 	pollAgain bool            // once more, as the lock may have become free while a poll was under way
-	entering  bool            // a reader from the line is about to hold the key: the next can get in beside it
+	entering  locker.Mode     // in which somebody from the line is about to hold the key: others can get in beside him
 	joining   bool            // letJoin is going to be called again
 }
 
 // arrival is somebody who wants a key of which it is not known what to do.
 type arrival struct {
-	mode locker.Mode
-	told chan struct{} // has room for one
+	request locker.Request
+	told    chan struct{} // has room for one
 }
 
 // holding is a lock that a session has.
 type holding struct {
 	request locker.Request
 	token   uint64
+	number  int // with locker.ModeSlots, else 0
 	slot    *slot
 	session *session
 	expires time.Time // from then on it is not renewed any more, and given back
@@ -104,7 +105,7 @@ func (r *release) isDone() bool {
 
 // Features says what the backend can do.
 func (b *backend) Features() locker.Features {
-	return locker.Features{HeedsContext: true, Queue: true, Expirer: true, Shared: true}
+	return locker.Features{HeedsContext: true, Queue: true, Expirer: true, Shared: true, Slots: true}
 }
 
 // storeName is that of the store in errors.
@@ -137,6 +138,7 @@ func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 	if err := b.check(r); err != nil {
 		return locker.Grant{}, err
 	}
+	r = plain(r)
 	until := time.Now().Add(r.TTL)
 	b.mu.Lock()
 	s, err := b.settle(ctx, r, until)
@@ -146,7 +148,7 @@ func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 	switch {
 	case s.holdingOf(r.Owner) != nil:
 		return b.again(ctx, s.holdingOf(r.Owner))
-	case !s.admits(r.Mode) || len(s.line) > 0:
+	case !s.admits(r) || len(s.line) > 0:
 		b.mu.Unlock()
 		return locker.Grant{}, locker.ErrLocked
 	}
@@ -167,15 +169,15 @@ func (b *backend) settle(ctx context.Context, r locker.Request, until time.Time)
 		s = &slot{key: key}
 		b.slots[key] = s
 	}
-	if len(s.unsettled) == 0 && b.settled(s, r.Mode) {
+	if len(s.unsettled) == 0 && b.settled(s, r) {
 		return s, nil
 	}
 	ctx, cancel := context.WithDeadlineCause(ctx, until, errNoAnswer)
 	defer cancel()
-	a := &arrival{r.Mode, make(chan struct{}, 1)}
+	a := &arrival{r, make(chan struct{}, 1)}
 	s.unsettled = append(s.unsettled, a)
 	b.goOn(s)
-	for s.unsettled[0] != a || !b.settled(s, r.Mode) {
+	for s.unsettled[0] != a || !b.settled(s, r) {
 		b.mu.Unlock()
 		select {
 		case <-a.told:
@@ -203,15 +205,15 @@ func (b *backend) evict(h *holding) {
 	b.mu.Lock()
 }
 
-// settled reports whether it is known what to do for who wants the key of a slot in a mode: somebody has it or waits for
-// it here, or it may be asked for. b.mu is held.
-func (b *backend) settled(s *slot, mode locker.Mode) bool {
-	return !s.admits(mode) || len(s.line) > 0 || b.mayAsk(s)
+// settled reports whether it is known what to do for who wants the key of a slot: somebody has it or waits for it here,
+// or it may be asked for. b.mu is held.
+func (b *backend) settled(s *slot, r locker.Request) bool {
+	return !s.admits(r) || len(s.line) > 0 || b.mayAsk(s)
 }
 
 // goOn lets the first who waits in settle go on, if the slot is settled. b.mu is held.
 func (b *backend) goOn(s *slot) {
-	if len(s.unsettled) > 0 && b.settled(s, s.unsettled[0].mode) {
+	if len(s.unsettled) > 0 && b.settled(s, s.unsettled[0].request) {
 		select {
 		case s.unsettled[0].told <- struct{}{}:
 		default: // it has been told
@@ -248,6 +250,12 @@ func (b *backend) answered(s *slot, l *leaseSession) {
 // finish notes that another request for the key is over. b.mu is held.
 func (b *backend) finish(s *slot) {
 	s.busy--
+	if s.busy == 0 {
+		for _, f := range s.delayed {
+			b.begin(f) // not here, as b.mu is held
+		}
+		s.delayed = nil
+	}
 	b.goOn(s)
 	b.tidy(s)
 }
@@ -292,14 +300,8 @@ func (b *backend) try(ctx context.Context, s *slot, a *attempt) attempted {
 			return attempted{err: locker.NotAcquired(err)}
 		}
 	}
-	beside := s.readBy(l.session)
-	b.mu.Unlock()
-	ask := &request{key: s.key, shared: isReader(a.request), then: func(o outcome) { b.tried(a, l, o) }}
-	if beside {
-		b.joinOn(l.session, ask)
-	} else {
-		l.session.submitAndRead(ask, func() bool { return len(a.done) > 0 })
-	}
+	ask := s.want(a.request, func(o outcome) { b.tried(a, l, o) })
+	b.askOn(s, l.session, ask, func() bool { return len(a.done) > 0 }) // releases b.mu
 	select {
 	case d := <-a.done:
 		return d
@@ -337,18 +339,21 @@ func (b *backend) tried(a *attempt, l *leaseSession, o outcome) {
 	if a.queues {
 		o = o.orRefused()
 	}
+	b.hasJoined(a.slot, l.session, o)
 	switch {
 	case o.err != nil:
 		d.err = locker.NotAcquired(explain(o.err))
 		b.heedMissing(l, d.err)
+		b.leaveRest(a.slot, l.session, a.request.Mode, o)
 	case !o.done:
 		d.err = locker.ErrLocked
+		b.leaveRest(a.slot, l.session, a.request.Mode, o)
 		if a.queues && !a.left { // here, and before those that have come later
 			d.inLine = b.getInLine(&waiter{slot: a.slot, request: a.request, refused: true}, 0)
 		}
 	case a.left:
 		b.mu.Unlock()
-		b.giveBack(a.slot, l.session, isReader(a.request), func() { b.answered(a.slot, l) })
+		b.giveBack(a.slot, l.session, a.request.Mode, o.number, func() { b.answered(a.slot, l) })
 		return
 	default:
 		d.grant, d.err = b.hold(a.slot, l.session, a.request, o)
@@ -371,57 +376,71 @@ func (b *backend) hold(sl *slot, s *session, r locker.Request, o outcome) (locke
 	if s.dead {
 		return locker.Grant{}, locker.NotAcquired(&sessionOver{errSilent})
 	}
-	newest := sl.newest // of those that do not go together with this one
-	if isReader(r) {
-		newest = sl.excluding
+	newest := sl.newestOf(r.Mode) // of those that do not go together with this one
+	if r.Mode == locker.ModeSlots && b.isGivenUp(s) {
+		newest = sl.newestOf(locker.ModeExclusive) // it may be of the same slot
 	}
 	if o.token < newest && o.sent.Before(sl.granted) {
 		// Another session was granted the lock after this one, and its answer was faster: this one is over, which we
 		// have yet to hear. (If the lock was asked for when the other was known to have it, tokens have gone back.)
-		sl.busy++
-		b.begin(func() { // not here, as b.mu is held
-			b.giveBack(sl, s, isReader(r), func() {
-				b.finish(sl)
-				b.parkLocked(s)
-			})
-		})
+		b.giveBackSoon(sl, s, r.Mode, o.number)
 		return locker.Grant{}, locker.NotAcquired(&sessionOver{errUnowned})
 	}
-	for !sl.admits(r.Mode) {
+	for old := sl.against(r.Mode, o.number); old != nil; old = sl.against(r.Mode, o.number) {
 		// The server would not have given the lock to another session if that of the holder were not over, which we
 		// have yet to hear. Of two leases of one Locker, too, the first has to end before the second begins.
-		old := sl.held[0]
 		sl.dropHolding(old)
 		delete(old.session.locks, old)
 		old.request.ReportLost(errUnowned)
 		b.begin(func() { old.session.fail(errUnowned) }) // or it would keep the lock for good, should it live after all
 	}
-	sl.newest, sl.granted = max(sl.newest, o.token), time.Now()
-	if !isReader(r) {
-		sl.newest, sl.excluding = o.token, o.token
+	sl.granted = time.Now()
+	if r.Mode == locker.ModeExclusive {
+		sl.newest = [3]uint64{} // they may have gone back
 	}
+	sl.newest[r.Mode] = max(sl.newest[r.Mode], o.token)
 	h := &holding{request: r, token: o.token, slot: sl, session: s, expires: expiry(o.sent, r.TTL)}
+	if r.Mode == locker.ModeSlots {
+		h.number = o.number
+	}
 	sl.held = append(sl.held, h)
 	s.locks[h] = struct{}{}
-	return locker.Grant{Request: r, Token: o.token, Sent: o.sent}, nil
+	return locker.Grant{Request: r, Token: o.token, Slot: h.number, Sent: o.sent}, nil
 }
 
 // giveBack gives a lock back that nobody wants, and then calls then, with b.mu held, to note that the request is over.
-func (b *backend) giveBack(sl *slot, s *session, shared bool, then func()) {
+func (b *backend) giveBack(sl *slot, s *session, mode locker.Mode, number int, then func()) {
 	b.mu.Lock()
-	stacked := shared && sl.stackedOn(s)
-	b.mu.Unlock()
-	s.submit(&request{key: sl.key, unlock: true, shared: shared, stacked: stacked, then: func(outcome) {
+	defer b.mu.Unlock()
+	back := sl.back(s, mode, number, func(outcome) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		then()
-	}})
+	})
+	if back == nil {
+		then()
+		return
+	}
+	b.mu.Unlock()
+	s.submit(back)
+	b.mu.Lock()
+}
+
+// giveBackSoon is giveBack with b.mu held.
+func (b *backend) giveBackSoon(sl *slot, s *session, mode locker.Mode, number int) {
+	sl.busy++
+	b.begin(func() {
+		b.giveBack(sl, s, mode, number, func() {
+			b.finish(sl)
+			b.parkLocked(s)
+		})
+	})
 }
 
 // again is Acquire for an owner that has the lock already. It is called with b.mu held, which it releases.
 func (b *backend) again(ctx context.Context, h *holding) (locker.Grant, error) {
 	b.mu.Unlock()
-	g := locker.Grant{Request: h.request, Token: h.token, Sent: time.Now()}
+	g := locker.Grant{Request: h.request, Token: h.token, Slot: h.number, Sent: time.Now()}
 	err := error(errNoAnswer)
 	b.Renew(ctx, []locker.Grant{g}, func(_ int, r locker.Renewal) { err = r.Err })
 	switch {
@@ -571,7 +590,6 @@ func (b *backend) letGo(h *holding, wait bool) *release {
 	s, session := h.slot, h.session
 	rel := &release{owner: h.request.Owner, session: session, done: make(chan struct{})}
 	s.dropHolding(h)
-	stacked := isReader(h.request) && s.stackedOn(session)
 	s.leaving = append(s.leaving, rel)
 	s.busy++
 	delete(session.locks, h)
@@ -581,13 +599,11 @@ func (b *backend) letGo(h *holding, wait bool) *release {
 		returning = 1
 	}
 	s.returning += returning
-	b.mu.Unlock()
 	var arrived func() bool
 	if wait {
 		arrived = rel.isDone
 	}
-	back := &request{key: s.key, unlock: true, shared: isReader(h.request), stacked: stacked}
-	back.then = func(o outcome) {
+	then := func(o outcome) {
 		ended := endedByServer(o.err)
 		switch {
 		case ended: // and has not given the lock back before, or it would have said so
@@ -614,7 +630,13 @@ func (b *backend) letGo(h *holding, wait bool) *release {
 		b.parkLocked(session)
 		b.arrange(s)
 	}
-	session.submitAndRead(back, arrived)
+	back := s.back(session, h.request.Mode, h.number, then)
+	b.mu.Unlock()
+	if back == nil {
+		then(outcome{done: true}) // it is not free, and nobody needs to know
+	} else {
+		session.submitAndRead(back, arrived)
+	}
 	return rel
 }
 

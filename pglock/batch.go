@@ -1,12 +1,15 @@
 package pglock
 
 import (
+	"cmp"
 	"encoding/binary"
 	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
 	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/lockerkit/locker"
 )
 
 // Batches. Requests for locks of many goroutines go together: whoever comes while enough batches are under way leaves
@@ -16,6 +19,10 @@ const (
 	// mostRequests is how many requests go into one batch: so many that the server is busy with it for less than a
 	// millisecond, and that what is under way fits into the smallest buffer of a socket, so that to write never waits.
 	mostRequests = 128
+
+	// mostTogether is how many there are in one with readers or holders of slots, of whom each takes up to five entries
+	// of the lock table until it is done.
+	mostTogether = 32
 
 	// batchesOut is how many batches are under way at a time: the server works on one while the answers to the other
 	// are dealt with here. As long as few requests are under way, to wait for others costs more than it saves.
@@ -28,47 +35,61 @@ const (
 type request struct {
 	key    int64
 	unlock bool
-	shared bool // for a reader
+	mode   locker.Mode
 	then   func(outcome)
 
-	stacked bool // the session may have that lock for other readers, too: see stack
+	// In a mode that is not exclusive, see together.go:
+	marks  marks
+	beside bool   // the session has the lock for others, too: only what is beyond that is taken or given back
+	slots  int    // how many there are; 0 for a reader
+	gaps   []span // the numbers of those that may be taken
+	number int    // of the slot that was taken, or is given back; none if there is none
 }
+
+// together reports whether there may be several holders.
+func (r *request) together() bool { return r.mode != locker.ModeExclusive }
 
 // part are the requests of a batch that one statement answers.
 type part struct {
 	statement string
 	unlock    bool
+	together  bool
 	requests  []*request
 }
 
-// partsOf sorts requests: first what is given back, then what is wanted.
-func partsOf(rs []*request) []part {
+// partsOf sorts requests: those for one holder, and those for several; first what is given back, then what is wanted.
+// Gates are passed in order, so that no two wait for each other's.
+func partsOf(rs []*request) (alone, together []part) {
 	all := [...]part{
-		{statement: "locker_unlock", unlock: true}, {statement: "locker_unshare", unlock: true},
-		{statement: "locker_try"}, {statement: "locker_share"},
+		{statement: "locker_unlock", unlock: true}, {statement: "locker_try"},
+		{statement: "locker_leave", unlock: true, together: true}, {statement: "locker_enter", together: true},
 	}
 	for _, r := range rs {
 		i := 0
 		if !r.unlock {
-			i = 2
+			i = 1
 		}
-		if r.shared {
-			i++
+		if r.together() {
+			i += 2
 		}
 		all[i].requests = append(all[i].requests, r)
 	}
-	return slices.DeleteFunc(all[:], func(p part) bool { return len(p.requests) == 0 })
+	slices.SortFunc(all[3].requests, func(r, other *request) int { return cmp.Compare(r.marks.gate, other.marks.gate) })
+	isEmpty := func(p part) bool { return len(p.requests) == 0 }
+	return slices.DeleteFunc(all[:2], isEmpty), slices.DeleteFunc(all[2:], isEmpty)
 }
 
 // outcome is what became of a request.
 type outcome struct {
 	done   bool   // taken, or given back
 	token  uint64 // of a lock that was taken
+	number int    // of a slot that was taken
 	sent   time.Time
 	wanted bool  // somebody polls for what was given back
 	err    error // why the outcome is none; the lock is not held then, or the session is over
 
-	unknown bool // err is that of a probe: whether a writer waits is not known
+	unknown bool // err is that of a probe: whether somebody waits is not known
+	beside  bool // as in the request
 }
 
 // submit sends a request, now or with the next batch. then is called when its outcome is known, on another goroutine or
@@ -77,10 +98,6 @@ func (w *wire) submit(r *request) { w.submitAndRead(r, nil) }
 
 // submitAndRead is submit, after which the caller itself may read answers for a while, until arrived reports true.
 func (w *wire) submitAndRead(r *request, arrived func() bool) {
-	if r.stacked {
-		w.stack(r)
-		return
-	}
 	w.mu.Lock()
 	if cause := w.cause; cause != nil {
 		w.mu.Unlock()
@@ -112,17 +129,39 @@ func (w *wire) flushLocked() error {
 		return nil
 	}
 	n := min(len(w.waiting), mostRequests)
-	parts := partsOf(w.waiting[:n])
+	if n > mostTogether && slices.ContainsFunc(w.waiting[:n], (*request).together) {
+		n = mostTogether
+	}
+	alone, together := partsOf(w.waiting[:n])
 	w.waiting = slices.Delete(w.waiting, 0, n)
 	if w.needsTimeoutLocked() { // before there are locks that depend on it
 		if err := w.sendQueryLocked(&message{answered: func(answer) {}}, beatSQL); err != nil {
 			return err
 		}
 	}
+	if len(alone) > 0 {
+		err := w.sendLocked(w.batchLocked(alone),
+			func(buf []byte, seq int64) []byte { return appendBatch(buf, seq, alone) })
+		if err != nil {
+			return err
+		}
+	}
+	if len(together) > 0 {
+		return w.sendQueryLocked(w.batchLocked(together),
+			func(sql []byte, seq int64) []byte { return appendTogether(sql, seq, together) })
+	}
+	return nil
+}
+
+// batchLocked returns the message for a batch, which is about to be under way.
+func (w *wire) batchLocked(parts []part) *message {
+	n := 0
+	for _, p := range parts {
+		n += len(p.requests)
+	}
 	w.batches++
 	w.asked += n
-	return w.sendLocked(&message{requests: n, answered: func(a answer) { w.dealOut(parts, a) }},
-		func(buf []byte, seq int64) []byte { return appendBatch(buf, seq, parts) })
+	return &message{requests: n, answered: func(a answer) { w.dealOut(parts, a) }}
 }
 
 // appendBatch writes the messages for some requests.
@@ -141,7 +180,7 @@ func appendBatch(buf []byte, seq int64, parts []part) []byte {
 // appendExecute writes the execution of a prepared statement for the keys of some requests.
 func appendExecute(buf []byte, name string, seq int64, rs []*request) []byte {
 	var keys []byte
-	if len(rs) == 1 && !rs[0].shared {
+	if len(rs) == 1 {
 		name += "_one"
 		keys = appendInt8(nil, rs[0].key)
 	} else {
@@ -172,10 +211,19 @@ func (w *wire) dealOut(parts []part, a answer) {
 		if len(a.rows) > 0 {
 			row, a.rows = a.rows[0], a.rows[1:]
 		}
-		if p.unlock {
+		switch {
+		case p.unlock:
 			w.unlocked(p.requests, row)
-		} else {
-			w.tried(p.requests, row, a)
+		case p.together:
+			token, numbers := parseEnter(row)
+			taken := make([]bool, len(numbers))
+			for i, r := range p.requests[:min(len(p.requests), len(numbers))] {
+				r.number, taken[i] = numbers[i], numbers[i] != none
+			}
+			w.tried(p.requests, token, taken, a)
+		default:
+			token, taken := parseTry(row)
+			w.tried(p.requests, token, taken, a)
 		}
 	}
 }
@@ -200,13 +248,8 @@ func (w *wire) unlocked(rs []*request, row []string) {
 }
 
 // tried tells requests for locks what became of them.
-func (w *wire) tried(rs []*request, row []string, a answer) {
-	var taken []bool
-	var token uint64
-	if a.err == nil {
-		token, taken = parseTry(row)
-	}
-	if len(taken) != len(rs) {
+func (w *wire) tried(rs []*request, token uint64, taken []bool, a answer) {
+	if a.err != nil || len(taken) != len(rs) {
 		w.giveUp(rs, a.err)
 		return
 	}
@@ -214,9 +257,9 @@ func (w *wire) tried(rs []*request, row []string, a answer) {
 	for i, r := range rs {
 		switch {
 		case !taken[i]:
-			r.then(outcome{})
+			r.then(outcome{beside: r.beside})
 		case w.mayUse(token):
-			r.then(outcome{done: true, token: token, sent: a.sent})
+			r.then(r.granted(token, a))
 		default:
 			tokenless = append(tokenless, r)
 		}
@@ -226,13 +269,18 @@ func (w *wire) tried(rs []*request, row []string, a answer) {
 	}
 }
 
+// granted is the outcome of a request for a lock that the session has.
+func (r *request) granted(token uint64, a answer) outcome {
+	return outcome{done: true, token: token, number: r.number, sent: a.sent, beside: r.beside}
+}
+
 // unlockAgain repeats what failed although the session lives: somebody may have cancelled the statement, or the lock
 // table has no room for a look whether somebody wants the lock. A second failure ends the session, and with it the
 // lock.
 func (w *wire) unlockAgain(r *request) {
-	function := "pg_advisory_unlock"
-	if r.shared {
-		function = "pg_advisory_unlock_shared"
+	if r.together() {
+		w.free(r, r.then) // the first attempt may have done it
+		return
 	}
 	w.askText(&message{answered: func(a answer) {
 		if a.err != nil {
@@ -241,10 +289,10 @@ func (w *wire) unlockAgain(r *request) {
 			return
 		}
 		r.then(outcome{done: true}) // the first attempt may have done it
-	}}, "SELECT %d, %s(%d)", function, r.key)
+	}}, "SELECT %d, pg_advisory_unlock(%d)", r.key)
 }
 
-// unlockAll gives back the one lock that a session for waiting may have. To unlock what it may not have would put
+// unlockAll gives back the lock that a session for waiting may have. To unlock what it may not have would put
 // a warning into the log of the server.
 func (w *wire) unlockAll(then func()) {
 	w.askText(&message{answered: func(a answer) {
@@ -262,9 +310,12 @@ func (w *wire) giveUp(rs []*request, err error) {
 		err = errMismatch
 	}
 	for _, r := range rs {
-		w.submit(&request{key: r.key, unlock: true, shared: r.shared, stacked: r.stacked, then: func(outcome) {
-			r.then(outcome{err: err})
-		}})
+		failed := func(outcome) { r.then(outcome{err: err, beside: r.beside}) }
+		if r.together() {
+			w.free(r, failed)
+		} else {
+			w.submit(&request{key: r.key, unlock: true, then: failed})
+		}
 	}
 }
 
@@ -285,7 +336,7 @@ func (w *wire) minted(rs []*request, token uint64, a answer, raise bool) {
 	switch {
 	case w.mayUse(token):
 		for _, r := range rs {
-			r.then(outcome{done: true, token: token, sent: a.sent})
+			r.then(r.granted(token, a))
 		}
 	case a.err != nil:
 		w.giveUp(rs, a.err)

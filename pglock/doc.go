@@ -42,14 +42,24 @@
 // Postgres measures timeouts by its wall clock: if that is set forward, a session may end early, which its holder is
 // told as above.
 //
-// # Readers
+// # Readers and slots
 //
 // A reader (locker.Shared) has a shared advisory lock of the same key, as by pg_advisory_lock_shared, on the session that
-// its TTL has. Readers and writers stand in the same line. Postgres lets a session that has a shared lock have it again
-// past a writer who waits. So a reader that comes to others on that session is only let in if a session without the lock
-// would be: that takes one more round trip, on the connection for hints (below). Of those who wait in one Locker, the
-// readers that come next get in together, unless somebody else's writer waits. There are no slots (locker.Slots): those
-// of one key could not exclude its readers.
+// its TTL has; so has the holder of one of several slots (locker.Slots). So both exclude everybody who locks the key
+// alone, LockTx too, and stand with him in the same line. Readers and slots exclude each other by two further keys, one
+// of which they have shared, too. A slot is a key of its own, which its holder has alone. The keys are made of that of
+// the lock: in SQL, 16 each of the digits of encode(sha256(int8send(key)), 'hex'). Slots(1) is a lock for one holder.
+//
+// Readers take two entries of the lock table for each session that has any, slots likewise and one more for each. Who
+// tries passes a gate, a key that is had for microseconds. Whoever is the first in line for a slot looks for one that
+// is free every 8 ms, and 50 µs more for each slot; so that is what it may take to change hands. The others do not.
+//
+// Postgres lets a session that has a shared lock have it again past somebody who waits. So who comes to others on that
+// session is only let in if a session without the lock would be: that takes one more round trip, on the connection for
+// hints (below). Of those who wait in one Locker, those that come next get in together, unless somebody else waits.
+//
+// When somebody leaves who had the lock alone, the readers of several Lockers, and those who wait for slots, that are
+// in line behind him go on at the same moment. They are then not in order of arrival among themselves.
 //
 // # Fencing tokens
 //

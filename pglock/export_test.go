@@ -85,8 +85,10 @@ func Left(b locker.Backend) (left string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, s := range p.slots {
-		left += fmt.Sprintf("a slot: held %v, leaving %v, busy %d, %d unsettled, %d in line, place %v, polling %v; ",
-			len(s.held) > 0, len(s.leaving) > 0, s.busy+len(s.asked), len(s.unsettled), len(s.line), s.place != nil, s.starved)
+		left += fmt.Sprintf("a slot: held %v, leaving %v, busy %d, %d delayed, %d joined, %d unsettled, %d in line, "+
+			"place %v, polling %v; ",
+			len(s.held) > 0, len(s.leaving) > 0, s.busy+len(s.asked), len(s.delayed), len(s.joined), len(s.unsettled),
+			len(s.line), s.place != nil, s.starved)
 	}
 	w := &p.waits
 	if len(w.starved) > 0 || w.spare || w.count != len(w.all) || len(w.idle) != len(w.all) || w.count > w.most {

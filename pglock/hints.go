@@ -26,7 +26,7 @@ type hints struct {
 	session *session           // that marks, listens and notifies, and has no other locks; nil if there is none
 	marked  map[int64]struct{} // the keys that it has marked
 	free    []int64            // those that others are to be told of
-	probes  []probe            // those that are to be made
+	probes  []probe            // those that are to be made, see together.go
 	tended  bool               // tendHints runs
 }
 

@@ -16,3 +16,18 @@ func Key(name string) int64 {
 	sum := sha256.Sum256([]byte(name))
 	return int64(binary.BigEndian.Uint64(sum[:8]))
 }
+
+// marks are further keys of a lock, by which readers and holders of slots exclude each other, see together.go. They are
+// made of the key: in SQL, each is 16 of the digits of encode(sha256(int8send(key)), 'hex').
+type marks struct {
+	readers, slots int64 // shared by those who hold the lock
+	gate           int64 // had by a statement that looks at both
+	first          int64 // that of slot 0, which one holder has alone; those of the others follow
+}
+
+func marksOf(key int64) marks {
+	sum := sha256.Sum256(binary.BigEndian.AppendUint64(nil, uint64(key)))
+	word := func(i int) int64 { return int64(binary.BigEndian.Uint64(sum[8*i:])) }
+	const room = 1<<14 - 1 // for locker.MaxSlots
+	return marks{readers: word(0), slots: word(1), gate: word(2), first: word(3) &^ room}
+}

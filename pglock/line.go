@@ -91,7 +91,7 @@ func (w *waitSessions) drop(s *session) {
 type waiter struct {
 	slot    *slot
 	request locker.Request
-	refused bool // as the first, beside readers of this Locker: somebody else's writer waits
+	refused bool // as the first, beside others of this Locker: somebody else waits, or there is no room
 	left    bool // it does not wait any more
 	done    chan attempted
 }
@@ -99,8 +99,8 @@ type waiter struct {
 // place is the place of a Locker in Postgres's line for a key.
 type place struct {
 	slot    *slot
-	session *session // nil while it is being made
-	shared  bool     // it is for readers
+	session *session       // nil while it is being made
+	request locker.Request // whose lock it is for, or one like it
 	since   time.Time
 	entered chan struct{} // closed when the session has been told to wait
 	ended   chan struct{} // closed when the server has said how the wait has ended
@@ -109,12 +109,13 @@ type place struct {
 
 // stand notes that a session is going to wait in a place. b.mu is held.
 func (p *place) stand(s *session) {
-	p.session, p.shared, p.since = s, isReader(p.slot.line[0].request), time.Now()
+	p.session, p.request, p.since = s, p.slot.line[0].request, time.Now()
 	s.place = p
 }
 
-// firstCancel is the first pause between two attempts to cancel a wait.
-const firstCancel = 20 * time.Millisecond
+// firstCancel is the first pause between two attempts to cancel a wait. A second one that comes while the server deals
+// with the first is an error in its log: PL/pgSQL looks for it when the block has caught the first, and is left.
+const firstCancel = 200 * time.Millisecond
 
 // attempts is how many times a wait is begun whose session ended before anything was known of the key. That session may
 // have been over before. Afterwards, package locker begins it anew.
@@ -125,6 +126,7 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 	if err := b.check(r); err != nil {
 		return locker.Grant{}, err
 	}
+	r = plain(r)
 	for attempt := 1; ; attempt++ {
 		g, w, err := b.getOrQueue(ctx, r)
 		if w != nil {
@@ -150,7 +152,7 @@ func (b *backend) getOrQueue(ctx context.Context, r locker.Request) (g locker.Gr
 	case s.holdingOf(r.Owner) != nil:
 		g, err = b.again(ctx, s.holdingOf(r.Owner))
 		return g, nil, err
-	case !s.admits(r.Mode) || len(s.line) > 0:
+	case !s.admits(r) || len(s.line) > 0:
 		defer b.mu.Unlock()
 		return locker.Grant{}, b.getInLine(&waiter{slot: s, request: r}, len(s.line)), nil
 	}
@@ -192,14 +194,14 @@ func (b *backend) getInLine(w *waiter, i int) *waiter {
 	return w
 }
 
-// checkPlace gives up the place of a slot, to get in again, if its session has the timeout or the mode of somebody who
-// is not the first in line any more. b.mu is held.
+// checkPlace gives up the place of a slot, to get in again, if its session has the timeout of somebody who is not the
+// first in line any more, or waits for another kind of lock. b.mu is held.
 func (b *backend) checkPlace(sl *slot) {
 	p := sl.place
 	if p == nil || p.session == nil {
 		return
 	}
-	if first := sl.line[0].request; p.session.wanted() != first.TTL || p.shared != isReader(first) {
+	if first := sl.line[0].request; p.session.wanted() != first.TTL || !alike(p.request, first) {
 		b.leavePlace(p)
 	}
 }
@@ -217,7 +219,7 @@ func (b *backend) arrange(sl *slot) {
 	if sl.returning > 0 {
 		return // there is a session in a moment, and letGo comes back here
 	}
-	if sl.entering && isReader(sl.line[0].request) {
+	if sl.entering != locker.ModeExclusive && sl.entering == sl.line[0].request.Mode {
 		return // served comes back here
 	}
 	if sl.mayJoin() {
@@ -313,15 +315,12 @@ func (b *backend) enqueue(p *place) {
 	if p.session.needsTimeout() { // before the wait, since who is cut off while it waits may be granted the lock all the same
 		p.session.heartbeat(func(answer) {})
 	}
-	function := "pg_advisory_lock"
-	if p.shared {
-		function = "pg_advisory_lock_shared"
-	}
-	plain := func() { p.ask(plainWaitSQL, function, func(a answer) { b.reached(p, a) }) }
+	how := waits[p.request.Mode]
+	plain := func() { p.ask(how.plain, func(a answer) { b.reached(p, a) }) }
 	if b.noBlocks.Load() {
 		plain()
 	} else {
-		p.ask(waitSQL, function, func(a answer) {
+		p.ask(how.block, func(a answer) {
 			if isCode(a.err, "42704", "42501") { // no such language, or it is not allowed
 				b.noBlocks.Store(true)
 				plain()
@@ -334,28 +333,10 @@ func (b *backend) enqueue(p *place) {
 }
 
 // ask sends one of the statements that wait.
-func (p *place) ask(statement, function string, answered func(answer)) {
-	p.session.askText(&message{patient: true, answered: answered}, statement, p.slot.key, function)
-}
-
-// waitSQL waits in Postgres's line. A statement that is cancelled is an error in the server's log, for each of which
-// somebody may be called; so the error is caught, and the last column tells whether the lock was granted. The key is
-// not in the block, which so is the same text each time, but for the mode, for those who collect statistics of
-// statements.
-const waitSQL = `SELECT %[1]d, set_config('locker.key', '%[2]d', true);
-DO 'BEGIN
-	PERFORM %[3]s(current_setting(''locker.key'')::bigint);
-	PERFORM set_config(''locker.key'', ''granted'', true);
-EXCEPTION WHEN query_canceled THEN
-END';
-SELECT current_setting('locker.key')`
-
-// plainWaitSQL is for databases without PL/pgSQL, or in which the role may not use it.
-const plainWaitSQL = "SELECT %[1]d, %[3]s(%[2]d);SELECT 'granted'"
-
-// granted reports whether an answer to one of these says that there is a lock.
-func (a *answer) granted() bool {
-	return a.err == nil && len(a.rows) == 2 && len(a.rows[1]) == 1 && a.rows[1][0] == "granted"
+func (p *place) ask(statement string, answered func(answer)) {
+	m := marksOf(p.slot.key)
+	p.session.askText(&message{patient: true, answered: answered}, statement,
+		p.slot.key, m.readers, m.slots, m.first, p.request.Slots)
 }
 
 // reached is called when Postgres's line has come to an end: with a lock, cancelled, or with an error.
@@ -369,7 +350,8 @@ func (b *backend) reached(p *place, a answer) {
 	sl := p.slot
 	sl.place, p.session.place = nil, nil
 	sl.busy++
-	if !a.granted() {
+	number, granted := a.granted()
+	if !granted {
 		if a.err != nil && !isCode(a.err, queryCanceled) {
 			b.failLine(sl, explain(a.err))
 		}
@@ -384,15 +366,15 @@ func (b *backend) reached(p *place, a answer) {
 		})
 		return
 	}
-	b.serve(sl, p.session, p.shared)
+	b.serve(sl, p.session, p.request, number)
 }
 
-// serve hands a lock that a session has got by waiting to the first in line. It is called with b.mu held, which it
-// releases.
-func (b *backend) serve(sl *slot, s *session, shared bool) {
-	if len(sl.line) == 0 || isReader(sl.line[0].request) != shared { // as who was the first has left
+// serve hands a lock that a session has got by waiting, for a request like r, to the first in line. It is called with
+// b.mu held, which it releases.
+func (b *backend) serve(sl *slot, s *session, r locker.Request, number int) {
+	if len(sl.line) == 0 || !alike(sl.line[0].request, r) { // as who was the first has left
 		b.mu.Unlock()
-		b.giveBack(sl, s, shared, func() {
+		b.giveBack(sl, s, r.Mode, number, func() {
 			b.finish(sl)
 			b.parkLocked(s)
 			b.arrange(sl)
@@ -400,7 +382,7 @@ func (b *backend) serve(sl *slot, s *session, shared bool) {
 		return
 	}
 	w := sl.line[0]
-	sl.entering = shared
+	sl.entering = r.Mode
 	sl.line = slices.Delete(sl.line, 0, 1)
 	b.deserted(sl) // unless there is a next, who is to be in Postgres's line before those that come later get there
 	b.arrange(sl)
@@ -408,19 +390,21 @@ func (b *backend) serve(sl *slot, s *session, shared bool) {
 	b.mu.Unlock()
 	// The time for which the lease is valid cannot be counted from when the wait began, and when it was granted is not
 	// known here: it is counted from this message, by which the server also begins to count anew.
-	s.mint([]*request{{key: sl.key, shared: shared, then: func(o outcome) { b.served(sl, s, w, o) }}}, true)
+	ask := sl.want(w.request, func(o outcome) { b.served(sl, s, w, o) })
+	ask.number = number
+	s.mint([]*request{ask}, true)
 }
 
 // served delivers a lock to a waiter.
 func (b *backend) served(sl *slot, s *session, w *waiter, o outcome) {
 	b.mu.Lock()
-	sl.entering = false
+	sl.entering = locker.ModeExclusive
 	switch {
 	case o.err != nil: // and the lock is given back, or the session over
 		b.parkLocked(s)
 		w.done <- attempted{err: locker.NotAcquired(explain(o.err))}
 	case w.left:
-		b.serve(sl, s, isReader(w.request))
+		b.serve(sl, s, w.request, o.number)
 		return
 	default:
 		g, err := b.hold(sl, s, w.request, o)

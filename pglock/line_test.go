@@ -388,6 +388,7 @@ func TestPollForWhoHasLeft(t *testing.T) {
 	t.Parallel()
 	for name, behind := range map[string][]locker.CallOption{
 		"with a longer TTL": {locker.TTL(10 * time.Minute)}, "a reader": {locker.Shared(), locker.TTL(time.Minute)},
+		"for a slot": {locker.Slots(2), locker.TTL(time.Minute)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -412,10 +413,10 @@ func TestPollForWhoHasLeft(t *testing.T) {
 			if !pglock.Covered(l.backend, polled) {
 				t.Error("the server would end the session before the lease is over")
 			}
-			reads := lease.Mode() == locker.ModeShared
+			together := lease.Mode() != locker.ModeExclusive
 			if shared := admin.is(`SELECT pg_try_advisory_lock_shared($1) AND pg_advisory_unlock_shared($1)`,
-				pglock.Key(polled)); shared != reads {
-				t.Errorf("others could read: %v; want %v", shared, reads)
+				pglock.Key(polled)); shared != together {
+				t.Errorf("the key is shared: %v; want %v", shared, together)
 			}
 			mustUnlock(t, lease)
 			mustUnlock(t, held)

@@ -19,6 +19,27 @@ func parseBools(array string) []bool {
 	return bools
 }
 
+// parseEnter reads the answer of locker_enter or locker_slot: number, token and the number of the slot that each has
+// got, which is 0 for a reader, and none for who has got nothing.
+func parseEnter(row []string) (token uint64, numbers []int) {
+	if len(row) != 3 {
+		return 0, nil
+	}
+	list := strings.TrimSuffix(strings.TrimPrefix(row[2], "{"), "}")
+	if list == "" {
+		return 0, nil
+	}
+	for _, word := range strings.Split(list, ",") {
+		n, err := strconv.ParseUint(word, 10, 31)
+		if err != nil {
+			numbers = append(numbers, none) // NULL
+		} else {
+			numbers = append(numbers, int(n))
+		}
+	}
+	return parseToken(row[1]), numbers
+}
+
 // parseUnlock reads the answer of locker_unlock: number, whether each lock was given back, and whether somebody wants
 // it. Both lists are empty if that is no such answer.
 func parseUnlock(row []string) (done, wanted []bool) {

@@ -74,6 +74,79 @@ func FuzzParseTry(f *testing.F) {
 	})
 }
 
+// FuzzParseEnter has the answers of locker_enter, in which a byte is the number of a slot, or NULL if it is odd.
+func FuzzParseEnter(f *testing.F) {
+	f.Add([]byte{}, "{}")
+	f.Add([]byte{0, 1, 4}, "{0,NULL,-1,2147483648}")
+	f.Add([]byte{1}, "NULL")
+	f.Fuzz(func(t *testing.T, slots []byte, text string) {
+		var want []int
+		var words []string
+		for _, b := range slots {
+			n, word := int(b), strconv.Itoa(int(b))
+			if b&1 == 1 {
+				n, word = none, "NULL"
+			}
+			want, words = append(want, n), append(words, word)
+		}
+		token, got := parseEnter([]string{"1", "7", "{" + strings.Join(words, ",") + "}"})
+		if !slices.Equal(got, want) || token != 7 && len(want) > 0 {
+			t.Errorf("%v is parsed as %v, with the token %d", want, got, token)
+		}
+		if _, got := parseEnter([]string{"1", "7", text}); len(got) > 1+strings.Count(text, ",") ||
+			slices.ContainsFunc(got, func(n int) bool { return n < none || n > math.MaxInt32 }) {
+			t.Errorf("%q is parsed as %v", text, got)
+		}
+		for _, row := range [][]string{nil, {text}, {"1", "7"}, {"1", "7", text, text}} {
+			if token, got := parseEnter(row); token != 0 || got != nil {
+				t.Errorf("%q: %d, %v", row, token, got)
+			}
+		}
+	})
+}
+
+// FuzzGranted has the last column of a wait.
+func FuzzGranted(f *testing.F) {
+	f.Add("granted", 7)
+	f.Add("", 0)
+	f.Add("granted x", -1)
+	f.Fuzz(func(t *testing.T, last string, slot int) {
+		of := func(rows ...[]string) (int, bool) { return (&answer{rows: rows}).granted() }
+		first := []string{"1", "key"}
+		if n, ok := of(first, []string{"granted " + strconv.Itoa(slot)}); n != slot || !ok {
+			t.Errorf("slot %d: %d, %v", slot, n, ok)
+		}
+		if _, ok := of(first, []string{last}); ok && !strings.HasPrefix(last, "granted") {
+			t.Errorf("%q is granted", last)
+		}
+		for _, rows := range [][][]string{nil, {{"granted"}}, {first}, {first, {}}, {first, {"granted", last}}} {
+			if _, ok := of(rows...); ok {
+				t.Errorf("%q is granted", rows)
+			}
+		}
+	})
+}
+
+// TestGatesAreInOrder: all who ask for several keys at once pass their gates in the same order, or they would wait for
+// each other in a circle.
+func TestGatesAreInOrder(t *testing.T) {
+	var rs []*request
+	for key := range int64(mostTogether) {
+		rs = append(rs, &request{key: key, mode: locker.ModeShared + locker.Mode(key%2), marks: marksOf(key)})
+	}
+	alone, together := partsOf(rs)
+	if len(alone) != 0 || len(together) != 1 || len(together[0].requests) != len(rs) {
+		t.Fatalf("%d parts for one holder, and %d for several", len(alone), len(together))
+	}
+	gates := make([]int64, len(rs))
+	for i, r := range together[0].requests {
+		gates[i] = r.marks.gate
+	}
+	if !slices.IsSorted(gates) {
+		t.Errorf("gates are passed in the order %d", gates)
+	}
+}
+
 // FuzzAnswerFits has rows of answers. What does not begin with the number of the message is none; an error needs no
 // row.
 func FuzzAnswerFits(f *testing.F) {

@@ -175,6 +175,31 @@ func (s *session) inLine(name string) int {
 	return s.count("SELECT count(*) FROM pg_locks WHERE NOT granted AND "+oneKey, pglock.Key(name))
 }
 
+// ofName has the advisory locks of what is made of a name: of its key, what is -1, the marks of readers and of slots, 0
+// and 1, the gate, 2, and slots, 3.
+const ofName = `WITH hash AS (SELECT encode(sha256(int8send($1::bigint)), 'hex') AS digits),
+	word AS (SELECT $1::bigint AS key, -1 AS what
+		UNION ALL SELECT ('x' || substr(digits, 1 + 16 * i, 16))::bit(64)::bigint, i FROM hash, generate_series(0, 3) AS i),
+	had AS (SELECT classid::bigint << 32 | objid::bigint AS key, mode = 'ExclusiveLock' AS alone, granted, pid
+		FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1
+			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())),
+	ours AS (SELECT what, had.* FROM had JOIN word
+		ON CASE what WHEN 3 THEN had.key >> 14 = word.key >> 14 ELSE had.key = word.key END)
+	`
+
+// locksOf returns how many advisory locks there are of what is made of a name, had or waited for.
+func (s *session) locksOf(name string) int {
+	s.t.Helper()
+	return s.count(ofName+"SELECT count(*) FROM ours", pglock.Key(name))
+}
+
+// waitingFor returns how many sessions wait for a lock of any kind.
+func (s *session) waitingFor(name string) int {
+	s.t.Helper()
+	return s.count(ofName+"SELECT count(DISTINCT pid) FROM ours WHERE NOT granted OR alone AND what IN (0, 1)",
+		pglock.Key(name))
+}
+
 // locks returns how many advisory locks those with an application_name have or wait for.
 func (s *session) locks(app string) int {
 	s.t.Helper()

@@ -71,7 +71,7 @@ func (b *backend) pollSoon(sl *slot) {
 func (b *backend) pollOnce(sl *slot) {
 	b.mu.Lock()
 	switch {
-	case !sl.starved || !sl.admits(sl.line[0].request.Mode): // this Locker has it, and polls when it gives it back
+	case !sl.starved || !sl.admits(sl.line[0].request): // this Locker has it, and polls when it gives it back
 		b.mu.Unlock()
 		return
 	case b.waits.available(): // since a session has ended
@@ -105,14 +105,7 @@ func (b *backend) pollOn(sl *slot, l *leaseSession, first locker.Request) {
 		return
 	}
 	b.mu.Lock()
-	beside := sl.readBy(l.session)
-	b.mu.Unlock()
-	ask := &request{key: sl.key, shared: isReader(first), then: func(o outcome) { b.polled(sl, l, first, o) }}
-	if beside {
-		b.joinOn(l.session, ask)
-	} else {
-		l.session.submit(ask)
-	}
+	b.askOn(sl, l.session, sl.want(first, func(o outcome) { b.polled(sl, l, first, o) }), nil) // releases b.mu
 }
 
 // polled deals with the outcome of a poll for who was the first in line.
@@ -120,6 +113,10 @@ func (b *backend) polled(sl *slot, l *leaseSession, first locker.Request, o outc
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	o = o.orRefused()
+	b.hasJoined(sl, l.session, o)
+	if !o.done {
+		b.leaveRest(sl, l.session, first.Mode, o)
+	}
 	again := sl.pollAgain
 	sl.pollAgain = false
 	refused := len(sl.line) > 0 && sl.mayJoin() && !o.done && !isCode(o.err, queryCanceled)
@@ -140,7 +137,7 @@ func (b *backend) polled(sl *slot, l *leaseSession, first locker.Request, o outc
 		b.arrange(sl)
 	case len(sl.line) == 0 || !covers(first, sl.line[0].request):
 		b.begin(func() { // not here, as b.mu is held
-			b.giveBack(sl, l.session, isReader(first), func() {
+			b.giveBack(sl, l.session, first.Mode, o.number, func() {
 				b.answered(sl, l)
 				b.arrange(sl)
 			})
@@ -160,6 +157,7 @@ func (b *backend) polled(sl *slot, l *leaseSession, first locker.Request, o outc
 
 // covers reports whether a lock that was taken for one request does for another: it is of the same kind, and the server
 // does not end its session before that lease is over.
-func covers(r, other locker.Request) bool {
-	return isReader(r) == isReader(other) && r.TTL >= other.TTL
-}
+func covers(r, other locker.Request) bool { return alike(r, other) && r.TTL >= other.TTL }
+
+// alike reports whether two requests are for a lock of the same kind.
+func alike(r, other locker.Request) bool { return r.Mode == other.Mode && r.Slots == other.Slots }

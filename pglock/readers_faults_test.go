@@ -15,37 +15,52 @@ import (
 	"github.com/lockerkit/locker/pglock"
 )
 
-// TestFailureBesideReaders: the request of a reader fails that would be on the session of another one. What is given
-// back is not that one's lock.
-func TestFailureBesideReaders(t *testing.T) {
+// TestFailureBesideOthers: the request of somebody fails that would be on the session of others. What is given back is
+// not their lock.
+func TestFailureBesideOthers(t *testing.T) {
 	t.Parallel()
-	server := pgtest.New(t, pgtest.Options{})
-	admin := connect(t, server.URL())
-	app, dsn := appRole(t, admin, server.URL())
-	l := openWatched(t, pglock.Config{}, dsn, locker.TTL(time.Minute))
-	reader := mustTry(t, l, "key", locker.Shared())
-	for _, refused := range []string{"FUNCTION pg_try_advisory_lock_shared(bigint)", "SEQUENCE locker.token"} {
-		right, role := "EXECUTE", "PUBLIC"
-		if strings.HasPrefix(refused, "SEQUENCE") {
-			right, role = "USAGE, UPDATE", "PUBLIC, "+app
-		}
-		admin.do(fmt.Sprintf("REVOKE %s ON %s FROM %s", right, refused, role))
-		lease, err := l.TryLock(t.Context(), "key", locker.Shared())
-		if !errors.Is(err, pglock.ErrPermission) {
-			t.Errorf("without the right to use %s: %v, %v; want ErrPermission", refused, lease, err)
-		}
-		if admin.isFree("key") {
-			t.Errorf("without the right to use %s, a reader's lock is given back with another one", refused)
-		}
-		admin.do(fmt.Sprintf("GRANT %s ON %s TO %s", right, refused, role))
-	}
-	mustUnlock(t, mustTry(t, l, "key", locker.Shared()))
-	if err := reader.Err(); err != nil {
-		t.Error(err)
-	}
-	mustUnlock(t, reader)
-	if !admin.isFree("key") {
-		t.Error("the readers have left, and the key is not free")
+	for name, tc := range map[string]struct {
+		mode    locker.CallOption
+		refused []string // what the role may not use
+	}{
+		"readers": {locker.Shared(), []string{"SEQUENCE locker.token"}},
+		"slots":   {locker.Slots(3), []string{"SEQUENCE locker.token", "FUNCTION pg_try_advisory_lock(bigint)"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := pgtest.New(t, pgtest.Options{})
+			admin := connect(t, server.URL())
+			app, dsn := appRole(t, admin, server.URL())
+			l := openWatched(t, pglock.Config{}, dsn, locker.TTL(time.Minute))
+			others := openWatched(t, pglock.Config{}, server.URL(), locker.TTL(time.Minute))
+			held := []*locker.Lease{mustTry(t, l, "key", tc.mode), mustTry(t, others, "key", tc.mode)}
+			for _, refused := range tc.refused {
+				right, role := "EXECUTE", "PUBLIC"
+				if strings.HasPrefix(refused, "SEQUENCE") {
+					right, role = "USAGE, UPDATE", "PUBLIC, "+app
+				}
+				admin.do(fmt.Sprintf("REVOKE %s ON %s FROM %s", right, refused, role))
+				lease, err := l.TryLock(t.Context(), "key", tc.mode)
+				if !errors.Is(err, pglock.ErrPermission) {
+					t.Errorf("without the right to use %s: %v, %v; want ErrPermission", refused, lease, err)
+				}
+				if n := admin.holders("key"); n != len(held) {
+					t.Errorf("without the right to use %s, another lock is given back, too: %d sessions have the key",
+						refused, n)
+				}
+				admin.do(fmt.Sprintf("GRANT %s ON %s TO %s", right, refused, role))
+			}
+			mustUnlock(t, mustTry(t, l, "key", tc.mode)) // for a slot, the last is free
+			for _, lease := range held {
+				if err := lease.Err(); err != nil {
+					t.Error(err)
+				}
+				mustUnlock(t, lease)
+			}
+			if n := admin.locksOf("key"); n != 0 {
+				t.Errorf("all have left, and %d locks are not free", n)
+			}
+		})
 	}
 }
 
@@ -311,18 +326,20 @@ func TestReaderLeavesWhenItIsServed(t *testing.T) {
 	mustUnlock(t, lease)
 }
 
-// TestReaderCannotBeGivenBack: a lock of several readers on one session cannot be given back. The session ends, and
-// with it the lock.
+// TestReaderCannotBeGivenBack: the lock of readers on one session cannot be given back when the last of them leaves.
+// The session ends, and with it the lock.
 func TestReaderCannotBeGivenBack(t *testing.T) {
 	t.Parallel()
 	server := pgtest.New(t, pgtest.Options{})
 	admin := connect(t, server.URL())
 	_, dsn := appRole(t, admin, server.URL())
 	l := openWatched(t, pglock.Config{}, dsn, locker.TTL(time.Minute))
-	leaves, stays := mustTry(t, l, "key", locker.Shared()), mustTry(t, l, "key", locker.Shared())
+	first, last := mustTry(t, l, "key", locker.Shared()), mustTry(t, l, "key", locker.Shared())
+	beside := mustTry(t, l, "another key")
 	admin.do("REVOKE EXECUTE ON FUNCTION pg_advisory_unlock_shared(bigint) FROM PUBLIC")
-	_ = leaves.Unlock()
-	locktest.Receive(t, stays.Done())
+	mustUnlock(t, first)
+	_ = last.Unlock()
+	locktest.Receive(t, beside.Done())
 	eventually(t, "the key is free", func() bool { return admin.isFree("key") })
 	eventually(t, "nothing is under way", func() bool { return pglock.Left(l.backend) == "" })
 }

@@ -60,7 +60,9 @@ const halves = "(key >> 32)::int, (key << 32 >> 32)::int"
 // locker_unlock gives locks back, and then looks for the mark of somebody who polls for the key, see hints. In the
 // other order, there could be one who marks the key after the look and finds it locked.
 //
-// locker_share and locker_unshare are the same for readers.
+// locker_enter and locker_leave are the same for readers and slots, see together.go; locker_slot takes a further slot
+// for a session that has one. What is taken of a key is given back where the next cannot be had. A series that is
+// selected, unlike one that is selected from, is not made whole before the first number is tried.
 //
 // None of these reads a table: somebody who has one locked, for a dump or a VACUUM FULL, would keep the heartbeats of
 // the session waiting, which come behind, and so end its leases.
@@ -87,17 +89,45 @@ SELECT $1, array_agg(done), array_agg(wanted) FROM (
 	FROM unnest($2) AS key OFFSET 0
 ) AS unlocked;
 
-PREPARE locker_share (bigint, bigint[]) AS
+PREPARE locker_enter (bigint, bigint[], bigint[], bigint[], bigint[], bigint[], int[]) AS
 WITH tried AS MATERIALIZED (
-	SELECT array_agg(pg_try_advisory_lock_shared(key)) AS taken FROM unnest($2) AS key
+	SELECT array_agg(
+		CASE WHEN pg_advisory_xact_lock(gate)::text = '' THEN
+			CASE WHEN pg_try_advisory_lock_shared(key) THEN
+				CASE WHEN pg_try_advisory_lock_shared(ours) THEN
+					coalesce(
+						CASE WHEN CASE WHEN pg_try_advisory_lock(theirs) THEN pg_advisory_unlock(theirs) END THEN
+							CASE WHEN slots = 0 THEN 0 ELSE
+								(SELECT i FROM (SELECT generate_series(0, slots - 1) AS i) AS numbers
+									WHERE pg_try_advisory_lock(first + i) LIMIT 1)
+							END
+						END,
+						CASE WHEN pg_advisory_unlock_shared(ours) THEN
+							CASE WHEN pg_advisory_unlock_shared(key) THEN NULL::int END
+						END)
+				ELSE CASE WHEN pg_advisory_unlock_shared(key) THEN NULL::int END
+				END
+			END
+		END) AS numbers
+	FROM unnest($2, $3, $4, $5, $6, $7) AS wanted (key, ours, theirs, gate, first, slots)
 )
-SELECT $1, CASE WHEN true = ANY (taken) THEN nextval($token) END, taken FROM tried;
+SELECT $1, CASE WHEN 0 <= ANY (numbers) THEN nextval($token) END, numbers FROM tried;
 
-PREPARE locker_unshare (bigint, bigint[]) AS
-SELECT $1, array_agg(done), array_agg(wanted) FROM (
-	SELECT pg_advisory_unlock_shared(key) AS done,
+PREPARE locker_slot (bigint, bigint, bigint, int[], int[]) AS
+WITH tried AS MATERIALIZED (
+	SELECT CASE WHEN pg_advisory_xact_lock($2)::text = '' THEN
+		(SELECT i FROM unnest($4, $5) AS gap (least, most), LATERAL (SELECT generate_series(least, most) AS i) AS numbers
+			WHERE pg_try_advisory_lock($3 + i) LIMIT 1)
+	END AS number
+)
+SELECT $1, CASE WHEN number IS NOT NULL THEN nextval($token) END, ARRAY[number] FROM tried;
+
+PREPARE locker_leave (bigint, bigint[], bigint[], bigint[]) AS
+SELECT $1, array_agg(coalesce(slot, true) AND coalesce(mark, true) AND coalesce(whole, true)), array_agg(wanted) FROM (
+	SELECT pg_advisory_unlock(number) AS slot, pg_advisory_unlock_shared(ours) AS mark,
+		pg_advisory_unlock_shared(CASE WHEN ours IS NOT NULL THEN key END) AS whole,
 		NOT pg_try_advisory_xact_lock(` + halves + `) AS wanted
-	FROM unnest($2) AS key OFFSET 0
+	FROM unnest($2, $3, $4) AS had (key, ours, number) OFFSET 0
 ) AS unlocked;
 `
 

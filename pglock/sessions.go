@@ -49,6 +49,11 @@ func (l *leaseSession) await(ctx context.Context) error {
 	}
 }
 
+// isGivenUp reports whether nothing is asked of a session any more, as it did not answer. b.mu is held.
+func (b *backend) isGivenUp(s *session) bool {
+	return !b.waits.has(s) && !slices.ContainsFunc(b.leases, func(l *leaseSession) bool { return l.session == s })
+}
+
 // dropSilent gives up the sessions for leases that may be dead: nothing is asked of them any more. b.mu is held.
 func (b *backend) dropSilent() {
 	now := time.Now()

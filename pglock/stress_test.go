@@ -23,10 +23,29 @@ import (
 type contended struct {
 	name string
 
-	mu      sync.Mutex
-	holders map[*locker.Lease]struct{} // who believes to have it
-	newest  uint64                     // the greatest token that was seen
-	written uint64                     // of those that were not readers'
+	mu       sync.Mutex
+	holders  map[*locker.Lease]struct{} // who believes to have it
+	newest   uint64                     // the greatest token that was seen
+	newestOf map[manner]uint64          // the same, for each way to hold it
+}
+
+// manner is a way to hold a key: the mode, and the number of the slot.
+type manner struct {
+	mode locker.Mode
+	slot int
+}
+
+// heldAs returns how a lease is held: the only slot of one, too, is for one holder.
+func heldAs(lease *locker.Lease) manner {
+	if locker.GrantOf(lease).Slots == 1 {
+		return manner{}
+	}
+	return manner{lease.Mode(), lease.Slot()}
+}
+
+// excludes reports whether there are never two holders at once, of whom one has the key in one way and one in another.
+func (a manner) excludes(other manner) bool {
+	return a.mode != other.mode || a.mode == locker.ModeExclusive || a.mode == locker.ModeSlots && a.slot == other.slot
 }
 
 func (c *contended) greatest() uint64 {
@@ -40,29 +59,27 @@ func (c *contended) greatest() uint64 {
 func (c *contended) took(t *testing.T, lease *locker.Lease, before uint64, inOrder bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	reads := lease.Mode() == locker.ModeShared
+	held := heldAs(lease)
 	for other := range c.holders {
-		if inOrder && (!reads || other.Mode() != locker.ModeShared) && lease.Err() == nil &&
+		if inOrder && held.excludes(heldAs(other)) && lease.Err() == nil &&
 			other.Err() == nil { // in this order: both were held at one moment
-			t.Errorf("%q: two holders at once, with the tokens %d and %d", c.name, other.Token(), lease.Token())
+			t.Errorf("%q: two holders at once, %v and %v, with the tokens %d and %d", c.name, heldAs(other), held,
+				other.Token(), lease.Token())
 		}
 	}
-	switch {
-	case inOrder && reads:
-		before = max(before, c.written)
-	case inOrder:
-		before = c.newest
+	for other, token := range c.newestOf {
+		if inOrder && held.excludes(other) {
+			before = max(before, token)
+		}
 	}
 	if lease.Token() <= before && lease.Err() == nil {
 		t.Errorf("%q: token %d after %d", c.name, lease.Token(), before)
 	}
 	c.newest = max(c.newest, lease.Token())
-	if !reads {
-		c.written = max(c.written, lease.Token())
-	}
 	if c.holders == nil {
-		c.holders = make(map[*locker.Lease]struct{})
+		c.holders, c.newestOf = make(map[*locker.Lease]struct{}), make(map[manner]uint64)
 	}
+	c.newestOf[held] = max(c.newestOf[held], lease.Token())
 	c.holders[lease] = struct{}{}
 }
 
@@ -83,8 +100,13 @@ func (c *contended) use(t *testing.T, l locker.Locker, ttls []time.Duration, inO
 	if rand.N(4) == 0 {
 		opts = append(opts, locker.NoRenew())
 	}
-	if rand.N(2) == 0 {
+	switch rand.N(8) {
+	case 0, 1, 2:
 		opts = append(opts, locker.Shared())
+	case 3, 4:
+		opts = append(opts, locker.Slots(3))
+	case 5:
+		opts = append(opts, locker.Slots(1+rand.N(2)))
 	}
 	limit := [...]time.Duration{rand.N(3 * time.Millisecond), rand.N(100 * time.Millisecond), patience, patience}[rand.N(4)]
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
