@@ -64,9 +64,9 @@ func (s *step) conclude(err error, certain bool) {
 }
 
 const (
-	// maxTxnOps is etcd's default of --max-txn-ops, less what is in a transaction within the transaction: three
+	// maxTxnOps is etcd's default of --max-txn-ops, less what is in a transaction within the transaction: four
 	// conditions at most.
-	maxTxnOps = 128 - 3
+	maxTxnOps = 128 - 4
 
 	// maxTxnBytes keeps a transaction far below what etcd accepts, which is 1.5 MiB by default (--max-request-bytes).
 	maxTxnBytes = 512 << 10
