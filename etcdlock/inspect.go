@@ -70,8 +70,8 @@ func under(prefix string) span {
 	return span{from, clientv3.GetPrefixRangeEnd(from)}
 }
 
-// nameIn returns the name of the lock of which a key is a claim, or something else in its line. Fences and keys of other
-// programs are in none.
+// nameIn returns the name of the lock in whose line a key is. Fences are in none, and mostly what other programs put
+// there.
 func nameIn(kv *mvccpb.KeyValue) (name string, ok bool) {
 	text, _, ok := strings.Cut(string(kv.Key), string(endOfName))
 	if !ok {
@@ -81,8 +81,8 @@ func nameIn(kv *mvccpb.KeyValue) (name string, ok bool) {
 	return name, err == nil && name != "" && escape(name) == text
 }
 
-// readPage reads the next lines, all claims of each, and from where to go on, which is "" at the end. A line that is cut
-// off by the end of the page is left to the next one; one that is longer than a page is read alone.
+// readPage reads the next lines, all claims of each, and from where to go on, which is "" at the end. A line that the
+// end of the page cuts off is left to the next page; one that is longer than a page is read alone.
 func (b *backend) readPage(ctx context.Context, rest span) (lines [][]claimed, next string, err error) {
 	kvs, more, err := b.read(ctx, rest.get(clientv3.WithLimit(pageSize)))
 	if err != nil {
@@ -160,33 +160,23 @@ type claimed struct {
 	kv      *mvccpb.KeyValue
 	mode    locker.Mode
 	strange bool // a key of another program: nobody who has put it there can be told anything
-	holds   bool // the lock; who waits for a slot that is free does when he has taken its number
+	holds   bool // the lock
 	number  int  // of the slot that it has
 }
 
-// standing sorts what is in a line by age, and tells who has the lock: see rivalsOf and admit.
+// standing sorts what is in a line by age, and tells who has the lock: see rivalsOf, and slots.go.
 func standing(line []*mvccpb.KeyValue) []claimed {
 	slices.SortFunc(line, byAge)
 	all := make([]claimed, len(line))
-	writers, readers, slots, served := 0, 0, 0, true
+	readers := 0 // up to the first other
 	for i, kv := range line {
-		c := claimed{kv: kv, mode: modeIn(kv), strange: isStrange(kv)}
-		switch c.mode {
-		case locker.ModeShared:
-			c.holds = writers+slots == 0
+		c := claimed{kv: kv, mode: modeIn(kv), strange: isStrange(kv), holds: i == 0}
+		switch number, numbered := numberIn(kv); {
+		case c.mode == locker.ModeShared && readers == i:
+			c.holds = true
 			readers++
-		case locker.ModeSlots:
-			n, _, _ := slotIn(kv)
-			served = served && slots < n
-			number, ok := numberIn(kv)
-			if ok {
-				c.number = number
-			}
-			c.holds = writers+readers == 0 && served && ok || i == 0 && c.strange
-			slots++
-		default:
-			c.holds = i == 0
-			writers++
+		case c.mode == locker.ModeSlots && !c.strange:
+			c.number, c.holds = number, numbered
 		}
 		all[i] = c
 	}

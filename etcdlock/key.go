@@ -22,8 +22,8 @@ import (
 // without one. Those for slots (see locker.Slots) have a # there, and end with how many slots there are and the name
 // for people; their value is the number of the slot, and empty while they wait for one.
 //
-// The value of a holder that was revoked (see locker.Client.Revoke) begins with the byte 0xff. It says by whom, why, and
-// what was there before. To delete the key of the holder is to break the lock (see locker.Client.Break), without a
+// The value of a holder that was revoked (see locker.Client.Revoke) begins with the byte 0xff. It says by whom and why,
+// and what was there before. To delete the key of the holder is to break the lock (see locker.Client.Break), without a
 // reason.
 //
 // Visible ASCII characters stand for themselves, except for "%", "@" and "!", which are written as %25, %40 and %21,

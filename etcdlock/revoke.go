@@ -15,13 +15,13 @@ import (
 	"github.com/lockerkit/locker"
 )
 
-// Revocation. To revoke a lock is to put a mark into the value of the claim that holds it, which stays where it is, with
-// its create revision and its etcd lease. So the line is the same as before, for everybody in it, and the mark goes when
-// the claim does. The Locker that has made the claim watches it; or it sees the mark when it renews the lock. It then
-// renews that no more, and deletes the claim when the lock is unlocked, or its time is over, as it does with each other.
-// A Locker that is not there any more has its etcd lease end, and all its claims with it.
+// Revocation. To revoke a lock is to put a mark into the value of the claim that holds it. The claim keeps its create
+// revision and its etcd lease: the line is the same as before, for everybody in it, and the mark goes when the claim
+// does. The Locker that has made the claim watches it, or sees the mark when it renews the lock. It then renews the lock
+// no more, and deletes the claim as it does others: when the lock is unlocked, or its time is over. If that Locker is
+// gone, its etcd lease ends, and all its claims with it.
 //
-// A lock is broken by a mark, too, so that its holder sees why it has lost it, and then deleted.
+// A claim that is broken gets a mark, too, so that its holder sees why. Then it is deleted.
 
 // The first sign of a mark is in no other value of a claim: neither in a name, which is UTF-8, nor in the number of a
 // slot.
@@ -111,8 +111,8 @@ func hasMark(kv *mvccpb.KeyValue, r *locker.Revocation) bool {
 	return before != nil && (before.Broken || !r.Broken)
 }
 
-// mark marks claims as taken away, unless they are gone. Whoever gets the lock after them is not told anything: of those
-// that were changed meanwhile, the same are tried again.
+// mark marks claims as taken away, unless they are gone: whoever has got the lock since is left alone. Those that have
+// changed since they were read, as they were put under another etcd lease, are tried again.
 func (b *backend) mark(ctx context.Context, claims []claimed, r *locker.Revocation) error {
 	for len(claims) > 0 {
 		outcomes, err := b.each(ctx, claims, func(c claimed) clientv3.Op {
