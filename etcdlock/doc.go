@@ -100,8 +100,8 @@
 //
 // Inspect and List read the keys of who has a lock and who waits for it, of each lock as of one moment, and ask etcd
 // for how long the leases of the holders last. They do not know since when a lock is held: etcd keeps no time, and the
-// clock of a client is no better than a guess. A key of another program in a line is told of, with its name as the
-// session; elsewhere it is passed over.
+// clock of a client is no better than a guess. What is left of a lease that was revoked may be less: see below. A key of
+// another program in a line is told of, as the session; elsewhere it is passed over.
 //
 // Revoke puts a mark into the value of the holder's key, which keeps its place, token and etcd lease. Its Locker learns
 // of that by the watch, as of a deletion, and renews the lock no more. As the etcd lease lives on for other locks, the
@@ -124,7 +124,8 @@
 //
 //	etcdctl role grant-permission app --prefix=true readwrite locker/
 //
-// To inspect, read is enough. A role that has it for less, such as locker/orders/, needs a Locker whose prefix (locker.Prefix) is that.
+// To inspect, read is enough. A role that has it for less, such as locker/orders/, needs a Locker whose prefix
+// (locker.Prefix) is that.
 //
 // Several endpoints, if the cluster has several members. A Locker then has a connection of its own to the endpoint that
 // it asks, made by the client and with its options (clientv3.Client.Dial), and goes to the next when that does not

@@ -42,18 +42,21 @@ func marked(kv *mvccpb.KeyValue, r *locker.Revocation) string {
 
 // markIn returns the mark on a claim, or nil, and the value that it had before.
 func markIn(kv *mvccpb.KeyValue) (r *locker.Revocation, value string) {
-	parts := strings.Split(string(kv.Value), " ")
-	if len(parts) != 4 || parts[0] != markRevoked && parts[0] != markBroken {
-		return nil, string(kv.Value)
+	value = string(kv.Value)
+	if !strings.HasPrefix(value, markSign) { // as nearly always
+		return nil, value
 	}
-	texts := make([]string, len(parts))
-	for i := range parts {
+	texts := strings.Split(value, " ")
+	if len(texts) != 4 || texts[0] != markRevoked && texts[0] != markBroken {
+		return nil, value
+	}
+	for i := range texts {
 		var err error
-		if texts[i], err = url.PathUnescape(parts[i]); err != nil {
-			return nil, string(kv.Value)
+		if texts[i], err = url.PathUnescape(texts[i]); err != nil {
+			return nil, value
 		}
 	}
-	return &locker.Revocation{By: texts[1], Reason: texts[2], Broken: parts[0] == markBroken}, texts[3]
+	return &locker.Revocation{By: texts[1], Reason: texts[2], Broken: texts[0] == markBroken}, texts[3]
 }
 
 // valueIn returns the value of a claim, whether it has a mark or not.
