@@ -2,7 +2,6 @@ package etcdlock
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"iter"
 	"net/url"
@@ -82,7 +81,7 @@ func nameIn(kv *mvccpb.KeyValue) (name string, ok bool) {
 }
 
 // readPage reads the next lines, all claims of each, and from where to go on, which is "" at the end. A line that the
-// end of the page cuts off is left to the next page; one that is longer than a page is read alone.
+// end of the page cuts off is left to the next page; one that may be longer than a page is read alone.
 func (b *backend) readPage(ctx context.Context, rest span) (lines [][]claimed, next string, err error) {
 	kvs, more, err := b.read(ctx, rest.get(clientv3.WithLimit(pageSize)))
 	if err != nil {
@@ -92,7 +91,6 @@ func (b *backend) readPage(ctx context.Context, rest span) (lines [][]claimed, n
 	for start := 0; start < len(kvs); {
 		name, ok := nameIn(kvs[start])
 		if !ok {
-			last = ""
 			start++
 			continue
 		}
@@ -107,8 +105,8 @@ func (b *backend) readPage(ctx context.Context, rest span) (lines [][]claimed, n
 	switch {
 	case !more:
 		return lines, "", nil
-	case last == "": // something else
-		return lines, string(kvs[len(kvs)-1].Key) + "\x00", nil
+	case last == "":
+		return nil, string(kvs[len(kvs)-1].Key) + "\x00", nil
 	case len(lines) > 1:
 		return lines[:len(lines)-1], last, nil
 	}
@@ -146,13 +144,10 @@ func inquire[T any](
 	if err = b.contact(request, ttl); err == nil {
 		answer, err = by(request, b, ttl, f)
 	}
-	switch {
-	case err == nil:
-		return answer, nil
-	case ctx.Err() != nil:
-		return answer, ctx.Err()
+	if err != nil {
+		err = b.contactFailure(ctx, err)
 	}
-	return answer, b.contactFailure(ctx, err)
+	return answer, err
 }
 
 // claimed is what is to be seen of a claim.
@@ -248,15 +243,12 @@ func (l leases) ask(ctx context.Context, claims []claimed) error {
 	return nil
 }
 
-// leftOf asks for how long an etcd lease lasts. That is not known of one of which this user must not know.
+// leftOf asks for how long an etcd lease lasts, which takes no permission.
 func (b *backend) leftOf(ctx context.Context, lease int64) (time.Duration, error) {
 	resp, err := inquire(ctx, b, reading, func(ctx context.Context, l *link) (*pb.LeaseTimeToLiveResponse, error) {
 		resp, err := once(ctx, b.endpoints.logins, l.leases.LeaseTimeToLive, &pb.LeaseTimeToLiveRequest{ID: lease})
 		return resp, rpctypes.Error(err)
 	})
-	if errors.Is(err, ErrPermission) {
-		return 0, nil
-	}
 	return time.Duration(max(resp.GetTTL(), 0)) * time.Second, err
 }
 

@@ -108,10 +108,11 @@ func (b *backend) holders(ctx context.Context, name string) ([]claimed, error) {
 	return slices.DeleteFunc(claims, func(c claimed) bool { return !c.holds }), err
 }
 
-// hasMark reports whether nothing is to be said by another mark.
+// hasMark reports whether a claim that is to be revoked was taken away already. What is to be broken may have been
+// revoked.
 func hasMark(kv *mvccpb.KeyValue, r *locker.Revocation) bool {
 	before, _ := markIn(kv)
-	return before != nil && (before.Broken || !r.Broken)
+	return before != nil && !r.Broken
 }
 
 // mark marks claims as taken away, unless they are gone: whoever has got the lock since is left alone. Those that have

@@ -269,6 +269,9 @@ func TestRevokedBeforeItsNumberIsTaken(t *testing.T) {
 	mustUnlock(t, zero)
 	after := granted(t, second, patience) // which leaves 0 to the first
 	mustRevoke(t, by, key)
+	if info := inspect(t, by, key); len(info.Holders) != 1 || info.Holders[0].Token != after.Token() || info.Waiting != 1 {
+		t.Errorf("%+v; want the second, and the first waiting: it has no number yet", info)
+	}
 	close(goOn)
 	before := granted(t, first, patience)
 	if after.Slot() != 1 || before.Slot() != 0 {
