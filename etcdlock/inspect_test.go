@@ -349,13 +349,14 @@ func TestKeysOfOthers(t *testing.T) {
 		t.Errorf("listed: %q; want %q and what somebody has put there as if it were a lock", keys, base+"/a")
 	}
 
-	for _, place := range []string{"", "#", "r"} {
+	for place, parts := range map[string]string{"": "1.0.0.3.x", "#": "1.0.0", "r": "1.0.0.3.x"} {
 		for name, c := range map[string]struct {
 			key   string
 			lease clientv3.LeaseID
 		}{
 			"nobody":  {"somebody", session.Lease()},
 			"noLease": {"1.0.0.3.x", none},
+			"parts":   {parts, session.Lease()},
 			"numbers": {"1.zz.0.3.x", session.Lease()},
 		} {
 			key := fmt.Sprint(base, "/", place, "/", name)
