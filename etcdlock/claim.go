@@ -102,10 +102,13 @@ func (c *claim) putOp(value string) clientv3.Op {
 	return clientv3.OpPut(c.key, value, clientv3.WithLease(c.session.lease))
 }
 
-// newOp is putOp for a request that may arrive twice: what the value says by then, a number or a mark, stays.
-func (c *claim) newOp(value string) clientv3.Op {
-	isNew := span{from: c.key}.isEmpty()
-	return clientv3.OpTxn([]clientv3.Cmp{isNew}, []clientv3.Op{c.putOp(value)}, nil)
+// newOp is putOp, unless the claim has been made: what its value says by then, a number or a mark, stays.
+func (c *claim) newOp(value string) clientv3.Op { return unlessMade(c.putOp(value)) }
+
+// unlessMade is an operation that puts a key only if it is not there.
+func unlessMade(put clientv3.Op) clientv3.Op {
+	isNew := span{from: string(put.KeyBytes())}.isEmpty()
+	return clientv3.OpTxn([]clientv3.Cmp{isNew}, []clientv3.Op{put}, nil)
 }
 
 // hold makes c the holder of the lock, or of the slot with that number. The validity of the grant counts from the last

@@ -35,11 +35,11 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 // watches only the one before it (https://etcd.io/docs/v3.6/dev-guide/api_concurrency_reference_v3/).
 func (b *backend) stand(ctx context.Context, s *session, r locker.Request) (locker.Grant, error) {
 	c := s.newClaim(r, func(c *claim) *step {
-		value := r.Holder
+		join := c.putOp(r.Holder)
 		if c.isForSlot() {
-			value = "" // no number
+			join = c.newOp("") // it may have taken a number when the request arrives twice
 		}
-		step := newStep(s.ttl, 5*len(c.key)+len(r.Holder), c.newOp(value),
+		step := newStep(s.ttl, 4*len(c.key)+len(r.Holder), join,
 			rivalsOf(c.line, r.Mode).get(clientv3.WithCountOnly()))
 		step.line = c.line
 		return step

@@ -145,7 +145,7 @@ func (x *heldTxn) If(cmps ...clientv3.Cmp) clientv3.Txn { x.Txn = x.Txn.If(cmps.
 func (x *heldTxn) Then(ops ...clientv3.Op) clientv3.Txn {
 	key := x.kv.key.Load().(string)
 	x.held = slices.ContainsFunc(ops, func(op clientv3.Op) bool { return op.IsGet() && string(op.KeyBytes()) == key }) &&
-		!slices.ContainsFunc(ops, func(op clientv3.Op) bool { return op.IsPut() || op.IsTxn() })
+		!slices.ContainsFunc(ops, clientv3.Op.IsPut)
 	x.Txn = x.Txn.Then(ops...)
 	return x
 }
