@@ -151,6 +151,52 @@ func TestPermission(t *testing.T) {
 		mustUnlock(t, granted(t, waiter, patience))
 		mustUnlock(t, second)
 	})
+	t.Run("to inspect", func(t *testing.T) {
+		root.addRole("viewer")
+		root.do(func(ctx context.Context) error {
+			_, err := root.RoleGrantPermission(ctx, "viewer", etcdlock.DefaultPrefix,
+				clientv3.GetPrefixRangeEnd(etcdlock.DefaultPrefix), clientv3.PermissionType(clientv3.PermRead))
+			return err
+		})
+		root.addUser("viewer", "viewer")
+		held := mustLock(t, with(t, as(t, cluster, "app"), locker.Holder("worker")), unique("key"))
+		l := with(t, as(t, cluster, "viewer"))
+		info := inspect(t, l, held.Key())
+		if len(info.Holders) != 1 || info.Holders[0].Name != "worker" || info.Holders[0].Left <= 0 {
+			t.Errorf("who may only read is told %+v", info)
+		}
+		if keys := listed(t, l, held.Key()); len(keys) != 1 {
+			t.Errorf("who may only read is told of %q", keys)
+		}
+		failures.CheckAcquires(t, l, unique("key"), etcdlock.ErrPermission)
+		checkError(t, l.Revoke(t.Context(), held.Key(), "why"), "revoke", held.Key(), etcdlock.ErrPermission)
+		checkError(t, l.Break(t.Context(), held.Key()), "break", held.Key(), etcdlock.ErrPermission)
+		stranger := with(t, as(t, cluster, "other"))
+		_, err := stranger.Inspect(t.Context(), held.Key())
+		checkError(t, err, "inspect", held.Key(), etcdlock.ErrPermission)
+		for _, err := range stranger.List(t.Context(), "") {
+			checkError(t, err, "list", "", etcdlock.ErrPermission)
+		}
+		if err := held.Unlock(); err != nil {
+			t.Errorf("what somebody else wanted to take away: %v", err)
+		}
+	})
+	t.Run("the prefix is enough to take away", func(t *testing.T) {
+		l, by := with(t, as(t, cluster, "app"), locker.TTL(3*time.Second)), with(t, as(t, cluster, "app"))
+		for i := range 2 {
+			lease := mustLock(t, l, unique("key"))
+			take := func() error { return by.Revoke(t.Context(), lease.Key(), "why") }
+			if i == 1 {
+				take = func() error { return by.Break(t.Context(), lease.Key()) }
+			}
+			if err := take(); err != nil {
+				t.Fatal(err)
+			}
+			told(t, lease, 3*time.Second)
+			_ = lease.Unlock()
+			mustUnlock(t, mustTry(t, by, lease.Key()))
+		}
+	})
 	t.Run("none on the prefix", func(t *testing.T) {
 		l := with(t, as(t, cluster, "other"))
 		failures.CheckAcquires(t, l, unique("key"), etcdlock.ErrPermission)

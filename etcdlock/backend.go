@@ -16,7 +16,7 @@ import (
 	"github.com/lockerkit/locker"
 )
 
-// backend is a locker.Backend and locker.Queue.
+// backend is a locker.Backend with all that it can be beside that.
 type backend struct {
 	config      Config
 	client      *clientv3.Client
@@ -39,8 +39,10 @@ type backend struct {
 }
 
 var (
-	_ locker.Backend = (*backend)(nil)
-	_ locker.Queue   = (*backend)(nil)
+	_ locker.Backend   = (*backend)(nil)
+	_ locker.Queue     = (*backend)(nil)
+	_ locker.Inspector = (*backend)(nil)
+	_ locker.Revoker   = (*backend)(nil)
 )
 
 func newBackend(config Config, client *clientv3.Client, closeClient func() error) *backend {
@@ -59,7 +61,7 @@ func newBackend(config Config, client *clientv3.Client, closeClient func() error
 
 // Features implements the optional method of locker.Backend.
 func (b *backend) Features() locker.Features {
-	return locker.Features{HeedsContext: true, Queue: true, Shared: true, Slots: true}
+	return locker.Features{HeedsContext: true, Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true}
 }
 
 // String names the backend in errors.
@@ -136,7 +138,7 @@ func holderIn(kv *mvccpb.KeyValue) string {
 	if _, holder, ok := slotIn(kv); ok {
 		return holder
 	}
-	return string(kv.Value)
+	return valueIn(kv)
 }
 
 // onSession calls try with the session for r, and again with another if that turns out to be over.
@@ -196,7 +198,7 @@ func (b *backend) try(ctx context.Context, s *session, r locker.Request, free of
 		grant, refusal := []clientv3.Op{c.putOp(r.Holder)}, firstOp(c.line, r.Mode)
 		switch r.Mode {
 		case locker.ModeShared: // the attempt before may have succeeded, too
-			grant = append(grant, clientv3.OpGet(c.key, clientv3.WithKeysOnly()))
+			grant = []clientv3.Op{c.newOp(r.Holder), clientv3.OpGet(c.key, clientv3.WithKeysOnly())}
 		case locker.ModeSlots:
 			conditions = append(conditions, free.stands(c.line))
 			grant, refusal = []clientv3.Op{c.putOp(free.value())}, clientv3.OpGet(c.key)
@@ -279,12 +281,16 @@ func (b *backend) again(ctx context.Context, c *claim) (locker.Grant, error) {
 // due together with them from then on.
 func (b *backend) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
 	beats := make(map[*session]*heartbeat, 1)
-	var gone []int
+	gone := make(map[int]error)
 	b.mu.Lock()
 	for i, g := range gs {
 		c := b.claims[g.Owner]
-		if c == nil || !c.heldLocked() {
-			gone = append(gone, i)
+		if c == nil {
+			gone[i] = locker.ErrLost
+			continue
+		}
+		if err := c.lossLocked(); err != nil {
+			gone[i] = err
 			continue
 		}
 		h := beats[c.session]
@@ -299,8 +305,8 @@ func (b *backend) Renew(ctx context.Context, gs []locker.Grant, done func(int, l
 		}
 	}
 	b.mu.Unlock()
-	for _, i := range gone {
-		done(i, locker.Renewal{Err: locker.ErrLost})
+	for i, err := range gone {
+		done(i, locker.Renewal{Err: err})
 	}
 	// The sessions do not wait for one another: their leases have different TTLs, and their keep-alives different
 	// streams.
@@ -361,11 +367,9 @@ func (h *heartbeat) result(c *claim, failure error) locker.Renewal {
 	s := h.session
 	s.b.mu.Lock()
 	defer s.b.mu.Unlock()
-	switch {
-	case !c.heldLocked() && c.lost != nil:
-		return locker.Renewal{Err: fmt.Errorf("%w: %w", locker.ErrLost, c.lost)}
-	case !c.heldLocked(): // let go meanwhile
-		return locker.Renewal{Err: locker.ErrLost}
+	switch err := c.lossLocked(); {
+	case err != nil: // meanwhile
+		return locker.Renewal{Err: err}
 	case h.err != nil:
 		return locker.Renewal{Err: h.err}
 	case failure != nil:
@@ -381,7 +385,7 @@ func (h *heartbeat) result(c *claim, failure error) locker.Renewal {
 func (b *backend) lookAfter(claims []renewal) []*step {
 	steps := make([]*step, len(claims))
 	for i, r := range claims {
-		steps[i] = newStep(r.claim.session.ttl, len(r.claim.key), clientv3.OpGet(r.claim.key, clientv3.WithKeysOnly()))
+		steps[i] = newStep(r.claim.session.ttl, len(r.claim.key), clientv3.OpGet(r.claim.key))
 	}
 	if len(steps) > 0 {
 		b.reads.submit(steps...)
@@ -395,9 +399,13 @@ func (b *backend) learn(ctx context.Context, c *claim, s *step) error {
 	if err := b.reads.await(ctx, s); err != nil {
 		return b.failure(err)
 	}
-	if kvs := s.parts[0].GetResponseRange().Kvs; len(kvs) == 0 || kvs[0].CreateRevision != c.token {
+	kvs := s.parts[0].GetResponseRange().Kvs
+	if len(kvs) == 0 || kvs[0].CreateRevision != c.token {
 		c.lose(errDeleted)
 		return nil
+	}
+	if r, _ := markIn(kvs[0]); r != nil {
+		c.took(r)
 	}
 	c.watchFrom(s.revision + 1)
 	return nil
@@ -409,10 +417,12 @@ func (c *claim) watchFrom(revision int64) {
 	b.mu.Lock()
 	c.watched = true
 	b.mu.Unlock()
-	w := b.watches.add(deletionOf(c.key), revision, func(e watchEvent) {
+	w := b.watches.add(target{span: span{from: c.key}, puts: true}, revision, func(e watchEvent, by []*mvccpb.Event) {
 		switch e {
 		case watchChanged:
-			c.lose(errDeleted)
+			for _, e := range by {
+				c.changed(e)
+			}
 		case watchBroken:
 			b.mu.Lock()
 			c.watched = false // the next Renew looks after it

@@ -25,16 +25,17 @@ type claim struct {
 	turn    chan struct{} // has room for one: there is news of the claim of this Locker before it
 
 	// What follows is guarded by backend.mu.
-	gone    bool      // nobody has it any more: its owner may make another
-	over    bool      // and there is nothing left of it
-	drops   int       // how often its deletion was begun
-	lost    error     // why, if it was lost
-	token   int64     // once the lock is held
-	number  int       // of the slot, if it is one that is held
-	created int64     // the revision at which it was made, once it is in backend.lines
-	expires time.Time // when it is deleted unless renewed; zero as long as it waits
-	expired bool      // that has passed: it cannot be renewed any more
-	watched bool      // its deletion would be told
+	gone    bool               // nobody has it any more: its owner may make another
+	over    bool               // and there is nothing left of it
+	drops   int                // how often its deletion was begun
+	lost    error              // why, if it was lost
+	revoked *locker.Revocation // why it is not renewed any more, though it may still be there; nil if it is
+	token   int64              // once the lock is held
+	number  int                // of the slot, if it is one that is held
+	created int64              // the revision at which it was made, once it is in backend.lines
+	expires time.Time          // when it is deleted unless renewed; zero as long as it waits
+	expired bool               // that has passed: it cannot be renewed any more
+	watched bool               // its deletion would be told
 	watch   *watch
 }
 
@@ -101,6 +102,15 @@ func (c *claim) putOp(value string) clientv3.Op {
 	return clientv3.OpPut(c.key, value, clientv3.WithLease(c.session.lease))
 }
 
+// newOp is putOp, unless the claim has been made: what its value says by then, a number or a mark, stays.
+func (c *claim) newOp(value string) clientv3.Op { return unlessMade(c.putOp(value)) }
+
+// unlessMade is an operation that puts a key only if it is not there.
+func unlessMade(put clientv3.Op) clientv3.Op {
+	isNew := span{from: string(put.KeyBytes())}.isEmpty()
+	return clientv3.OpTxn([]clientv3.Cmp{isNew}, []clientv3.Op{put}, nil)
+}
+
 // hold makes c the holder of the lock, or of the slot with that number. The validity of the grant counts from the last
 // keep-alive, which is at most a third of the TTL ago; where that would not do, it sends another.
 func (c *claim) hold(ctx context.Context, token int64, number int) (locker.Grant, error) {
@@ -127,8 +137,18 @@ func (c *claim) hold(ctx context.Context, token int64, number int) (locker.Grant
 	return c.grant(s.confirmed), nil
 }
 
-// heldLocked reports whether the claim holds the lock, and can be renewed.
-func (c *claim) heldLocked() bool { return c.token != 0 && !c.expired && !c.gone }
+// lossLocked returns ErrLost with its reason, or nil if the claim holds the lock, and can be renewed.
+func (c *claim) lossLocked() error {
+	switch {
+	case c.revoked != nil:
+		return fmt.Errorf("%w: %w", locker.ErrLost, c.revoked)
+	case c.token != 0 && !c.expired && !c.gone:
+		return nil
+	case c.lost != nil:
+		return fmt.Errorf("%w: %w", locker.ErrLost, c.lost)
+	}
+	return locker.ErrLost // let go
+}
 
 func (c *claim) grant(sent time.Time) locker.Grant {
 	return locker.Grant{Request: c.request, Token: uint64(c.token), Slot: c.number, Sent: sent, Private: c}

@@ -96,6 +96,19 @@
 // wait for each other: until their etcd lease has ended, and for one more request after that, at most. A connection
 // that is refused, or breaks twice, is reported at once (ErrUnreachable).
 //
+// # Seeing, and taking away
+//
+// Inspect and List read the keys of who has a lock and who waits for it, of each lock as of one moment, and ask etcd
+// for how long the leases of the holders last. They do not know since when a lock is held: etcd keeps no time, and the
+// clock of a client is no better than a guess. What is left of a lease that was revoked may be less: see below. A key of
+// another program in a line is told of, as the session; elsewhere it is passed over.
+//
+// Revoke puts a mark into the value of the holder's key, which keeps its place, token and etcd lease. Its Locker learns
+// of that by the watch, as of a deletion, and renews the lock no more. As the etcd lease lives on for other locks, the
+// Locker itself deletes the key: at Unlock, or when the lease of the lock is over. If it is frozen or cut off, the key
+// goes with the etcd lease. Break puts a mark, too, and deletes the key then. A holder that learns of it by a renewal
+// finds no key any more, and cannot be told why.
+//
 // # What could leave a lock behind
 //
 // An acquire that was cancelled, or got no answer, is undone in the background, by deleting its key. If the request may
@@ -111,7 +124,8 @@
 //
 //	etcdctl role grant-permission app --prefix=true readwrite locker/
 //
-// A role that has it for less, such as locker/orders/, needs a Locker whose prefix (locker.Prefix) is that.
+// To inspect, read is enough. A role that has it for less, such as locker/orders/, needs a Locker whose prefix
+// (locker.Prefix) is that.
 //
 // Several endpoints, if the cluster has several members. A Locker then has a connection of its own to the endpoint that
 // it asks, made by the client and with its options (clientv3.Client.Dial), and goes to the next when that does not

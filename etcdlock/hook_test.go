@@ -39,7 +39,7 @@ func claimOf(keys []string, key string) bool {
 // the hook does not answer is sent to another endpoint, as if this one were dead.
 func hooked(
 	t testing.TB, client *clientv3.Client, hook func(request) (*clientv3.TxnResponse, error), opts ...locker.Option,
-) locker.Locker {
+) *locker.Client {
 	t.Helper()
 	late := clientv3.NewKV(client)
 	l := etcdlock.NewSilent(client, func(kv clientv3.KV) clientv3.KV { return hookedKV{kv, hook, late} }, opts...)

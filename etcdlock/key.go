@@ -22,8 +22,9 @@ import (
 // without one. Those for slots (see locker.Slots) have a # there, and end with how many slots there are and the name
 // for people; their value is the number of the slot, and empty while they wait for one.
 //
-// To delete the key of the holder takes the lock away from it; it is told soon, but perhaps after the next has got the
-// lock.
+// The value of a holder that was revoked (see locker.Client.Revoke) begins with the byte 0xff. It says by whom and why,
+// and what was there before. To delete the key of the holder is to break the lock (see locker.Client.Break), without a
+// reason.
 //
 // Visible ASCII characters stand for themselves, except for "%", "@" and "!", which are written as %25, %40 and %21,
 // like all other bytes. "@" ends the name, so that no name is the beginning of another.

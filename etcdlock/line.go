@@ -37,7 +37,7 @@ func (b *backend) stand(ctx context.Context, s *session, r locker.Request) (lock
 	c := s.newClaim(r, func(c *claim) *step {
 		join := c.putOp(r.Holder)
 		if c.isForSlot() {
-			join = c.slotOp()
+			join = c.newOp("") // it may have taken a number when the request arrives twice
 		}
 		step := newStep(s.ttl, 4*len(c.key)+len(r.Holder), join,
 			rivalsOf(c.line, r.Mode).get(clientv3.WithCountOnly()))
@@ -77,6 +77,8 @@ type waiter struct {
 	events   chan watchEvent // of the watch; has room for one to look after, and the last one
 	before   target          // what it waits for, which is watched
 	watch    *watch
+
+	overtaken bool // when it was about to take a slot
 }
 
 // wait waits until no claim is before this one that keeps it from having the lock.
@@ -162,7 +164,7 @@ func (w *waiter) watchOnly(before target) {
 	w.unwatch()
 	events := make(chan watchEvent, 2)
 	w.events, w.before = events, before
-	w.watch = w.backend.watches.add(before, 0, func(e watchEvent) {
+	w.watch = w.backend.watches.add(before, 0, func(e watchEvent, _ []*mvccpb.Event) {
 		if e == watchBroken || len(events) == 0 { // or else it is going to look anyhow
 			events <- e
 		}
@@ -180,6 +182,8 @@ type view struct {
 	before target // what it has to wait for, if there is something
 	number int    // of the slot that it has got, if it has to wait for nothing and wants one
 	holder string // the name of who holds the lock
+
+	revision int64 // of the store
 }
 
 func (w *waiter) look(ctx context.Context) (view, error) {
@@ -202,7 +206,7 @@ func (w *waiter) look(ctx context.Context) (view, error) {
 	if err := w.backend.reads.do(ctx, step); err != nil {
 		return view{}, w.backend.failure(err)
 	}
-	var v view
+	v := view{revision: step.revision}
 	v.there = w.sees(step.parts[0].GetResponseRange().Kvs)
 	if older := step.parts[1].GetResponseRange().Kvs; len(older) > 0 {
 		v.before = deletionOf(string(older[0].Key))

@@ -47,7 +47,7 @@ func slotIn(kv *mvccpb.KeyValue) (n int, holder string, ok bool) {
 
 // numberIn returns the number of the slot that a claim has, if it has taken one.
 func numberIn(kv *mvccpb.KeyValue) (number int, ok bool) {
-	number, err := strconv.Atoi(string(kv.Value))
+	number, err := strconv.Atoi(valueIn(kv))
 	return number, err == nil && number >= 0
 }
 
@@ -111,12 +111,6 @@ func (o offer) stands(line string) clientv3.Cmp {
 // value is that of the claim that takes it.
 func (o offer) value() string { return strconv.Itoa(o.number) }
 
-// slotOp makes a claim that has not taken a number. If the request arrives twice, it may have by then.
-func (c *claim) slotOp() clientv3.Op {
-	isNew := span{from: c.key}.isEmpty()
-	return clientv3.OpTxn([]clientv3.Cmp{isNew}, []clientv3.Op{c.putOp("")}, nil)
-}
-
 // abreast is how many of those who wait for a slot look when one is given back. The others are told when it is their
 // turn to do that: to look is as much work for the servers as the line is long.
 const abreast = 4
@@ -141,10 +135,11 @@ func (w *waiter) lookAtSlots(ctx context.Context, v view, first, before []*mvccp
 		return v, nil
 	}
 	v.number = nextNumber(first[:own])
-	switch ok, err := w.take(ctx, v.number, first[own]); {
+	switch ok, err := w.take(ctx, v.number, first[own], v.revision); {
 	case err != nil:
 		return view{}, err
 	case !ok:
+		w.overtaken = true
 		return w.look(ctx)
 	}
 	return v, nil
@@ -164,13 +159,20 @@ func waitsFor(line string, before []*mvccpb.KeyValue) target {
 
 // take writes the number of its slot into the claim, and returns whether it could: not if another has that number, or
 // if the claim is not as it was seen any more. The lease stays the one that the key is attached to.
-func (w *waiter) take(ctx context.Context, number int, seen *mvccpb.KeyValue) (ok bool, err error) {
+//
+// A mark (see revoke.go) hides a number from the condition that no other has it. So there must be no mark; or, if that
+// has failed, nothing may have changed since the line was looked at.
+func (w *waiter) take(ctx context.Context, number int, seen *mvccpb.KeyValue, revision int64) (ok bool, err error) {
 	c, value := w.claim, strconv.Itoa(number)
 	slots := slotsOf(c.line)
 	conditions := []clientv3.Cmp{
 		clientv3.Compare(clientv3.CreateRevision(c.key), "=", w.revision),
 		clientv3.Compare(clientv3.Value(c.key), "=", string(seen.Value)), // so that what comes late changes no number
 		clientv3.Compare(clientv3.Value(slots.from), "!=", value).WithRange(slots.end),
+		clientv3.Compare(clientv3.Value(slots.from), "<", markSign).WithRange(slots.end),
+	}
+	if w.overtaken {
+		conditions[3] = offer{revision: revision}.stands(c.line)
 	}
 	step := newStep(c.session.ttl, 5*len(c.key),
 		clientv3.OpTxn(conditions, []clientv3.Op{clientv3.OpPut(c.key, value, clientv3.WithIgnoreLease())}, nil))

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -39,8 +40,11 @@ type watch struct {
 	stream *watchStream
 	id     int64
 	target target
-	notify func(watchEvent)
+	notify notice
 }
+
+// notice is called with an event, and for watchChanged with what has happened, in order.
+type notice func(e watchEvent, by []*mvccpb.Event)
 
 type watchEvent int
 
@@ -52,11 +56,11 @@ const (
 
 // add makes a watch that begins at the given revision, or now if that is 0, which is told by watchReady. notify is
 // called by one goroutine at a time, and must not wait.
-func (ws *watches) add(t target, revision int64, notify func(watchEvent)) *watch {
+func (ws *watches) add(t target, revision int64, notify notice) *watch {
 	ws.mu.Lock()
 	if ws.closed {
 		ws.mu.Unlock()
-		notify(watchBroken)
+		notify(watchBroken, nil)
 		return &watch{}
 	}
 	s := ws.stream
@@ -96,7 +100,7 @@ func (ws *watches) ping() {
 	s.pings++
 	ping := s.pings
 	var w *watch
-	w = s.createLocked(s.newest, 0, func(e watchEvent) {
+	w = s.createLocked(s.newest, 0, func(e watchEvent, _ []*mvccpb.Event) {
 		if e == watchReady {
 			ws.remove(w)
 		}
@@ -132,7 +136,7 @@ type watchStream struct {
 	pinged  bool               // and not heard of since
 }
 
-func (s *watchStream) createLocked(t target, revision int64, notify func(watchEvent)) *watch {
+func (s *watchStream) createLocked(t target, revision int64, notify notice) *watch {
 	s.last++
 	s.newest = t
 	w := &watch{stream: s, id: s.last, target: t, notify: notify}
@@ -186,7 +190,7 @@ func (ws *watches) openLocked() *watchStream {
 		s.watches = nil
 		ws.mu.Unlock()
 		for _, w := range broken {
-			w.notify(watchBroken)
+			w.notify(watchBroken, nil)
 		}
 	}
 	if !ws.running.start(run) {
@@ -242,7 +246,7 @@ func (ws *watches) receive(s *watchStream, stream pb.Watch_WatchClient) error {
 		}
 		ws.mu.Unlock()
 		if w != nil {
-			w.notify(event)
+			w.notify(event, r.Events)
 		}
 	}
 }
