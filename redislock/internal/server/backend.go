@@ -137,6 +137,9 @@ func (a *Attempt) answer(reply any) (*Refusal, error) {
 		a.Token = token
 		return nil, nil
 	case int64:
+		if reply == -2 {
+			return nil, fmt.Errorf("granted, and taken away again: %w", errRevoked) // it is to be released
+		}
 		return nil, locker.NotAcquired(conn.ErrGivenUp)
 	case []any:
 		if len(reply) == 2 {
@@ -169,7 +172,8 @@ func remainingOf(pttl int64) time.Duration {
 
 // Renew implements locker.Backend.
 func (b *Server) Renew(ctx context.Context, gs []locker.Grant, done func(i int, r locker.Renewal)) {
-	b.Line.listenFor(b.Line.leases.renewed(gs))
+	b.Line.leases.renewed(gs)
+	b.Line.start()
 	value := func(i int) string { return scripts.ValueOf(gs[i].Owner.String(), gs[i].Holder) }
 	var asking sync.WaitGroup
 	defer asking.Wait()

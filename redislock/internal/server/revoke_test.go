@@ -1,0 +1,174 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/redistest"
+	"github.com/lockerkit/locker/redislock/internal/scripts"
+)
+
+// FuzzRevokedMessage has messages of whoever may send on the channel. They name whom they name, and crash nothing.
+func FuzzRevokedMessage(f *testing.F) {
+	owner := locker.Owner{1, 2, 15: 255}
+	for _, kind := range []string{"r", "b", "", "x", "rr"} {
+		for _, why := range []string{"by why", "by", "", "% %zz", "by why and"} {
+			for _, whom := range []string{owner.String(), owner.String() + "00", owner.String()[:31], "", ",", "," + owner.String()} {
+				f.Add(kind + " " + why + " " + whom)
+			}
+		}
+	}
+	f.Fuzz(func(t *testing.T, message string) {
+		l := &leases{held: map[locker.Owner]lease{owner: {}}}
+		l.heard(message)
+		last := message[strings.LastIndexByte(message, ' ')+1:]
+		named := slices.Contains(strings.Split(strings.ToLower(last), ","), owner.String())
+		if told := len(l.held) == 0; told && !named {
+			t.Errorf("%q is about a holder that it does not name", message)
+		}
+		if message == "r by why "+owner.String() && len(l.held) > 0 {
+			t.Errorf("%q is about nobody", message)
+		}
+	})
+}
+
+// TestRevokedAsksAgain: an owner whose lock was revoked before it knew that it had it is told so when it asks again, and
+// leaves nothing behind. A request of it that comes late changes nothing.
+func TestRevokedAsksAgain(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []locker.Mode{locker.ModeExclusive, locker.ModeShared, locker.ModeSlots} {
+		for _, join := range []bool{false, true} {
+			b := testBackend(t)
+			slots := 0
+			if mode == locker.ModeSlots {
+				slots = 1
+			}
+			r := inMode(t, 1, mode, slots)
+			mustAcquire(t, b, r) // whose answer is lost
+			if err := b.Revoke(t.Context(), r.Name(), &locker.Revocation{}); err != nil {
+				t.Fatal(err)
+			}
+			a := Attempt{Names: scripts.NamesOf(r, b.Line.Process), TTL: r.TTL, Join: join, Unanswered: 1}
+			if refused, err := b.Try(t.Context(), &a); !errors.Is(err, locker.ErrRevoked) || !errors.Is(err, locker.ErrLost) {
+				t.Errorf("%v, join %v: asked again, it has %+v, %v; want ErrLost with ErrRevoked", mode, join, refused, err)
+			}
+			if _, err := b.Acquire(t.Context(), inMode(t, 2, locker.ModeExclusive, 0)); !errors.Is(err, locker.ErrLocked) {
+				t.Errorf("%v, join %v: before it is given back, another owner has %v; want ErrLocked", mode, join, err)
+			}
+			mustRelease(t, b, locker.Grant{Request: r})
+			nothingIsLeft(t, b, r)
+		}
+	}
+}
+
+// TestRevokeLeavesOutNobody has holders who were told give back, and others renew, while those behind them are looked
+// at.
+func TestRevokeLeavesOutNobody(t *testing.T) {
+	t.Parallel()
+	for _, apart := range []time.Duration{0, time.Millisecond} { // their leases end at the same time, or one after the other
+		const readers = 2200
+		var revoking atomic.Pointer[func()]
+		rdb := redis.NewClient(&redis.Options{Addr: redistest.Address(t), DisableIdentity: true})
+		rdb.AddHook(redistest.Hook(func(cmds ...redis.Cmder) {
+			f := revoking.Load()
+			if sha, ok := cmds[0].Args()[1].(*string); ok && *sha == scripts.Default.Revoke.SHA && f != nil {
+				(*f)()
+			}
+		}))
+		b, err := Config{}.New(rdb, NewProcess(), rdb.Close)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = b.Close() })
+		r := inMode(t, 1, locker.ModeShared, 0)
+		n := scripts.NamesOf(r, b.Line.Process)
+		mustAcquire(t, b, r)
+		end := time.Now().Add(time.Minute)
+		holders := make([]redis.Z, readers)
+		for i := range holders {
+			owner := locker.Owner{9, byte(i), byte(i >> 8)}
+			holders[i] = redis.Z{Score: float64(end.Add(time.Duration(i) * apart).UnixMilli()), Member: owner.String()}
+		}
+		ctx := context.Background()
+		b.Client.ZAdd(ctx, n.Holders, holders...)
+		b.Client.PExpireAt(ctx, n.Lock, end.Add(time.Minute))
+		mustRelease(t, b, locker.Grant{Request: r, Token: 1})
+
+		runs, other := 0, testBackend(t)
+		between := func() {
+			runs++
+			released := 0
+			for i, member := range other.Client.ZRange(ctx, n.Holders, 0, 999).Val() {
+				switch revoked := strings.HasPrefix(member, "locker:revoked:"); {
+				case revoked && runs%3 == 0 && released < 500:
+					released++
+					other.Client.ZRem(ctx, n.Holders, member)
+				case !revoked && runs == 2 && i%8 == 0:
+					other.Client.ZIncrBy(ctx, n.Holders, 20_000, member)
+				}
+			}
+		}
+		revoking.Store(&between)
+		if err := b.Revoke(t.Context(), r.Name(), &locker.Revocation{}); err != nil {
+			t.Fatal(err)
+		}
+		left := slices.DeleteFunc(b.Client.ZRange(ctx, n.Holders, 0, -1).Val(), func(member string) bool {
+			return strings.HasPrefix(member, "locker:revoked:")
+		})
+		if len(left) > 0 || runs < 4 {
+			t.Errorf("ends %v apart: %d of %d holders were left out, in %d runs", apart, len(left), readers, runs)
+		}
+		b.Client.Del(ctx, n.Lock, n.Holders)
+	}
+}
+
+// TestLeasesAreForgotten: what is kept of leases that nobody renews or releases any more is bounded.
+func TestLeasesAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l leases
+		longest := 0
+		for i := range 50_000 {
+			l.renewed([]locker.Grant{{Request: locker.Request{
+				Owner: locker.Owner{byte(i), byte(i >> 8), byte(i >> 16)}, TTL: time.Second,
+			}}})
+			longest = max(longest, len(l.held))
+			time.Sleep(10 * time.Millisecond) // a hundred are alive
+		}
+		if longest > 5000 {
+			t.Errorf("%d leases were kept, of which a hundred were alive", longest)
+		}
+		if !l.any() {
+			t.Error("those that are alive are forgotten")
+		}
+		time.Sleep(time.Second)
+		if l.any() || len(l.held) > 0 {
+			t.Errorf("%d leases are kept that are over", len(l.held))
+		}
+	})
+}
+
+// TestRevokeOfAnotherKind: a lock that looks like one of ours, but has no end, would never be free again: who set it
+// does not know it by the mark of a revocation.
+func TestRevokeOfAnotherKind(t *testing.T) {
+	t.Parallel()
+	b := testBackend(t)
+	r := newRequest(t, 1)
+	value := strings.Repeat("0123456789abcdef", 2)
+	b.Client.Set(t.Context(), r.Name(), value, 0)
+	defer b.Client.Del(t.Context(), r.Name())
+	if err := b.Revoke(t.Context(), r.Name(), &locker.Revocation{}); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("Revoke: %v; want ErrUnsupported", err)
+	}
+	if got := b.Client.Get(t.Context(), r.Name()).Val(); got != value {
+		t.Errorf("the lock is set to %q; want %q", got, value)
+	}
+}
