@@ -280,6 +280,14 @@ func (b *Server) renewed(cmd conn.Once, of []int, done func(i int, err error)) {
 	}
 }
 
+// RenewedAlone turns the reply about a single lock, which RenewalOf has asked for, into its error.
+func (b *Server) RenewedAlone(reply any) error {
+	if results, ok := reply.([]any); ok && len(results) == 1 {
+		return b.renewedOne(results[0])
+	}
+	return fmt.Errorf("redis: unexpected reply %v", reply)
+}
+
 // renewedOne turns the result for one lease into its error.
 func (b *Server) renewedOne(result any) error {
 	switch result := result.(type) {

@@ -107,6 +107,9 @@ func TestRevokeLeavesOutNobody(t *testing.T) {
 		between := func() {
 			runs++
 			released := 0
+			if runs > 6 {
+				return
+			}
 			for i, member := range other.Client.ZRange(ctx, n.Holders, 0, 999).Val() {
 				switch revoked := strings.HasPrefix(member, "locker:revoked:"); {
 				case revoked && runs%3 == 0 && released < 500:
@@ -156,19 +159,82 @@ func TestLeasesAreForgotten(t *testing.T) {
 	})
 }
 
-// TestRevokeOfAnotherKind: a lock that looks like one of ours, but has no end, would never be free again: who set it
-// does not know it by the mark of a revocation.
+// TestRevokeOfAnotherKind: a lock that nearly looks like one of ours is left alone. One without an end would never be free
+// again: who set it does not know it by the mark of a revocation.
 func TestRevokeOfAnotherKind(t *testing.T) {
 	t.Parallel()
 	b := testBackend(t)
 	r := newRequest(t, 1)
-	value := strings.Repeat("0123456789abcdef", 2)
-	b.Client.Set(t.Context(), r.Name(), value, 0)
-	defer b.Client.Del(t.Context(), r.Name())
-	if err := b.Revoke(t.Context(), r.Name(), &locker.Revocation{}); !errors.Is(err, errors.ErrUnsupported) {
-		t.Errorf("Revoke: %v; want ErrUnsupported", err)
+	hex := strings.Repeat("0123456789abcdef", 2)
+	for value, ttl := range map[string]time.Duration{hex: 0, hex + "0": time.Minute, hex[1:]: time.Minute} {
+		b.Client.Set(t.Context(), r.Name(), value, ttl)
+		if err := b.Revoke(t.Context(), r.Name(), &locker.Revocation{}); !errors.Is(err, errors.ErrUnsupported) {
+			t.Errorf("Revoke of %q: %v; want ErrUnsupported", value, err)
+		}
+		if got := b.Client.Get(t.Context(), r.Name()).Val(); got != value {
+			t.Errorf("the lock is set to %q; want %q", got, value)
+		}
 	}
-	if got := b.Client.Get(t.Context(), r.Name()).Val(); got != value {
-		t.Errorf("the lock is set to %q; want %q", got, value)
+	b.Client.Del(t.Context(), r.Name())
+}
+
+// TestListensForLeases: there is somebody to listen for while any lease goes on, whoever has renewed last.
+func TestListensForLeases(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := new(Line)
+		if !l.retire() {
+			t.Error("it listens for nobody")
+		}
+		long, short := newRequest(t, 1), newRequest(t, 2)
+		long.TTL, short.TTL = time.Hour, time.Second
+		l.leases.renewed([]locker.Grant{{Request: long}, {Request: short}})
+		l.leases.renewed([]locker.Grant{{Request: short}})
+		time.Sleep(time.Minute)
+		if l.retire() {
+			t.Error("it does not listen, and there is a lease of an hour")
+		}
+		l.leases.released(long.Owner)
+		if !l.retire() {
+			t.Error("it listens when the last lease has been given back")
+		}
+	})
+}
+
+// TestRevokedInLine: a waiter whose lock was revoked before it knew of it does not ask again and again.
+func TestRevokedInLine(t *testing.T) {
+	t.Parallel()
+	b := testBackend(t)
+	r := newRequest(t, 1)
+	n := scripts.NamesOf(r, b.Line.Process)
+	b.Client.Set(t.Context(), n.Lock, "locker:revoked:"+n.Value, time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	_, err := b.WaitFrom(ctx, r, &Place{Arrival: "1"})
+	if !errors.Is(err, locker.ErrRevoked) {
+		t.Errorf("WaitFrom: %v; want ErrRevoked", err)
 	}
+	for b.Client.Exists(ctx, n.Lock).Val() > 0 { // it is given back in the background
+		if ctx.Err() != nil {
+			t.Fatal("it is not given back")
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// FuzzRevokeReply has answers of revoke.lua.
+func FuzzRevokeReply(f *testing.F) {
+	for _, reply := range []string{"0 ", "1 ", "500 1795991392", "500 (1795991392", "-1 ", "left", "", " ", "x y", "-5 7"} {
+		f.Add(reply)
+	}
+	f.Fuzz(func(t *testing.T, reply string) {
+		taken, more, err := parseTaken(reply)
+		if err == nil && (taken < 0 || !strings.HasSuffix(reply, " "+more)) || err != nil && (taken != 0 || more != "") {
+			t.Errorf("%q: %d, %q, %v", reply, taken, more, err)
+		}
+		for _, odd := range []any{nil, int64(1), []any{reply}} {
+			if _, _, err := parseTaken(odd); err == nil {
+				t.Errorf("%v is an answer", odd)
+			}
+		}
+	})
 }
