@@ -238,3 +238,56 @@ func FuzzRevokeReply(f *testing.F) {
 		}
 	})
 }
+
+// TestRevokedLeaseEndsAsItWas: neither a renewal nor a request that comes again prolongs a lease that was revoked, and why
+// it was is kept for no longer.
+func TestRevokedLeaseEndsAsItWas(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []locker.Mode{locker.ModeExclusive, locker.ModeShared, locker.ModeSlots} {
+		b := testBackend(t)
+		slots := 0
+		if mode == locker.ModeSlots {
+			slots = 1
+		}
+		r := inMode(t, 1, mode, slots)
+		n := scripts.NamesOf(r, b.Line.Process)
+		g := mustAcquire(t, b, r)
+		if err := b.Revoke(t.Context(), r.Name(), &locker.Revocation{}); err != nil {
+			t.Fatal(err)
+		}
+		g.TTL = time.Hour
+		if err := renewAll(t, b, g)[0]; !errors.Is(err, locker.ErrLost) || !errors.Is(err, locker.ErrRevoked) {
+			t.Errorf("%v: renewal: %v; want ErrLost with ErrRevoked", mode, err)
+		}
+		a := Attempt{Names: n, TTL: time.Hour}
+		if _, err := b.Try(t.Context(), &a); !errors.Is(err, locker.ErrRevoked) {
+			t.Errorf("%v: asked again: %v; want ErrRevoked", mode, err)
+		}
+		for _, name := range []string{n.Lock, scripts.NoteOf(n)} {
+			if left := b.Client.PTTL(t.Context(), name).Val(); left <= 0 || left > r.TTL+time.Millisecond {
+				t.Errorf("%v: %q expires in %v; want at most %v", mode, name, left, r.TTL)
+			}
+		}
+		mustRelease(t, b, g)
+		nothingIsLeft(t, b, r)
+	}
+}
+
+// TestBrokenTokenIsKept: the token that Break mints is kept for as long as the one before would have been.
+func TestBrokenTokenIsKept(t *testing.T) {
+	t.Parallel()
+	b := testBackend(t)
+	r := newRequest(t, 1)
+	r.TTL = 3 * scripts.DefaultTokenRetention
+	n := scripts.NamesOf(r, b.Line.Process)
+	g := mustAcquire(t, b, r)
+	if err := b.Break(t.Context(), r.Name(), &locker.Revocation{Broken: true}, false); err != nil {
+		t.Fatal(err)
+	}
+	token, _ := b.Client.Get(t.Context(), n.Fence).Uint64()
+	if left := b.Client.PTTL(t.Context(), n.Fence).Val(); token <= g.Token || left < r.TTL-time.Minute {
+		t.Errorf("token %d after %d, kept for %v; want a greater one, for %v", token, g.Token, left, r.TTL)
+	}
+	nothingIsLeft(t, b, r)
+	b.Client.Del(t.Context(), n.Fence)
+}
