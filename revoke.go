@@ -96,7 +96,8 @@ func AlsoOthers() BreakOption {
 // ErrLost with ErrRevoked, the reason, and the name of this Client (the option Holder). Lead steps down, and campaigns
 // again behind those who wait. But nobody else gets the key before the holder has called Unlock. If he does not, they
 // get it when his lease, as it was last renewed, has ended, which is within its TTL. So there are never two holders.
-// Those who hold it together, in a mode, are all told. Whoever waits is not.
+// Those who hold it together, in a mode, are all told, and others of that mode get in beside them as ever. Whoever waits
+// is not told.
 //
 // A holder whose process answers is told within about a round trip; one that is frozen or cut off learns of it as of
 // every other loss.

@@ -3,6 +3,7 @@ package redislock_test
 import (
 	"context"
 	"errors"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -157,5 +158,43 @@ func TestCancelledWhileAskingWhy(t *testing.T) {
 	_, err := l.Lock(ctx, "k")
 	if took := time.Since(start); took > 1500*time.Millisecond { // the bound of a request is two seconds
 		t.Errorf("cancelled after 500ms, Lock returned after %v: %v", took, err)
+	}
+}
+
+// TestLateRevocation has the first request to take a lock away arrive when the second one was answered, and somebody
+// else has the lock.
+func TestLateRevocation(t *testing.T) {
+	for name, takeAway := range map[string]func(l *locker.Client, ctx context.Context, key string) error{
+		"revoke": func(l *locker.Client, ctx context.Context, key string) error { return l.Revoke(ctx, key, "why") },
+		"break":  func(l *locker.Client, ctx context.Context, key string) error { return l.Break(ctx, key) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := redistest.New(t, redistest.Options{})
+			rdb, proxy := wired(t, server)
+			admin := dial(t, server.Addr())
+			l, other := client(t, rdb), client(t, admin, locker.TTL(time.Minute))
+			held := mustLock(t, other, "k")
+			locktest.Warm(l, 5)
+			redistest.HoldBack(proxy)
+			if err := takeAway(l, t.Context(), "k"); err != nil {
+				t.Fatal(err)
+			}
+			_ = held.Unlock()
+			next := mustLock(t, other, "k")
+			value := admin.Get(t.Context(), redislock.DefaultPrefix+"k").Val()
+			scripts := func() int {
+				_, calls, _ := strings.Cut(admin.Info(context.Background(), "commandstats").Val(), "cmdstat_evalsha:calls=")
+				n, _ := strconv.Atoi(calls[:max(0, strings.IndexByte(calls, ','))])
+				return n
+			}
+			before := scripts()
+			proxy.Heal()
+			eventually(t, 10*time.Second, "the late request has been executed", func() bool { return scripts() > before })
+			if now := admin.Get(t.Context(), redislock.DefaultPrefix+"k").Val(); now != value || value == "" {
+				t.Errorf("who has the lock by now: %q; after a late request about who had it before: %q", value, now)
+			}
+			mustUnlock(t, next)
+		})
 	}
 }

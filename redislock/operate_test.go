@@ -1,11 +1,14 @@
 package redislock_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -263,6 +266,47 @@ func TestMayInspectOnly(t *testing.T) {
 	}
 	if err := open(t, admin).(*locker.Client).Revoke(t.Context(), "k", "why"); err != nil {
 		t.Errorf("what was refused has left something behind: %v", err)
+	}
+}
+
+// TestTakenAwayBeforeReplicasHaveIt takes a lock away that was granted, and that replicas have yet to confirm.
+func TestTakenAwayBeforeReplicasHaveIt(t *testing.T) {
+	t.Parallel()
+	server, replica := redistest.New(t, redistest.Options{}), redistest.New(t, redistest.Options{})
+	host, port, _ := net.SplitHostPort(server.Addr())
+	if err := dial(t, replica.Addr()).ReplicaOf(t.Context(), host, port).Err(); err != nil {
+		t.Fatal(err)
+	}
+	admin := dial(t, server.Addr())
+	if n, err := waitFor(t, admin, 1); n != 1 {
+		t.Fatalf("%d replicas, %v", n, err)
+	}
+	other := client(t, admin)
+	for name, takeAway := range map[string]func(){
+		"revoke": func() { _ = other.Revoke(context.Background(), "k", "why") },
+		"break":  func() { _ = other.Break(context.Background(), "k") },
+	} {
+		var granted atomic.Bool
+		rdb := dial(t, server.Addr())
+		rdb.AddHook(redistest.Hook(func(cmds ...redis.Cmder) {
+			if cmds[len(cmds)-1].Name() == "wait" && !granted.Swap(true) {
+				takeAway()
+			}
+		}))
+		l := redislock.Config{Replicas: 1, ReplicasWithin: 10 * time.Second}.New(rdb, locker.TTL(time.Minute))
+		t.Cleanup(func() { _ = l.Close() })
+		lease, err := l.TryLock(t.Context(), "k")
+		if err == nil || errors.Is(err, locker.ErrLost) || !granted.Load() {
+			t.Errorf("%s: TryLock has a lease: %v, %v; want an error that is not ErrLost", name, lease != nil, err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		next, err := other.Lock(ctx, "k")
+		if err != nil {
+			t.Fatalf("%s: it was not given back: %v", name, err)
+		}
+		mustUnlock(t, next)
+		mustUnlock(t, mustLock(t, l, "k"))
 	}
 }
 

@@ -99,13 +99,16 @@ func (s shortfall) result() error {
 // confirm waits until the replicas have a lock, or gives it back.
 func (b *replicated) confirm(ctx context.Context, g locker.Grant) shortfall {
 	script, words := b.RenewalOf(g)
-	confirmed, err := b.Client.RunConfirmed(ctx, script, words, b.replicas, b.within)
+	reply, confirmed, err := b.Client.RunConfirmed(ctx, script, words, b.replicas, b.within)
 	switch {
 	case err != nil:
 		err, _ = b.Client.MeaningOf(err)
 		err = fmt.Errorf("waiting for replicas: %w", err)
 	case confirmed >= int64(b.replicas):
-		return shortfall{}
+		if err = b.RenewedAlone(reply); err == nil {
+			return shortfall{}
+		}
+		err = fmt.Errorf("taken away before replicas had it: %w", err)
 	default:
 		err = fmt.Errorf("%w: %d of %d within %v", conn.ErrReplicas, confirmed, b.replicas, b.within)
 	}

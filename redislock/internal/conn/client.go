@@ -139,24 +139,26 @@ func Until(ctx context.Context, until time.Time) (_ context.Context, cancel cont
 }
 
 // RunConfirmed executes a script that may be repeated, waits until so many replicas have received what it wrote, and
-// returns how many have. Both go out on one connection, as WAIT is about what was written on its own.
+// returns what the script did, and how many have. Both go out on one connection, as WAIT is about what was written on its own.
 func (c *Client) RunConfirmed(
 	ctx context.Context, s *scripts.Script, w scripts.Words, replicas int, within time.Duration,
-) (int64, error) {
+) (reply any, confirmed int64, err error) {
 	if c.nodes != nil {
 		return c.nodes.runConfirmed(ctx, s, w, replicas, within)
 	}
-	var confirmed *redis.Cmd
+	run := command(ctx, s, w).source(ctx)
+	var waited *redis.Cmd
 	rdb := withTimeout(c.UniversalClient.(*redis.Client), within+MaxTimeout)
-	_, err := rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
-		_ = p.Process(ctx, command(ctx, s, w).source(ctx)) // only queues it
-		confirmed = p.Do(ctx, "wait", replicas, within.Milliseconds())
+	_, err = rdb.Pipelined(ctx, func(p redis.Pipeliner) error {
+		_ = p.Process(ctx, run) // only queues it
+		waited = p.Do(ctx, "wait", replicas, within.Milliseconds())
 		return nil
 	})
 	if err != nil {
-		return 0, err
+		return nil, 0, err
 	}
-	return confirmed.Int64()
+	confirmed, err = waited.Int64()
+	return run.Val(), confirmed, err
 }
 
 // Attempts is how many times a command is tried when connections fail.

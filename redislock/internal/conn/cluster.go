@@ -209,24 +209,24 @@ func (c *cluster) run(ctx context.Context, s *scripts.Script, w scripts.Words) (
 // known: it tries again until the map of the slots is right.
 func (c *cluster) runConfirmed(
 	ctx context.Context, s *scripts.Script, w scripts.Words, replicas int, within time.Duration,
-) (int64, error) {
+) (reply any, confirmed int64, err error) {
 	for pause := unsettledPause; ; pause = min(2*pause, longestUnsettledPause) {
 		node, err := c.node(ctx, w.All[0])
 		if err != nil {
-			return 0, err
+			return nil, 0, err
 		}
-		confirmed, err := node.RunConfirmed(ctx, s, w, replicas, within)
+		reply, confirmed, err := node.RunConfirmed(ctx, s, w, replicas, within)
 		switch {
 		case err == nil:
-			return confirmed, nil
+			return reply, confirmed, nil
 		case !IsReply(err):
-			return 0, c.failed(ctx, node, err)
+			return nil, 0, c.failed(ctx, node, err)
 		case !IsUnsettled(err):
-			return 0, err
+			return nil, 0, err
 		}
 		c.cc.ReloadState(ctx)
 		if !wait(ctx, pause) {
-			return 0, err
+			return nil, 0, err
 		}
 	}
 }

@@ -66,7 +66,7 @@ func BenchmarkNames(b *testing.B) {
 
 // namesIn returns the keys that a request uses, the lock first.
 func namesIn(n Names) []string {
-	return []string{n.Lock, n.Fence, n.Queue, n.Alive, n.Holders, n.Slots, n.Tombstone}
+	return []string{n.Lock, n.Fence, n.Queue, n.Alive, n.Holders, n.Slots, n.Tombstone, NoteOf(n)}
 }
 
 func FuzzNames(f *testing.F) {

@@ -96,15 +96,15 @@ func (n Names) InspectWords(most int) Words {
 	return Words{6, []string{n.Lock, n.Fence, n.Queue, n.Alive, n.Holders, n.Slots, strconv.Itoa(most)}}
 }
 
-// RevokeWords are for who takes a lock away, or, if breaks is set, frees it; why says who and why, and seen how many of
-// several holders have been looked at.
-func (n Names) RevokeWords(why string, breaks bool, seen int) Words {
+// RevokeWords are for who takes a lock away, or, if breaks is set, frees it; the owner is that of this request. why says
+// who and why, and from is from which end of a lease on to look at several holders.
+func (n Names) RevokeWords(why string, breaks bool, from string) Words {
 	kind := "r"
 	if breaks {
 		kind = "b"
 	}
-	return Words{7, []string{
-		n.Lock, n.Fence, n.Queue, n.Alive, n.Holders, n.Slots, NoteOf(n), why, kind, strconv.Itoa(seen),
+	return Words{8, []string{
+		n.Lock, n.Fence, n.Queue, n.Alive, n.Holders, n.Slots, NoteOf(n), n.Tombstone, why, kind, from,
 	}}
 }
 

@@ -137,6 +137,9 @@ func (a *Attempt) answer(reply any) (*Refusal, error) {
 		a.Token = token
 		return nil, nil
 	case int64:
+		if reply == -2 {
+			return nil, fmt.Errorf("granted, and taken away again: %w", errRevoked) // it is to be released
+		}
 		return nil, locker.NotAcquired(conn.ErrGivenUp)
 	case []any:
 		if len(reply) == 2 {
@@ -169,7 +172,8 @@ func remainingOf(pttl int64) time.Duration {
 
 // Renew implements locker.Backend.
 func (b *Server) Renew(ctx context.Context, gs []locker.Grant, done func(i int, r locker.Renewal)) {
-	b.Line.listenFor(b.Line.leases.renewed(gs))
+	b.Line.leases.renewed(gs)
+	b.Line.start()
 	value := func(i int) string { return scripts.ValueOf(gs[i].Owner.String(), gs[i].Holder) }
 	var asking sync.WaitGroup
 	defer asking.Wait()
@@ -274,6 +278,14 @@ func (b *Server) renewed(cmd conn.Once, of []int, done func(i int, err error)) {
 			done(i, b.renewedOne(results[j]))
 		}
 	}
+}
+
+// RenewedAlone turns the reply about a single lock, which RenewalOf has asked for, into its error.
+func (b *Server) RenewedAlone(reply any) error {
+	if results, ok := reply.([]any); ok && len(results) == 1 {
+		return b.renewedOne(results[0])
+	}
+	return fmt.Errorf("redis: unexpected reply %v", reply)
 }
 
 // renewedOne turns the result for one lease into its error.

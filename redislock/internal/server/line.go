@@ -53,7 +53,6 @@ type Line struct {
 	closed      bool
 	waiters     map[string]*Waiter  // by owner
 	keys        map[string]*lineKey // those that have waiters which were refused, by the name of the lock
-	listenUntil time.Time           // also without waiters: there are leases that somebody may take away
 	due         dueKeys             // those of them about which nothing is being asked
 	urgent      []*lineKey          // those to be asked about at once, unless they have been since calledSince
 	calledSince time.Time           // what was said before may not have been heard
@@ -192,12 +191,11 @@ func (l *Line) startLocked() {
 	}
 }
 
-// listenFor has the subscription last for so long and a little more, also if nobody waits.
-func (l *Line) listenFor(d time.Duration) {
+// start starts watch, unless it runs, for leases that somebody may take away.
+func (l *Line) start() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.closed {
-		l.listenUntil = time.Now().Add(d)
 		l.startLocked()
 	}
 }

@@ -47,7 +47,7 @@ func (l *Line) poll(ctx context.Context) {
 			})
 		}
 		next, waiting := l.nextAsk(len(room) == cap(room))
-		if waiting {
+		if waiting || l.leases.any() {
 			busy = time.Now()
 		} else if time.Since(busy) > linger && l.retire() {
 			return
@@ -63,7 +63,7 @@ const askPatience = PollEvery / 10
 func (l *Line) retire() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.keys) > 0 || time.Now().Before(l.listenUntil) {
+	if len(l.keys) > 0 || l.leases.any() {
 		return false
 	}
 	l.stop = nil

@@ -5,7 +5,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -18,9 +20,6 @@ import (
 // revokedChannel is the end of the channel on which the holders of a lock are told that it was taken away.
 const revokedChannel = "revoked"
 
-// lookTogether is at how many holders of a lock one run of revoke.lua looks.
-const lookTogether = scripts.DropTogether
-
 // Revoke implements locker.Revoker.
 func (b *Server) Revoke(ctx context.Context, name string, r *locker.Revocation) error {
 	return b.takeAway(ctx, name, r)
@@ -31,50 +30,64 @@ func (b *Server) Break(ctx context.Context, name string, r *locker.Revocation, _
 	return b.takeAway(ctx, name, r)
 }
 
-// takeAway is both. If there are more holders than one run looks at, they are looked at until all of them have been, in
-// one go in which nobody was left: those who renew meanwhile come to be among those who were looked at.
+// takeAway is both. If there are more holders than one run of the script looks at, it is run until all of them have been
+// looked at.
 func (b *Server) takeAway(ctx context.Context, name string, r *locker.Revocation) error {
-	n, err := b.names(name)
-	if err != nil {
+	if err := scripts.CheckName(name); err != nil {
 		return err
 	}
-	why := encodeWhy(r)
-	total, taken := int64(0), int64(0)
-	for seen, failures := 0, 0; ; {
-		reply, err := b.Client.Run(ctx, time.Time{}, b.Scripts.Revoke, n.RevokeWords(why, r.Broken, seen))
-		if err != nil {
-			if failures++; failures == conn.Attempts || !conn.Pause(ctx, err, failures) {
-				return b.Client.Explain(err)
-			}
-			if !conn.IsDial(err) {
-				total++ // it may have been done
-			}
-			continue
-		}
-		counts, _ := reply.([]any)
-		if len(counts) != 2 {
-			return fmt.Errorf("redis: unexpected reply %v", reply)
-		}
-		some, ok1 := counts[0].(int64)
-		looked, ok2 := counts[1].(int64)
-		switch {
-		case !ok1 || !ok2:
-			return fmt.Errorf("redis: unexpected reply %v", reply)
-		case some < 0:
-			return fmt.Errorf("%w: the lock is that of a client of another kind, which cannot be told", errors.ErrUnsupported)
-		}
-		total, taken = total+some, taken+some
-		seen += int(looked)
-		switch {
-		case looked == lookTogether && !r.Broken:
-			continue
-		case total == 0:
+	all := 0
+	for from := ""; ; {
+		taken, more, err := b.takeSome(ctx, name, r, from)
+		switch all += taken; {
+		case err != nil:
+			return err
+		case more != "":
+			from = more
+		case all == 0:
 			return locker.ErrNotHeld
-		case seen <= lookTogether || taken == 0 || r.Broken:
+		default:
 			return nil
 		}
-		seen, taken = 0, 0
 	}
+}
+
+// takeSome runs the script until it is answered. A request that arrives late must take nothing from who has the lock by
+// then: each has a tombstone, by the name of an owner who is nobody.
+func (b *Server) takeSome(
+	ctx context.Context, name string, r *locker.Revocation, from string,
+) (taken int, more string, err error) {
+	nobody, _ := parseOwner(NewProcess())
+	n := scripts.NamesOf(locker.Request{Key: name, Owner: nobody}, b.Line.Process)
+	words := n.RevokeWords(encodeWhy(r), r.Broken, from)
+	unanswered := false
+	for attempt := 1; ; attempt++ {
+		reply, err := b.Client.Run(ctx, time.Time{}, b.Scripts.Revoke, words)
+		if err == nil {
+			return parseTaken(reply)
+		}
+		unanswered = unanswered || !conn.IsDial(err) && !conn.IsReply(err)
+		if attempt == conn.Attempts || !conn.Pause(ctx, err, attempt) {
+			if unanswered {
+				b.withdraw(n, true)
+			}
+			return 0, "", b.Client.Explain(err)
+		}
+	}
+}
+
+// parseTaken returns what a reply of revoke.lua says.
+func parseTaken(reply any) (taken int, more string, err error) {
+	text, _ := reply.(string)
+	count, more, ok := strings.Cut(text, " ")
+	taken, err = strconv.Atoi(count)
+	switch {
+	case err != nil || !ok:
+		return 0, "", fmt.Errorf("redis: unexpected reply %v", reply)
+	case taken < 0:
+		return 0, "", fmt.Errorf("%w: the lock is that of a client of another kind, which cannot be told", errors.ErrUnsupported)
+	}
+	return taken, more, nil
 }
 
 // encodeWhy returns who takes a lock away and why, in a form without spaces, but for one, and commas.
@@ -104,9 +117,9 @@ func (b *Server) whyRevoked(ctx context.Context, g locker.Grant) error {
 // leases are those of this Locker that have been renewed, by their owners. Their holders are told at once when somebody
 // takes a lock away; those of younger leases when they renew.
 type leases struct {
-	mu    sync.Mutex
-	held  map[locker.Owner]lease
-	swept time.Time
+	mu   sync.Mutex
+	held map[locker.Owner]lease
+	most int // more than so many are looked through for those that are over
 }
 
 type lease struct {
@@ -115,7 +128,8 @@ type lease struct {
 }
 
 // renewed notes that some leases are about to be renewed.
-func (l *leases) renewed(gs []locker.Grant) (longest time.Duration) {
+func (l *leases) renewed(gs []locker.Grant) {
+	const few = 1000
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.held == nil {
@@ -124,17 +138,25 @@ func (l *leases) renewed(gs []locker.Grant) (longest time.Duration) {
 	now := time.Now()
 	for _, g := range gs {
 		l.held[g.Owner] = lease{g.Request, now.Add(g.TTL)}
-		longest = max(longest, g.TTL)
 	}
-	if now.Sub(l.swept) > longest { // of those that were not released
-		l.swept = now
-		for owner, held := range l.held {
-			if now.After(held.until) {
-				delete(l.held, owner)
-			}
+	if len(l.held) > l.most { // some were not released
+		maps.DeleteFunc(l.held, func(_ locker.Owner, held lease) bool { return now.After(held.until) })
+		l.most = 2*len(l.held) + few
+	}
+}
+
+// any reports whether there is one that is not over, and forgets those that it finds before.
+func (l *leases) any() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := time.Now()
+	for owner, held := range l.held {
+		if now.Before(held.until) {
+			return true
 		}
+		delete(l.held, owner)
 	}
-	return longest
+	return false
 }
 
 // released notes that a lease is being given back.
@@ -146,8 +168,11 @@ func (l *leases) released(owner locker.Owner) {
 
 // parseOwner is the reverse of Owner.String.
 func parseOwner(text string) (o locker.Owner, ok bool) {
-	n, err := hex.Decode(o[:], []byte(text))
-	return o, err == nil && n == len(o) && len(text) == hex.EncodedLen(n)
+	if len(text) != hex.EncodedLen(len(o)) {
+		return o, false // Decode would write on behind the end
+	}
+	_, err := hex.Decode(o[:], []byte(text))
+	return o, err == nil
 }
 
 // heard tells those of this Locker who had a lock that was taken away.

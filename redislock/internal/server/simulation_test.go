@@ -43,6 +43,7 @@ type simulation struct {
 	scripts   *scripts.Set
 	processes []string
 	calls     []*redis.PubSub // of the processes
+	taken     *redis.PubSub   // of locks that are taken away
 	clock     string          // the name of a key that says what time it is
 	now       int64           // in us
 	key
@@ -62,6 +63,9 @@ type key struct {
 	gone    []*party // who has no part in it any more
 	blocked bool     // it is locked, and not by one of them
 	token   uint64   // the last one
+
+	takes  scripts.Words // the last request to take the lock away
+	answer any           // what it has returned
 }
 
 // party is an owner, and what it knows.
@@ -72,6 +76,7 @@ type party struct {
 	ends    int64 // when its lease ends
 	refuses int   // so many of its requests are refused
 	called  bool  // since it asked
+	revoked bool  // it has the lock, until it gives it back or its lease ends
 }
 
 // mostSlots is how many holders of slots there are at most. Some ask for fewer.
@@ -90,6 +95,8 @@ func newSimulation(t *testing.T) *simulation {
 		t.Cleanup(func() { _ = sub.Close() })
 		s.processes, s.calls = append(s.processes, process), append(s.calls, sub)
 	}
+	s.taken = s.client.Subscribe(t.Context(), scripts.DefaultChannelPrefix+revokedChannel)
+	t.Cleanup(func() { _ = s.taken.Close() })
 	s.clock = "test:clock:" + s.processes[0]
 	s.scripts = slowed(scripts.Default, s.clock)
 	return s
@@ -132,7 +139,7 @@ func slowed(set *scripts.Set, clock string) *scripts.Set {
 		one.Source, one.SHA, one.Group = slower.Source, slower.SHA, group
 		*s = &one
 	}
-	all.Extend, all.Poll = slow(all.Extend), slow(all.Poll)
+	all.Extend, all.Poll, all.Inspect, all.Revoke = slow(all.Extend), slow(all.Poll), slow(all.Inspect), slow(all.Revoke)
 	return &all
 }
 
@@ -190,7 +197,7 @@ func (s *simulation) oneOf(all ...*party) *party {
 // step has something happen.
 func (s *simulation) step() {
 	next := s.newcomer()
-	switch n := s.random.IntN(100); {
+	switch n := s.random.IntN(110); {
 	case n < 15:
 		s.ask(next, false)
 	case n < 37:
@@ -235,8 +242,16 @@ func (s *simulation) step() {
 		}
 	case n < 99:
 		s.timePasses()
-	default:
+	case n < 100:
 		s.disturb()
+	case n < 104:
+		s.revoke()
+	case n < 106:
+		s.breaks()
+	case n < 108:
+		s.takeLate()
+	default:
+		s.inspect()
 	}
 	s.compare()
 }
@@ -288,9 +303,15 @@ func (s *simulation) ask(p *party, join bool) {
 	has := slices.Contains(s.holders, p)
 	granted := has || s.admits(p)
 	s.say("%v asks, join %v: %v", p, join, granted)
-	before, taken, in := p.Attempt, s.taken(p), s.places()
+	before, taken, in := p.Attempt, s.slotsTaken(p), s.places()
 	p.Join = join
 	refused, err := p.answer(s.run(s.scripts.Acquire, p.words()))
+	if has && p.revoked {
+		if !errors.Is(err, locker.ErrRevoked) {
+			s.wrong("%v is revoked, and has %+v, %v", p, refused, err)
+		}
+		return
+	}
 	s.must(err)
 	if (refused == nil) != granted {
 		s.wrong("%v is refused: %v; granted by the model: %v; the holders are %v, the line is %v", p, refused, granted,
@@ -343,7 +364,7 @@ func (s *simulation) refused(p *party, refused *Refusal) {
 	if s.blocked {
 		return
 	}
-	named := slices.ContainsFunc(s.holders, func(h *party) bool { return h.Names.Value == refused.Value })
+	named := slices.ContainsFunc(s.holders, func(h *party) bool { return h.value() == refused.Value })
 	if !named && (len(s.holders) > 0 || refused.Value != "") {
 		s.wrong("%v is refused by %q", p, refused.Value)
 	}
@@ -401,6 +422,7 @@ func (s *simulation) released(p *party, w scripts.Words, has bool) {
 
 func (s *simulation) leaves(ps ...*party) {
 	for _, p := range ps {
+		p.revoked = false
 		s.gone = append(without(s.gone, p), p)
 	}
 	s.gone = s.gone[max(0, len(s.gone)-10):]
@@ -415,10 +437,15 @@ func (s *simulation) renew() {
 	var parties []*party
 	var words []scripts.Words
 	for _, p := range slices.Concat(s.holders, s.gone) {
-		if p.request.Mode != locker.ModeExclusive && s.chance(50) {
-			parties = append(parties, p)
-			words = append(words, p.Names.ExtendWords(p.TTL))
+		if s.chance(50) {
+			continue
 		}
+		if p.request.Mode == locker.ModeExclusive {
+			s.renewed(p, s.run(s.scripts.Renew, scripts.RenewWords(p.Names.Lock, p.Names.Value, p.TTL)).([]any)[0])
+			continue
+		}
+		parties = append(parties, p)
+		words = append(words, p.Names.ExtendWords(p.TTL))
 	}
 	if len(parties) == 0 {
 		return
@@ -426,13 +453,169 @@ func (s *simulation) renew() {
 	s.say("renewal of %v", parties)
 	results, _ := s.run(s.scripts.Extend, scripts.Join(words)).([]any)
 	for i, p := range parties {
-		has := slices.Contains(s.holders, p)
-		if has && results[i] != int64(1) || !has && results[i] != int64(0) {
-			s.wrong("renewal of %v, who has the lock: %v: %v", p, has, results[i])
+		s.renewed(p, results[i])
+	}
+}
+
+func (s *simulation) renewed(p *party, result any) {
+	s.Helper()
+	has, want := slices.Contains(s.holders, p), int64(0)
+	switch {
+	case has && p.revoked:
+		want = -1
+	case has:
+		want = 1
+		p.ends = s.endOf(p)
+	}
+	if result != want {
+		s.wrong("renewal of %v, who has the lock: %v, and is revoked: %v: %v", p, has, p.revoked, result)
+	}
+}
+
+// revoke takes the lock away from who has it, and is to give it back.
+func (s *simulation) revoke() {
+	var owners []string
+	for _, p := range s.holders {
+		if !p.revoked {
+			owners = append(owners, p.request.Owner.String())
 		}
-		if has {
-			p.ends = s.endOf(p)
+	}
+	s.say("a revocation of %d of %v", len(owners), s.holders)
+	want := len(owners)
+	if s.blocked && s.client.Get(s.Context(), s.names.Lock).Val() == "somebody" {
+		want = -1
+	}
+	in := s.places()
+	s.take(false, want, owners)
+	for _, p := range s.holders {
+		p.revoked = true
+	}
+	s.unheard(in)
+	if s.receive() > 0 {
+		s.wrong("a revocation calls somebody")
+	}
+}
+
+// breaks frees the lock.
+func (s *simulation) breaks() {
+	var owners []string
+	for _, p := range s.holders {
+		owners = append(owners, p.request.Owner.String())
+	}
+	s.say("%v are broken", s.holders)
+	want := len(owners)
+	if s.blocked {
+		want = 1
+	}
+	in := s.places()
+	s.take(true, want, owners)
+	s.unheard(in)
+	if want > 0 {
+		fence, err := s.client.Get(s.Context(), s.names.Fence).Uint64()
+		if s.must(err); fence <= s.token {
+			s.wrong("the last token is %d, after %d", fence, s.token)
 		}
+		s.token = fence
+		s.blocked = false
+		s.leaves(s.holders...)
+		s.holders = nil
+	}
+	s.receive()
+	if want > 0 {
+		s.woken(math.MaxInt)
+	}
+}
+
+// take takes the lock away: from so many, and with a message to these owners.
+func (s *simulation) take(breaks bool, from int, owners []string) {
+	s.Helper()
+	s.born++
+	r := inMode(s.T, s.born, locker.ModeExclusive, 0)
+	r.Key = s.names.Lock[len(r.Prefix):]
+	kind, why := "r", encodeWhy(&locker.Revocation{By: "by", Reason: fmt.Sprint(s.born)})
+	if breaks {
+		kind = "b"
+	}
+	s.takes = scripts.NamesOf(r, s.processes[0]).RevokeWords(why, breaks, "")
+	s.answer = s.run(s.scripts.Revoke, s.takes)
+	if want := fmt.Sprint(from, " "); s.answer != want {
+		s.wrong("it was taken away: %q; want %q", s.answer, want)
+	}
+	messages := s.told()
+	if len(owners) == 0 && len(messages) == 0 {
+		return
+	}
+	if len(messages) != 1 {
+		s.wrong("those who are told: %q; want %q", messages, owners)
+	}
+	rest, ok := strings.CutPrefix(messages[0], kind+" "+why+" ")
+	told := strings.Split(rest, ",")
+	slices.Sort(told)
+	slices.Sort(owners)
+	if !ok || !slices.Equal(told, owners) {
+		s.wrong("those who are told: %q; want %q", messages, owners)
+	}
+}
+
+// takeLate has a request to take the lock away come again. It must have no effect.
+func (s *simulation) takeLate() {
+	if s.takes.Keys == 0 {
+		return
+	}
+	s.say("a late request to take it away")
+	in := s.places()
+	if answer := s.run(s.scripts.Revoke, s.takes); answer != s.answer {
+		s.wrong("it returns %q; want %q", answer, s.answer)
+	}
+	s.unheard(in)
+	if told, called := s.told(), s.receive(); len(told) > 0 || called > 0 {
+		s.wrong("it tells %q, and calls %d", told, called)
+	}
+}
+
+// told returns the messages about locks that were taken away.
+func (s *simulation) told() (messages []string) {
+	s.Helper()
+	s.must(s.taken.Ping(s.Context()))
+	for {
+		message, err := s.taken.Receive(s.Context())
+		s.must(err)
+		switch message := message.(type) {
+		case *redis.Pong:
+			return messages
+		case *redis.Message:
+			if strings.Contains(message.Payload, "by ") { // else that of another test
+				messages = append(messages, message.Payload)
+			}
+		}
+	}
+}
+
+// inspect compares what is said of the lock with what is known.
+func (s *simulation) inspect() {
+	info, err := parseInfo(s.names.Lock, s.run(s.scripts.Inspect, s.names.InspectWords(100)))
+	if s.must(err); s.blocked {
+		return
+	}
+	want := make(map[string]int) // slots
+	for _, p := range s.holders {
+		want[p.request.Holder] = p.Slot
+	}
+	has := make(map[string]int)
+	for _, h := range info.Holders {
+		has[h.Name] = h.Slot
+	}
+	if !maps.Equal(has, want) {
+		s.wrong("the holders are said to be %v; want %v", info.Holders, want)
+	}
+	living := 0
+	for p := range s.places() {
+		if s.living(s.places(), p) {
+			living++
+		}
+	}
+	if info.Waiting != living || len(info.Waiters) != living {
+		s.wrong("%d wait, and %v do; want %d", info.Waiting, info.Waiters, living)
 	}
 }
 

@@ -104,8 +104,16 @@ func (s *simulation) nextEnd() int64 { return (s.firstEnd() - s.now + perMS - 1)
 // endOf returns when a lease ends that is granted or renewed now.
 func (s *simulation) endOf(p *party) int64 { return (s.now+perMS-1)/perMS*perMS + p.TTL.Microseconds() }
 
-// taken returns which slots others than p have.
-func (s *simulation) taken(p *party) []bool {
+// value returns what the server has of p while it has the lock.
+func (p *party) value() string {
+	if p.revoked {
+		return "locker:revoked:" + p.Names.Value
+	}
+	return p.Names.Value
+}
+
+// slotsTaken returns which slots others than p have.
+func (s *simulation) slotsTaken(p *party) []bool {
 	taken := make([]bool, mostSlots+1)
 	for _, h := range s.holders {
 		if h != p {
@@ -193,14 +201,14 @@ func (s *simulation) compare() {
 	ctx := s.Context()
 	value := s.client.Get(ctx, s.names.Lock).Val()
 	if s.holders[0].request.Mode == locker.ModeExclusive {
-		if len(s.holders) > 1 || value != s.holders[0].Names.Value {
+		if len(s.holders) > 1 || value != s.holders[0].value() {
 			s.wrong("the lock is %q; want that of one of %v", value, s.holders)
 		}
 		return
 	}
 	want := make(map[string]int64)
 	for _, p := range s.holders {
-		want[p.Names.Value] = p.ends / perMS
+		want[p.value()] = p.ends / perMS
 	}
 	has := make(map[string]int64)
 	for _, z := range s.client.ZRangeByScoreWithScores(ctx, s.names.Holders,

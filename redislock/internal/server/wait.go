@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"time"
 
@@ -53,7 +54,7 @@ func (b *Server) WaitFrom(ctx context.Context, r locker.Request, place *Place) (
 				b.withdraw(a.Names, true)
 			}
 			return locker.Grant{}, err
-		case conn.Passes(err) && ctx.Err() == nil:
+		case conn.Passes(err) && ctx.Err() == nil && !errors.Is(err, locker.ErrLost):
 			// The lock may be ours by now: the next attempt, of the same owner, will tell.
 			failures++
 			r.ReportRetry(err)

@@ -5,7 +5,8 @@
 --       the least token ('' if this server is the only one), mode;
 --       and to join the line if refused: member of the line, arrival in it ('' the first time)
 -- Returns the token if granted (with a least token: also the clock, and 'again' if the owner had the lock already; in
---         a slot: {token, slot}), {value of a holder, ms left, arrival} if refused, -1 if the owner has given up.
+--         a slot: {token, slot}), {value of a holder, ms left, arrival} if refused, -1 if the owner has given up, -2 if
+--         he had the lock already, and was revoked.
 local lock, fence, tombstone, queue, alive, holders = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local value, before, least, mode, member, arrival = ARGV[1], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 
@@ -47,7 +48,8 @@ if mode ~= '' then says = mode == 's' and $shared or $slots end
 local free = redis.call('SET', lock, says, 'NX', 'PX', ARGV[2])
 if mode == '' then
   if free and not special then return grant() end
-  if not free and redis.call('GET', lock) == value then
+  local there = not free and redis.call('GET', lock)
+  if there == value then
     -- The answer to an earlier attempt of this owner got lost.
     redis.call('PEXPIRE', lock, ARGV[2])
     refuse_earlier()
@@ -56,6 +58,7 @@ if mode == '' then
     if least == '' then return token end
     return token .. ' ' .. now .. ' again'
   end
+  if there == $revoked .. value then return -2 end
 end
 
 $holders
@@ -81,7 +84,9 @@ local function enter()
 end
 
 -- Here, too, the answer may have got lost. Others may have been granted the lock since: there is a new token.
-if there == says and tonumber(redis.call('ZSCORE', holders, value) or 0) > ms then return enter() end
+local lasts = there == says and redis.call('ZMSCORE', holders, value, $revoked .. value) or {}
+if tonumber(lasts[1] or 0) > ms then return enter() end
+if tonumber(lasts[2] or 0) > ms then return -2 end
 
 local mark = special and (free or member or mode ~= '') and redis.call('GET', tombstone)
 if mark and (tonumber(mark) or math.huge) > tonumber(before) then

@@ -3,19 +3,32 @@
 -- Who is revoked keeps the lock until it is given back, or the lease has ended: its value is marked, here as in
 -- release.lua and the renewals. Who is broken loses it at once.
 --
--- KEYS  lock, fence, queue, alive, holders, slots, note
--- ARGV  who did it and why, in a form without spaces or commas but the one between them; 'b' to break the lock; how many
---       of several holders to leave out, who have been looked at: nobody else is served meanwhile, so one run looks at some
--- Returns from how many it was taken away, -1 if a client of another kind has it; and at how many it has looked.
+-- KEYS  lock, fence, queue, alive, holders, slots, note, tombstone of this request
+-- ARGV  who did it and why, in a form without spaces or commas but the one between them; 'b' to break the lock; from
+--       which end of a lease on to look at several holders ('' the first time): nobody else is served meanwhile, so one
+--       run looks at some
+-- Returns from how many it was taken away, -1 if a client of another kind has it; and, behind a space, from which end
+--         on to look at more of them. A request that comes again has no effect, and returns what it did the first time.
 local lock, fence, queue, alive, holders, slots = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local why, breaks = ARGV[1], ARGV[2] == 'b'
+local note, tombstone = KEYS[7], KEYS[8]
+local why, breaks, from = ARGV[1], ARGV[2] == 'b', ARGV[3]
+
+local before = redis.call('GET', tombstone)
+if before then return before end
+local more = ''
+local function answer(taken)
+  local reply = taken .. ' ' .. more
+  redis.call('SET', tombstone, reply, 'PX', $refuse)
+  return reply
+end
 
 $holders
 $line
 local there = redis.call('GET', lock)
-if not there then return {0, 0} end
+if not there then return answer(0) end
 local time = redis.call('TIME')
 local ms = time[1] * 1000 + time[2] / 1000
+local left = redis.call('PTTL', lock)
 local revoked = #$revoked
 
 local function is_revoked(value) return string.sub(value, 1, revoked) == $revoked end
@@ -29,16 +42,22 @@ end
 local several = there == $shared or there == $slots
 local some = several and {} or {there}
 if several then
-  local after = '(' .. string.format('%.3f', ms)
-  some = redis.call('ZRANGEBYSCORE', holders, after, '+inf', 'LIMIT', ARGV[3], $drop)
+  if from == '' then from = '(' .. string.format('%.3f', ms) end
+  some = redis.call('ZRANGEBYSCORE', holders, from, '+inf', 'LIMIT', 0, $drop)
 end
 local found = {} -- whom to take it away from
 for _, value in ipairs(some) do
   if breaks or not is_revoked(value) then found[#found + 1] = value end
 end
+if several and #some == $drop and not breaks then
+  -- Who renews meanwhile comes to be further behind. Of those whose leases end together, the revoked are the last.
+  more = redis.call('ZSCORE', holders, some[$drop])
+  if #found == 0 and redis.call('ZSCORE', holders, some[1]) == more then more = '(' .. more end
+end
 if not breaks then
-  if #found == 0 then return {0, #some} end
-  if not several and not owner_of(there) then return {-1, 1} end
+  if #found == 0 then return answer(0) end
+  -- One without an end is not ours, whatever it looks like: nobody would give it back.
+  if not several and not (owner_of(there) and left >= 0) then return answer(-1) end
 end
 
 local owners = {}
@@ -51,7 +70,6 @@ if breaks then
   redis.call('SET', fence, string.format('%.0f', token), 'PX', math.max($retention, redis.call('PTTL', fence)))
   call_first(false, queue, alive, holders)
 else
-  local left = redis.call('PTTL', lock)
   for _, value in ipairs(found) do
     if several then
       redis.call('ZADD', holders, redis.call('ZSCORE', holders, value), $revoked .. value)
@@ -65,9 +83,9 @@ else
       redis.call('SET', lock, $revoked .. value, 'KEEPTTL')
     end
   end
-  redis.call('SET', KEYS[7], why, 'PX', math.max(left, 1))
+  redis.call('SET', note, why, 'PX', math.max(left, 1))
 end
 if #owners > 0 then
   redis.pcall('PUBLISH', $channel .. 'revoked', (breaks and 'b ' or 'r ') .. why .. ' ' .. table.concat(owners, ','))
 end
-return {math.max(#found, breaks and 1 or 0), #some}
+return answer(math.max(#found, breaks and 1 or 0))
