@@ -15,7 +15,7 @@ import (
 // maxTimeout is the longest idle_session_timeout that Postgres accepts.
 const maxTimeout = (1<<31 - 1) * time.Millisecond
 
-// backend is a locker.Backend, a locker.Queue and a locker.Expirer.
+// backend is a locker.Backend, a locker.Queue, a locker.Expirer and a locker.Inspector.
 //
 // Session locks stack: a session that asks again for what it has gets it. So everything that this Locker has or asks
 // for is in a table here, and a session has one request per key under way at a time. Another one is only asked while
@@ -37,13 +37,15 @@ type backend struct {
 	leases   []*leaseSession // for locks taken without waiting, one for each TTL
 	waits    waitSessions
 	hints    hints
+	looking  *leaseSession                   // to inspect on; nil if there is none
 	raising  []func(limit uint64, err error) // who waits for a greater limit of tokens
 }
 
 var (
-	_ locker.Backend = (*backend)(nil)
-	_ locker.Queue   = (*backend)(nil)
-	_ locker.Expirer = (*backend)(nil)
+	_ locker.Backend   = (*backend)(nil)
+	_ locker.Queue     = (*backend)(nil)
+	_ locker.Expirer   = (*backend)(nil)
+	_ locker.Inspector = (*backend)(nil)
 )
 
 // slot is what this Locker knows of a key that it holds, tries to take, or waits for.
@@ -105,7 +107,7 @@ func (r *release) isDone() bool {
 
 // Features says what the backend can do.
 func (b *backend) Features() locker.Features {
-	return locker.Features{HeedsContext: true, Queue: true, Expirer: true, Shared: true, Slots: true}
+	return locker.Features{HeedsContext: true, Queue: true, Expirer: true, Shared: true, Slots: true, Inspect: true}
 }
 
 // storeName is that of the store in errors.

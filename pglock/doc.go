@@ -13,7 +13,8 @@
 // (https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS) under a key of 64 bits, see Key. It
 // excludes everybody who locks the same key in the same database. There is no record of it: pg_locks shows the key,
 // and pg_stat_activity the session. So the option locker.Holder has no effect here, and errors do not say who holds a
-// key.
+// key. Client.Inspect tells the sessions that hold a key or wait for it, as Postgres knows them, on a connection of its
+// own. Client.List is an errors.ErrUnsupported, as there are no names to list.
 //
 // All locks that a Locker takes without waiting are on one connection, whatever their number. What goroutines ask for
 // at the same time goes to the server in one statement. Each different TTL has a connection of its own; from the fifth

@@ -124,6 +124,9 @@ func (s *session) ended(cause error) {
 	if b.hints.session == s {
 		b.hints.session, b.hints.marked = nil, nil
 	}
+	if b.looksOn(s) {
+		b.looking = nil
+	}
 	b.mu.Unlock()
 	locker.ReportLost(lost, cause)
 	close(s.told)

@@ -214,6 +214,11 @@ func (b *backend) unneeded(s *session, idle time.Duration) bool {
 			return false
 		}
 		b.hints.session, b.hints.marked = nil, nil
+	case b.looksOn(s):
+		if idle < b.lifetimes.parked {
+			return false
+		}
+		b.looking = nil
 	default:
 		// In use; or just made, and not yet put to use; or replaced, because it did not answer.
 		return lease < 0 && parked < 0 && !b.waits.has(s) && idle >= silence
