@@ -174,7 +174,7 @@ func describe(name string, rows [][]string) (locker.LockInfo, error) {
 }
 
 // holds returns what a session has of a lock. Who passes the gate, or waits for a mark, may have the key, and has no
-// lock yet.
+// lock yet. Who has the key with others, and no mark, is no Locker; or one that is about to wait for a mark.
 func (p *party) holds(key int64, m marks) (holders []locker.HolderInfo) {
 	holder := locker.HolderInfo{Session: p.session}
 	has := func(key int64, alone bool) bool { return p.has[partOf{key, alone}] }

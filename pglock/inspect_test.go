@@ -139,7 +139,7 @@ func TestInspectWaiters(t *testing.T) {
 	t.Parallel()
 	url, key := pgtest.URL(t), unique("key")
 	admin := connect(t, url)
-	holder, look := open(t, url), open(t, url)
+	holder, look := openNamed(t, url, "holder"), open(t, url)
 	clock := func() (now time.Time) {
 		scan(admin, &now, "SELECT clock_timestamp()")
 		return now
@@ -159,10 +159,11 @@ func TestInspectWaiters(t *testing.T) {
 		held   locker.CallOption
 		line   []inLine
 		unseen int // of how many it is not known since when they wait
+		holds  string
 	}{
-		"alone":     {locker.Slots(1), behindOne, 0},
-		"all slots": {locker.Slots(2), behindSlots, 1},
-		"to read":   {locker.Shared(), behindReaders, 0},
+		"alone":     {locker.Slots(1), behindOne, 0, "exclusive 0 holder"},
+		"all slots": {locker.Slots(2), behindSlots, 1, "slots 0 holder,slots 1 holder"},
+		"to read":   {locker.Shared(), behindReaders, 0, "shared 0 holder"},
 	} {
 		var leases []*locker.Lease
 		for range 2 {
@@ -180,6 +181,9 @@ func TestInspectWaiters(t *testing.T) {
 		info := inspect(t, look, key)
 		if info.Waiting != len(tc.line) || len(info.Waiters) != len(tc.line) {
 			t.Fatalf("%s: %+v; want %d who wait", name, info, len(tc.line))
+		}
+		if holds := strings.Join(asked(info), ","); holds != tc.holds {
+			t.Errorf("%s: it is held by %s; want %s", name, holds, tc.holds)
 		}
 		for i, w := range info.Waiters {
 			if w.Mode.String() != tc.line[i].want || app(w.Session) != fmt.Sprint("w", i) || w.Name != "" {
@@ -200,6 +204,42 @@ func TestInspectWaiters(t *testing.T) {
 			mustUnlock(t, w.Get(t))
 		}
 	}
+}
+
+// TestInspectPastTheKey: who has got past the line for the key is before those who are in it, though he has waited for
+// the mark since later.
+func TestInspectPastTheKey(t *testing.T) {
+	t.Parallel()
+	url, key := pgtest.URL(t), unique("key")
+	look := open(t, url)
+	lease := mustTry(t, open(t, url), key)
+	leave := make(chan struct{})
+	var wg sync.WaitGroup
+	for i, mode := range []locker.CallOption{locker.Shared(), locker.Slots(2), locker.Slots(1)} {
+		l := open(t, url)
+		wg.Go(func() {
+			lease, err := lock(l, key, mode)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			<-leave
+			mustUnlock(t, lease)
+		})
+		eventually(t, "one more waits", func() bool { return inspect(t, look, key).Waiting == i+1 })
+	}
+	mustUnlock(t, lease)
+	var info locker.LockInfo
+	eventually(t, "the reader has it, or who wants a slot, and the other one waits for the mark", func() bool {
+		info = inspect(t, look, key)
+		return len(info.Waiters) == 2 && len(info.Holders) == 1 && !info.Waiters[0].Since.IsZero()
+	})
+	if first, last := info.Waiters[0], info.Waiters[1]; first.Mode == locker.ModeExclusive ||
+		last.Mode != locker.ModeExclusive || !first.Since.After(last.Since) {
+		t.Errorf("%+v; want the other one of those, and then him who wants it alone", info)
+	}
+	close(leave)
+	wg.Wait()
 }
 
 // TestInspectPolling counts a Locker that has no session to wait on.
