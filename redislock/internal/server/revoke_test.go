@@ -291,3 +291,47 @@ func TestBrokenTokenIsKept(t *testing.T) {
 	nothingIsLeft(t, b, r)
 	b.Client.Del(t.Context(), n.Fence)
 }
+
+// TestRevocationIsHeard: who has renewed a lease is told of a revocation by a message, unless the lease has been given
+// back.
+func TestRevocationIsHeard(t *testing.T) {
+	t.Parallel()
+	b, other := testBackend(t), testBackend(t)
+	held := func() int {
+		b.Line.leases.mu.Lock()
+		defer b.Line.leases.mu.Unlock()
+		return len(b.Line.leases.held)
+	}
+	g := mustAcquire(t, b, newRequest(t, 1))
+	if err := renewAll(t, b, g)[0]; err != nil || held() != 1 {
+		t.Fatalf("renewal: %v; %d are kept in mind", err, held())
+	}
+	mustRelease(t, b, g)
+	if held() != 0 {
+		t.Error("a lease that was given back is kept in mind")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for owner := byte(2); ; owner++ { // until it has subscribed
+		r := newRequest(t, owner)
+		r.TTL = time.Minute
+		g := mustAcquire(t, b, r)
+		if err := renewAll(t, b, g)[0]; err != nil {
+			t.Fatal(err)
+		}
+		if err := other.Revoke(ctx, r.Name(), &locker.Revocation{}); err != nil {
+			t.Fatal(err)
+		}
+		for until := time.Now().Add(100 * time.Millisecond); held() > 0 && time.Now().Before(until); {
+			time.Sleep(time.Millisecond)
+		}
+		heard := held() == 0
+		mustRelease(t, b, g)
+		if heard {
+			return
+		}
+		if ctx.Err() != nil {
+			t.Fatal("no revocation is heard")
+		}
+	}
+}
