@@ -161,8 +161,8 @@ func TestCancelledWhileAskingWhy(t *testing.T) {
 	}
 }
 
-// TestLateRevocation has the first request to take a lock away arrive when the second one was answered, or when all were
-// given up, and somebody else has the lock.
+// TestLateRevocation has the first request to take a lock away arrive when the second one was answered, or when all
+// were given up, and somebody else has the lock.
 func TestLateRevocation(t *testing.T) {
 	revoke := func(ctx context.Context, l *locker.Client) error { return l.Revoke(ctx, "k", "why") }
 	breaks := func(ctx context.Context, l *locker.Client) error { return l.Break(ctx, "k") }
