@@ -20,7 +20,7 @@ const (
 
 var inspectRules = []rule{
 	{
-		name: "SaysWhoHolds", body: saysWhoHolds, since: "v0.1.0",
+		name: "SaysWhoHolds", body: saysWhoHolds, since: "v0.1.0", expires: true,
 		did: "A key is held by one, by two readers and in two of three slots, as far as the backend offers that. " +
 			"Another Locker inspects it, and that of a holder does.",
 		text: "Inspect tells each holder, with its mode and slot, and its token, name and what is left of its lease if " +
