@@ -6,7 +6,7 @@ import (
 )
 
 // Healthy reports whether the work of each Do, DoAll and Lead stops when it should: it returns an error if work goes on
-// though its lease ended longer than grace ago. Somebody else may be at the same work then, and only the end of this
+// though its lease ended a grace ago. Somebody else may be at the same work then, and only the end of this
 // process helps: Healthy is for the handler of a liveness probe, such as /healthz. It asks no store. A work that takes
 // its time to stop needs some grace: as long as that may take.
 //
@@ -20,7 +20,7 @@ func (c *Client) Healthy(grace time.Duration) error {
 		if reason == nil { // its timer may be late
 			ended, reason = l.deadline, errPaused
 		}
-		if late := time.Since(ended); late > grace {
+		if late := time.Since(ended); late >= grace {
 			return c.fail(opHealthy, l.Key(), fmt.Errorf("the work goes on, %v after the end of its lease: %w",
 				late.Round(time.Millisecond), lost(reason)))
 		}

@@ -68,7 +68,7 @@ func TestHealthy(t *testing.T) {
 					t.Fatal(err)
 				}
 				if loss != "expired" {
-					time.Sleep(grace)
+					time.Sleep(grace - time.Millisecond)
 					healthy(true, "within the grace")
 					time.Sleep(time.Millisecond)
 				}

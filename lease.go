@@ -174,7 +174,9 @@ func (l *Lease) unlock() error {
 	c.mu.Unlock()
 	e.announce()
 	if reserved {
-		_ = l.free(left) // it is lost in any case, and the key is free after its TTL
+		g := l.grant
+		g.MinHold = 0
+		_ = l.free(g, left) // it is lost in any case, and the key is free after its TTL
 	}
 	if reason != nil {
 		return reason
@@ -184,7 +186,7 @@ func (l *Lease) unlock() error {
 
 // release frees the key of a lease that was ended as unlocked, with so much of its validity left.
 func (l *Lease) release(left time.Duration) error {
-	err := l.free(left)
+	err := l.free(l.grant, left)
 	if l.seen != nil {
 		var failure error
 		if err != nil {
@@ -196,7 +198,7 @@ func (l *Lease) release(left time.Duration) error {
 }
 
 // free has the store free the key of a lease that has ended.
-func (l *Lease) free(left time.Duration) error {
+func (l *Lease) free(g Grant, left time.Duration) error {
 	if idle := l.idle; idle != nil { // written before the lease ended, by endLocked
 		// A renewal that is under way must not land after the release. It is bounded by its own ctx; one whose
 		// client ignores that is not waited for beyond the validity.
@@ -207,10 +209,6 @@ func (l *Lease) free(left time.Duration) error {
 		case <-bound.C:
 		}
 		left = time.Until(l.deadline)
-	}
-	g := l.grant
-	if isRevoked(l.reason) {
-		g.MinHold = 0
 	}
 	return l.client.release(g, l.deadline, left, &l.releasing)
 }

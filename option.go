@@ -83,13 +83,14 @@ func NoRenew() CallOption {
 	return callOption(func(s *settings) error { s.noRenew = true; return nil })
 }
 
-// MinHold keeps the key from others until d has passed since it was granted, also if it is unlocked before: for a job that
-// is started by several machines at the same time, and takes less time than their clocks differ by. The slower machine
-// finds the key locked, and skips the job. Unlock returns at once, and the lease has ended then; only the key stays taken.
-// It does not make the lease longer: if the process dies before Unlock, the key is free after its TTL.
+// MinHold keeps the key from others until d has passed since it was granted, also if it is unlocked before: for a job
+// that is started by several machines at the same time, and takes less time than their clocks differ by. The slower
+// machine finds the key locked, and skips the job. Unlock returns at once, and the lease has ended then; only the key
+// stays taken. It does not make the lease longer: if the process dies before Unlock, the key is free after its TTL.
 //
-// Revoke and Break free the key all the same. d is more than 0 and at most MaxTTL, or else ErrInvalidOption. memlock and
-// redislock can do it. With another backend, Lock and TryLock return errors.ErrUnsupported: see Features.
+// Break frees a key that is kept. What was revoked while it was held is not kept. d is more than 0 and at most MaxTTL,
+// or else ErrInvalidOption. memlock and redislock can do it. With another backend, Lock and TryLock return
+// errors.ErrUnsupported: see Features.
 func MinHold(d time.Duration) CallOption {
 	return callOption(func(s *settings) error {
 		if d <= 0 || d > MaxTTL {

@@ -12,7 +12,7 @@ const hintKeep = "If Grant.Keep is not zero, Release ends the holder's lease, bu
 
 var minHoldRules = []rule{
 	{
-		name: "KeepsTheKey", body: keepsTheKey, since: "v0.1.0",
+		name: "KeepsTheKey", body: keepsTheKey, since: "v0.1.0", expires: true,
 		did: "A key is locked with MinHold, in each mode that the backend offers by two, for longer than a TTL, and for " +
 			"less. It is unlocked a little later. Another Locker tries it, and waits for it.",
 		text: "Nobody else gets a key before MinHold has passed since it was granted, and then the next in line does, " +
@@ -26,7 +26,7 @@ var minHoldRules = []rule{
 		hint: hintKeep,
 	},
 	{
-		name: "OwnerIsDone", body: keptOwnerIsDone, since: "v0.1.0",
+		name: "OwnerIsDone", body: keptOwnerIsDone, since: "v0.1.0", expires: true,
 		did: "A key is locked with MinHold, and unlocked at once. Its lease is unlocked again, its Locker tries to lock " +
 			"it again, and is closed.",
 		text: "Who has unlocked is not the holder any more, although the key is taken: it does not get it back before " +

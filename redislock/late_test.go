@@ -161,12 +161,17 @@ func TestCancelledWhileAskingWhy(t *testing.T) {
 	}
 }
 
-// TestLateRevocation has the first request to take a lock away arrive when the second one was answered, and somebody
-// else has the lock.
+// TestLateRevocation has the first request to take a lock away arrive when the second one was answered, or when all
+// were given up, and somebody else has the lock.
 func TestLateRevocation(t *testing.T) {
-	for name, takeAway := range map[string]func(l *locker.Client, ctx context.Context, key string) error{
-		"revoke": func(l *locker.Client, ctx context.Context, key string) error { return l.Revoke(ctx, key, "why") },
-		"break":  func(l *locker.Client, ctx context.Context, key string) error { return l.Break(ctx, key) },
+	revoke := func(ctx context.Context, l *locker.Client) error { return l.Revoke(ctx, "k", "why") }
+	breaks := func(ctx context.Context, l *locker.Client) error { return l.Break(ctx, "k") }
+	for name, test := range map[string]struct {
+		takeAway func(ctx context.Context, l *locker.Client) error
+		givenUp  bool
+	}{
+		"revoke": {revoke, false}, "break": {breaks, false},
+		"revoke, given up": {revoke, true}, "break, given up": {breaks, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -176,21 +181,29 @@ func TestLateRevocation(t *testing.T) {
 			l, other := client(t, rdb), client(t, admin, locker.TTL(time.Minute))
 			held := mustLock(t, other, "k")
 			locktest.Warm(l, 5)
-			redistest.HoldBack(proxy)
-			if err := takeAway(l, t.Context(), "k"); err != nil {
-				t.Fatal(err)
+			if test.givenUp { // so is every request that takes away
+				proxy.SetWhere(func(sent []byte) bool { return strings.Contains(string(sent), "}:locker:note:") },
+					faultproxy.Fault{ToServer: faultproxy.Flow{Mode: faultproxy.Hold}})
+			} else {
+				redistest.HoldBack(proxy)
 			}
+			if err := test.takeAway(t.Context(), l); (err != nil) != test.givenUp {
+				t.Fatalf("its requests are held back: %v", err)
+			}
+			eventually(t, 10*time.Second, "the server knows that it is over", func() bool {
+				return len(admin.Keys(context.Background(), "*:tombstone:*").Val()) > 0
+			})
 			_ = held.Unlock()
 			next := mustLock(t, other, "k")
 			value := admin.Get(t.Context(), redislock.DefaultPrefix+"k").Val()
-			scripts := func() int {
+			executed := func() int {
 				_, calls, _ := strings.Cut(admin.Info(context.Background(), "commandstats").Val(), "cmdstat_evalsha:calls=")
 				n, _ := strconv.Atoi(calls[:max(0, strings.IndexByte(calls, ','))])
 				return n
 			}
-			before := scripts()
+			before := executed()
 			proxy.Heal()
-			eventually(t, 10*time.Second, "the late request has been executed", func() bool { return scripts() > before })
+			eventually(t, 10*time.Second, "the late request has been executed", func() bool { return executed() > before })
 			if now := admin.Get(t.Context(), redislock.DefaultPrefix+"k").Val(); now != value || value == "" {
 				t.Errorf("who has the lock by now: %q; after a late request about who had it before: %q", value, now)
 			}

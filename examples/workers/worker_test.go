@@ -129,17 +129,30 @@ func TestWorkerJobFails(t *testing.T) {
 	})
 }
 
-// The job in hand is cancelled when the lease is lost, and done again in the next term.
+// The job in hand is cancelled when the lease is lost, and done again in the next term. That is so whether somebody
+// breaks the lock, or revokes it, for which the next one waits until the job has been dropped.
 func TestWorkerLosesTheLease(t *testing.T) {
-	onBench(t, func(t *testing.T, b *bench) {
-		b.jobs = 1
-		time.AfterFunc(time.Second/2, func() { _ = b.memory.Break(t.Context(), "jobs") })
-		if err := b.run(t.Context()); err != nil {
-			t.Error(err)
-		}
-		b.expectStory(t, "joins", "leads, token 1", "job 1 ...", "has lost the lease", "drops job 1: lease lost",
-			"leads, token 2", "job 1 ...", "job 1 done", "all jobs are done", "leaves")
-	})
+	ways := map[string]func(context.Context, *memlock.Locker) error{
+		"broken":  func(ctx context.Context, l *memlock.Locker) error { return l.Break(ctx, "jobs") },
+		"revoked": func(ctx context.Context, l *memlock.Locker) error { return l.Revoke(ctx, "jobs", "it hangs") },
+	}
+	for way, takeAway := range ways {
+		t.Run(way, func(t *testing.T) {
+			onBench(t, func(t *testing.T, b *bench) {
+				b.jobs = 1
+				time.AfterFunc(time.Second/2, func() {
+					if err := takeAway(t.Context(), b.memory.Peer()); err != nil {
+						t.Error(err)
+					}
+				})
+				if err := b.run(t.Context()); err != nil {
+					t.Error(err)
+				}
+				b.expectStory(t, "joins", "leads, token 1", "job 1 ...", "has lost the lease", "drops job 1: lease lost",
+					"leads, token 2", "job 1 ...", "job 1 done", "all jobs are done", "leaves")
+			})
+		})
+	}
 }
 
 // The lease is lost between the end of a job and the next one.

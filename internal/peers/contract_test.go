@@ -246,5 +246,5 @@ func table(t *testing.T, cmd *exec.Cmd) []row {
 }
 
 // ofOurOwn are the groups of rules that the page leaves out: the harnesses of the others have one kind of lock, for one
-// key at a time.
-var ofOurOwn = []string{"shared", "slots", "all"}
+// key at a time, and nothing to see or take it away by.
+var ofOurOwn = []string{"shared", "slots", "all", "inspect", "revoke", "break", "minhold", "detach"}

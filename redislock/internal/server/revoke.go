@@ -30,8 +30,8 @@ func (b *Server) Break(ctx context.Context, name string, r *locker.Revocation, _
 	return b.takeAway(ctx, name, r)
 }
 
-// takeAway is both. If there are more holders than one run of the script looks at, it is run until all of them have been
-// looked at.
+// takeAway is both. If there are more holders than one run of the script looks at, it is run until all of them have
+// been looked at.
 func (b *Server) takeAway(ctx context.Context, name string, r *locker.Revocation) error {
 	if err := scripts.CheckName(name); err != nil {
 		return err
@@ -85,7 +85,8 @@ func parseTaken(reply any) (taken int, more string, err error) {
 	case err != nil || !ok:
 		return 0, "", fmt.Errorf("redis: unexpected reply %v", reply)
 	case taken < 0:
-		return 0, "", fmt.Errorf("%w: the lock is that of a client of another kind, which cannot be told", errors.ErrUnsupported)
+		return 0, "", fmt.Errorf("%w: the lock is that of a client of another kind, which cannot be told",
+			errors.ErrUnsupported)
 	}
 	return taken, more, nil
 }
