@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/lockerkit/locker"
@@ -85,11 +86,23 @@ func (p *postgresStore) rules() history.Rules {
 	}}
 }
 
-// connected calls do with a connection to the server.
+// cannotConnectNow is the code of a server that starts, recovers or stops.
+const cannotConnectNow = "57P03"
+
+// connected calls do with a connection to the server, which may be starting.
 func (p *postgresStore) connected(do func(context.Context, *pgx.Conn) error) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	const patience = 30 * time.Second // for a server that recovers, on a busy machine
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, p.server.URL())
+	for starting := (*pgconn.PgError)(nil); errors.As(err, &starting) && starting.Code == cannotConnectNow; {
+		select {
+		case <-time.After(patience / 300):
+			conn, err = pgx.Connect(ctx, p.server.URL())
+		case <-ctx.Done():
+			return err
+		}
+	}
 	if err != nil {
 		return err
 	}
