@@ -19,7 +19,8 @@ type LockInfo struct {
 	Waiting int          // how many wait in line: at least as many as there are Waiters
 }
 
-// HolderInfo describes somebody who has a lock.
+// HolderInfo describes somebody who has a lock, or had it: a key that was revoked, or that is kept for MinHold, has its
+// holder until it is free.
 type HolderInfo struct {
 	Name  string // given by the option Holder
 	Mode  Mode
