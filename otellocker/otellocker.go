@@ -1,5 +1,5 @@
-// Package otellocker makes a locker.Observer that reports to OpenTelemetry: metrics of what the locks do, and a span for
-// each wait.
+// Package otellocker makes a locker.Observer that reports to OpenTelemetry: metrics of what the locks do, and a span
+// for each wait.
 //
 //	l, err := redislock.Open(ctx, url, locker.Observe(otellocker.New()))
 //
@@ -11,7 +11,7 @@
 //	locker.hold.duration     histogram, s        for how long leases were held, each counted at its end
 //	locker.leases.lost       counter             leases that were lost: worth an alert, unless they were revoked
 //	locker.release.errors    counter             leases that were unlocked without telling the store: free after the TTL
-//	locker.renewal.slack     histogram, 1        what was left of a lease when its renewal was answered, as part of the TTL
+//	locker.renewal.slack     histogram, 1        what was left of a lease at the answer to a renewal, as part of the TTL
 //	locker.retries           counter             failures that a Lock that waits, or a Lead, has ridden out
 //
 // All have the attributes locker.store ("redis", "postgres", "etcd", "memory" ...) and locker.mode ("exclusive",
@@ -29,10 +29,10 @@
 // The counters are there, with zeros, from the first Lock in a mode on: an alert sees the first loss as an increase.
 // (Before that, New does not know which stores and modes there will be.) A histogram is there when it has a value.
 //
-// The span has the name "locker.lock" or "locker.trylock", and the kind CLIENT. It ends when Lock returns. Spans of the
-// store's client are its children. It has the attributes of the metrics, and locker.token, locker.queued (it has
-// waited) and locker.behind (the name of who held the key). That somebody else has the key, and the end of the caller's
-// own context, do not make it an error. Renewals have no spans.
+// The span has the name "locker.lock", "locker.trylock" or "locker.adopt", and the kind CLIENT. It ends when the call
+// returns. Spans of the store's client are its children. It has the attributes of the metrics, and locker.token,
+// locker.queued (it has waited) and locker.behind (the name of who held the key). That somebody else has the key, and
+// the end of the caller's own context, do not make it an error. Renewals have no spans.
 //
 // An Observer of New may be given to several Clients.
 package otellocker
@@ -85,15 +85,15 @@ func WithTracerProvider(p trace.TracerProvider) Option {
 	return option(func(o *observer) { o.tracers = p })
 }
 
-// WithKey adds the attribute locker.key, with what label returns for a key; "" means no attribute. label must return few
-// different values, and always the same for a key: each is a time series of its own, for ever, in this process and in
-// whatever stores them. Where keys are few, it can return them as they are; "orders" for "orders/42" is often right.
+// WithKey adds the attribute locker.key, with what label returns for a key; "" means no attribute. label must return
+// few different values, and always the same for a key: each is a time series of its own, for ever, in this process and
+// in whatever stores them. Where keys are few, it can return them as they are; "orders" for "orders/42" is often right.
 func WithKey(label func(key string) string) Option {
 	return option(func(o *observer) { o.label = label })
 }
 
-// New returns an Observer for the option locker.Observe. Without options, it uses the global providers, which may be set
-// later.
+// New returns an Observer for the option locker.Observe. Without options, it uses the global providers, which may be
+// set later.
 func New(opts ...Option) *locker.Observer {
 	o := &observer{
 		meters:  otel.GetMeterProvider(),
