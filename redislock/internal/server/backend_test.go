@@ -101,6 +101,33 @@ func TestLateRequestIsRefused(t *testing.T) {
 	}
 }
 
+// TestLateRequestKeepsTheMark: of an owner who has given up, a late request that is refused, as somebody has the lock,
+// does not have a later one granted.
+func TestLateRequestKeepsTheMark(t *testing.T) {
+	b := testBackend(t)
+	gone, other := newRequest(t, 1), newRequest(t, 2)
+	n := scripts.NamesOf(gone, b.Line.Process)
+	if err := b.Release(t.Context(), locker.Grant{Request: gone}); !errors.Is(err, locker.ErrLost) {
+		t.Fatalf("giving up what is not held: %v", err)
+	}
+	held := mustAcquire(t, b, other)
+	late := func(unanswered int) error {
+		a := Attempt{Names: n, TTL: gone.TTL, Unanswered: unanswered}
+		refusal, err := b.Try(t.Context(), &a)
+		if err == nil && refusal == nil {
+			t.Errorf("an owner who has given up was granted the lock, by his request after %d others", unanswered)
+		}
+		return err
+	}
+	if err := late(1); err != nil {
+		t.Errorf("while somebody has the lock: %v; want a refusal", err)
+	}
+	mustRelease(t, b, held)
+	if err := late(2); !errors.Is(err, conn.ErrGivenUp) {
+		t.Errorf("when it is free: %v; want ErrGivenUp", err)
+	}
+}
+
 func TestReleaseComparesOwnersWhole(t *testing.T) {
 	b, ctx, r := testBackend(t), t.Context(), newRequest(t, 1)
 	g, err := b.Acquire(ctx, r)
