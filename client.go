@@ -87,32 +87,25 @@ func (c *Client) learnFeatures() error {
 		return nil
 	}
 	c.features = f.Features()
-	if c.features.Queue {
-		if c.queue, ok = c.backend.(Queue); !ok {
-			return fmt.Errorf("%w: %s states Features.Queue but has no method Wait", ErrInvalidOption, c.name)
-		}
+	return errors.Join(
+		learn(c, &c.queue, c.features.Queue, "Queue", "method Wait"),
+		learn(c, &c.expirer, c.features.Expirer, "Expirer", "method Expired"),
+		learn(c, &c.inspector, c.features.Inspect, "Inspect", "methods Inspect and List"),
+		learn(c, &c.revoker, c.features.Revoke, "Revoke", "methods Revoke and Break"),
+		learn(c, &c.adopter, c.features.Adopt, "Adopt", "method Adopt"),
+	)
+}
+
+// learn notes that the backend has what goes with a feature, if it states that, or returns what is missing.
+func learn[T any](c *Client, has *T, stated bool, feature, methods string) error {
+	if !stated {
+		return nil
 	}
-	if c.features.Expirer {
-		if c.expirer, ok = c.backend.(Expirer); !ok {
-			return fmt.Errorf("%w: %s states Features.Expirer but has no method Expired", ErrInvalidOption, c.name)
-		}
+	var ok bool
+	if *has, ok = c.backend.(T); ok {
+		return nil
 	}
-	if c.features.Inspect {
-		if c.inspector, ok = c.backend.(Inspector); !ok {
-			return fmt.Errorf("%w: %s states Features.Inspect but has no methods Inspect and List", ErrInvalidOption, c.name)
-		}
-	}
-	if c.features.Revoke {
-		if c.revoker, ok = c.backend.(Revoker); !ok {
-			return fmt.Errorf("%w: %s states Features.Revoke but has no methods Revoke and Break", ErrInvalidOption, c.name)
-		}
-	}
-	if c.features.Adopt {
-		if c.adopter, ok = c.backend.(Adopter); !ok {
-			return fmt.Errorf("%w: %s states Features.Adopt but has no method Adopt", ErrInvalidOption, c.name)
-		}
-	}
-	return nil
+	return fmt.Errorf("%w: %s states Features.%s but has no %s", ErrInvalidOption, c.name, feature, methods)
 }
 
 const (

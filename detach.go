@@ -33,9 +33,9 @@ type ticket struct {
 // Adopter is implemented by a Backend in which a lock can change its owner, and which states Features.Adopt.
 type Adopter interface {
 	// Adopt makes r.Owner the owner of what from.Owner holds, in one atomic step: it finds that from.Owner holds it,
-	// sets the owner to r.Owner, with r.Holder, and the expiry r.TTL from now. The token and the slot stay, of which from
-	// has those. A second call, when r.Owner has it already, sets the expiry anew. It returns ErrNotHeld if neither has
-	// it, or it is revoked. After another error the outcome counts as unknown, as that of Acquire.
+	// sets the owner to r.Owner, with r.Holder, and the expiry r.TTL from now. The token and the slot stay, of which
+	// from has those. A second call, when r.Owner has it already, sets the expiry anew. It returns ErrNotHeld if
+	// neither has it, or it is revoked. After another error the outcome counts as unknown, as that of Acquire.
 	Adopt(ctx context.Context, r Request, from Grant) (Grant, error)
 }
 
@@ -66,15 +66,16 @@ func (l *Lease) Detach() (Ticket, error) {
 	if l.seen != nil {
 		c.tellLeaseDone(l, l.doneInfo(nil))
 	}
-	g := l.grant
-	text, err := json.Marshal(ticket{
-		Prefix: []byte(g.Prefix), Key: []byte(g.Key), Mode: g.Mode, Slots: g.Slots, Slot: g.Slot, Owner: g.Owner.String(),
-		Holder: g.Holder, TTL: g.TTL, Token: g.Token,
+	return ticketOf(l.grant), nil
+}
+
+// ticketOf returns the Ticket for a grant.
+func ticketOf(g Grant) Ticket {
+	text, _ := json.Marshal(ticket{ // has nothing in it of which JSON could make no text
+		Prefix: []byte(g.Prefix), Key: []byte(g.Key), Mode: g.Mode, Slots: g.Slots, Slot: g.Slot,
+		Owner: g.Owner.String(), Holder: g.Holder, TTL: g.TTL, Token: g.Token,
 	})
-	if err != nil {
-		return "", c.fail(opDetach, l.Key(), err) // it cannot be
-	}
-	return Ticket(ticketVersion + base64.RawURLEncoding.EncodeToString(text)), nil
+	return Ticket(ticketVersion + base64.RawURLEncoding.EncodeToString(text))
 }
 
 const adopting = "to hand a lease on"

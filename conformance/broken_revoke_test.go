@@ -13,6 +13,14 @@ func revokes(change func(*revocation)) func(*store) {
 	return func(s *store) { change(&s.revocation) }
 }
 
+// freeUnserved takes the key away from one of its holders, and serves nobody.
+func freeUnserved(s *store, name string, h *record) {
+	line := s.lines[name]
+	s.lines[name] = nil
+	s.freeRecord(name, h)
+	s.lines[name] = line
+}
+
 // revokeDefects are broken in how locks are taken away.
 var revokeDefects = []defect{
 	{
@@ -125,12 +133,7 @@ var revokeDefects = []defect{
 	{
 		name: "nobody is served when who was revoked gives the key back",
 		store: revokes(func(r *revocation) {
-			r.releases = func(s *store, name string, h *record) {
-				line := s.lines[name]
-				s.lines[name] = nil
-				s.freeRecord(name, h)
-				s.lines[name] = line
-			}
+			r.releases = freeUnserved
 		}),
 		caught: []string{"revoke/LeadStepsDown", "revoke/TellsTheHolder"},
 		fine:   []string{"break/FreesNow", "unlock/FreesAtOnce"},
@@ -154,12 +157,7 @@ var revokeDefects = []defect{
 	{
 		name: "Break frees the key, and serves nobody",
 		store: revokes(func(r *revocation) {
-			r.breaks = func(s *store, name string, h *record) {
-				line := s.lines[name]
-				s.lines[name] = nil
-				s.freeRecord(name, h)
-				s.lines[name] = line
-			}
+			r.breaks = freeUnserved
 		}),
 		caught: []string{"break/FreesNow"},
 		fine:   []string{"break/OldHolderIsTold", "revoke/TellsTheHolder"},
@@ -197,7 +195,10 @@ var revokeDefects = []defect{
 				s.freeRecord(name, h)
 			}
 			right := s.mayRelease
-			s.mayRelease = func(holder, caller locker.Request) bool { return right(holder, caller) || broken[caller.Owner] }
+			s.mayRelease = func(holder, caller locker.Request) bool {
+				return right(holder, caller) ||
+					broken[caller.Owner]
+			}
 			s.revocation.broken = func(_ *store, owner locker.Owner) bool { return broken[owner] }
 		},
 		caught: []string{"break/OldHolderHarmsNobody"},

@@ -437,6 +437,17 @@ func (c *check) closedWithin(lease *locker.Lease, d time.Duration, why string) {
 	}
 }
 
+// awaitRenewal waits until a lease is renewed. If it ends, or is not renewed for long, it says what that means.
+func (c *check) awaitRenewal(lease *locker.Lease, otherwise string) {
+	start := time.Now()
+	for at := lease.Deadline(); lease.Deadline().Equal(at); time.Sleep(c.ttl / 100) {
+		if err := lease.Err(); err != nil || time.Since(start) > 10*c.ttl {
+			c.record(1, "%s: %v, after %v", otherwise, err, time.Since(start))
+			runtime.Goexit()
+		}
+	}
+}
+
 // isClosed reports whether a channel is closed, without the help that Lease.Done gives by looking at the clock.
 func isClosed(done <-chan struct{}) bool {
 	select {

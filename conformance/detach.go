@@ -22,14 +22,16 @@ var detachRules = []rule{
 	},
 	{
 		name: "OnlyOnce", body: adoptedOnce, since: "v0.1.0",
-		did:  "Eight Lockers adopt copies of one ticket at the same time; and others when it was unlocked, and locked again.",
+		did: "Eight Lockers adopt copies of one ticket at the same time; and others when it was unlocked, and " +
+			"locked again.",
 		text: "Of those who have a copy of a ticket, one gets the lease. The others are told ErrNotHeld.",
 		hint: hintAdopt,
 	},
 	{
 		name: "EndsByTTL", body: detachedEnds, since: "v0.1.0", expires: true,
-		did:  "A lease is detached, and its Locker closed. Nobody adopts it in time.",
-		text: "A lease that nobody adopts ends with its TTL, not before, and not much after, and cannot be adopted then.",
+		did: "A lease is detached, and its Locker closed. Nobody adopts it in time.",
+		text: "A lease that nobody adopts ends with its TTL, not before, and not much after, and cannot be " +
+			"adopted then.",
 		hint: hintAdopt,
 	},
 }
@@ -87,7 +89,8 @@ func movesToAnother(c *check) {
 		ticket := c.detach(old)
 		c.refused(third, old, "of a key whose lease was detached")
 		lease := c.adopt(next, ticket)
-		if lease.Key() != key || lease.Token() != old.Token() || lease.Mode() != old.Mode() || lease.Slot() != old.Slot() {
+		if lease.Key() != key || lease.Token() != old.Token() || lease.Mode() != old.Mode() ||
+			lease.Slot() != old.Slot() {
 			c.errorf("adopted: %q, token %d, %v, slot %d; want %q, token %d, %v, slot %d", lease.Key(), lease.Token(),
 				lease.Mode(), lease.Slot(), key, old.Token(), old.Mode(), old.Slot())
 		}

@@ -14,49 +14,51 @@ import (
 const (
 	hintInspect = "Inspect returns what the store has of the key at this moment: each holder whose lease has not " +
 		"ended, and who waits. What the store does not keep is zero, and not a guess."
-	hintReadOnly = "Inspect and List only read. They do not lock the key to see whether it is free, push no expiry, and " +
-		"do not get into line."
+	hintReadOnly = "Inspect and List only read. They do not lock the key to see whether it is free, push no expiry, " +
+		"and do not get into line."
 )
 
 var inspectRules = []rule{
 	{
-		name: "SaysWhoHolds", body: saysWhoHolds, since: "v0.1.0", expires: true,
+		name: "SaysWhoHolds", body: byInspecting(saysWhoHolds), since: "v0.1.0", expires: true,
 		did: "A key is held by one, by two readers and in two of three slots, as far as the backend offers that. " +
 			"Another Locker inspects it, and that of a holder does.",
-		text: "Inspect tells each holder, with its mode and slot, and its token, name and what is left of its lease if " +
-			"the store knows them.",
+		text: "Inspect tells each holder, with its mode and slot, and its token, name and what is left of its " +
+			"lease if the store knows them.",
 		hint: hintInspect,
 	},
 	{
-		name: "Since", body: sinceWhen, since: "v0.1.0",
+		name: "Since", body: byInspecting(sinceWhen), since: "v0.1.0",
 		did: "A key is inspected as soon as it is held, and again when its lease has been renewed.",
-		text: "HolderInfo.Since is when the lock was granted, and not when it was renewed or looked at; or zero, if the " +
-			"store does not know.",
+		text: "HolderInfo.Since is when the lock was granted, and not when it was renewed or looked at; or zero, " +
+			"if the store does not know.",
 		hint: hintInspect,
 	},
 	{
-		name: "CountsWaiters", body: countsWaiters, since: "v0.1.0", relaxes: unordered,
-		did:  "Three Lockers wait for a key that is held; one of them gives up. Then the key is unlocked, by each in turn.",
-		text: "LockInfo.Waiting is how many wait in line. Waiters has no more than those, in the order of their arrival.",
+		name: "CountsWaiters", body: byInspecting(countsWaiters), since: "v0.1.0", relaxes: unordered,
+		did: "Three Lockers wait for a key that is held; one of them gives up. Then the key is unlocked, by each " +
+			"in turn.",
+		text: "LockInfo.Waiting is how many wait in line. Waiters has no more than those, in the order of their " +
+			"arrival.",
 		hint: hintInspect,
 	},
 	{
-		name: "FreeIsFree", body: freeIsFree, since: "v0.1.0", expires: true,
+		name: "FreeIsFree", body: byInspecting(freeIsFree), since: "v0.1.0", expires: true,
 		did:  "A key is inspected that nobody has locked, that was unlocked, and of which the lease has ended.",
 		text: "A key that is free has no holders, and to inspect it is no error.",
 		hint: hintInspect,
 	},
 	{
-		name: "ListsUnderPrefix", body: listsUnderPrefix, since: "v0.1.0", relaxes: listsInPart,
-		did: "Keys are held that begin with the same text, which has signs in it that mean something to patterns, and " +
-			"others that begin nearly so; two were unlocked. They are listed, also with the option Prefix.",
+		name: "ListsUnderPrefix", body: byInspecting(listsUnderPrefix), since: "v0.1.0", relaxes: listsInPart,
+		did: "Keys are held that begin with the same text, which has signs in it that mean something to patterns, " +
+			"and others that begin nearly so; two were unlocked. They are listed, also with the option Prefix.",
 		text: "List yields each key that is held and begins with the prefix, once, and no other.",
 		hint: "A prefix is plain text: what it has in common with a pattern is to be escaped.",
 	},
 	{
-		name: "DisturbsNobody", body: disturbsNobody, since: "v0.1.0", expires: true,
-		did: "A key whose holder has died is inspected and listed all the time, while another Locker waits for it; and " +
-			"one that is free, while others lock it by TryLock.",
+		name: "DisturbsNobody", body: byInspecting(disturbsNobody), since: "v0.1.0", expires: true,
+		did: "A key whose holder has died is inspected and listed all the time, while another Locker waits for " +
+			"it; and one that is free, while others lock it by TryLock.",
 		text: "To inspect makes no lease longer, takes no lock, and nobody's place in line.",
 		hint: hintReadOnly,
 	},
@@ -68,18 +70,20 @@ type inspecting interface {
 	List(ctx context.Context, prefix string) iter.Seq2[locker.LockInfo, error]
 }
 
-// openInspecting returns another Locker that can inspect, or nil: then the backend does not offer it.
-func (c *check) openInspecting(opts ...locker.Option) inspecting {
-	l, ok := c.open(opts...).(inspecting)
-	if !ok {
-		c.leaves(notOffered, "the Locker has no methods Inspect and List")
-		return nil
+// byInspecting returns a rule's body: f, with another Locker that can inspect, unless the backend does not offer that.
+func byInspecting(f func(*check, inspecting)) func(*check) {
+	return func(c *check) {
+		l, ok := c.open().(inspecting)
+		if !ok {
+			c.leaves(notOffered, "the Locker has no methods Inspect and List")
+			return
+		}
+		if _, err := l.Inspect(c.within(10*c.ttl), c.key()); errors.Is(err, errors.ErrUnsupported) {
+			c.leaves(notOffered, "the backend does not state that it can inspect (locker.Features)")
+			return
+		}
+		f(c, l)
 	}
-	if _, err := l.Inspect(c.within(10*c.ttl), c.key()); errors.Is(err, errors.ErrUnsupported) {
-		c.leaves(notOffered, "the backend does not state that it can inspect (locker.Features)")
-		return nil
-	}
-	return l
 }
 
 // inspect returns what is known of a key, who has so many holders.
@@ -96,12 +100,8 @@ func (c *check) inspect(l inspecting, key string, holders int, when string) lock
 	return info
 }
 
-func saysWhoHolds(c *check) {
+func saysWhoHolds(c *check, l inspecting) {
 	const name, lasting = "a worker", 4
-	l := c.openInspecting()
-	if l == nil {
-		return
-	}
 	other := c.open(locker.Holder(name))
 	for _, mode := range []locker.CallOption{nil, locker.Shared(), locker.Slots(3)} {
 		opts := []locker.CallOption{locker.TTL(lasting * c.ttl)}
@@ -155,25 +155,13 @@ func (c *check) describes(holders []locker.HolderInfo, lease *locker.Lease, name
 	}
 }
 
-func sinceWhen(c *check) {
-	l := c.openInspecting()
-	if l == nil {
-		return
-	}
+func sinceWhen(c *check, l inspecting) {
 	key := c.key()
 	lease := c.lock(c.open(), key)
 	first := c.inspect(l, key, 1, "that is held").Holders[0]
-	at := lease.Deadline()
 	renewed := time.Now()
-	for renewals := 0; renewals < 2; { // the store has seen one for certain when the next is confirmed
-		if time.Since(renewed) > 10*c.ttl || lease.Err() != nil {
-			c.fatalf("a lease was not renewed within ten TTLs: %v", lease.Err())
-		}
-		if d := lease.Deadline(); d.After(at) {
-			at = d
-			renewals++
-		}
-		time.Sleep(c.ttl / 50)
+	for range 2 { // the store has seen the first for certain when the second is confirmed
+		c.awaitRenewal(lease, "a lease is lost that is renewed")
 	}
 	second := c.inspect(l, key, 1, "that is held").Holders[0]
 	if !second.Since.Equal(first.Since) {
@@ -193,12 +181,8 @@ func sinceWhen(c *check) {
 	c.unlock(next)
 }
 
-func countsWaiters(c *check) {
+func countsWaiters(c *check, l inspecting) {
 	const waiters = 3
-	l := c.openInspecting()
-	if l == nil {
-		return
-	}
 	key := c.key()
 	lease := c.lock(c.open(), key)
 	ctxs := make([]context.CancelFunc, waiters)
@@ -252,11 +236,7 @@ func (c *check) waiting(l inspecting, key string, n int, when string) {
 	}
 }
 
-func freeIsFree(c *check) {
-	l := c.openInspecting()
-	if l == nil {
-		return
-	}
+func freeIsFree(c *check, l inspecting) {
 	other := c.open()
 	key := c.key()
 	c.inspect(l, key, 0, "that nobody has locked")
@@ -279,12 +259,8 @@ func freeIsFree(c *check) {
 	c.unlock(c.tryLock(other, key))
 }
 
-func listsUnderPrefix(c *check) {
+func listsUnderPrefix(c *check, l inspecting) {
 	const sign = "/*?[a]\\%_{x}"
-	l := c.openInspecting()
-	if l == nil {
-		return
-	}
 	other := c.open()
 	base := c.key()
 	prefix := base + sign
@@ -303,7 +279,7 @@ func listsUnderPrefix(c *check) {
 	c.lists(l, prefix+"4", nil)
 
 	prefixed := base + "p:"
-	under := c.openInspecting(locker.Prefix(prefixed))
+	under := c.open(locker.Prefix(prefixed)).(inspecting)
 	locking := c.open(locker.Prefix(prefixed))
 	leases = append(leases, c.lock(locking, "one"), c.lock(locking, "two"), c.lock(other, base+"one"))
 	c.lists(under, "", []string{"one", "two"})
@@ -331,11 +307,7 @@ func (c *check) lists(l inspecting, prefix string, want []string) {
 	}
 }
 
-func disturbsNobody(c *check) {
-	l := c.openInspecting()
-	if l == nil {
-		return
-	}
+func disturbsNobody(c *check, l inspecting) {
 	other := c.open()
 	dead, free := c.key(), c.key()
 	ctx, cancel := context.WithCancel(c.within(20 * c.ttl))

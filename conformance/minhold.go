@@ -12,49 +12,32 @@ const hintKeep = "If Grant.Keep is not zero, Release ends the holder's lease, bu
 
 var minHoldRules = []rule{
 	{
-		name: "KeepsTheKey", body: keepsTheKey, since: "v0.1.0", expires: true,
-		did: "A key is locked with MinHold, in each mode that the backend offers by two, for longer than a TTL, and for " +
-			"less. It is unlocked a little later. Another Locker tries it, and waits for it.",
-		text: "Nobody else gets a key before MinHold has passed since it was granted, and then the next in line does, " +
-			"at once.",
+		name: "KeepsTheKey", body: keepsTheKey, since: "v0.1.0", mode: locker.MinHold(time.Millisecond), expires: true,
+		did: "A key is locked with MinHold, in each mode that the backend offers by two, for longer than a TTL, " +
+			"and for less. It is unlocked a little later. Another Locker tries it, and waits for it.",
+		text: "Nobody else gets a key before MinHold has passed since it was granted, and then the next in line " +
+			"does, at once.",
 		hint: hintKeep,
 	},
 	{
-		name: "NoLonger", body: keptNoLonger, since: "v0.1.0",
+		name: "NoLonger", body: keptNoLonger, since: "v0.1.0", mode: locker.MinHold(time.Millisecond),
 		did:  "A key is locked with MinHold, and unlocked when that has passed.",
 		text: "A key that was held for longer than MinHold is free when it is unlocked.",
 		hint: hintKeep,
 	},
 	{
-		name: "OwnerIsDone", body: keptOwnerIsDone, since: "v0.1.0", expires: true,
-		did: "A key is locked with MinHold, and unlocked at once. Its lease is unlocked again, its Locker tries to lock " +
-			"it again, and is closed.",
-		text: "Who has unlocked is not the holder any more, although the key is taken: it does not get it back before " +
-			"others can.",
+		name: "OwnerIsDone", body: keptOwnerIsDone, since: "v0.1.0",
+		mode: locker.MinHold(time.Millisecond), expires: true,
+		did: "A key is locked with MinHold, and unlocked at once. Its lease is unlocked again, its Locker tries " +
+			"to lock it again, and is closed.",
+		text: "Who has unlocked is not the holder any more, although the key is taken: it does not get it back " +
+			"before others can.",
 		hint: hintKeep,
 	},
 }
 
-// openKeeping returns another Locker that has MinHold, or nil: then the backend does not offer it.
-func (c *check) openKeeping() locker.Locker {
-	l := c.open()
-	lease, err := l.TryLock(c.within(10*c.ttl), c.key(), locker.MinHold(c.ttl/100))
-	if errors.Is(err, errors.ErrUnsupported) {
-		c.leaves(notOffered, "the backend does not state that it has MinHold (locker.Features)")
-		return nil
-	}
-	if err != nil {
-		c.fatalf("TryLock of a key that is free: %v; want a lease", err)
-	}
-	c.unlock(lease)
-	return l
-}
-
 func keepsTheKey(c *check) {
-	l := c.openKeeping()
-	if l == nil {
-		return
-	}
+	l := c.open()
 	waiting := c.open()
 	for _, d := range []time.Duration{3 * c.ttl / 5, 3 * c.ttl / 2} {
 		start := time.Now()
@@ -84,10 +67,7 @@ func keepsTheKey(c *check) {
 }
 
 func keptNoLonger(c *check) {
-	l := c.openKeeping()
-	if l == nil {
-		return
-	}
+	l := c.open()
 	key := c.key()
 	lease, err := l.TryLock(c.within(10*c.ttl), key, locker.MinHold(c.ttl/2))
 	if err != nil {
@@ -106,10 +86,7 @@ func keptNoLonger(c *check) {
 }
 
 func keptOwnerIsDone(c *check) {
-	l := c.openKeeping()
-	if l == nil {
-		return
-	}
+	l := c.open()
 	key := c.key()
 	start := time.Now()
 	lease := c.tryLock(l, key, locker.MinHold(3*c.ttl/2))

@@ -393,7 +393,8 @@ func (c *client) Release(ctx context.Context, g locker.Grant) error {
 type queued struct{ *client }
 
 func (queued) Features() locker.Features {
-	return locker.Features{Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true, MinHold: true, Adopt: true}
+	return locker.Features{Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true, MinHold: true,
+		Adopt: true}
 }
 
 // Wait implements locker.Queue. After an error locker.New calls Release, which leaves the line.

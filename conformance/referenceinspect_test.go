@@ -41,7 +41,8 @@ func (s *store) info(name string) locker.LockInfo {
 		})
 	}
 	for _, w := range s.lines[name] {
-		info.Waiters = append(info.Waiters, locker.WaiterInfo{Name: w.request.Holder, Mode: w.request.Mode, Since: w.since})
+		info.Waiters = append(info.Waiters, locker.WaiterInfo{Name: w.request.Holder, Mode: w.request.Mode,
+			Since: w.since})
 	}
 	info.Waiting = len(info.Waiters)
 	s.inspection.sees(s, name, &info)

@@ -11,48 +11,52 @@ import (
 
 const (
 	hintRevoke = "Revoke marks the holder in the store: its renewals fail with ErrLost around the Revocation, and " +
-		"Release works as before. The key stays taken until then, or until its lease, as it was last renewed, has ended."
+		"Release works as before. The key stays taken until then, or until its lease, as it was last renewed, has " +
+		"ended."
 	hintTell = "The backend of the holder learns of it by a message, or when it renews, and calls Request.ReportLost."
 	hintMark = "The mark is on the record of this holder, and goes with it: the next one has a record of its own."
 )
 
 var revokeRules = []rule{
 	{
-		name: "TellsTheHolder", body: tellsTheHolder, since: "v0.1.0",
-		did: "A key is held, in each mode that the backend offers by two, and another Locker waits. A third one revokes " +
-			"it. The holders unlock an eighth of a TTL after they are told, one after the other.",
-		text: "Who is revoked is told, with the reason and who did it, within a TTL. Nobody else gets the key before all " +
-			"of the holders have unlocked, and then the next in line does at once.",
+		name: "TellsTheHolder", body: byRevoking(tellsTheHolder), since: "v0.1.0",
+		did: "A key is held, in each mode that the backend offers by two, and another Locker waits. A third one " +
+			"revokes it. The holders unlock an eighth of a TTL after they are told, one after the other.",
+		text: "Who is revoked is told, with the reason and who did it, within a TTL. Nobody else gets the key " +
+			"before all of the holders have unlocked, and then the next in line does at once.",
 		hint: hintRevoke + " " + hintTell,
 	},
 	{
-		name: "StubbornHolderEndsByTTL", body: stubbornHolderEnds, since: "v0.1.0", expires: true,
-		did: "A key is held, and another Locker waits. It is revoked when its lease has just been renewed. The holder " +
-			"does not unlock.",
-		text: "The key of a holder who was revoked, and does not unlock, is free when his lease has ended as it was last " +
-			"renewed, and not before.",
+		name: "StubbornHolderEndsByTTL", body: byRevoking(stubbornHolderEnds), since: "v0.1.0", expires: true,
+		did: "A key is held, and another Locker waits. It is revoked when its lease has just been renewed. The " +
+			"holder does not unlock.",
+		text: "The key of a holder who was revoked, and does not unlock, is free when his lease has ended as it " +
+			"was last renewed, and not before.",
 		hint: hintRevoke,
 	},
 	{
-		name: "FrozenHolderEndsByTTL", body: frozenHolderEnds, since: "v0.1.0", expires: true, needs: needsCut,
-		did:  "A key is held by a Locker that is cut off from the store, and another one waits. It is revoked by a third.",
+		name: "FrozenHolderEndsByTTL", body: byRevoking(frozenHolderEnds), since: "v0.1.0", expires: true,
+		needs: needsCut,
+		did: "A key is held by a Locker that is cut off from the store, and another one waits. It is revoked by a " +
+			"third.",
 		text: "The key of a holder who cannot be told is free when his lease has ended, and not before.",
 		hint: hintRevoke,
 	},
 	{
-		name: "OnlyTheHolder", body: revokesOnlyTheHolder, since: "v0.1.0",
-		did:  "Two keys are held by one Locker, and others wait for one of them, which is revoked and unlocked, twice.",
-		text: "A revocation is about who holds the key at that moment: not about who gets it next, and not about other keys.",
+		name: "OnlyTheHolder", body: byRevoking(revokesOnlyTheHolder), since: "v0.1.0",
+		did: "Two keys are held by one Locker, and others wait for one of them, which is revoked and unlocked, twice.",
+		text: "A revocation is about who holds the key at that moment: not about who gets it next, and not about " +
+			"other keys.",
 		hint: hintMark,
 	},
 	{
-		name: "LeadStepsDown", body: leadStepsDown, since: "v0.1.0",
+		name: "LeadStepsDown", body: byRevoking(leadStepsDown), since: "v0.1.0",
 		did:  "Two Lockers lead. The one whose turn it is is revoked.",
 		text: "Lead ends the work of a leader who is revoked, and campaigns again behind those who wait.",
 		hint: hintRevoke + " " + hintTell,
 	},
 	{
-		name: "NotHeld", body: revokeNotHeld, since: "v0.1.0",
+		name: "NotHeld", body: byRevoking(revokeNotHeld), since: "v0.1.0",
 		did:  "A key is revoked and broken that is free, and one that is revoked already is revoked again.",
 		text: "To take away what nobody holds is ErrNotHeld, and changes nothing.",
 		hint: hintRevoke,
@@ -61,20 +65,20 @@ var revokeRules = []rule{
 
 var breakRules = []rule{
 	{
-		name: "FreesNow", body: breakFreesNow, since: "v0.1.0",
-		did: "A key is held for ten TTLs, in each mode that the backend offers by two, and another Locker waits. A third " +
-			"one breaks it.",
+		name: "FreesNow", body: byRevoking(breakFreesNow), since: "v0.1.0",
+		did: "A key is held for ten TTLs, in each mode that the backend offers by two, and another Locker waits. " +
+			"A third one breaks it.",
 		text: "Break frees the key at once for the next in line, whose token is greater.",
 		hint: "Break deletes the record of all holders, and has the next in line served.",
 	},
 	{
-		name: "OldHolderIsTold", body: breakTells, since: "v0.1.0",
+		name: "OldHolderIsTold", body: byRevoking(breakTells), since: "v0.1.0",
 		did:  "A key is held whose lease is renewed. It is broken.",
 		text: "The old holder is told, with the reason if it is told otherwise than by a renewal, within a TTL.",
 		hint: hintTell,
 	},
 	{
-		name: "OldHolderHarmsNobody", body: brokenHarmsNobody, since: "v0.1.0",
+		name: "OldHolderHarmsNobody", body: byRevoking(brokenHarmsNobody), since: "v0.1.0",
 		did:  "A key is held by two in turn, the first of whom was broken and unlocks then.",
 		text: "The next holder keeps the key, whatever the one before does who was broken.",
 		hint: hintOwner,
@@ -92,18 +96,20 @@ const (
 	why     = "to see what it does"
 )
 
-// openRevoking returns another Locker that can revoke, or nil: then the backend does not offer it.
-func (c *check) openRevoking() revoking {
-	l, ok := c.open(locker.Holder(revoker)).(revoking)
-	if !ok {
-		c.leaves(notOffered, "the Locker has no methods Revoke and Break")
-		return nil
+// byRevoking returns a rule's body: f, with another Locker that can revoke, unless the backend does not offer that.
+func byRevoking(f func(*check, revoking)) func(*check) {
+	return func(c *check) {
+		l, ok := c.open(locker.Holder(revoker)).(revoking)
+		if !ok {
+			c.leaves(notOffered, "the Locker has no methods Revoke and Break")
+			return
+		}
+		if err := l.Revoke(c.within(10*c.ttl), c.key(), why); errors.Is(err, errors.ErrUnsupported) {
+			c.leaves(notOffered, "the backend does not state that it can revoke (locker.Features)")
+			return
+		}
+		f(c, l)
 	}
-	if err := l.Revoke(c.within(10*c.ttl), c.key(), why); errors.Is(err, errors.ErrUnsupported) {
-		c.leaves(notOffered, "the backend does not state that it can revoke (locker.Features)")
-		return nil
-	}
-	return l
 }
 
 func (c *check) revoke(l revoking, key string) {
@@ -163,11 +169,7 @@ func (c *check) inEachMode(f func(key string, holders []*locker.Lease), opts ...
 	}
 }
 
-func tellsTheHolder(c *check) {
-	by := c.openRevoking()
-	if by == nil {
-		return
-	}
+func tellsTheHolder(c *check, by revoking) {
 	waiting := c.open()
 	c.inEachMode(func(key string, holders []*locker.Lease) {
 		w := c.waits(c.within(20*c.ttl), waiting, key)
@@ -194,19 +196,11 @@ func tellsTheHolder(c *check) {
 	})
 }
 
-func stubbornHolderEnds(c *check) {
-	by := c.openRevoking()
-	if by == nil {
-		return
-	}
+func stubbornHolderEnds(c *check, by revoking) {
 	key := c.key()
 	lease := c.lock(c.open(), key)
 	w := c.waits(c.within(20*c.ttl), c.open(), key)
-	for at := lease.Deadline(); lease.Deadline().Equal(at); time.Sleep(c.ttl / 100) { // until it is renewed
-		if lease.Err() != nil {
-			c.fatalf("a lease was lost before it was revoked: %v", lease.Err())
-		}
-	}
+	c.awaitRenewal(lease, "a lease was lost before it was revoked")
 	c.revoke(by, key)
 	c.wasTold(lease)
 	next, err := c.result(w)
@@ -230,11 +224,7 @@ func (c *check) afterDeadline(w *wait, before *locker.Lease, what string) {
 	c.took(late, c.soon(), "a Lock to get the key, from the end of the lease %s", what)
 }
 
-func frozenHolderEnds(c *check) {
-	by := c.openRevoking()
-	if by == nil {
-		return
-	}
+func frozenHolderEnds(c *check, by revoking) {
 	waiting := c.open()
 	key := c.key()
 	c.opening.Lock()
@@ -259,11 +249,7 @@ func frozenHolderEnds(c *check) {
 	c.unlock(next)
 }
 
-func revokesOnlyTheHolder(c *check) {
-	by := c.openRevoking()
-	if by == nil {
-		return
-	}
+func revokesOnlyTheHolder(c *check, by revoking) {
 	key, other := c.key(), c.key()
 	l := c.open()
 	lease, spared := c.lock(l, key), c.lock(l, other)
@@ -274,11 +260,7 @@ func revokesOnlyTheHolder(c *check) {
 		c.unlockRevoked(lease)
 		lease = c.granted(w, time.Now(), "the next in line, after the one who was revoked has unlocked")
 	}
-	for at := lease.Deadline(); lease.Deadline().Equal(at); time.Sleep(c.ttl / 100) { // until it is renewed
-		if lease.Err() != nil {
-			c.fatalf("the lease of who came after the one who was revoked is lost: %v", lease.Err())
-		}
-	}
+	c.awaitRenewal(lease, "the lease of who came after the one who was revoked is lost")
 	if err := spared.Err(); err != nil {
 		c.errorf("the lease of another key of a holder who was revoked is lost: %v", err)
 	}
@@ -287,11 +269,7 @@ func revokesOnlyTheHolder(c *check) {
 	c.unlock(again)
 }
 
-func leadStepsDown(c *check) {
-	by := c.openRevoking()
-	if by == nil {
-		return
-	}
+func leadStepsDown(c *check, by revoking) {
 	key := c.key()
 	ctx, stop := context.WithCancel(c.within(20 * c.ttl))
 	defer stop()
@@ -334,11 +312,7 @@ func leadStepsDown(c *check) {
 	}
 }
 
-func revokeNotHeld(c *check) {
-	by := c.openRevoking()
-	if by == nil {
-		return
-	}
+func revokeNotHeld(c *check, by revoking) {
 	key := c.key()
 	notHeld := func(what string, err error) {
 		if !errors.Is(err, locker.ErrNotHeld) {
@@ -356,11 +330,7 @@ func revokeNotHeld(c *check) {
 	notHeld("Revoke of a key that was unlocked", by.Revoke(c.within(10*c.ttl), key, why))
 }
 
-func breakFreesNow(c *check) {
-	by := c.openRevoking()
-	if by == nil {
-		return
-	}
+func breakFreesNow(c *check, by revoking) {
 	waiting := c.open()
 	c.inEachMode(func(key string, holders []*locker.Lease) {
 		w := c.waits(c.within(20*c.ttl), waiting, key)
@@ -369,7 +339,8 @@ func breakFreesNow(c *check) {
 		next := c.granted(w, start, "the next in line, after the key was broken")
 		for _, lease := range holders {
 			if next.Token() <= lease.Token() {
-				c.errorf("the token after Break is %d; want more than the %d of a holder before", next.Token(), lease.Token())
+				c.errorf("the token after Break is %d; want more than the %d of a holder before", next.Token(),
+					lease.Token())
 			}
 		}
 		c.unlock(next)
@@ -382,11 +353,7 @@ func (c *check) breaks(l revoking, key string) {
 	}
 }
 
-func breakTells(c *check) {
-	by := c.openRevoking()
-	if by == nil {
-		return
-	}
+func breakTells(c *check, by revoking) {
 	key := c.key()
 	lease := c.lock(c.open(), key)
 	c.breaks(by, key)
@@ -400,11 +367,7 @@ func breakTells(c *check) {
 	}
 }
 
-func brokenHarmsNobody(c *check) {
-	by := c.openRevoking()
-	if by == nil {
-		return
-	}
+func brokenHarmsNobody(c *check, by revoking) {
 	key := c.key()
 	old := c.lock(c.open(), key)
 	other := c.open()
@@ -415,11 +378,7 @@ func brokenHarmsNobody(c *check) {
 	}
 	third := c.open()
 	c.refused(third, next, "of a key whose holder before was broken, and has unlocked since")
-	for at := next.Deadline(); next.Deadline().Equal(at); time.Sleep(c.ttl / 100) { // until it is renewed
-		if next.Err() != nil {
-			c.fatalf("the lease of who came after the one who was broken is lost: %v", next.Err())
-		}
-	}
+	c.awaitRenewal(next, "the lease of who came after the one who was broken is lost")
 	c.unlock(next)
 	c.freeWithin(third, key, c.soon(), "after the next holder has unlocked")
 }

@@ -121,6 +121,19 @@ func (b *Server) Try(ctx context.Context, a *Attempt) (*Refusal, error) {
 	return nil, err
 }
 
+// ask runs a script that may be run again, as its answer is the same.
+func (b *Server) ask(ctx context.Context, s *scripts.Script, w scripts.Words) (any, error) {
+	for attempt := 1; ; attempt++ {
+		reply, err := b.Client.Run(ctx, time.Time{}, s, w)
+		if err == nil {
+			return reply, nil
+		}
+		if attempt == conn.Attempts || !conn.Pause(ctx, err, attempt) {
+			return nil, b.Client.Explain(err)
+		}
+	}
+}
+
 // answer notes what a reply to the acquire script grants, or returns why it does not.
 func (a *Attempt) answer(reply any) (*Refusal, error) {
 	switch reply := reply.(type) {

@@ -38,15 +38,11 @@ func (b *Server) Inspect(ctx context.Context, name string) (locker.LockInfo, err
 	if err != nil {
 		return locker.LockInfo{}, err
 	}
-	for attempt := 1; ; attempt++ {
-		reply, err := b.Client.Run(ctx, time.Time{}, b.Scripts.Inspect, n.InspectWords(describeMost))
-		switch {
-		case err == nil:
-			return parseInfo(name, reply)
-		case attempt == conn.Attempts || !conn.Pause(ctx, err, attempt):
-			return locker.LockInfo{}, b.Client.Explain(err)
-		}
+	reply, err := b.ask(ctx, b.Scripts.Inspect, n.InspectWords(describeMost))
+	if err != nil {
+		return locker.LockInfo{}, err
 	}
+	return parseInfo(name, reply)
 }
 
 // List implements locker.Inspector, by SCAN, of each master of a cluster in turn.

@@ -18,12 +18,6 @@ local time = redis.call('TIME')
 local ms = time[1] * 1000 + time[2] / 1000
 local value = redis.call('ZSCORE', holders, to) and to or from
 if tonumber(redis.call('ZSCORE', holders, value) or 0) <= ms then return 0 end
-local slot = redis.call('ZSCORE', slots, value)
-redis.call('ZREM', holders, value)
-redis.call('ZADD', holders, math.ceil(ms) + ttl, to)
-if slot then
-  redis.call('ZREM', slots, value)
-  redis.call('ZADD', slots, slot, to)
-end
+replace(holders, slots, value, to, math.ceil(ms) + ttl)
 settle(lock, holders, slots)
 return 1

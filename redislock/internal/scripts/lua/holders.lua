@@ -51,6 +51,17 @@ local function settle(lock, holders, slots)
   redis.call('PEXPIREAT', slots, last)
 end
 
+-- Puts a value in the place of another, with the same slot, whose lease ends at a time in ms. What was there alone has
+-- to be settled then: a set that is empty for a moment loses its end.
+local function replace(holders, slots, from, to, ends)
+  local slot = redis.call('ZSCORE', slots, from)
+  redis.call('ZREM', holders, from)
+  redis.call('ZADD', holders, ends, to)
+  if not slot then return end
+  redis.call('ZREM', slots, from)
+  redis.call('ZADD', slots, slot, to)
+end
+
 -- Removes those whose leases are over: some, as nobody else is served meanwhile, but all if their slots are needed.
 local function drop_over(holders, slots, ms)
   local numbered = redis.call('EXISTS', slots) == 1

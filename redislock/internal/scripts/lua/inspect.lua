@@ -3,7 +3,8 @@
 -- KEYS  lock, fence, queue, alive, holders, slots
 -- ARGV  how many holders, and waiters, to tell of at most
 -- Returns {value of the lock ('' if it is free), ms left, the last token or '', clock in us,
---          {value of a holder, ms left, slot ('' if it has none) ...}, how many wait, {member of the line, arrival ...}}.
+--          {value of a holder, ms left, slot ('' if it has none) ...}, how many wait,
+--          {member of the line, arrival ...}}.
 local lock, fence, queue, alive, holders, slots = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local most = tonumber(ARGV[1])
 local time = redis.call('TIME')

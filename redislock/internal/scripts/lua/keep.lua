@@ -17,13 +17,7 @@ else
   local time = redis.call('TIME')
   local now = time[1] * 1000 + time[2] / 1000
   if tonumber(redis.call('ZSCORE', holders, value) or redis.call('ZSCORE', holders, kept) or 0) <= now then return 0 end
-  local slot = redis.call('ZSCORE', slots, value)
-  redis.call('ZREM', holders, value)
-  redis.call('ZADD', holders, math.ceil(now) + ms, kept)
-  if slot then
-    redis.call('ZREM', slots, value)
-    redis.call('ZADD', slots, slot, kept)
-  end
+  replace(holders, slots, value, kept, math.ceil(now) + ms)
   settle(lock, holders, slots)
 end
 -- The first in line asks again, and learns when the lock is going to be free.

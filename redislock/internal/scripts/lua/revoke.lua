@@ -72,17 +72,12 @@ if breaks then
 else
   for _, value in ipairs(found) do
     if several then
-      redis.call('ZADD', holders, redis.call('ZSCORE', holders, value), $revoked .. value)
-      redis.call('ZREM', holders, value)
-      local slot = redis.call('ZSCORE', slots, value)
-      if slot then
-        redis.call('ZADD', slots, slot, $revoked .. value)
-        redis.call('ZREM', slots, value)
-      end
+      replace(holders, slots, value, $revoked .. value, redis.call('ZSCORE', holders, value))
     else
       redis.call('SET', lock, $revoked .. value, 'KEEPTTL')
     end
   end
+  if several then settle(lock, holders, slots) end
   redis.call('SET', note, why, 'PX', math.max(left, 1))
 end
 if #owners > 0 then
