@@ -238,7 +238,8 @@ func TestLossOfOneOfAll(t *testing.T) {
 			_ = l.Break(t.Context(), key)
 			<-ctx.Done()
 			var e *locker.Error
-			if cause := context.Cause(ctx); !errors.Is(cause, locker.ErrBroken) || !errors.As(cause, &e) || e.Key != key {
+			if cause := context.Cause(ctx); !errors.Is(cause, locker.ErrBroken) || !errors.As(cause, &e) ||
+				e.Key != key {
 				t.Errorf("the cause is %v; want ErrBroken of %q", cause, key)
 			}
 			if err := leases.Err(); !errors.Is(err, locker.ErrLost) || !errors.As(err, &e) || e.Key != key {

@@ -260,8 +260,9 @@ type Grant struct {
 	// counts from here. Acquire may leave it zero for the moment of its call. Wait must set it.
 	Sent time.Time
 
-	// Keep is set for Release alone, with Features.MinHold: the owner gives the lock back, and is done with it, but nobody
-	// else gets the key before so much time has passed. It is what is left of MinHold, and may be longer than the TTL.
+	// Keep is set for Release alone, with Features.MinHold: the owner gives the lock back, and is done with it, but
+	// nobody else gets the key before so much time has passed. It is what is left of MinHold, and may be longer than
+	// the TTL.
 	Keep time.Duration
 
 	// Private is for the backend: what it sets here is handed back to Renew, Release and Expired, and returned by

@@ -20,7 +20,10 @@ func TestDetach(t *testing.T) {
 		var told []string
 		observe := func(who string) locker.Option {
 			return locker.Observe(&locker.Observer{
-				LockDone: func(_ context.Context, i locker.LockDoneInfo) { told = append(told, who+" "+i.Op+" "+i.Mode.String()) },
+				LockDone: func(_ context.Context, i locker.LockDoneInfo) {
+					told = append(told,
+						who+" "+i.Op+" "+i.Mode.String())
+				},
 				LeaseDone: func(i locker.LeaseDoneInfo) {
 					if i.Err != nil {
 						t.Errorf("%s is told of the end: %v", who, i.Err)
@@ -92,7 +95,8 @@ func TestDetachRefused(t *testing.T) {
 	_, err = locker.Adopt(t.Context(), memory, ticket, locker.TTL(-1))
 	wantError(t, err, "adopt", "k", locker.ErrInvalidOption)
 	for _, bad := range []locker.Ticket{
-		"", "x", ticket[1:], ticket[:len(ticket)-1], ticket + "!", locker.Ticket(strings.Replace(string(ticket), "-1.", "-2.", 1)),
+		"", "x", ticket[1:], ticket[:len(ticket)-1], ticket + "!", locker.Ticket(strings.Replace(string(ticket), "-1.",
+			"-2.", 1)),
 		madeTicket(`{}`), madeTicket(`{"k":"aw==","o":"00","t":1,"f":1}`),
 		madeTicket(`{"k":"aw==","o":"00000000000000000000000000000000","t":1}`),
 		madeTicket(`{"k":"","o":"00000000000000000000000000000000","t":1,"f":1}`),

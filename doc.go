@@ -57,8 +57,8 @@
 // # To be seen
 //
 // The option [Log] gives a Client a logger. The option [Observe] gives it functions that are told of each Lock, lease,
-// renewal and retry; package [github.com/lockerkit/locker/otellocker] has some for OpenTelemetry. Without them nothing is
-// written, and nothing is spent on it.
+// renewal and retry; package [github.com/lockerkit/locker/otellocker] has some for OpenTelemetry. Without them nothing
+// is written, and nothing is spent on it.
 //
 // # Concurrency
 //

@@ -39,8 +39,8 @@ var (
 	// may hold the key.
 	ErrBroken = errors.New("broken")
 
-	// ErrNotHeld: nobody holds the key that was to be revoked or broken, or all who do are revoked already; or the lease
-	// of a Ticket is over, or was adopted already.
+	// ErrNotHeld: nobody holds the key that was to be revoked or broken, or all who do are revoked already; or the
+	// lease of a Ticket is over, or was adopted already.
 	ErrNotHeld = errors.New("nobody holds it")
 
 	// ErrInvalidOption: an option, or the client that a constructor was given, cannot be used. The store was not asked.
@@ -70,7 +70,7 @@ const ThisLocker = "this Locker"
 
 // Error is the type of every error that a Locker or a Lease returns.
 type Error struct {
-	Op      string // "lock", "trylock", "unlock", "lease", "ping", "inspect", "list", "revoke", "break", "healthy", "detach", "adopt" or "close"
+	Op      string // "lock", "trylock", "lease" or the name of another method, in small letters
 	Key     string // the key as the caller wrote it, without the prefix
 	Backend string // the name of the store: "redis", "memory", ...
 	Holder  string // who holds the key: the name given by the option Holder, where the store knows it, or ThisLocker

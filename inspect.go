@@ -50,9 +50,9 @@ type Inspector interface {
 	// Inspect returns what the store knows of the lock of a name, which is a key with its prefix.
 	Inspect(ctx context.Context, name string) (LockInfo, error)
 
-	// List yields the locks that are held whose names begin with a prefix, with the names as LockInfo.Key, in any order,
-	// each once. They are not those of one moment: a lock that is taken or given back meanwhile may be missing. An
-	// error is the last thing that it yields. It asks the store for a bounded part at a time.
+	// List yields the locks that are held whose names begin with a prefix, with the names as LockInfo.Key, in any
+	// order, each once. They are not those of one moment: a lock that is taken or given back meanwhile may be missing.
+	// An error is the last thing that it yields. It asks the store for a bounded part at a time.
 	List(ctx context.Context, prefix string) iter.Seq2[LockInfo, error]
 }
 

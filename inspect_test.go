@@ -211,7 +211,8 @@ func TestRevoke(t *testing.T) {
 			errs := map[string]error{"Err": lease.Err(), "the cause": context.Cause(ctx), "Unlock": lease.Unlock()}
 			for what, err := range errs {
 				var got *locker.Revocation
-				if !errors.Is(err, locker.ErrLost) || !errors.Is(err, locker.ErrRevoked) || errors.Is(err, locker.ErrBroken) ||
+				if !errors.Is(err, locker.ErrLost) || !errors.Is(err, locker.ErrRevoked) || errors.Is(err,
+					locker.ErrBroken) ||
 					!errors.As(err, &got) || *got != *r || !strings.Contains(err.Error(), "revoked by ops: stuck") {
 					t.Errorf("told %s: %s: %v", told, what, err)
 				}

@@ -16,9 +16,10 @@ import (
 // goroutine of their own, so that they delay nothing, and may come late; if they are slower than the renewals, some
 // Renewed are left out. None of them is called for Ping.
 type Observer struct {
-	// LockStart is called when Lock, TryLock or Adopt begins. The values of the context that it returns are those of the
-	// contexts that the backend's calls get for this acquisition, so that the spans of a store's client become children
-	// of a span begun here; it is also passed to LockDone. When it ends does not matter. A nil context means ctx.
+	// LockStart is called when Lock, TryLock or Adopt begins. The values of the context that it returns are those of
+	// the contexts that the backend's calls get for this acquisition, so that the spans of a store's client become
+	// children of a span begun here; it is also passed to LockDone. When it ends does not matter. A nil context means
+	// ctx.
 	LockStart func(ctx context.Context, info LockStartInfo) context.Context
 
 	// LockDone is called before one of these returns, with the context that LockStart has returned.

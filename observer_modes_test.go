@@ -29,7 +29,11 @@ func (m *told) add(event string, mode locker.Mode) {
 
 func (m *told) observer() *locker.Observer {
 	return &locker.Observer{
-		LockStart: func(ctx context.Context, i locker.LockStartInfo) context.Context { m.add("start", i.Mode); return ctx },
+		LockStart: func(ctx context.Context, i locker.LockStartInfo) context.Context {
+			m.add("start",
+				i.Mode)
+			return ctx
+		},
 		LockDone:  func(_ context.Context, i locker.LockDoneInfo) { m.add("done", i.Mode) },
 		LeaseDone: func(i locker.LeaseDoneInfo) { m.add("end", i.Mode) },
 		Renewed:   func(i locker.RenewedInfo) { m.add("renewed", i.Mode) },
@@ -79,7 +83,8 @@ func TestObserverIsToldTheMode(t *testing.T) {
 
 				time.AfterFunc(time.Second, l.Cut())
 				over := errors.New("over")
-				err = locker.Lead(t.Context(), l, "k", func(context.Context, *locker.Lease) error { return over }, call...)
+				err = locker.Lead(t.Context(), l, "k", func(context.Context, *locker.Lease) error { return over },
+					call...)
 				if !errors.Is(err, over) {
 					t.Fatal(err)
 				}
@@ -132,7 +137,8 @@ func TestObserverIsToldOfExpiry(t *testing.T) {
 			test.end(lease)
 			time.Sleep(time.Second) // longer than until the next renewal
 			synctest.Wait()
-			if len(ends) != 1 || ends[0].Expired != test.expired || errors.Is(ends[0].Err, locker.ErrLost) != test.lost {
+			if len(ends) != 1 || ends[0].Expired != test.expired || errors.Is(ends[0].Err,
+				locker.ErrLost) != test.lost {
 				t.Errorf("%s: told %+v; want expired %v, lost %v", test.why, ends, test.expired, test.lost)
 			}
 		}

@@ -101,18 +101,18 @@ func MinHold(d time.Duration) CallOption {
 	})
 }
 
-// Shared lets the lock be held by any number of those who ask for it so, and by nobody else: they are readers, and those
-// who ask for it without this option are writers. Whoever waits, of either kind, is not overtaken. A reader's lease is its
-// own: it ends or is lost without the others. A reader cannot become a writer: unlock, and lock again. (Two who wait
-// for each other's end would never become one.)
+// Shared lets the lock be held by any number of those who ask for it so, and by nobody else: they are readers, and
+// those who ask for it without this option are writers. Whoever waits, of either kind, is not overtaken. A reader's
+// lease is its own: it ends or is lost without the others. A reader cannot become a writer: unlock, and lock again.
+// (Two who wait for each other's end would never become one.)
 //
 // The fencing token is greater than those of all who held the lock before, and different for each reader. A resource
-// compares a reader's token with that of the last writer, and does not store it there: another reader may have a smaller
-// one. To refuse a late writer as soon as a reader has been there, it keeps the greatest token of anybody beside it, with
-// which it compares those of writers.
+// compares a reader's token with that of the last writer, and does not store it there: another reader may have a
+// smaller one. To refuse a late writer as soon as a reader has been there, it keeps the greatest token of anybody
+// beside it, with which it compares those of writers.
 //
-// memlock, redislock, pglock and etcdlock have such locks. With a backend that has none, such as redlock, Lock and TryLock
-// return errors.ErrUnsupported: see Features.
+// memlock, redislock, pglock and etcdlock have such locks. With a backend that has none, such as redlock, Lock and
+// TryLock return errors.ErrUnsupported: see Features.
 func Shared() CallOption {
 	return callOption(func(s *settings) error { s.mode, s.slots = ModeShared, 0; return nil })
 }
@@ -177,8 +177,8 @@ func Observe(o *Observer) Option {
 }
 
 // Log is Observe with an Observer that logs: lost leases as errors; failed renewals, failed unlocks and what Lock and
-// Lead ride out as warnings, the first of each streak; each Revoke and Break of this Client as a warning; everything else
-// at the level Debug.
+// Lead ride out as warnings, the first of each streak; each Revoke and Break of this Client as a warning; everything
+// else at the level Debug.
 func Log(logger *slog.Logger) Option {
 	if logger == nil {
 		return option(func(*settings) error { return fmt.Errorf("%w: Log(nil)", ErrInvalidOption) })

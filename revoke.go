@@ -46,16 +46,17 @@ const MaxReasonLen = 256
 // told, such as a client of another kind. They heed ctx. After an error the outcome is unknown; to call them again does
 // no harm.
 type Revoker interface {
-	// Revoke has all holders told, and no renewal of theirs succeed any more: their leases end with ErrLost around r. But
-	// the key is not free before each of them has released it, or its lease, as it was last renewed, has ended.
+	// Revoke has all holders told, and no renewal of theirs succeed any more: their leases end with ErrLost around r.
+	// But the key is not free before each of them has released it, or its lease, as it was last renewed, has ended.
 	//
-	// The backend of a holder learns of it within about a round trip, and calls Request.ReportLost with r; or it says so
-	// at the next renewal, as Renewal.Err around ErrLost and r. Release works as for a lock that is held.
+	// The backend of a holder learns of it within about a round trip, and calls Request.ReportLost with r; or it says
+	// so at the next renewal, as Renewal.Err around ErrLost and r. Release works as for a lock that is held.
 	Revoke(ctx context.Context, name string, r *Revocation) error
 
-	// Break frees the key at once, having minted a token greater than those of its holders; the next in line has its turn.
-	// The holders are told as by Revoke, at their next renewal at the latest. others allows that leases of other keys end
-	// with it, where the store cannot do otherwise: without it, Break does nothing then but return a *OthersError.
+	// Break frees the key at once, having minted a token greater than those of its holders; the next in line has its
+	// turn. The holders are told as by Revoke, at their next renewal at the latest. others allows that leases of other
+	// keys end with it, where the store cannot do otherwise: without it, Break does nothing then but return a
+	// *OthersError.
 	Break(ctx context.Context, name string, r *Revocation, others bool) error
 }
 
@@ -96,8 +97,8 @@ func AlsoOthers() BreakOption {
 // ErrLost with ErrRevoked, the reason, and the name of this Client (the option Holder). Lead steps down, and campaigns
 // again behind those who wait. But nobody else gets the key before the holder has called Unlock. If he does not, they
 // get it when his lease, as it was last renewed, has ended, which is within its TTL. So there are never two holders.
-// Those who hold it together, in a mode, are all told, and others of that mode get in beside them as ever. Whoever waits
-// is not told.
+// Those who hold it together, in a mode, are all told, and others of that mode get in beside them as ever. Whoever
+// waits is not told.
 //
 // A holder whose process answers is told within about a round trip; one that is frozen or cut off learns of it as of
 // every other loss.
@@ -113,8 +114,8 @@ func (c *Client) Revoke(ctx context.Context, key, reason string) error {
 }
 
 // Break frees a key at once, whoever holds it: for a holder that is known to be dead, and has a long TTL. The old
-// holder may still be at work, and believe in its lease until its next renewal: then there are two. Its fencing token is
-// smaller than those of all who come after, so that a resource that checks tokens refuses it. If it lives, its lease
+// holder may still be at work, and believe in its lease until its next renewal: then there are two. Its fencing token
+// is smaller than those of all who come after, so that a resource that checks tokens refuses it. If it lives, its lease
 // ends with ErrLost and ErrBroken. Revoke is the safe way.
 //
 // On Postgres, where a lock lives and dies with its connection, other leases may end with it: see OthersError.
@@ -147,7 +148,8 @@ func (c *Client) takeAway(
 	r.By = c.defaults.holder
 	err := c.asking(ctx, key, c.revoker != nil, "to take locks away", func(ctx context.Context) error {
 		if len(r.Reason) > MaxReasonLen {
-			return fmt.Errorf("%w: a reason of %d bytes, at most %d are accepted", ErrInvalidOption, len(r.Reason), MaxReasonLen)
+			return fmt.Errorf("%w: a reason of %d bytes, at most %d are accepted", ErrInvalidOption, len(r.Reason),
+				MaxReasonLen)
 		}
 		return ask(ctx, r)
 	})

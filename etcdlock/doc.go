@@ -24,9 +24,9 @@
 // readers that come next get in together, and nobody is overtaken.
 //
 // The keys for slots (locker.Slots) are apart, too. One of n has got a slot when no older key is another's, and fewer
-// than n older ones are for slots. It then writes its number, which no other holder has, into the value of its key: that
-// is one proposal more after a wait. Of many who wait, only the next few look when a slot is given back. Where there is
-// not enough space in the database to write a number (ErrNoSpace), who waits for a slot goes on waiting.
+// than n older ones are for slots. It then writes its number, which no other holder has, into the value of its key:
+// that is one proposal more after a wait. Of many who wait, only the next few look when a slot is given back. Where
+// there is not enough space in the database to write a number (ErrNoSpace), who waits for a slot goes on waiting.
 //
 // # The lease
 //
@@ -100,8 +100,8 @@
 //
 // Inspect and List read the keys of who has a lock and who waits for it, of each lock as of one moment, and ask etcd
 // for how long the leases of the holders last. They do not know since when a lock is held: etcd keeps no time, and the
-// clock of a client is no better than a guess. What is left of a lease that was revoked may be less: see below. A key of
-// another program in a line is told of, as the session; elsewhere it is passed over.
+// clock of a client is no better than a guess. What is left of a lease that was revoked may be less: see below. A key
+// of another program in a line is told of, as the session; elsewhere it is passed over.
 //
 // Revoke puts a mark into the value of the holder's key, which keeps its place, token and etcd lease. Its Locker learns
 // of that by the watch, as of a deletion, and renews the lock no more. As the etcd lease lives on for other locks, the

@@ -115,7 +115,8 @@ func LeaseOf(g locker.Grant) clientv3.LeaseID { return g.Private.(*claim).sessio
 // ClaimKeyOf returns the key in etcd of a grant.
 func ClaimKeyOf(g locker.Grant) string { return g.Private.(*claim).key }
 
-// Move has all keys of the Locker with the TTL of a lease put under another etcd lease, as after a change of the leader.
+// Move has all keys of the Locker with the TTL of a lease put under another etcd lease, as after a change of the
+// leader.
 func Move(ctx context.Context, lease *locker.Lease) error {
 	s := locker.GrantOf(lease).Private.(*claim).session
 	s.saw(s.seen.Load() + 1)

@@ -102,8 +102,8 @@ func TestInspectLine(t *testing.T) {
 	}
 }
 
-// TestInspectAgrees has locks taken and given back at random, in all modes. When nothing happens any more, Inspect tells
-// of those who hold the key, and of no others.
+// TestInspectAgrees has locks taken and given back at random, in all modes. When nothing happens any more, Inspect
+// tells of those who hold the key, and of no others.
 func TestInspectAgrees(t *testing.T) {
 	t.Parallel()
 	const steps, lockers = 60, 3
@@ -269,7 +269,10 @@ func TestListPages(t *testing.T) {
 	}
 	root.puts(leases[0], foreign...)
 	c := new(counted)
-	l := locker.New(etcdlock.NewBackendOn(connect(t, addr), func(kv clientv3.KV) clientv3.KV { return countedKV{kv, c} },
+	l := locker.New(etcdlock.NewBackendOn(connect(t, addr), func(kv clientv3.KV) clientv3.KV {
+		return countedKV{kv,
+			c}
+	},
 		func(l pb.LeaseClient) pb.LeaseClient { return countedLeases{l, c} }), locker.Prefix(etcdlock.DefaultPrefix))
 	t.Cleanup(func() { _ = l.Close() })
 	for info, err := range l.List(t.Context(), base+"/") {
@@ -278,7 +281,8 @@ func TestListPages(t *testing.T) {
 		}
 		waiters, ok := want[info.Key]
 		if !ok || len(info.Holders) != 1 || info.Waiting != waiters {
-			t.Fatalf("%q: %d holders, %d wait; want it once, with %d", info.Key, len(info.Holders), info.Waiting, waiters)
+			t.Fatalf("%q: %d holders, %d wait; want it once, with %d", info.Key, len(info.Holders), info.Waiting,
+				waiters)
 		}
 		delete(want, info.Key)
 		limit := short
@@ -336,7 +340,8 @@ func TestKeysOfOthers(t *testing.T) {
 	lease := mustLock(t, l, base+"/a")
 	none := clientv3.LeaseID(clientv3.NoLease)
 	prefix := etcdlock.DefaultPrefix + base
-	root.puts(none, prefix, prefix+"/", prefix+"/ @x", prefix+"/%zz@1.0.0", prefix+"/%c3@1.0.0", prefix+"/b", prefix+"/@",
+	root.puts(none, prefix, prefix+"/", prefix+"/ @x", prefix+"/%zz@1.0.0", prefix+"/%c3@1.0.0", prefix+"/b",
+		prefix+"/@",
 		prefix+"/a!1", prefix+"/a\xff@1.0.0")
 	session, err := concurrency.NewSession(root.Client)
 	if err != nil {

@@ -269,7 +269,8 @@ func TestRevokedBeforeItsNumberIsTaken(t *testing.T) {
 	mustUnlock(t, zero)
 	after := granted(t, second, patience) // which leaves 0 to the first
 	mustRevoke(t, by, key)
-	if info := inspect(t, by, key); len(info.Holders) != 1 || info.Holders[0].Token != after.Token() || info.Waiting != 1 {
+	if info := inspect(t, by, key); len(info.Holders) != 1 || info.Holders[0].Token != after.Token() ||
+		info.Waiting != 1 {
 		t.Errorf("%+v; want the second, and the first waiting: it has no number yet", info)
 	}
 	close(goOn)
@@ -505,8 +506,8 @@ func TestBreakWithoutSpace(t *testing.T) {
 	mustUnlock(t, next)
 }
 
-// TestRevokeTimes measures how long it takes from Revoke to the next holder, of holders that let go at once, that do not
-// unlock, and that are cut off.
+// TestRevokeTimes measures how long it takes from Revoke to the next holder, of holders that let go at once, that do
+// not unlock, and that are cut off.
 func TestRevokeTimes(t *testing.T) {
 	wires.Long(t)
 	cluster := etcdtest.New(t, etcdtest.Options{})

@@ -283,7 +283,8 @@ var (
 
 func (backend) Features() locker.Features {
 	return locker.Features{
-		HeedsContext: true, Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true, MinHold: true, Adopt: true,
+		HeedsContext: true, Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true, MinHold: true,
+		Adopt: true,
 	}
 }
 func (backend) String() string { return "memory" }

@@ -30,7 +30,7 @@ func newInstruments(m metric.Meter) instruments {
 			metric.WithDescription("For how long leases were held that have ended."))),
 		slack: made(m.Float64Histogram("locker.renewal.slack",
 			metric.WithUnit("1"), metric.WithExplicitBucketBoundaries(slackBounds...),
-			metric.WithDescription("What was left of a lease when the answer to its renewal came, as part of the TTL."))),
+			metric.WithDescription("What was left of a lease at the answer to its renewal, as part of the TTL."))),
 		leases: made(m.Int64UpDownCounter("locker.leases",
 			metric.WithUnit("{lease}"), metric.WithDescription("Leases that are held."))),
 		waiters: made(m.Int64UpDownCounter("locker.waiters",

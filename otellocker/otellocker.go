@@ -21,7 +21,7 @@
 //	canceled, timeout           the caller's context has ended
 //	locked                      TryLock: somebody else has the key
 //	unavailable, denied, unfit  the store has failed, as the errors of package locker say
-//	expired                     a lease was not renewed, and the store has not failed: the process was paused, or NoRenew
+//	expired                     a lease was not renewed, and the store has not failed: a process that paused, or NoRenew
 //	lost                        a lease: the store says that somebody else has the key, or that it is free
 //	revoked, broken             a lease: somebody has taken the lock away, by Client.Revoke or Client.Break
 //	closed, invalid_key, invalid_option, unsupported
@@ -154,7 +154,8 @@ func (o *observer) set(store string, mode locker.Mode, key, failure string) *set
 func (o *observer) newSet(l labels) *set {
 	attributes := []attribute.KeyValue{storeKey.String(l.store), modeKey.String(l.mode.String())}
 	if l.key != "" {
-		attributes = append(attributes, keyKey.String(strings.ToValidUTF8(l.key, "\uFFFD"))) // keys are bytes, values are not
+		valid := strings.ToValidUTF8(l.key, "\uFFFD") // keys are bytes, values are not
+		attributes = append(attributes, keyKey.String(valid))
 	}
 	if l.failure != "" {
 		attributes = append(attributes, errorKey.String(l.failure))

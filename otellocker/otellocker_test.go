@@ -158,7 +158,8 @@ func TestMetrics(t *testing.T) {
 			synctest.Wait()
 			take("Lock of a key that is held", "waiters{} +1")
 			<-waited
-			take("Lock that times out", "waiters{} -1", "acquire.duration{!timeout} +1", "acquire.duration.sum{!timeout} +2")
+			take("Lock that times out", "waiters{} -1", "acquire.duration{!timeout} +1",
+				"acquire.duration.sum{!timeout} +2")
 			stopped, stop := context.WithCancel(t.Context())
 			time.AfterFunc(time.Second, stop)
 			_, _ = l.Lock(stopped, "k", opts...)
@@ -172,7 +173,8 @@ func TestMetrics(t *testing.T) {
 			lease = must(t, l, "k", opts...)
 			_ = memory.Revoke(t.Context(), "k", "why")
 			_ = lease.Unlock()
-			take("a lock that is revoked", "acquire.duration{} +1", "leases.lost{!revoked} +1", "hold.duration{!revoked} +1")
+			take("a lock that is revoked", "acquire.duration{} +1", "leases.lost{!revoked} +1",
+				"hold.duration{!revoked} +1")
 			must(t, l, "k", append(opts, locker.NoRenew())...)
 			time.Sleep(time.Second)
 			take("a lease that is not renewed", "acquire.duration{} +1", "leases.lost{!expired} +1",
@@ -240,7 +242,8 @@ func TestMetrics(t *testing.T) {
 			_, _ = l.TryLock(t.Context(), "k", opts...)
 			take("Close", "acquire.duration{} +1", "hold.duration{} +1", "acquire.duration{!closed} +1")
 			for name, value := range m.values() {
-				if (strings.HasPrefix(name, "locker.leases{") || strings.HasPrefix(name, "locker.waiters{")) && value != 0 {
+				if (strings.HasPrefix(name, "locker.leases{") || strings.HasPrefix(name, "locker.waiters{")) &&
+					value != 0 {
 					t.Errorf("in the end, %s is %v", name, value)
 				}
 			}
@@ -267,7 +270,8 @@ func TestInstruments(t *testing.T) {
 				}
 			case metricdata.Histogram[float64]:
 				bounds := data.DataPoints[0].Bounds
-				kind = fmt.Sprintf("histogram of %d buckets from %v to %v", len(bounds), bounds[0], bounds[len(bounds)-1])
+				kind = fmt.Sprintf("histogram of %d buckets from %v to %v", len(bounds), bounds[0],
+					bounds[len(bounds)-1])
 			}
 			if metric.Description == "" {
 				t.Errorf("%s has no description", metric.Name)
@@ -328,7 +332,8 @@ func TestZeros(t *testing.T) {
 	}
 }
 
-// The share of the TTL that is left when a renewal was answered: nearly two thirds, as long as the store answers at once.
+// The share of the TTL that is left when a renewal was answered: nearly two thirds, as long as the store answers at
+// once.
 func TestSlack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, observe := newMeter(t)

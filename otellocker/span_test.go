@@ -66,7 +66,8 @@ func TestSpans(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		expect("Lock", fmt.Sprintf("locker.lock client 0s {mode=exclusive queued=false store=memory token=%d}", lease.Token()))
+		expect("Lock", fmt.Sprintf("locker.lock client 0s {mode=exclusive queued=false store=memory token=%d}",
+			lease.Token()))
 		time.Sleep(10 * time.Second)
 		_ = lease.Unlock()
 		expect("renewals and Unlock")
@@ -96,8 +97,9 @@ func TestSpans(t *testing.T) {
 		<-lease.Done()
 		expect("a loss")
 		_, _ = l.TryLock(ctx, "secret")
-		expect("an outage", "locker.trylock client 0s {error.type=unavailable mode=exclusive queued=false store=memory} "+
-			"Error: severed by Cut")
+		expect("an outage",
+			"locker.trylock client 0s {error.type=unavailable mode=exclusive queued=false store=memory} "+
+				"Error: severed by Cut")
 		heal()
 		time.Sleep(time.Second)
 		leases, err := locker.LockAll(ctx, l, []string{"b", "a"})

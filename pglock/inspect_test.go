@@ -152,7 +152,8 @@ func TestInspectWaiters(t *testing.T) {
 		{locker.Shared(), "shared"}, {locker.Slots(1), "exclusive"}, {locker.Slots(2), "shared"},
 	}
 	behindSlots := []inLine{ // the first looks for one that is free
-		{locker.Slots(2), "slots"}, {locker.Slots(2), "slots"}, {locker.Shared(), "shared"}, {locker.Slots(1), "exclusive"},
+		{locker.Slots(2), "slots"}, {locker.Slots(2), "slots"}, {locker.Shared(), "shared"}, {locker.Slots(1),
+			"exclusive"},
 	}
 	behindReaders := []inLine{{locker.Slots(2), "slots"}, {locker.Slots(1), "exclusive"}, {locker.Shared(), "shared"}}
 	for name, tc := range map[string]struct {
@@ -435,7 +436,8 @@ func BenchmarkInspect(b *testing.B) {
 	}
 	report := func(when string, took []time.Duration) {
 		for _, percent := range []int{50, 99} {
-			b.ReportMetric(float64(took[len(took)*percent/100].Microseconds()), fmt.Sprintf("p%d-lock-us-%s", percent, when))
+			b.ReportMetric(float64(took[len(took)*percent/100].Microseconds()), fmt.Sprintf("p%d-lock-us-%s", percent,
+				when))
 		}
 	}
 	until := time.Now().Add(2 * time.Second)

@@ -179,7 +179,8 @@ func (s *session) inLine(name string) int {
 // and 1, the gate, 2, and slots, 3.
 const ofName = `WITH hash AS (SELECT encode(sha256(int8send($1::bigint)), 'hex') AS digits),
 	word AS (SELECT $1::bigint AS key, -1 AS what
-		UNION ALL SELECT ('x' || substr(digits, 1 + 16 * i, 16))::bit(64)::bigint, i FROM hash, generate_series(0, 3) AS i),
+		UNION ALL SELECT ('x' || substr(digits, 1 + 16 * i, 16))::bit(64)::bigint, i
+			FROM hash, generate_series(0, 3) AS i),
 	had AS (SELECT classid::bigint << 32 | objid::bigint AS key, mode = 'ExclusiveLock' AS alone, granted, pid
 		FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1
 			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())),

@@ -116,7 +116,8 @@ SELECT $1, CASE WHEN 0 <= ANY (numbers) THEN nextval($token) END, numbers FROM t
 PREPARE locker_slot (bigint, bigint, bigint, int[], int[]) AS
 WITH tried AS MATERIALIZED (
 	SELECT CASE WHEN pg_advisory_xact_lock($2)::text = '' THEN
-		(SELECT i FROM unnest($4, $5) AS gap (least, most), LATERAL (SELECT generate_series(least, most) AS i) AS numbers
+		(SELECT i FROM unnest($4, $5) AS gap (least, most),
+			LATERAL (SELECT generate_series(least, most) AS i) AS numbers
 			WHERE pg_try_advisory_lock($3 + i) LIMIT 1)
 	END AS number
 )

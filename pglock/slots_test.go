@@ -238,8 +238,8 @@ func TestFewerSlots(t *testing.T) {
 	mustUnlock(t, lease)
 }
 
-// TestFewerSlotsNext: who waits for one of three slots leaves. The next of the Locker does not get the third, which gets
-// free, as he has asked for one of two.
+// TestFewerSlotsNext: who waits for one of three slots leaves. The next of the Locker does not get the third, which
+// gets free, as he has asked for one of two.
 func TestFewerSlotsNext(t *testing.T) {
 	t.Parallel()
 	url, key := pgtest.URL(t), unique("key")
@@ -427,7 +427,8 @@ func TestNoWarnings(t *testing.T) {
 			l := openWatched(t, pglock.Config{}, server.URL(), locker.TTL(time.Minute))
 			other := open(t, server.URL())
 			for _, pair := range [][2]locker.CallOption{
-				{locker.Slots(2), locker.Slots(2)}, {locker.Slots(2), locker.Shared()}, {locker.Shared(), locker.Slots(2)},
+				{locker.Slots(2), locker.Slots(2)}, {locker.Slots(2), locker.Shared()}, {locker.Shared(),
+					locker.Slots(2)},
 			} {
 				key := unique("key")
 				held := []*locker.Lease{mustTry(t, other, key, pair[0]), mustTry(t, other, key, pair[0])}
@@ -436,7 +437,8 @@ func TestNoWarnings(t *testing.T) {
 				next := inLineOf(t, l, 1, key, pair[1])[0]
 				eventually(t, "it waits", func() bool { return admin.waitingFor(key) == 1 })
 				before := pglock.Messages(l.backend)
-				eventually(t, "it has taken its place anew", func() bool { return pglock.Messages(l.backend) > before+3 })
+				eventually(t, "it has taken its place anew",
+					func() bool { return pglock.Messages(l.backend) > before+3 })
 				pglock.SetLifetimes(l.backend, time.Minute, time.Minute)
 				leave()
 				for _, lease := range held {

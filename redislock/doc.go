@@ -47,16 +47,16 @@
 // A lock that may have several holders (locker.Shared, locker.Slots) is set to a text that says so, "locker:shared" or
 // "locker:slots", and expires with the last of them. So clients of other libraries find it taken, and a lock of theirs
 // keeps readers out. The holders are in a sorted set, by the expiry of each. Slots are numbered from the lowest that is
-// free. All modes stand in one line. Unlock calls all who lead it and get in together, with one message for each process,
-// a hundred at a time. A lock without these options costs what it would without them.
+// free. All modes stand in one line. Unlock calls all who lead it and get in together, with one message for each
+// process, a hundred at a time. A lock without these options costs what it would without them.
 //
 // # Taken away
 //
 // Client.Revoke marks the owner in the lock, "locker:revoked:" and then what it was: no renewal succeeds any more, and
 // Unlock does. The lock ends with the lease as it was last renewed, and others find it taken until then. The holder is
 // told by a message on the channel "locker:revoked", if its lease has been renewed before, and else when it renews. For
-// that, a process with leases that are renewed has one connection that listens, the same as for its waiters. Client.Break
-// deletes the lock, and mints a token.
+// that, a process with leases that are renewed has one connection that listens, the same as for its waiters.
+// Client.Break deletes the lock, and mints a token.
 //
 // # What it does not guarantee
 //

@@ -197,13 +197,15 @@ func TestLateRevocation(t *testing.T) {
 			next := mustLock(t, other, "k")
 			value := admin.Get(t.Context(), redislock.DefaultPrefix+"k").Val()
 			executed := func() int {
-				_, calls, _ := strings.Cut(admin.Info(context.Background(), "commandstats").Val(), "cmdstat_evalsha:calls=")
+				_, calls, _ := strings.Cut(admin.Info(context.Background(), "commandstats").Val(),
+					"cmdstat_evalsha:calls=")
 				n, _ := strconv.Atoi(calls[:max(0, strings.IndexByte(calls, ','))])
 				return n
 			}
 			before := executed()
 			proxy.Heal()
-			eventually(t, 10*time.Second, "the late request has been executed", func() bool { return executed() > before })
+			eventually(t, 10*time.Second, "the late request has been executed",
+				func() bool { return executed() > before })
 			if now := admin.Get(t.Context(), redislock.DefaultPrefix+"k").Val(); now != value || value == "" {
 				t.Errorf("who has the lock by now: %q; after a late request about who had it before: %q", value, now)
 			}

@@ -371,8 +371,8 @@ func BenchmarkList(b *testing.B) {
 	}
 }
 
-// TestRevokeTimes measures how long it takes from Revoke to the next holder, of holders that let go at once, that do not
-// unlock, and that are cut off.
+// TestRevokeTimes measures how long it takes from Revoke to the next holder, of holders that let go at once, that do
+// not unlock, and that are cut off.
 func TestRevokeTimes(t *testing.T) {
 	wires.Long(t)
 	server := redistest.New(t, redistest.Options{})

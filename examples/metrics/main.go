@@ -1,5 +1,5 @@
-// Command metrics is a worker whose locks can be watched: it leads or waits to lead, takes locks for orders meanwhile, and
-// serves what package otellocker counts to Prometheus.
+// Command metrics is a worker whose locks can be watched: it leads or waits to lead, takes locks for orders meanwhile,
+// and serves what package otellocker counts to Prometheus.
 //
 //	go run .                                                                # one worker, in memory
 //	go run . -store redis://localhost:6379/0 -http localhost:9464           # one of a fleet: start several
@@ -108,8 +108,8 @@ func open(ctx context.Context, store string, opts ...locker.Option) (locker.Lock
 	return redislock.Open(ctx, store, opts...)
 }
 
-// processOrders locks an order, works on it, and goes on with the next, until ctx ends. What fails is in the metrics and in
-// the log.
+// processOrders locks an order, works on it, and goes on with the next, until ctx ends. What fails is in the metrics
+// and in the log.
 func processOrders(ctx context.Context, l locker.Locker) {
 	for ctx.Err() == nil {
 		wait, cancel := context.WithTimeout(ctx, 5*time.Second)

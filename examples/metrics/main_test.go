@@ -50,7 +50,8 @@ func start(t *testing.T, store string, ttl time.Duration) worker {
 // value returns the sum of what the page has for a metric with a text in its labels.
 func (w worker) value(metric, label string) (sum float64) {
 	w.t.Helper()
-	for _, m := range regexp.MustCompile(`(?m)^`+metric+`\{.*`+label+`.*\} (\S+)$`).FindAllStringSubmatch(scrape(w.t, w.url), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^`+metric+`\{.*`+label+`.*\} (\S+)$`).FindAllStringSubmatch(scrape(w.t,
+		w.url), -1) {
 		v, err := strconv.ParseFloat(m[1], 64)
 		if err != nil {
 			w.t.Fatal(err)

@@ -32,8 +32,8 @@
 // To see a deposed leader being refused, start one with -ttl 2s -job 1s -insist and a second one without -insist; stop
 // the first with kill -STOP in the middle of a job, wait until the second leads, and let it go on with kill -CONT.
 //
-// Lines with the word logs are what locker.Log writes: a lost lease, and the first failure of those that are ridden out.
-// A program of your own passes its logger.
+// Lines with the word logs are what locker.Log writes: a lost lease, and the first failure of those that are ridden
+// out. A program of your own passes its logger.
 //
 // # Where to look
 //

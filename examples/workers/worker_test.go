@@ -148,7 +148,8 @@ func TestWorkerLosesTheLease(t *testing.T) {
 				if err := b.run(t.Context()); err != nil {
 					t.Error(err)
 				}
-				b.expectStory(t, "joins", "leads, token 1", "job 1 ...", "has lost the lease", "drops job 1: lease lost",
+				b.expectStory(t, "joins", "leads, token 1", "job 1 ...", "has lost the lease",
+					"drops job 1: lease lost",
 					"leads, token 2", "job 1 ...", "job 1 done", "all jobs are done", "leaves")
 			})
 		})

@@ -97,8 +97,8 @@ func redlockHarness(
 	}
 }
 
-// takeAway deletes a lock on all of some servers. A holder that has a majority just then brings it back to the others, as
-// it may also do right after it was granted the lock: so it is deleted again, until it has stayed away for a while.
+// takeAway deletes a lock on all of some servers. A holder that has a majority just then brings it back to the others,
+// as it may also do right after it was granted the lock: so it is deleted again, until it has stayed away for a while.
 func takeAway(t *testing.T, admins []redis.UniversalClient, lock string) {
 	ctx := context.Background()
 	taken := make(map[string]bool)

@@ -139,7 +139,8 @@ func Until(ctx context.Context, until time.Time) (_ context.Context, cancel cont
 }
 
 // RunConfirmed executes a script that may be repeated, waits until so many replicas have received what it wrote, and
-// returns what the script did, and how many have. Both go out on one connection, as WAIT is about what was written on its own.
+// returns what the script did, and how many have. Both go out on one connection, as WAIT is about what was written on
+// its own.
 func (c *Client) RunConfirmed(
 	ctx context.Context, s *scripts.Script, w scripts.Words, replicas int, within time.Duration,
 ) (reply any, confirmed int64, err error) {

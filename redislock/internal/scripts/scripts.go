@@ -98,7 +98,8 @@ func newScripts(channelPrefix string, retention time.Duration) *Set {
 		"$reservation", Milliseconds(reservation), "$refuse", Milliseconds(RefuseLate),
 		"$drop", strconv.Itoa(DropTogether), "$together", strconv.Itoa(enterTogether),
 		"$shared", QuoteLua(saysShared), "$slots", QuoteLua(saysSlots),
-		"$revoked", QuoteLua(saysRevoked), "$longest", strconv.Itoa(longestValue-1), "$channel", QuoteLua(channelPrefix))
+		"$revoked", QuoteLua(saysRevoked), "$longest", strconv.Itoa(longestValue-1),
+		"$channel", QuoteLua(channelPrefix))
 	s := &Set{
 		Acquire: NewScript(acquireLua, constants), Release: NewScript(releaseLua, constants),
 		Renew: NewScript(renewLua, constants), Extend: NewScript(extendLua, constants),

@@ -96,8 +96,8 @@ func (n Names) InspectWords(most int) Words {
 	return Words{6, []string{n.Lock, n.Fence, n.Queue, n.Alive, n.Holders, n.Slots, strconv.Itoa(most)}}
 }
 
-// RevokeWords are for who takes a lock away, or, if breaks is set, frees it; the owner is that of this request. why says
-// who and why, and from is from which end of a lease on to look at several holders.
+// RevokeWords are for who takes a lock away, or, if breaks is set, frees it; the owner is that of this request. why
+// says who and why, and from is from which end of a lease on to look at several holders.
 func (n Names) RevokeWords(why string, breaks bool, from string) Words {
 	kind := "r"
 	if breaks {

@@ -59,10 +59,13 @@ func TestRevokedAsksAgain(t *testing.T) {
 				t.Fatal(err)
 			}
 			a := Attempt{Names: scripts.NamesOf(r, b.Line.Process), TTL: r.TTL, Join: join, Unanswered: 1}
-			if refused, err := b.Try(t.Context(), &a); !errors.Is(err, locker.ErrRevoked) || !errors.Is(err, locker.ErrLost) {
-				t.Errorf("%v, join %v: asked again, it has %+v, %v; want ErrLost with ErrRevoked", mode, join, refused, err)
+			if refused, err := b.Try(t.Context(), &a); !errors.Is(err, locker.ErrRevoked) || !errors.Is(err,
+				locker.ErrLost) {
+				t.Errorf("%v, join %v: asked again, it has %+v, %v; want ErrLost with ErrRevoked", mode, join, refused,
+					err)
 			}
-			if _, err := b.Acquire(t.Context(), inMode(t, 2, locker.ModeExclusive, 0)); !errors.Is(err, locker.ErrLocked) {
+			if _, err := b.Acquire(t.Context(), inMode(t, 2, locker.ModeExclusive, 0)); !errors.Is(err,
+				locker.ErrLocked) {
 				t.Errorf("%v, join %v: before it is given back, another owner has %v; want ErrLocked", mode, join, err)
 			}
 			mustRelease(t, b, locker.Grant{Request: r})
@@ -232,7 +235,8 @@ func FuzzRevokeReply(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, reply string) {
 		taken, more, err := parseTaken(reply)
-		if err == nil && (taken < 0 || !strings.HasSuffix(reply, " "+more)) || err != nil && (taken != 0 || more != "") {
+		if err == nil && (taken < 0 || !strings.HasSuffix(reply, " "+more)) || err != nil && (taken != 0 ||
+			more != "") {
 			t.Errorf("%q: %d, %q, %v", reply, taken, more, err)
 		}
 		for _, odd := range []any{nil, int64(1), []any{reply}} {

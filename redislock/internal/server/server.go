@@ -20,7 +20,8 @@ type Server struct {
 // Features implements the optional method of locker.Backend.
 func (b *Server) Features() locker.Features {
 	return locker.Features{
-		HeedsContext: true, Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true, MinHold: true, Adopt: true,
+		HeedsContext: true, Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true, MinHold: true,
+		Adopt: true,
 	}
 }
 
