@@ -36,7 +36,7 @@ end)()`
 	lying := func(s *scripts.Script) *scripts.Script {
 		return scripts.NewScript(strings.ReplaceAll(s.Source, "redis.call('TIME')", clock), strings.NewReplacer())
 	}
-	s := *scripts.Default
+	s := *scripts.Default()
 	s.Acquire, s.Release, s.Poll, s.LineUp = lying(s.Acquire), lying(s.Release), lying(s.Poll), lying(s.LineUp)
 	b := server.WithScripts(rdb, &s, scripts.DefaultChannelPrefix, server.NewProcess(), nil)
 	return server.ClientOf(b, opts)

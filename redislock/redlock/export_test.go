@@ -18,7 +18,7 @@ func NewBackend(clients []redis.UniversalClient) locker.Backend {
 
 // LineupSHA, ConfirmSHA and ReleaseSHA are how a proxy recognises requests.
 var (
-	LineupSHA  = scripts.Default.LineUp.SHA
-	ConfirmSHA = scripts.Default.Confirm.SHA
-	ReleaseSHA = scripts.Default.Release.SHA
+	LineupSHA  = scripts.Default().LineUp.SHA
+	ConfirmSHA = scripts.Default().Confirm.SHA
+	ReleaseSHA = scripts.Default().Release.SHA
 )

@@ -40,7 +40,7 @@ func requestsFor(keys ...string) []*request {
 	var rs []*request
 	for i, key := range keys {
 		rs = append(rs, &request{
-			script: scripts.Default.Acquire, ctx: context.Background(),
+			script: scripts.Default().Acquire, ctx: context.Background(),
 			words: testNames(key, byte(i)).AcquireWords(10*time.Second, 0, ""),
 		})
 	}
@@ -59,7 +59,7 @@ func take(t *testing.T, c *Client, key string) {
 
 func free(t *testing.T, c *Client, key string) {
 	t.Helper()
-	reply, err := c.group.run(t.Context(), time.Time{}, scripts.Default.Release, testNames(key, 0).FreeWords())
+	reply, err := c.group.run(t.Context(), time.Time{}, scripts.Default().Release, testNames(key, 0).FreeWords())
 	if err != nil || reply != int64(1) {
 		t.Errorf("to free a key: %v, %v", reply, err)
 	}
@@ -77,7 +77,7 @@ func TestOneRequestFails(t *testing.T) {
 	}
 	rs := requestsFor(t.Name()+"0", t.Name()+"1", t.Name()+"2", t.Name()+"3")
 	rs = append(rs, &request{
-		script: scripts.Default.Release, words: testNames(t.Name(), 9).FreeWords(), ctx: t.Context(),
+		script: scripts.Default().Release, words: testNames(t.Name(), 9).FreeWords(), ctx: t.Context(),
 	})
 	rs = append(rs, requestsFor(t.Name() + "0")[0]) // again: it has the lock by then
 	for _, known := range []bool{false, true} {     // the script, by the server

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -82,13 +83,14 @@ const (
 	DefaultTokenRetention = time.Hour
 )
 
-// Default are those that nearly everybody has.
-var Default = newScripts(DefaultChannelPrefix, DefaultTokenRetention)
+// Default returns those that nearly everybody has. They are made when they are wanted: it takes milliseconds, which a
+// program that uses another store is not to spend at its start.
+var Default = sync.OnceValue(func() *Set { return newScripts(DefaultChannelPrefix, DefaultTokenRetention) })
 
 // For returns the scripts for a configuration.
 func For(channelPrefix string, retention time.Duration) *Set {
 	if channelPrefix == DefaultChannelPrefix && retention == DefaultTokenRetention {
-		return Default
+		return Default()
 	}
 	return newScripts(channelPrefix, retention)
 }
@@ -109,7 +111,8 @@ func newScripts(channelPrefix string, retention time.Duration) *Set {
 		Adopt: NewScript(adoptLua, constants),
 	}
 	s.Acquire.letter, s.Release.letter = 'a', 'r'
-	s.Acquire.Group = NewScript(groupLua, constants)
+	inGroup := strings.NewReplacer("$acquire", inGroup(acquireLua), "$release", inGroup(releaseLua))
+	s.Acquire.Group = NewScript(inGroup.Replace(groupLua), constants)
 	s.Release.Group = s.Acquire.Group
 	return s
 }
@@ -153,10 +156,9 @@ func withFunctions(lua string) string {
 	return strings.NewReplacer("$line", lineLua, "$holders", holdersLua).Replace(lua)
 }
 
-// NewScript fills in what stands for constants, for other scripts, and for the functions that they share. It removes
-// comments and indentation, which the server would have to keep.
+// NewScript fills in what stands for constants, and for the functions that scripts share. It removes comments and
+// indentation, which the server would have to keep.
 func NewScript(lua string, constants *strings.Replacer) *Script {
-	lua = strings.NewReplacer("$acquire", inGroup(acquireLua), "$release", inGroup(releaseLua)).Replace(lua)
 	lua = constants.Replace(withFunctions(lua))
 	var b strings.Builder
 	for line := range strings.Lines(lua) {

@@ -26,7 +26,7 @@ func FuzzQuoteLua(f *testing.F) {
 		if back != prefix {
 			t.Fatalf("quoteLua(%q) is %s, which stands for %q", prefix, quoted, back)
 		}
-		ours, usual := newScripts(prefix, DefaultTokenRetention), Default
+		ours, usual := newScripts(prefix, DefaultTokenRetention), Default()
 		all := func(s *Set) []*Script {
 			return []*Script{s.Acquire, s.Release, s.Renew, s.Extend, s.Poll, s.Confirm, s.LineUp, s.Acquire.Group}
 		}

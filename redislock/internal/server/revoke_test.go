@@ -84,7 +84,7 @@ func TestRevokeLeavesOutNobody(t *testing.T) {
 		rdb := redis.NewClient(&redis.Options{Addr: redistest.Address(t), DisableIdentity: true})
 		rdb.AddHook(redistest.Hook(func(cmds ...redis.Cmder) {
 			f := revoking.Load()
-			if sha, ok := cmds[0].Args()[1].(*string); ok && *sha == scripts.Default.Revoke.SHA && f != nil {
+			if sha, ok := cmds[0].Args()[1].(*string); ok && *sha == scripts.Default().Revoke.SHA && f != nil {
 				(*f)()
 			}
 		}))

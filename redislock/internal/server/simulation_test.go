@@ -98,7 +98,7 @@ func newSimulation(t *testing.T) *simulation {
 	s.taken = s.client.Subscribe(t.Context(), scripts.DefaultChannelPrefix+revokedChannel)
 	t.Cleanup(func() { _ = s.taken.Close() })
 	s.clock = "test:clock:" + s.processes[0]
-	s.scripts = slowed(scripts.Default, s.clock)
+	s.scripts = slowed(scripts.Default(), s.clock)
 	return s
 }
 

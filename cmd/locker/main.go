@@ -1,0 +1,29 @@
+// Command locker runs other commands under a distributed lock, keeps one of several daemons running, and shows, revokes
+// and diagnoses locks. Its locks are those of the library: a program that uses it and a command that is run by it
+// exclude each other.
+//
+//	LOCKER_STORE=redis://localhost:6379 locker run nightly -- ./report --all
+//
+// docs/command.md is its manual; "locker help" says the most important things.
+package main
+
+import (
+	"os"
+	"runtime"
+)
+
+func init() {
+	// The main goroutine starts the children, and they die with the thread that has started them: the main thread lives
+	// as long as the process.
+	runtime.LockOSThread()
+}
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+// run runs the command with some arguments, and returns its exit code.
+func run(args []string) int {
+	a := &app{stdout: os.Stdout, stderr: os.Stderr}
+	root := a.command()
+	root.SetArgs(twoDashes(root, args))
+	return a.exitCode(root.Execute())
+}

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+
+	"github.com/lockerkit/locker"
+)
+
+// say tells people what happens, on standard error, which is also that of the command that is run: a line each, which
+// begins with "locker:", or is an object of JSON with the attributes. Only what somebody has to know is said, unless
+// -v wants more.
+func (a *app) say(level slog.Level, message string, attrs ...slog.Attr) {
+	a.logger().LogAttrs(context.Background(), level, message, attrs...)
+}
+
+func (a *app) logger() *slog.Logger {
+	level := slog.LevelInfo
+	switch {
+	case a.verbose:
+		level = slog.LevelDebug
+	case a.quiet:
+		level = slog.LevelError
+	}
+	if a.json {
+		return slog.New(slog.NewJSONHandler(a.stderr, &slog.HandlerOptions{Level: level}))
+	}
+	return slog.New(&plain{out: a.stderr, level: level})
+}
+
+// failed reports why the command fails.
+func (a *app) failed(err error, code int) {
+	a.say(slog.LevelError, hidden(err), slog.Int("exit", code))
+}
+
+// hidden is the text of an error without the password of the store, which some client may have put there. What says so
+// here need not begin with the name of the library, too.
+func hidden(err error) string {
+	text := strings.ReplaceAll(err.Error(), "locker: ", "")
+	if password := passwordOf(os.Getenv(storeVariable)); password != "" {
+		text = strings.ReplaceAll(text, password, "xxxxx")
+	}
+	return text
+}
+
+// plain is a slog.Handler for people: the messages alone are whole sentences. Those of the library, at the level Debug,
+// need their attributes.
+type plain struct {
+	out   io.Writer
+	level slog.Level
+}
+
+func (p *plain) Enabled(_ context.Context, level slog.Level) bool { return level >= p.level }
+
+func (p *plain) Handle(_ context.Context, r slog.Record) error {
+	var line strings.Builder
+	line.WriteString("locker: " + r.Message)
+	if r.Level < slog.LevelInfo {
+		r.Attrs(func(attr slog.Attr) bool {
+			fmt.Fprintf(&line, " %s=%v", attr.Key, attr.Value)
+			return true
+		})
+	}
+	_, err := fmt.Fprintln(p.out, line.String())
+	return err
+}
+
+func (p *plain) WithAttrs([]slog.Attr) slog.Handler { return p }
+func (p *plain) WithGroup(string) slog.Handler      { return p }
+
+// print writes an object of JSON in a line, to standard output.
+func (a *app) print(object any) error {
+	encoder := json.NewEncoder(a.stdout)
+	encoder.SetEscapeHTML(false)
+	return encoder.Encode(object)
+}
+
+// logged is the option by which the library tells what it does, if that is wanted.
+func (a *app) logged() []locker.Option {
+	if !a.verbose {
+		return nil
+	}
+	return []locker.Option{locker.Log(a.logger())}
+}

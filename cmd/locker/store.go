@@ -1,0 +1,134 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/etcdlock"
+	"github.com/lockerkit/locker/memlock"
+	"github.com/lockerkit/locker/pglock"
+	"github.com/lockerkit/locker/redislock"
+	"github.com/lockerkit/locker/redislock/redlock"
+)
+
+// storeVariable is the environment variable with the URL of the store. Commands that are run do not get it if there is
+// a password in it.
+const storeVariable = "LOCKER_STORE"
+
+// openWithin bounds how long to wait for a store at the start.
+const openWithin = 10 * time.Second
+
+// storeURL returns the URL of the store. A password in the arguments can be read by everybody on the machine.
+func (a *app) storeURL() (string, error) {
+	if a.store == "memory" {
+		return "memory://", nil
+	}
+	if passwordOf(a.store) != "" {
+		return "", usage("a password in -store is seen by every user of this machine: put the URL into %s", storeVariable)
+	}
+	rawURL := cmp.Or(a.store, os.Getenv(storeVariable))
+	if rawURL == "" {
+		return "", usage("which store? Set %s, or use -store: redis://, redlock://, postgres:// or etcd://", storeVariable)
+	}
+	return rawURL, nil
+}
+
+// kind is one of the stores.
+type kind int
+
+const (
+	memory kind = iota
+	redis
+	redlocks
+	postgres
+	etcd
+)
+
+// kindOf returns which store a URL is of.
+func kindOf(rawURL string) (kind, error) {
+	scheme, _, found := strings.Cut(rawURL, "://")
+	base, _, _ := strings.Cut(scheme, "+")
+	switch {
+	case !found && !strings.Contains(rawURL, "="): // and it is not shown: it may have a password in it
+		return 0, usage("the store is not a URL such as redis://localhost:6379")
+	case !found: // the form of libpq
+		return postgres, nil
+	case base == "redis" || base == "rediss" || scheme == "unix":
+		return redis, nil
+	}
+	switch scheme {
+	case "memory":
+		return memory, nil
+	case "redlock", "redlocks":
+		return redlocks, nil
+	case "postgres", "postgresql":
+		return postgres, nil
+	case "etcd", "etcds":
+		return etcd, nil
+	}
+	return 0, usage("%q is no store: use redis://, redlock://, postgres:// or etcd://", scheme)
+}
+
+// open connects to the store. The error says what would keep the locks from working.
+func (a *app) open(ctx context.Context, opts ...locker.Option) (*locker.Client, error) {
+	rawURL, err := a.storeURL()
+	if err != nil {
+		return nil, err
+	}
+	k, err := kindOf(rawURL)
+	if err != nil {
+		return nil, err
+	}
+	opts = append(append([]locker.Option{locker.Prefix(a.prefix)}, a.logged()...), opts...)
+	ctx, cancel := context.WithTimeoutCause(ctx, openWithin, errNoAnswer)
+	defer cancel()
+	var c *locker.Client
+	switch k {
+	case memory:
+		return memlock.New(opts...).Client, nil
+	case redis:
+		c, err = redislock.Open(ctx, rawURL, opts...)
+	case redlocks:
+		c, err = redlock.Open(ctx, rawURL, opts...)
+	case postgres:
+		c, err = pglock.Open(ctx, rawURL, opts...)
+	case etcd:
+		c, err = etcdlock.Open(ctx, rawURL, opts...)
+	}
+	if err != nil && errors.Is(context.Cause(ctx), errNoAnswer) {
+		err = fmt.Errorf("%w: %w", locker.ErrUnavailable, errNoAnswer)
+	}
+	return c, err
+}
+
+var errNoAnswer = fmt.Errorf("no answer within %v", openWithin)
+
+// passwordOf returns the password in a URL or in a connection string of libpq, or "".
+func passwordOf(store string) string {
+	_, rest, found := strings.Cut(store, "://")
+	if !found {
+		for field := range strings.FieldsSeq(store) {
+			if password, found := strings.CutPrefix(field, "password="); found {
+				return strings.Trim(password, "'")
+			}
+		}
+		return ""
+	}
+	rest, query, _ := strings.Cut(rest, "?")
+	user := rest[:max(strings.LastIndex(rest, "@"), 0)]
+	if _, password, found := strings.Cut(user, ":"); found {
+		if unescaped, err := url.PathUnescape(password); err == nil {
+			return unescaped
+		}
+		return password
+	}
+	values, _ := url.ParseQuery(query) // what it could parse
+	return cmp.Or(values.Get("password"), values.Get("sentinel_password"))
+}
