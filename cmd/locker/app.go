@@ -39,9 +39,8 @@ redis+cluster://n1,n2, redlock://h1,h2,h3, postgres://host/db, etcd://h1,h2,h3.`
 		Version:       version(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		// Else what is wrong with a command is that it is an argument of another.
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Args:          cobra.NoArgs, // what is not a command
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
@@ -52,7 +51,7 @@ redis+cluster://n1,n2, redlock://h1,h2,h3, postgres://host/db, etcd://h1,h2,h3.`
 	})
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.store, "store", "", "`URL` of the store, without a password")
-	flags.StringVar(&a.prefix, "prefix", os.Getenv("LOCKER_PREFIX"), "`TEXT` before each key, also in $LOCKER_PREFIX")
+	flags.StringVar(&a.prefix, "prefix", os.Getenv("LOCKER_PREFIX"), "`TEXT` before each key (default: as the library has it)")
 	flags.BoolVar(&a.json, "json", false, "print objects of JSON, one in a line")
 	flags.BoolVarP(&a.verbose, "verbose", "v", false, "tell what happens")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "tell errors only")
@@ -60,7 +59,7 @@ redis+cluster://n1,n2, redlock://h1,h2,h3, postgres://host/db, etcd://h1,h2,h3.`
 		a.runCommand(), a.leadCommand(), a.showCommand(), a.listCommand(), a.watchCommand(), a.revokeCommand(),
 		a.breakCommand(), a.pingCommand(), a.doctorCommand(), a.versionCommand(),
 	)
-	for _, c := range root.Commands() {
+	for _, c := range append(root.Commands(), root) {
 		c.DisableFlagsInUseLine = true
 		c.Args = refused(c.Args)
 	}
@@ -71,7 +70,7 @@ redis+cluster://n1,n2, redlock://h1,h2,h3, postgres://host/db, etcd://h1,h2,h3.`
 func refused(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {
-			return usage("%w: locker %s", err, cmd.Use)
+			return usage("%w: see %s -h", err, cmd.CommandPath())
 		}
 		return nil
 	}
@@ -83,8 +82,8 @@ const usageTemplate = `Usage: {{if .HasAvailableSubCommands}}{{.CommandPath}} CO
 {{range .Commands}}{{if .IsAvailableCommand}}  {{rpad .Name 11}} {{.Short}}
 {{end}}{{end}}{{else}}locker {{.Use}}
 {{end}}{{if .HasAvailableLocalFlags}}
-{{.LocalFlags.FlagUsages | trimTrailingWhitespaces}}
-{{end}}{{if and .HasAvailableInheritedFlags (not .HasAvailableSubCommands)}}{{.InheritedFlags.FlagUsages | trimTrailingWhitespaces}}
+{{.LocalFlags.FlagUsagesWrapped 80 | trimTrailingWhitespaces}}
+{{end}}{{if and .HasAvailableInheritedFlags (not .HasAvailableSubCommands)}}{{.InheritedFlags.FlagUsagesWrapped 80 | trimTrailingWhitespaces}}
 {{end}}`
 
 // twoDashes lets long options be written with one dash, too, as programs in Go have them: -ttl is --ttl. What comes

@@ -18,8 +18,8 @@ func (a *app) leadCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "lead [OPTIONS] KEY -- COMMAND [ARGUMENT...]",
 		Short: "Run a command whenever elected, on one of several machines",
-		Long: `Run COMMAND whenever this process is the leader of KEY. If that is lost, COMMAND is
-ended before anybody else can lead, and this process stands for election again.
+		Long: `Run COMMAND whenever this process is the leader of KEY. If that is lost, COMMAND
+is ended before anybody else can lead, and this process is a candidate again.
 If COMMAND exits with 0, others have their turn; else this process ends, too.
 ` + exitCodes,
 		Args: func(cmd *cobra.Command, args []string) error {

@@ -87,3 +87,11 @@ func (a *app) logged() []locker.Option {
 	}
 	return []locker.Option{locker.Log(a.logger())}
 }
+
+// quietRedis has what go-redis logs by itself, such as each connection that fails, told only if that is wanted: what
+// matters is in the errors.
+type quietRedis struct{ app *app }
+
+func (q quietRedis) Printf(_ context.Context, format string, args ...any) {
+	q.app.say(slog.LevelDebug, hidden(fmt.Errorf(format, args...))) //nolint:errorlint // its own formats
+}

@@ -20,6 +20,7 @@ type runner struct {
 	wait       time.Duration
 	try        bool
 	lockedCode int
+	once       bool // there will be no other command
 
 	keys    []string
 	path    string // of the program
@@ -100,6 +101,7 @@ func (r *runner) run() error {
 	default:
 		return err
 	}
+	r.once = true
 	status, ended := r.work(signals, leases)
 	if err := r.unlock(leases); err != nil && ended == nil && r.onLoss != "warn" {
 		return &exit{code: exitLost, err: err}
@@ -131,6 +133,9 @@ func (r *runner) work(signals *signals, leases locker.Leases) (child.Status, err
 		return child.Status{}, s
 	case err != nil:
 		return child.Status{}, &exit{code: child.CodeOf(err), err: err}
+	}
+	if r.once {
+		child.LetGo()
 	}
 	for i, l := range leases {
 		r.say(slog.LevelDebug, "has the lock", slog.String("key", r.keys[i]), slog.Uint64("token", l.Token()))

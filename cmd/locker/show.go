@@ -127,32 +127,40 @@ func (a *app) show(info locker.LockInfo) error {
 
 // describe is a lock for people.
 func describe(info locker.LockInfo) string {
-	var text strings.Builder
-	if len(info.Holders) == 0 {
-		fmt.Fprintf(&text, "%s: free\n", info.Key)
-	} else {
-		fmt.Fprintf(&text, "%s: held\n", info.Key)
-		table := newTable(&text)
-		fmt.Fprintf(table, "  HOLDER\tMODE\tSINCE\tLEFT\tTOKEN\tSESSION\n")
-		for _, h := range info.Holders {
-			fmt.Fprintf(table, "  %s\n", strings.Join(cells(h), "\t"))
-		}
-		_ = table.Flush() // to a strings.Builder
+	if len(info.Holders) == 0 && info.Waiting == 0 {
+		return info.Key + ": free\n"
 	}
-	if info.Waiting > 0 {
-		fmt.Fprintf(&text, "  %d waiting\n", info.Waiting)
-		table := newTable(&text)
-		for _, w := range info.Waiters {
-			fmt.Fprintf(table, "  %s\t%s\t%s\t%s\n", orUnknown(w.Name), w.Mode, since(w.Since), w.Session)
-		}
-		_ = table.Flush()
+	var text strings.Builder
+	state := "held"
+	if len(info.Holders) == 0 {
+		state = "free"
+	}
+	fmt.Fprintf(&text, "%s: %s, %d waiting\n", info.Key, state, info.Waiting)
+	rows := [][]string{{"HOLDER", "MODE", "SINCE", "LEFT", "TOKEN", "SESSION"}}
+	for _, h := range info.Holders {
+		rows = append(rows, append(cells(h), h.Session))
+	}
+	if len(info.Waiters) > 0 {
+		rows = append(rows, []string{"WAITER", "MODE", "SINCE", "", "", "SESSION"})
+	}
+	for _, w := range info.Waiters {
+		rows = append(rows, []string{orUnknown(w.Name), w.Mode.String(), since(w.Since), "", "", w.Session})
+	}
+	var aligned strings.Builder
+	table := newTable(&aligned)
+	for _, row := range rows {
+		fmt.Fprintf(table, "  %s\n", strings.Join(row, "\t"))
+	}
+	_ = table.Flush() // to a strings.Builder
+	for line := range strings.Lines(aligned.String()) {
+		text.WriteString(strings.TrimRight(line, " \n") + "\n")
 	}
 	return text.String()
 }
 
 func newTable(w io.Writer) *tabwriter.Writer { return tabwriter.NewWriter(w, 0, 4, 2, ' ', 0) }
 
-// cells tells of a holder, as a row of a table.
+// cells tells of a holder, as a part of a row of a table.
 func cells(h locker.HolderInfo) []string {
 	mode := h.Mode.String()
 	if h.Mode == locker.ModeSlots {
@@ -165,7 +173,7 @@ func cells(h locker.HolderInfo) []string {
 	if h.Token != 0 {
 		token = fmt.Sprint(h.Token)
 	}
-	return []string{orUnknown(h.Name), mode, since(h.Since), left, token, h.Session}
+	return []string{orUnknown(h.Name), mode, since(h.Since), left, token}
 }
 
 func orUnknown(text string) string { return cmp.Or(text, "?") }
@@ -197,8 +205,7 @@ func (a *app) list(ctx context.Context, c *locker.Client, prefix string) error {
 		}
 		if !a.json {
 			for _, h := range info.Holders {
-				row := cells(h)[:5]
-				fmt.Fprintf(table, "%s\t%s\t%d\n", info.Key, strings.Join(row, "\t"), info.Waiting)
+				fmt.Fprintf(table, "%s\t%s\t%d\n", info.Key, strings.Join(cells(h), "\t"), info.Waiting)
 			}
 		}
 	}

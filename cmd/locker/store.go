@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	goredis "github.com/redis/go-redis/v9"
+
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/etcdlock"
 	"github.com/lockerkit/locker/memlock"
@@ -45,7 +47,7 @@ type kind int
 
 const (
 	memory kind = iota
-	redis
+	redisServer
 	redlocks
 	postgres
 	etcd
@@ -61,7 +63,7 @@ func kindOf(rawURL string) (kind, error) {
 	case !found: // the form of libpq
 		return postgres, nil
 	case base == "redis" || base == "rediss" || scheme == "unix":
-		return redis, nil
+		return redisServer, nil
 	}
 	switch scheme {
 	case "memory":
@@ -86,16 +88,21 @@ func (a *app) open(ctx context.Context, opts ...locker.Option) (*locker.Client, 
 	if err != nil {
 		return nil, err
 	}
-	opts = append(append([]locker.Option{locker.Prefix(a.prefix)}, a.logged()...), opts...)
+	opts = append(a.logged(), opts...)
+	if a.prefix != "" { // else the store has its own
+		opts = append(opts, locker.Prefix(a.prefix))
+	}
 	ctx, cancel := context.WithTimeoutCause(ctx, openWithin, errNoAnswer)
 	defer cancel()
 	var c *locker.Client
 	switch k {
 	case memory:
 		return memlock.New(opts...).Client, nil
-	case redis:
+	case redisServer:
+		goredis.SetLogger(quietRedis{a})
 		c, err = redislock.Open(ctx, rawURL, opts...)
 	case redlocks:
+		goredis.SetLogger(quietRedis{a})
 		c, err = redlock.Open(ctx, rawURL, opts...)
 	case postgres:
 		c, err = pglock.Open(ctx, rawURL, opts...)

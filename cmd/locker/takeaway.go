@@ -15,8 +15,8 @@ func (a *app) revokeCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "revoke [OPTIONS] KEY",
 		Short: "Take a lock away safely: its holder is told, and ends first",
-		Long: `Take a lock away from whoever holds it. The holder is told. The key is free when it
-has let go, or its lease has ended: there are never two holders.`,
+		Long: `Take a lock away from whoever holds it. The holder is told. The key is free when
+it has let go, or its lease has ended: there are never two holders.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			return a.taking(args[0], "revoked", func(ctx context.Context, c *locker.Client) error {
@@ -34,8 +34,8 @@ func (a *app) breakCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "break [OPTIONS] KEY",
 		Short: "Free a lock at once, whoever holds it: for holders that are dead",
-		Long: `Free a lock at once. Its holder may still be at work, and then there are two, unless
-what they work on refuses old tokens. "locker revoke" is the safe way.`,
+		Long: `Free a lock at once. Its holder may still be at work, and then there are two,
+unless what they work on refuses old tokens. "locker revoke" is the safe way.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			opts := []locker.BreakOption{locker.Reason(reason)}

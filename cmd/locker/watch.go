@@ -18,7 +18,7 @@ func (a *app) watchCommand() *cobra.Command {
 	var interval time.Duration
 	c := &cobra.Command{
 		Use:   "watch [OPTIONS] KEY [KEY...]",
-		Short: "Watch who holds locks: a picture on a terminal, else a line per change",
+		Short: "Watch who holds locks, as a picture or a line per change",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(_ *cobra.Command, keys []string) error {
 			if interval <= 0 {

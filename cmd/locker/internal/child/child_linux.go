@@ -77,6 +77,9 @@ func (c *Child) Kill() {
 	}()
 }
 
+// replace makes a file descriptor another one, too.
+func replace(fd, by int) error { return unix.Dup3(by, fd, 0) }
+
 // Count returns how many processes of the command there are.
 func (c *Child) Count() int { return len(descendants(os.Getpid())) }
 

@@ -38,3 +38,6 @@ func (c *Child) Kill() { c.send(syscall.SIGKILL) }
 
 // Count returns how many processes of the command there are, as far as that is known.
 func (c *Child) Count() int { return 1 }
+
+// replace makes a file descriptor another one, too.
+func replace(fd, by int) error { return unix.Dup2(by, fd) }

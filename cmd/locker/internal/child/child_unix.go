@@ -79,3 +79,16 @@ func statusOf(ws unix.WaitStatus) Status {
 	}
 	return Status{Code: ws.ExitStatus()}
 }
+
+// LetGo gives up the standard input and output of this process, which are those of a command: so whoever writes or reads
+// at the other end learns it when the command has closed them.
+func LetGo() {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return // then they learn it later
+	}
+	defer func() { _ = null.Close() }()
+	for _, fd := range []int{syscall.Stdin, syscall.Stdout} {
+		_ = replace(fd, int(null.Fd()))
+	}
+}

@@ -1,0 +1,201 @@
+//go:build linux
+
+package main
+
+import (
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/lockerkit/locker/internal/faultproxy"
+	"github.com/lockerkit/locker/internal/locktest"
+	"github.com/lockerkit/locker/internal/redistest"
+)
+
+func proxied(t *testing.T) (*redistest.Server, *faultproxy.Proxy) {
+	t.Helper()
+	server := redistest.New(t, redistest.Options{})
+	return server, faultproxy.New(t, server.Addr())
+}
+
+func hole() faultproxy.Fault { return faultproxy.BlackHole() }
+
+// trials is how often to repeat what depends on timing.
+func trials() int {
+	if n, err := strconv.Atoi(os.Getenv("LOCKER_TRIALS")); err == nil {
+		return n
+	}
+	return 3
+}
+
+// stamping starts the program with a command that notes until when it lives, and ends for no signal but SIGKILL.
+func stamping(t *testing.T, store, file string, args ...string) *process {
+	t.Helper()
+	p := command(t, store, args...)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.cmd.Args = append(p.cmd.Args, "--", "env", actAs+"=stamps", self, file)
+	p.start()
+	p.says("up")
+	return p
+}
+
+// lastStamp is when a command of stamping lived for the last time.
+func lastStamp(t *testing.T, file string) int64 {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stamp, err := strconv.ParseInt(string(text), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stamp
+}
+
+// When the store cannot be reached for longer than the TTL, the command is dead before that of a rival starts, even one
+// that ignores SIGTERM.
+func TestDeadBeforeRival(t *testing.T) {
+	t.Parallel()
+	server, proxy := proxied(t)
+	smallest := time.Hour
+	for range trials() {
+		key, file := locktest.Unique("key"), t.TempDir()+"/stamps"
+		p := stamping(t, "redis://"+proxy.Addr(), file, "run", "--ttl", "1s", key)
+		rival := lockerOn(t, "redis://"+server.Addr(), "run", key, "--", "sh", "-c", "echo up; read x")
+		proxy.Set(hole())
+		rival.says("up")
+		started := now()
+		died := lastStamp(t, file)
+		p.exits(exitLost)
+		if after := lastStamp(t, file); after != died {
+			t.Fatal("the command lived on when that of the rival had started")
+		}
+		smallest = min(smallest, time.Duration(started-died))
+		proxy.Heal()
+		p.tells("could not be renewed")
+	}
+	t.Logf("the smallest margin of %d is %v", trials(), smallest)
+}
+
+// A store that comes back before the TTL has passed is no loss: the command does not notice.
+func TestShortOutage(t *testing.T) {
+	t.Parallel()
+	server, proxy := proxied(t)
+	p := lockerOn(t, "redis://"+proxy.Addr(), "run", "-v", "--ttl", "10s", "k", "--", "sh", "-c", "echo up; read x; echo alive")
+	p.says("up")
+	proxy.Set(faultproxy.Refuse())
+	p.tells("renewal failed")
+	proxy.Heal()
+	seen := strings.Count(p.stderr.String(), "renewed")
+	locktest.Eventually(t, "it is renewed again", func() bool { return strings.Count(p.stderr.String(), "renewed") > seen })
+	_ = p.stdin.Close()
+	p.says("alive")
+	p.exits(0)
+	if held(t, observer(t, "redis://"+server.Addr()), "k") {
+		t.Error("the key is still held")
+	}
+}
+
+// The command has the grace to end by itself, from SIGTERM to SIGKILL.
+func TestGrace(t *testing.T) {
+	t.Parallel()
+	_, proxy := proxied(t)
+	p := lockerOn(t, "redis://"+proxy.Addr(), "run", "--ttl", "3s", "--grace", "1500ms", "k", "--", "sh", "-c",
+		`trap 'echo told; exit 0' TERM; echo up; while :; do sleep 0.01; done`)
+	p.says("up")
+	proxy.Set(hole())
+	p.says("told")
+	p.exits(exitLost) // it has not done what it was to do, whatever it says
+}
+
+// All that the command has started is killed with it.
+func TestKillsGrandchildren(t *testing.T) {
+	t.Parallel()
+	_, proxy := proxied(t)
+	p := lockerOn(t, "redis://"+proxy.Addr(), "run", "--ttl", "1s", "k", "--", "sh", "-c", `trap '' TERM
+		(trap '' TERM; sleep 1000) & echo $!
+		setsid sh -c 'trap "" TERM; echo $$; sleep 1000' &
+		while :; do sleep 0.01; done`)
+	pids := []string{p.line(), p.line()}
+	proxy.Set(hole())
+	p.exits(exitLost)
+	for _, pid := range pids {
+		if isAlive(pid) {
+			t.Errorf("process %s lives on", pid)
+		}
+	}
+}
+
+// A program that was frozen for longer than its TTL ends its command when it goes on: a rival is at work by then.
+func TestFrozen(t *testing.T) {
+	t.Parallel()
+	url, key, file := redisURL(t), locktest.Unique("key"), t.TempDir()+"/stamps"
+	p := stamping(t, url, file, "run", "--ttl", "1s", key)
+	p.signal(syscall.SIGSTOP)
+	rival := lockerOn(t, url, "run", key, "--", "sh", "-c", "echo up; read x")
+	rival.says("up")
+	p.signal(syscall.SIGCONT)
+	p.exits(exitLost)
+	_ = rival.stdin.Close()
+	rival.exits(1)
+}
+
+// -on-loss=term asks the command to end, and leaves the rest to it. -on-loss=warn leaves all to it.
+func TestOnLoss(t *testing.T) {
+	t.Parallel()
+	server, proxy := proxied(t)
+	c := observer(t, "redis://"+server.Addr())
+	command := []string{"--", "sh", "-c", "trap 'echo told' TERM; echo up; while ! read x; do :; done; echo $x; exit 4"}
+	term := lockerOn(t, "redis://"+proxy.Addr(), append([]string{"run", "--ttl", "1s", "--on-loss", "term", "t"}, command...)...)
+	warn := lockerOn(t, "redis://"+proxy.Addr(), append([]string{"run", "--ttl", "1s", "--on-loss", "warn", "w"}, command...)...)
+	term.says("up")
+	warn.says("up")
+	proxy.Set(hole())
+	term.says("told")
+	warn.tells("works on without its lock")
+	locktest.MustUnlock(t, locktest.MustLock(t, c, "t"))
+	locktest.MustUnlock(t, locktest.MustLock(t, c, "w"))
+	for _, p := range []*process{term, warn} {
+		if _, err := p.stdin.Write([]byte("alive\n")); err != nil {
+			t.Fatal(err)
+		}
+		p.says("alive")
+	}
+	term.exits(exitLost)
+	warn.exits(4)
+}
+
+// Who is revoked is asked to end, with the grace; nobody gets the lock before it has ended. Who is broken is killed.
+func TestTakenAway(t *testing.T) {
+	t.Parallel()
+	url, key := redisURL(t), locktest.Unique("key")
+	p := lockerOn(t, url, "run", key, "--", "sh", "-c",
+		`trap 'echo told; read x; echo $x; exit 0' TERM; echo up; while :; do sleep 0.01; done`)
+	p.says("up")
+	lockerOn(t, url, "revoke", "--reason", "a test", key).exits(0)
+	p.says("told")
+	rival := lockerOn(t, url, "run", "-n", key, "--", "true")
+	rival.exits(exitLocked)
+	if _, err := p.stdin.Write([]byte("last words\n")); err != nil {
+		t.Fatal(err)
+	}
+	p.says("last words")
+	p.exits(exitLost)
+	p.tells("a test")
+	lockerOn(t, url, "run", "-n", key, "--", "true").exits(0)
+	lockerOn(t, url, "revoke", key).exits(exitProblem)
+
+	p = lockerOn(t, url, "run", "-v", "--ttl", "3s", key, "--", "sh", "-c", `trap '' TERM; echo up; while :; do sleep 0.01; done`)
+	p.says("up")
+	p.tells("renewed") // from then on it is told why
+	lockerOn(t, url, "break", key).exits(0)
+	p.exits(exitLost)
+	p.tells("broken")
+}
