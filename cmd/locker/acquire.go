@@ -81,7 +81,7 @@ func (a *app) lock(
 	}
 	if wait > 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, wait, fmt.Errorf("%w for all of the %v to wait", locker.ErrLocked, wait))
+		ctx, cancel = context.WithTimeoutCause(ctx, wait, locker.ErrLocked)
 		defer cancel()
 	}
 	told := make(chan struct{})

@@ -23,7 +23,11 @@ type app struct {
 	quiet   bool
 }
 
-const exitCodes = `Exit codes: that of COMMAND, or 128 and the signal that ended it. 64 usage,
+// further commands are those of builds with more than people need.
+var further []func(*app) *cobra.Command
+
+const exitCodes = `
+Exit codes: that of COMMAND, or 128 and the signal that ended it. 64 usage,
 69 store unavailable, 70 lock lost, 75 somebody else has it (see -E), 77 denied,
 78 store unfit, 126 COMMAND cannot be run, 127 there is none.`
 
@@ -59,6 +63,9 @@ redis+cluster://n1,n2, redlock://h1,h2,h3, postgres://host/db, etcd://h1,h2,h3.`
 		a.runCommand(), a.leadCommand(), a.showCommand(), a.listCommand(), a.watchCommand(), a.revokeCommand(),
 		a.breakCommand(), a.pingCommand(), a.doctorCommand(), a.versionCommand(),
 	)
+	for _, c := range further {
+		root.AddCommand(c(a))
+	}
 	for _, c := range append(root.Commands(), root) {
 		c.DisableFlagsInUseLine = true
 		c.Args = refused(c.Args)

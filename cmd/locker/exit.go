@@ -72,6 +72,7 @@ func codeOf(err error) int {
 		code int
 	}{
 		{locker.ErrLost, exitLost},
+		{locker.ErrUnavailable, exitUnavailable}, // also if that was ridden out until the time was up
 		{locker.ErrLocked, exitLocked},
 		{context.DeadlineExceeded, exitLocked},
 		{locker.ErrNotHeld, exitProblem},
@@ -80,7 +81,6 @@ func codeOf(err error) int {
 		{locker.ErrInvalidKey, exitUsage},
 		{locker.ErrInvalidOption, exitUsage},
 		{errors.ErrUnsupported, exitUsage},
-		{locker.ErrUnavailable, exitUnavailable},
 		{fs.ErrPermission, exitDenied},
 	} {
 		if errors.Is(err, c.is) {

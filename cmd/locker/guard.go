@@ -154,13 +154,13 @@ func (g *guard) end(why error) {
 		return
 	}
 	g.asked = true
-	attr := slog.String("error", hidden(why))
+	reason := slog.String("error", reasonOf(why))
 	if g.opts.onLoss == "warn" {
-		g.app.say(slog.LevelWarn, fmt.Sprintf("the command works on without its lock: %s", hidden(why)), attr)
+		g.app.say(slog.LevelWarn, "the command works on without its lock: "+reasonOf(why), reason)
 		return
 	}
 	g.lost = why
-	g.app.say(slog.LevelWarn, fmt.Sprintf("the command has to end: %s", hidden(why)), attr)
+	g.app.say(slog.LevelWarn, "the command has to end: "+reasonOf(why), reason)
 	g.child.Terminate()
 }
 

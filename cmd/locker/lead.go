@@ -78,7 +78,7 @@ func (r *runner) term(signals *signals, lease *locker.Lease) error {
 	ending := &exit{code: status.ExitCode()}
 	switch shutdown := signals.ended(); {
 	case errors.Is(err, locker.ErrLost) && !shutdown:
-		r.say(slog.LevelWarn, fmt.Sprintf("does not lead %q any more: %s", r.keys[0], hidden(err)))
+		r.say(slog.LevelWarn, fmt.Sprintf("does not lead %q any more: %s", r.keys[0], reasonOf(err)))
 		return nil
 	case shutdown:
 		signals.end(ending)

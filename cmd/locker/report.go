@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -46,6 +47,15 @@ func hidden(err error) string {
 		text = strings.ReplaceAll(text, password, "xxxxx")
 	}
 	return text
+}
+
+// reasonOf is the text of an error about a key that people know.
+func reasonOf(err error) string {
+	var e *locker.Error
+	if errors.As(err, &e) {
+		err = e.Err
+	}
+	return hidden(err)
 }
 
 // plain is a slog.Handler for people: the messages alone are whole sentences. Those of the library, at the level Debug,

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -92,11 +93,7 @@ func (r *runner) run() error {
 	switch err = ofWait(signals.ctx, err); {
 	case err == nil:
 	case codeOf(err) == exitLocked:
-		level := slog.LevelError
-		if r.lockedCode == 0 {
-			level = slog.LevelInfo
-		}
-		r.say(level, hidden(err), slog.Int("exit", r.lockedCode))
+		r.tellLocked(err)
 		return &exit{code: r.lockedCode}
 	default:
 		return err
@@ -104,12 +101,29 @@ func (r *runner) run() error {
 	r.once = true
 	status, ended := r.work(signals, leases)
 	if err := r.unlock(leases); err != nil && ended == nil && r.onLoss != "warn" {
-		return &exit{code: exitLost, err: err}
+		r.say(slog.LevelError, "the lock was lost before the command had ended: "+reasonOf(err), slog.Int("exit", exitLost))
+		return &exit{code: exitLost}
 	}
 	if ended != nil {
 		return ended
 	}
 	return &exit{code: status.ExitCode()}
+}
+
+// tellLocked tells that somebody else has the lock. That is no error for who has said so.
+func (r *runner) tellLocked(err error) {
+	level, message := slog.LevelError, hidden(err)
+	if r.lockedCode == 0 {
+		level = slog.LevelInfo
+	}
+	var e *locker.Error
+	if errors.As(err, &e) {
+		message = fmt.Sprintf("%q is locked, by %s", e.Key, cmp.Or(e.Holder, "somebody else"))
+		if r.wait > 0 {
+			message = fmt.Sprintf("%q is still locked after %v, by %s", e.Key, r.wait, cmp.Or(e.Holder, "somebody else"))
+		}
+	}
+	r.say(level, message, slog.Int("exit", r.lockedCode))
 }
 
 // ofWait returns the signal that has ended a wait rather than what the library says of that.
@@ -120,6 +134,11 @@ func ofWait(ctx context.Context, err error) error {
 	}
 	return err
 }
+
+// lostError says that a command was ended because its lock was lost, which people have been told.
+type lostError struct{ error }
+
+func (e *lostError) Unwrap() []error { return []error{&exit{code: exitLost}, e.error} }
 
 // work runs the command under leases, until nothing of it is left. The error says that it was not run, or was ended
 // because the lock was lost.
@@ -142,7 +161,8 @@ func (r *runner) work(signals *signals, leases locker.Leases) (child.Status, err
 	}
 	g := &guard{app: r.app, opts: r.guardOptions, ttl: r.ttl, leases: leases, child: c}
 	if err := g.wait(); err != nil {
-		return c.Status(), &exit{code: exitLost, err: fmt.Errorf("the command was ended: %w", err)}
+		r.say(slog.LevelError, "the command was ended", slog.Int("exit", exitLost), slog.String("error", reasonOf(err)))
+		return c.Status(), &lostError{err}
 	}
 	return c.Status(), nil
 }

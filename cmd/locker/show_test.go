@@ -4,6 +4,8 @@ package main
 
 import (
 	"encoding/json"
+	"os"
+	"os/exec"
 	"regexp"
 	"strings"
 	"syscall"
@@ -150,6 +152,24 @@ func TestHelp(t *testing.T) {
 	for _, shell := range []string{"bash", "zsh", "fish"} {
 		if text := output(t, "", "completion", shell); !strings.Contains(text, "locker") {
 			t.Errorf("no completion for %s", shell)
+		}
+	}
+}
+
+// The manual pages are made from the help.
+func TestManual(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if out, err := exec.Command("go", "run", "-tags", "man", ".", "man", dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	page, err := os.ReadFile(dir + "/locker-run.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"Run a command while holding a lock", "\\fB--ttl\\fP", "75 somebody else has it"} {
+		if !strings.Contains(string(page), want) {
+			t.Errorf("the page about run has no %q:\n%s", want, page)
 		}
 	}
 }
