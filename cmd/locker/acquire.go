@@ -38,12 +38,17 @@ func (o *lockOptions) bind(c *cobra.Command) {
 
 // holderName is by what name others see this process unless told otherwise.
 func holderName() string {
-	host, err := os.Hostname()
-	if err != nil {
-		host = "unknown host"
-	}
+	host := hostName()
 	host = host[:min(len(host), locker.MaxHolderLen-32)]
 	return fmt.Sprintf("%s, pid %d", strings.ToValidUTF8(host, "?"), os.Getpid())
+}
+
+func hostName() string {
+	host, err := os.Hostname()
+	if err != nil {
+		return "unknown host"
+	}
+	return host
 }
 
 // call returns the options for a lock, or why they cannot be used.

@@ -44,7 +44,7 @@ func (o *guardOptions) check(ttl time.Duration) error {
 
 // killMargin is how long before the end of the lease SIGKILL is sent: a process takes a moment to die, and this one may
 // be late. (The lease itself ends 1 % and 2 ms before its TTL has passed.)
-func killMargin(ttl time.Duration) time.Duration { return min(200*time.Millisecond, ttl/20) }
+func killMargin(ttl time.Duration) time.Duration { return min(500*time.Millisecond, ttl/10) }
 
 // guard watches over a command and the leases that it works under. It ends the command before anybody else can get one
 // of them:

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"os/user"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -63,7 +65,16 @@ func (a *app) taking(key, done string, take func(context.Context, *locker.Client
 		}
 		_, err := fmt.Fprintf(a.stdout, "%s: %s\n", key, done)
 		return err
-	}, locker.Holder(holderName()))
+	}, locker.Holder(personName()))
+}
+
+// personName is who takes a lock away, as its holder is told.
+func personName() string {
+	name := hostName()
+	if u, err := user.Current(); err == nil {
+		name = u.Username + "@" + name
+	}
+	return strings.ToValidUTF8(name[:min(len(name), locker.MaxHolderLen)], "?")
 }
 
 func (a *app) pingCommand() *cobra.Command {
