@@ -97,10 +97,6 @@ func TestCode(t *testing.T) {
 				compile(t, page, block)
 				continue
 			}
-			first, _, _ := strings.Cut(block, "\n")
-			if page == "README.md" && plain(first) == abridged {
-				continue
-			}
 			want := plain(block)
 			if !slices.ContainsFunc(sources, func(source string) bool { return strings.Contains(source, want) }) {
 				t.Errorf("%s: this is in no Go file:\n%s", page, block)
@@ -108,9 +104,6 @@ func TestCode(t *testing.T) {
 		}
 	}
 }
-
-// abridged is the first line of a block of the README that is no code to be run, but a list of what there is.
-var abridged = plain(`lease, err := l.Lock(ctx, "orders/42") // waits its turn; ctx bounds the wait and nothing else`)
 
 // compile compiles a program as if it were a file of this module.
 func compile(t *testing.T, page, program string) {
