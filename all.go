@@ -9,7 +9,7 @@ import (
 )
 
 // Leases are the leases of several keys that were locked together. Each has a fencing token of its own. The lease at an
-// index is that of the key at this index, as the keys were passed to LockAll. A key that was passed twice has one
+// index belongs to the key at this index, as the keys were passed to LockAll. A key that was passed twice has one
 // lease, which is there twice.
 type Leases []*Lease
 
@@ -50,9 +50,10 @@ func TryLockAll(ctx context.Context, l Locker, keys []string, opts ...CallOption
 	return leases, err
 }
 
-// DoAll locks keys, calls f, and unlocks, also if f panics: it is Do for several keys. The context passed to f is that
-// of Leases.Context. DoAll returns what LockAll returned if the keys were not locked; else f's error, joined with
-// ErrLost for each lease that was lost while f ran, or with what kept the store from being told of the unlock.
+// DoAll locks keys, calls f, and unlocks, also if f panics: it is Do for several keys. The context passed to f comes
+// from Leases.Context. DoAll returns what LockAll returned if the keys were not locked. Else it returns f's error,
+// joined with ErrLost for each lease that was lost while f ran, or with what kept the store from being told of the
+// unlock.
 func DoAll(
 	ctx context.Context, l Locker, keys []string, f func(ctx context.Context, leases Leases) error, opts ...CallOption,
 ) error {

@@ -29,19 +29,19 @@ import (
 // ridden out where that makes sense.
 type Backend interface {
 	// Acquire makes one attempt to lock r.Name() for r.Owner, and does not wait for a holder to leave. In one atomic
-	// step the store must find the key free (which it is when its holder's lease has expired), set its owner, set its
-	// expiry r.TTL from now by the store's own clock, and mint a token greater than that of every earlier grant of this
-	// key. A second call with the same owner, while it holds, returns the same token again and sets the expiry anew:
-	// answers get lost, and clients repeat requests. (A store of several servers of which some have failed in between
-	// may not know the token for sure, and mint a greater one.)
+	// step the store must find the key free, set its owner, set its expiry, and mint a token greater than the token of
+	// every earlier grant of this key. A key is free, too, when its holder's lease has expired. The expiry is r.TTL
+	// from now by the store's own clock. A second call with the same owner, while it holds, returns the same token
+	// again and sets the expiry anew: answers get lost, and clients repeat requests. (A store of several servers of
+	// which some have failed in between may not know the token for sure, and mint a greater one.)
 	//
 	// The Grant needs the Token; its Request is filled in by New, except that a TTL in it other than zero is taken for
 	// the one that the store has granted.
 	//
-	// It returns a *Held (or ErrLocked) when there is another owner; before the store is asked, an error wrapping
-	// ErrInvalidOption for a TTL that it cannot keep and ErrInvalidKey for a key that it cannot store. After any other
-	// error the outcome counts as unknown, and New calls Release; NotAcquired around an error saves that, where
-	// the lock is certainly not held.
+	// It returns a *Held (or ErrLocked) when there is another owner. Before the store is asked, it returns an error
+	// wrapping ErrInvalidOption for a TTL that it cannot keep, and ErrInvalidKey for a key that it cannot store. After
+	// any other error the outcome counts as unknown, and New calls Release; NotAcquired around an error saves that,
+	// where the lock is certainly not held.
 	Acquire(ctx context.Context, r Request) (Grant, error)
 
 	// Renew pushes the expiry of each grant to its TTL from now, and calls done with the index and the result of each
@@ -68,13 +68,13 @@ type Backend interface {
 
 // Renewal is the result of the renewal of one grant.
 type Renewal struct {
-	// Err is nil if the lease was renewed; ErrLost if the key has another owner or is free, which it also is if the
-	// lease has expired and nobody has taken it since; any other error if the outcome is unknown.
+	// Err is nil if the lease was renewed. It is ErrLost if the key has another owner or is free, which it also is if
+	// the lease has expired and nobody has taken it since. It is any other error if the outcome is unknown.
 	Err error
 
 	// Sent is when the request was sent that was confirmed: validity counts from here. Zero means the moment at which
-	// Renew was called. It may be earlier: a backend whose one request renews every lease can report that of the last
-	// one, and make no other. It is never later than the call.
+	// Renew was called. It may be earlier: a backend whose one request renews every lease can report when it sent the
+	// last one, and send no other. It is never later than the call.
 	Sent time.Time
 
 	// TTL is for how long the store has renewed the lease, if that is not Grant.TTL; zero if it is.

@@ -35,7 +35,7 @@ type Adopter interface {
 	// Adopt makes r.Owner the owner of what from.Owner holds, in one atomic step: it finds that from.Owner holds it,
 	// sets the owner to r.Owner, with r.Holder, and the expiry r.TTL from now. The token and the slot stay, of which
 	// from has those. A second call, when r.Owner has it already, sets the expiry anew. It returns ErrNotHeld if
-	// neither has it, or it is revoked. After another error the outcome counts as unknown, as that of Acquire.
+	// neither has it, or it is revoked. After another error the outcome counts as unknown, as with Acquire.
 	Adopt(ctx context.Context, r Request, from Grant) (Grant, error)
 }
 
@@ -120,7 +120,7 @@ func (t Ticket) grant() (g Grant, err error) {
 
 // Adopt takes over the lease of a Ticket, of Lease.Detach in this or another process, by way of a Client of the same
 // store (or what embeds one). The lease goes on: with the same key, fencing token, mode and slot. Its TTL, the holder's
-// name, and whether it is renewed, are those of this Client and opts. It works once: of those who have a copy of the
+// name, and whether it is renewed, come from this Client and opts. It works once: of those who have a copy of the
 // Ticket, one gets the lease.
 //
 // It returns ErrNotHeld if the lease is over, or was adopted already; ErrInvalidOption if that is no Ticket;

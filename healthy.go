@@ -10,7 +10,7 @@ import (
 // process helps: Healthy is for the handler of a liveness probe, such as /healthz. It asks no store. A work that takes
 // its time to stop needs some grace: as long as that may take.
 //
-// The error matches ErrLost, and says which key it is about. (The idea is that of leaderelection.HealthzAdaptor in
+// The error matches ErrLost, and says which key it is about. (The idea comes from leaderelection.HealthzAdaptor in
 // Kubernetes' client-go.)
 func (c *Client) Healthy(grace time.Duration) error {
 	c.mu.Lock()

@@ -15,7 +15,7 @@ import (
 type LockInfo struct {
 	Key     string       // without the prefix of the Client; "" if the store does not keep it
 	Holders []HolderInfo // none if the key is free; more than one are all shared, or have slots
-	Waiters []WaiterInfo // those of whom the store knows something, in order of line
+	Waiters []WaiterInfo // of whom the store knows something, in order of line
 	Waiting int          // how many wait in line: at least as many as there are Waiters
 }
 
@@ -51,8 +51,8 @@ type Inspector interface {
 	Inspect(ctx context.Context, name string) (LockInfo, error)
 
 	// List yields the locks that are held whose names begin with a prefix, with the names as LockInfo.Key, in any
-	// order, each once. They are not those of one moment: a lock that is taken or given back meanwhile may be missing.
-	// An error is the last thing that it yields. It asks the store for a bounded part at a time.
+	// order, each once. They are not a picture of one moment: a lock that is taken or given back meanwhile may be
+	// missing. An error is the last thing that it yields. It asks the store for a bounded part at a time.
 	List(ctx context.Context, prefix string) iter.Seq2[LockInfo, error]
 }
 
@@ -76,12 +76,12 @@ func (c *Client) Inspect(ctx context.Context, key string) (info LockInfo, err er
 const inspecting = "to inspect locks"
 
 // List returns what Inspect would say of each key that is held and begins with a prefix, in any order; "" is for all of
-// this Client. The keys are not those of one moment: one that is locked or unlocked meanwhile may be missing. It
+// this Client. The keys are not a picture of one moment: one that is locked or unlocked meanwhile may be missing. It
 // disturbs nobody: the store is asked for a part at a time.
 //
 //	for info, err := range l.List(ctx, "orders/") { ... }
 //
-// The errors are those of Inspect; one is the last thing that it yields. It is bounded by ctx.
+// The errors are as of Inspect; one is the last thing that it yields. It is bounded by ctx.
 func (c *Client) List(ctx context.Context, prefix string) iter.Seq2[LockInfo, error] {
 	return func(yield func(LockInfo, error) bool) {
 		fail := func(err error) { yield(LockInfo{}, c.fail(opList, prefix, err)) }

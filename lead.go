@@ -25,8 +25,8 @@ import (
 // configuration. It rides them out later, as credentials are rotated and servers replaced.
 //
 // When ctx ends, Lead returns an error that matches ctx.Err and the cause of ctx: context.Cause(ctx) itself, if that
-// matches ctx.Err and nothing else went wrong, else joined with the failure that Lead was riding out, or with that of
-// work or Unlock.
+// matches ctx.Err and nothing else went wrong, else joined with the failure that Lead was riding out, or with the error
+// of work or Unlock.
 func Lead(
 	ctx context.Context, l Locker, key string, work func(context.Context, *Lease) error, opts ...CallOption,
 ) error {

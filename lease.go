@@ -57,10 +57,10 @@ type Lease struct {
 // Key returns the key as it was passed to Lock, without the Locker's prefix.
 func (l *Lease) Key() string { return l.grant.Key }
 
-// Token returns the fencing token: greater than that of every earlier holder of this key, whatever became of
-// it, and the same for the life of the lease. Pass it along with each write, and let the resource refuse a
-// token smaller than the greatest it has seen: then not even a holder that was paused for an hour and does not
-// know yet that it has lost the lock can do damage.
+// Token returns the fencing token: greater than the token of every earlier holder of this key, whatever became of it,
+// and the same for the life of the lease. Pass it along with each write, and let the resource refuse a token smaller
+// than the greatest it has seen: then not even a holder that was paused for an hour and does not know yet that it has
+// lost the lock can do damage.
 func (l *Lease) Token() uint64 { return l.grant.Token }
 
 // Mode returns as what the lock is held: ModeExclusive unless the option Shared or Slots was given.
@@ -89,8 +89,8 @@ func (l *Lease) Deadline() time.Time {
 	return l.deadline
 }
 
-// Done returns a channel that is closed when the lease is lost or unlocked; Err then says which. Like that of a
-// context.Context, it can be waited for by any number of goroutines.
+// Done returns a channel that is closed when the lease is lost or unlocked; Err then says which. As with a
+// context.Context, any number of goroutines can wait for it.
 func (l *Lease) Done() <-chan struct{} {
 	_ = l.expire()
 	l.client.mu.Lock()
@@ -136,9 +136,9 @@ func (l *Lease) expire() error {
 // Unlock ends the lease and frees the key in the store, so that the next waiter has it at once. Done is closed
 // before the store is asked, and no renewal of the lease is sent once Unlock has returned.
 //
-// It takes no ctx, like the Commit of a transaction: work that was cancelled must be unlocked too. It is bounded
-// by what is left of the lease's validity, and tries again until then when the store does not answer; if that
-// fails it returns the store's error, and the key frees itself when its TTL has run out.
+// It takes no ctx, like the Commit of a transaction: work that was cancelled must be unlocked too. It is bounded by
+// what is left of the lease's validity, and tries again until then when the store does not answer. If that fails it
+// returns the store's error, and the key frees itself when its TTL has run out.
 //
 // It returns ErrLost if the lease was lost before, with the reason, and ErrUnlocked if it was already unlocked;
 // in both cases nothing is changed in the store. But if the lease was revoked, its key has been kept from others since:

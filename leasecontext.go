@@ -34,7 +34,7 @@ func (l *Lease) Context(parent context.Context) (ctx context.Context, cancel con
 	}
 }
 
-// FromContext returns the lease that ctx ends with: that of Lease.Context, or of the function that Do or Lead has
+// FromContext returns the lease that ctx ends with: one of Lease.Context, or of the function that Do or Lead has
 // called. It returns nil if there is none.
 func FromContext(ctx context.Context) *Lease {
 	l, _ := ctx.Value(leaseKey{}).(*Lease)

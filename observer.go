@@ -9,17 +9,16 @@ import (
 )
 
 // Observer is told what becomes of locks and leases: see the option Observe. Each function may be nil; more will be
-// added. (The shape is that of net/http/httptrace.ClientTrace.)
+// added. (The shape comes from net/http/httptrace.ClientTrace.)
 //
 // The functions are called outside of all locks of this library, from many goroutines. LockStart, LockDone and, for an
-// Unlock, LeaseDone are called on that of the caller, who waits for them. The others come one after the other on a
-// goroutine of their own, so that they delay nothing, and may come late; if they are slower than the renewals, some
-// Renewed are left out. None of them is called for Ping.
+// Unlock, LeaseDone are called on the goroutine of the caller, who waits for them. The others come one after the other
+// on a goroutine of their own, so that they delay nothing, and may come late; if they are slower than the renewals,
+// some Renewed are left out. None of them is called for Ping.
 type Observer struct {
-	// LockStart is called when Lock, TryLock or Adopt begins. The values of the context that it returns are those of
-	// the contexts that the backend's calls get for this acquisition, so that the spans of a store's client become
-	// children of a span begun here; it is also passed to LockDone. When it ends does not matter. A nil context means
-	// ctx.
+	// LockStart is called when Lock, TryLock or Adopt begins. The backend's calls for this acquisition get contexts
+	// with the values of the one that it returns. So the spans of a store's client become children of a span begun
+	// here. It is also passed to LockDone. When it ends does not matter. A nil context means ctx.
 	LockStart func(ctx context.Context, info LockStartInfo) context.Context
 
 	// LockDone is called before one of these returns, with the context that LockStart has returned.
@@ -74,8 +73,8 @@ type LeaseDoneInfo struct {
 	// Held is how long the lease was held, until its end, or, if it was unlocked, until the store had answered.
 	Held time.Duration
 
-	// Err is nil if the lease was unlocked; ErrLost with the reason if it was lost; any other error if it was unlocked
-	// but the store could not be told, so that the key is free after the TTL.
+	// Err is nil if the lease was unlocked. It is ErrLost with the reason if it was lost. It is any other error if it
+	// was unlocked but the store could not be told, so that the key is free after the TTL.
 	Err error
 
 	// Expired: it was lost because its deadline has passed without a renewal, not because the store has said so. If Err

@@ -106,10 +106,10 @@ func MinHold(d time.Duration) CallOption {
 // lease is its own: it ends or is lost without the others. A reader cannot become a writer: unlock, and lock again.
 // (Two who wait for each other's end would never become one.)
 //
-// The fencing token is greater than those of all who held the lock before, and different for each reader. A resource
-// compares a reader's token with that of the last writer, and does not store it there: another reader may have a
-// smaller one. To refuse a late writer as soon as a reader has been there, it keeps the greatest token of anybody
-// beside it, with which it compares those of writers.
+// The fencing token is greater than the tokens of all who held the lock before, and different for each reader. A
+// resource compares a reader's token with the token of the last writer, and does not store it there: another reader may
+// have a smaller one. To refuse a late writer as soon as a reader has been there, it keeps the greatest token of
+// anybody beside it, and compares a writer's token with that.
 //
 // memlock, redislock, pglock and etcdlock have such locks. With a backend that has none, such as redlock, Lock and
 // TryLock return errors.ErrUnsupported: see Features.
@@ -122,9 +122,9 @@ func Shared() CallOption {
 // holder dies is free after its TTL. Whoever waits is not overtaken.
 //
 // All should ask for the same n. Where they do not, one who asks for n gets a slot while there are fewer than n
-// holders; on Postgres, while one of the slots 0 to n-1 is free, and nobody gets one beside a holder of Slots(1).
-// Slots(1) excludes everybody, like a lock without the option. Keep a fence for each slot: a token is greater than
-// those of all who had any slot before. n is 1 to MaxSlots, or else ErrInvalidOption.
+// holders. On Postgres it gets one while one of the slots 0 to n-1 is free, and nobody gets one beside a holder of
+// Slots(1). Slots(1) excludes everybody, like a lock without the option. Keep a fence for each slot: a token is greater
+// than the tokens of all who had any slot before. n is 1 to MaxSlots, or else ErrInvalidOption.
 //
 // All backends but Redlock have such locks. With one that has none, Lock and TryLock return errors.ErrUnsupported: see
 // Features.
@@ -176,9 +176,9 @@ func Observe(o *Observer) Option {
 	})
 }
 
-// Log is Observe with an Observer that logs: lost leases as errors; failed renewals, failed unlocks and what Lock and
-// Lead ride out as warnings, the first of each streak; each Revoke and Break of this Client as a warning; everything
-// else at the level Debug.
+// Log is Observe with an Observer that logs: lost leases as errors. Failed renewals, failed unlocks and what Lock and
+// Lead ride out are warnings, the first of each streak, and so is each Revoke and Break of this Client. Everything else
+// has the level Debug.
 func Log(logger *slog.Logger) Option {
 	if logger == nil {
 		return option(func(*settings) error { return fmt.Errorf("%w: Log(nil)", ErrInvalidOption) })

@@ -53,10 +53,9 @@ type Revoker interface {
 	// so at the next renewal, as Renewal.Err around ErrLost and r. Release works as for a lock that is held.
 	Revoke(ctx context.Context, name string, r *Revocation) error
 
-	// Break frees the key at once, having minted a token greater than those of its holders; the next in line has its
-	// turn. The holders are told as by Revoke, at their next renewal at the latest. others allows that leases of other
-	// keys end with it, where the store cannot do otherwise: without it, Break does nothing then but return a
-	// *OthersError.
+	// Break frees the key at once, having minted a greater token than its holders have; the next in line has its turn.
+	// The holders are told as by Revoke, at their next renewal at the latest. others allows that leases of other keys
+	// end with it, where the store cannot do otherwise: without it, Break does nothing then but return a *OthersError.
 	Break(ctx context.Context, name string, r *Revocation, others bool) error
 }
 
@@ -103,10 +102,10 @@ func AlsoOthers() BreakOption {
 // A holder whose process answers is told within about a round trip; one that is frozen or cut off learns of it as of
 // every other loss.
 //
-// It returns ErrNotHeld if nobody holds the key; errors.ErrUnsupported if the backend cannot do it, or the holder is a
-// client of another kind; ErrInvalidKey, ErrInvalidOption for a reason longer than MaxReasonLen, ErrClosed, or an error
-// of the store, by its class. To call it again after an error does no harm. It is bounded by ctx and by the TTL of this
-// Client. It does not wait for the holder: see Inspect.
+// It returns ErrNotHeld if nobody holds the key. It returns errors.ErrUnsupported if the backend cannot do it, or the
+// holder is a client of another kind. Other errors are ErrInvalidKey, ErrInvalidOption for a reason longer than
+// MaxReasonLen, ErrClosed, or one of the store, by its class. To call it again after an error does no harm. It is
+// bounded by ctx and by the TTL of this Client. It does not wait for the holder: see Inspect.
 func (c *Client) Revoke(ctx context.Context, key, reason string) error {
 	return c.takeAway(ctx, opRevoke, key, &Revocation{Reason: reason}, func(ctx context.Context, r *Revocation) error {
 		return c.revoker.Revoke(ctx, c.defaults.prefix+key, r)
@@ -115,8 +114,8 @@ func (c *Client) Revoke(ctx context.Context, key, reason string) error {
 
 // Break frees a key at once, whoever holds it: for a holder that is known to be dead, and has a long TTL. The old
 // holder may still be at work, and believe in its lease until its next renewal: then there are two. Its fencing token
-// is smaller than those of all who come after, so that a resource that checks tokens refuses it. If it lives, its lease
-// ends with ErrLost and ErrBroken. Revoke is the safe way.
+// is smaller than the tokens of all who come after, so that a resource that checks tokens refuses it. If it lives, its
+// lease ends with ErrLost and ErrBroken. Revoke is the safe way.
 //
 // On Postgres, where a lock lives and dies with its connection, other leases may end with it: see OthersError.
 //

@@ -16,23 +16,22 @@
 //
 // # The report
 //
-// At its end, Run logs which rules were proven, which were relaxed and for what reason, which are about what the
-// backend does not offer (locker.Features), which could not be proven for lack of a hook, and which are newer than
-// Harness.Since. go test shows that with -v, or when a rule has failed. With
-// the environment variable LOCKER_CONFORMANCE_REPORT, each Run also writes it as a Markdown table, to a file of its own
-// in that directory:
+// At its end, Run logs which rules were proven, and which were relaxed and for what reason. It also logs which are
+// about what the backend does not offer (locker.Features), which could not be proven for lack of a hook, and which are
+// newer than Harness.Since. go test shows that with -v, or when a rule has failed. With the environment variable
+// LOCKER_CONFORMANCE_REPORT, each Run also writes it as a Markdown table, to a file of its own in that directory:
 //
 //	LOCKER_CONFORMANCE_REPORT=$PWD/reports go test -count=1 ./...
 //
 // # Busy machines
 //
 // Some rules have bounds in time, and a machine that is busy with something else can break each of them. So the suite
-// measures by how much its own goroutines wake up late, and on Linux what other programs use of the processors. A
-// rule that has seen nothing but what came too late, or got lost for want of time, is tried again, alone, when the
+// measures by how much its own goroutines wake up late, and on Linux what other programs use of the processors. A rule
+// that has seen nothing but what came too late, or got lost because time ran out, is tried again, alone, when the
 // machine is quiet: it fails if it then fails twice. If the machine stays busy, the rule is skipped after five
 // attempts, and the report says so, unless the same check has failed each time. What no delay can excuse, such as two
-// holders, fails at once. In fake time (see Harness.Wrap) nothing is late; under the race detector its rules run on
-// one processor, as several make that crash (https://go.dev/issue/78156).
+// holders, fails at once. In fake time (see Harness.Wrap) nothing is late; under the race detector its rules run on one
+// processor, as several make that crash (https://go.dev/issue/78156).
 //
 // What rules draw at random is drawn from a seed, which their failure says, and LOCKER_CONFORMANCE_SEED sets.
 //
@@ -60,9 +59,9 @@ type Harness struct {
 	// OpenB is Open for Bench, which has a testing.B to give. The benchmarks close what it returns.
 	OpenB func(b *testing.B, opts ...locker.Option) locker.Locker
 
-	// TTL is that of the leases in the tests, and what all of their waits derive from. Zero means one second. A
-	// store with coarse time needs a longer one; a shorter one makes the suite faster, and more sensitive to a
-	// machine that is busy with something else.
+	// TTL is the one of the leases in the tests, and what all of their waits derive from. Zero means one second. A
+	// store with coarse time needs a longer one; a shorter one makes the suite faster, and more sensitive to a machine
+	// that is busy with something else.
 	TTL time.Duration
 
 	// Since is the version of this module whose rules the harness was written for, such as "v0.1". Rules that came with
@@ -119,12 +118,12 @@ type Features struct {
 	// NoOvertaking, NoOvertakingOnExpiry, KeepsItsPlace and CancelKeepsOrder).
 	Unordered string
 
-	// OrderedPerLocker: a Locker has one place in line for all its waiters on a key. They are served in their order
-	// of arrival, and Lockers take turns: when one of them has been served, or has given up, the Locker gets into
-	// line again for the next, behind all who have come meanwhile; and until it has done so, others may come before
-	// it, by TryLock too. Those for whom their Locker did not have to get into line again are served in order of
-	// arrival, and nobody overtakes them: where each Locker has one waiter, that is all of them (waiting/FIFO,
-	// KeepsItsPlace and CancelKeepsOrder).
+	// OrderedPerLocker: a Locker has one place in line for all its waiters on a key. They are served in their order of
+	// arrival, and Lockers take turns: when one of them has been served, or has given up, the Locker gets into line
+	// again for the next, behind all who have come meanwhile. Until it has done so, others may come before it, by
+	// TryLock too. Those for whom their Locker did not have to get into line again are served in order of arrival, and
+	// nobody overtakes them: where each Locker has one waiter, that is all of them (waiting/FIFO, KeepsItsPlace and
+	// CancelKeepsOrder).
 	OrderedPerLocker string
 
 	// RenewsItself: the backend, or its client, renews leases by itself and cannot be told not to, so that it does not
@@ -143,8 +142,8 @@ type Features struct {
 	SharesKeys string
 
 	// ConnectionBound: a lock ends with the connection that it was taken on, so that a lease does not survive a fault
-	// by which connections break, however short (lease/RidesOutOneFailedRenewal; it still has to survive Hang, and
-	// with the others to report the loss in time).
+	// by which connections break, however short (lease/RidesOutOneFailedRenewal). It still has to survive Hang, and
+	// with the others to report the loss in time.
 	ConnectionBound string
 
 	// ListsInPart: List may leave out keys that are held (inspect/ListsUnderPrefix).
@@ -156,10 +155,10 @@ type Features struct {
 	WakeWithin time.Duration
 }
 
-// Run runs the suite. Sub-tests are named group/Rule, as in exclusion/OneHolder, and can be chosen with -run and
-// -skip. Those of a group run in parallel, except in Harness.Wrap and for the few that disturb the whole store or
-// process. A test that calls Run should not be parallel itself: what leaks is counted for the process. In the end Run
-// reports what was proven: see the documentation of the package.
+// Run runs the suite. Sub-tests are named group/Rule, as in exclusion/OneHolder, and can be chosen with -run and -skip.
+// The rules of a group run in parallel, except in Harness.Wrap and where a rule disturbs the whole store or process. A
+// test that calls Run should not be parallel itself: what leaks is counted for the process. In the end Run reports what
+// was proven: see the documentation of the package.
 func Run(t *testing.T, h Harness) {
 	if h.Open == nil {
 		t.Fatal("conformance: Harness.Open is nil")

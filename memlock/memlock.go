@@ -44,7 +44,7 @@ type Locker struct {
 var _ locker.Locker = (*Locker)(nil)
 
 // New returns a Locker over new, empty memory. It needs no Close unless you want its leases unlocked: it has no
-// goroutine and no connection of its own. The options are those of locker.New.
+// goroutine and no connection of its own. The options are as of locker.New.
 func New(opts ...locker.Option) *Locker {
 	s := &store{seed: maphash.MakeSeed()}
 	for i := range s.shards {

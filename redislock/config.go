@@ -37,9 +37,9 @@ type Config struct {
 	// second.
 	//
 	// What a shorter one risks: once the token is forgotten, it is the server's clock alone that makes the next one
-	// greater. So tokens can go back if that clock is set back by more than TokenRetention; if a replica takes over
-	// whose clock is behind by more; and on a Redlock if the servers' clocks are further apart. (A clock that is set
-	// back, or is behind, by less costs nothing: the token is kept by the same clock.) Processes that share locks
+	// greater. So tokens can go back if that clock is set back by more than TokenRetention, or if a replica takes over
+	// whose clock is behind by more. On a Redlock they can if the servers' clocks are further apart. (A clock that is
+	// set back, or is behind, by less costs nothing: the token is kept by the same clock.) Processes that share locks
 	// should have the same: for each key, the one that locked it last decides.
 	TokenRetention time.Duration
 }

@@ -27,9 +27,9 @@
 //
 // The script that grants a lock mints its token: the greater of the previous token plus one, and the server's clock in
 // microseconds. The previous token expires an hour after its last use (Config.TokenRetention), so nothing piles up. As
-// the clock goes on, tokens also increase when the server has lost everything. Tokens go back in three cases only: the
-// server loses its data and its clock is set back; its clock is set back by more than the hour; a replica without the
-// last token takes over, and its clock is behind by more than the time since then.
+// the clock goes on, tokens also increase when the server has lost everything. Tokens go back in three cases only. The
+// server loses its data, and its clock is set back. Or its clock is set back by more than the hour. Or a replica
+// without the last token takes over, and its clock is behind by more than the time since then.
 //
 // # The waiting line
 //

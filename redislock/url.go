@@ -23,7 +23,7 @@ import (
 //
 // With rediss instead of redis, connections are encrypted, to sentinels too. User and password are for the servers;
 // sentinels that want them have the parameters sentinel_username and sentinel_password. A cluster has the parameter
-// max_redirects. All other parameters are those of redis.ParseURL. An unusable URL is ErrInvalidOption.
+// max_redirects. redis.ParseURL has all other parameters. An unusable URL is ErrInvalidOption.
 func ParseURL(rawURL string) (*redis.UniversalOptions, error) {
 	o, err := parse(rawURL)
 	if err != nil {

@@ -23,10 +23,10 @@ const DefaultPrefix = server.DefaultPrefix
 // Config is for what New and Open do not ask. Its zero value is what they use. A Config that cannot be honoured makes
 // every Lock return ErrInvalidOption, and Open, too.
 type Config struct {
-	// ChannelPrefix is that of redislock.Config.
+	// ChannelPrefix is as in redislock.Config.
 	ChannelPrefix string
 
-	// TokenRetention is that of redislock.Config. On a Redlock, a short one also needs the clocks of the servers to be
+	// TokenRetention is as in redislock.Config. On a Redlock, a short one also needs the clocks of the servers to be
 	// closer together than that.
 	TokenRetention time.Duration
 }
@@ -35,8 +35,8 @@ type Config struct {
 // that shares nothing with the others: no replication, and better no machine. Three and five are usual numbers; an even
 // one is no safer than the odd one below it. Every process must be given the same servers.
 //
-// The Client uses the connections of the clients and never closes them, as that of redislock.New does. Without clients,
-// with one that is nil, with the same one twice, or with two *redis.Client for the same address, every Lock returns
+// The Client uses the connections of the clients and never closes them, as with redislock.New. Without clients, with
+// one that is nil, with the same one twice, or with two *redis.Client for the same address, every Lock returns
 // ErrInvalidOption. That two are for the same server cannot be noticed otherwise.
 func New(clients []redis.UniversalClient, opts ...locker.Option) *locker.Client {
 	return Config{}.New(clients, opts...)

@@ -18,7 +18,7 @@ import (
 //	redlock://user:password@h1:6379,h2,h3/0
 //
 // With redlocks instead of redlock, connections are encrypted. User, password and database are the same for all of
-// them. The parameters are those of redis.ParseURL. An unusable URL is ErrInvalidOption.
+// them. The parameters are as of redis.ParseURL. An unusable URL is ErrInvalidOption.
 func ParseURL(rawURL string) ([]*redis.Options, error) {
 	servers, err := parseRedlock(rawURL)
 	if err != nil {
