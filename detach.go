@@ -47,7 +47,7 @@ type Adopter interface {
 // under it has to have stopped. Detach does not ask the store.
 //
 // It returns ErrLost or ErrUnlocked if the lease has ended before, and errors.ErrUnsupported, with the lease as it was,
-// if the backend cannot do it (memlock and redislock can: see Features).
+// if the backend cannot do it (memlock, redislock and etcdlock can: see Features).
 func (l *Lease) Detach() (Ticket, error) {
 	c := l.client
 	if c.adopter == nil {
@@ -158,7 +158,7 @@ func (c *Client) adopt(ctx context.Context, from Grant, opts []CallOption) (*Lea
 	l.beSeen()
 	err = c.tryBy(ctx, l, func(ctx context.Context, r Request) (Grant, error) {
 		g, err := c.adopter.Adopt(ctx, r, from)
-		return Grant{Request: g.Request, Token: from.Token, Slot: from.Slot, Private: g.Private}, err
+		return Grant{Request: g.Request, Token: from.Token, Slot: from.Slot, Sent: g.Sent, Private: g.Private}, err
 	})
 	if err != nil {
 		return nil, err

@@ -37,12 +37,16 @@ func marked(kv *mvccpb.KeyValue, r *locker.Revocation) string {
 	if r.Broken {
 		kind = markBroken
 	}
-	return strings.Join([]string{kind, escape(r.By), escape(r.Reason), escape(valueIn(kv))}, " ")
+	mark := strings.Join([]string{kind, escape(r.By), escape(r.Reason), escape(valueIn(kv))}, " ")
+	if h, _ := handsIn(kv); h != nil {
+		return h.around(mark)
+	}
+	return mark
 }
 
 // markIn returns the mark on a claim, or nil, and the value that it had before.
 func markIn(kv *mvccpb.KeyValue) (r *locker.Revocation, value string) {
-	value = string(kv.Value)
+	_, value = handsIn(kv)
 	if !strings.HasPrefix(value, markSign) { // as nearly always
 		return nil, value
 	}
