@@ -39,6 +39,13 @@ type Adopter interface {
 	Adopt(ctx context.Context, r Request, from Grant) (Grant, error)
 }
 
+// Detacher is implemented by an Adopter that has to know which leases were detached.
+type Detacher interface {
+	// Detached is called when a lease was detached, before anybody has its Ticket. Nobody will renew or release it here
+	// any more; its key stays taken until it is adopted, or has ended. Detached must not wait for the store.
+	Detached(g Grant)
+}
+
 // Detach ends the lease here without unlocking it, for another process that goes on with the same work: Adopt, with the
 // Ticket, makes a lease of it there, with the same fencing token. Nobody else gets the key in between, as long as that
 // happens before the lease would have ended without another renewal: two thirds of the TTL, at least.
@@ -63,6 +70,9 @@ func (l *Lease) Detach() (Ticket, error) {
 	e := l.endLocked(errDetached)
 	c.mu.Unlock()
 	e.announce()
+	if d, ok := c.adopter.(Detacher); ok {
+		d.Detached(l.grant)
+	}
 	if l.seen != nil {
 		c.tellLeaseDone(l, l.doneInfo(nil))
 	}

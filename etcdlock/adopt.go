@@ -72,11 +72,15 @@ func (b *backend) takeOver(
 	key := string(seen.Key)
 	c := s.enter(&claim{request: r, key: key, adopted: true, number: from.Slot}, func(c *claim) *step {
 		same := clientv3.Compare(clientv3.ModRevision(key), "=", seen.ModRevision)
-		// A request that made the key may still arrive, and would make it what it was: the fence keeps it out. There is
-		// an etcd lease for that as long as the key is there.
-		raise := clientv3.OpPut(fenceBefore(seen, r.Prefix), "", clientv3.WithLease(clientv3.LeaseID(seen.Lease)))
-		step := newStep(s.ttl, 8*len(key)+len(r.Holder), clientv3.OpTxn([]clientv3.Cmp{same},
-			[]clientv3.Op{c.putOp(c.value()), raise}, []clientv3.Op{clientv3.OpGet(key)}))
+		then := []clientv3.Op{c.putOp(c.value())}
+		if h, _ := handsIn(seen); h == nil {
+			// The request that made the key may have been repeated, and still arrive. It would make the key what it was:
+			// the fence of its Locker keeps it out.
+			raise := clientv3.OpPut(fenceBefore(seen, r.Prefix), "", clientv3.WithLease(clientv3.LeaseID(seen.Lease)))
+			then = append(then, raise)
+		}
+		step := newStep(s.ttl, 8*len(key)+len(r.Holder),
+			clientv3.OpTxn([]clientv3.Cmp{same}, then, []clientv3.Op{clientv3.OpGet(key)}))
 		step.line = c.line
 		return step
 	})
@@ -91,11 +95,6 @@ func (b *backend) takeOver(
 		c.dismiss()
 		return locker.Grant{}, errChanged
 	}
-	b.mu.Lock()
-	if old := b.claims[from.Owner]; old != nil && old.key == key { // it was this Locker that had it
-		old.forgetLocked(false)
-	}
-	b.mu.Unlock()
 	return c.hold(ctx, seen.CreateRevision, from.Slot)
 }
 
@@ -116,6 +115,16 @@ func fenceBefore(kv *mvccpb.KeyValue, prefix string) string {
 	return fenceKey(prefix, clientv3.LeaseID(id))
 }
 
+// Detached implements locker.Detacher. The claim is not ours to be waited for any more: who is next looks at etcd.
+func (b *backend) Detached(g locker.Grant) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if c := b.claims[g.Owner]; c != nil {
+		c.detached = true
+		b.delistLocked(c)
+	}
+}
+
 func ownerOf(text string) (o locker.Owner, err error) {
 	b, err := hex.DecodeString(text)
 	if err == nil && len(b) != len(o) {
@@ -133,8 +142,7 @@ func (s *session) closeLocked(ctx context.Context) func() {
 	var detached []*claim
 	now, last := time.Now(), time.Time{}
 	for c := range s.claims {
-		// What else is held was released, or it was tried.
-		if c.token != 0 && !c.gone && c.drops == 0 && c.revoked == nil && now.Before(c.expires) {
+		if (c.detached || c.keeping && !c.gone) && !c.expired && now.Before(c.expires) {
 			detached = append(detached, c)
 			if c.expires.After(last) {
 				last = c.expires

@@ -44,6 +44,7 @@ var (
 	_ locker.Inspector = (*backend)(nil)
 	_ locker.Revoker   = (*backend)(nil)
 	_ locker.Adopter   = (*backend)(nil)
+	_ locker.Detacher  = (*backend)(nil)
 )
 
 func newBackend(config Config, client *clientv3.Client, closeClient func() error) *backend {

@@ -27,20 +27,21 @@ type claim struct {
 	turn    chan struct{} // has room for one: there is news of the claim of this Locker before it
 
 	// What follows is guarded by backend.mu.
-	gone    bool               // nobody has it any more: its owner may make another
-	over    bool               // and there is nothing left of it
-	drops   int                // how often its deletion was begun
-	lost    error              // why, if it was lost
-	revoked *locker.Revocation // why it is not renewed any more, though it may still be there; nil if it is
-	token   int64              // once the lock is held
-	number  int                // of the slot, if it is one that is held
-	created int64              // the revision at which it was made, once it is in backend.lines
-	expires time.Time          // when it is deleted unless renewed; zero as long as it waits
-	expired bool               // that has passed: it cannot be renewed any more
-	keeping bool               // its owner is done, and the key is to stay until it expires
-	keeper  clientv3.LeaseID   // the etcd lease for that; 0 until there is one
-	watched bool               // its deletion would be told
-	watch   *watch
+	gone     bool               // nobody has it any more: its owner may make another
+	over     bool               // and there is nothing left of it
+	drops    int                // how often its deletion was begun
+	lost     error              // why, if it was lost
+	revoked  *locker.Revocation // why it is not renewed any more, though it may still be there; nil if it is
+	token    int64              // once the lock is held
+	number   int                // of the slot, if it is one that is held
+	created  int64              // the revision at which it was made, once it is in backend.lines
+	expires  time.Time          // when it is deleted unless renewed; zero as long as it waits
+	expired  bool               // that has passed: it cannot be renewed any more
+	detached bool               // nobody renews it, and another Locker may adopt it
+	keeping  bool               // its owner is done, and the key is to stay until it expires
+	keeper   clientv3.LeaseID   // the etcd lease for that; 0 until there is one
+	watched  bool               // its deletion would be told
+	watch    *watch
 }
 
 // newClaim returns a claim of r that is in the tables, or nil if the session is over. put makes the step by which the

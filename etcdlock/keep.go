@@ -51,13 +51,16 @@ func (c *claim) keep(ctx context.Context, d time.Duration) error {
 		return err
 	}
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	c.disownLocked()
-	b.mu.Unlock()
 	kept := resp.Responses[0].GetResponseTxn()
-	if kept.Succeeded || kept.Responses[0].GetResponseTxn().Succeeded || sent.Load() > 1 {
-		return nil
+	switch {
+	case kept.Succeeded, kept.Responses[0].GetResponseTxn().Succeeded:
+	case sent.Load() > 1, c.drops > 0: // or else we may have done it before, or the time is over
+	default:
+		return locker.ErrLost
 	}
-	return locker.ErrLost
+	return nil
 }
 
 // keepOp hands the claim on to nobody; or deletes it, if it was revoked. It does nothing if that was done before.
