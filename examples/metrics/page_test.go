@@ -20,7 +20,7 @@ func (r *recorded) write(t *testing.T, dir string) {
 			fmt.Fprintf(&spans, "%6.2fs +%5.2fs  %s  %s", from.Seconds(), s.EndTime().Sub(s.StartTime()).Seconds(), s.Name(),
 				s.Status().Code)
 			for _, a := range s.Attributes() {
-				fmt.Fprintf(&spans, "  %s=%s", a.Key, a.Value.Emit())
+				fmt.Fprintf(&spans, "  %s=%s", a.Key, a.Value.String())
 			}
 			fmt.Fprintf(&spans, "  %s\n", s.Status().Description)
 		}
