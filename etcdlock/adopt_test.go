@@ -73,7 +73,6 @@ func TestAdoptedAgain(t *testing.T) {
 			token := lease.Token()
 			var waiting []locktest.Pending[acquired]
 			for i, l := range ls {
-				l := l
 				waiting = append(waiting, waits(l, key, locker.Holder("waiter")))
 				root.awaitLine(key, 2+i)
 			}
@@ -324,7 +323,8 @@ func TestAdoptAndRevoke(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			t.Parallel()
 			root, by, key := administer(t, connect(t, addr)), operator(t, addr), unique("key")
-			l, next := open(t, []string{addr}, locker.TTL(ttl)), open(t, []string{addr}, locker.TTL(ttl), locker.Holder("n"))
+			l := open(t, []string{addr}, locker.TTL(ttl))
+			next := open(t, []string{addr}, locker.TTL(ttl), locker.Holder("n"))
 			ticket := detach(t, mustLock(t, l, key, opts...))
 			mustRevoke(t, by, key)
 			useless(t, next, ticket)

@@ -121,10 +121,11 @@
 //
 // A lease is handed on (Lease.Detach, locker.Adopt) by putting its key under the etcd lease of the other Locker, with
 // the new owner in its value, if nothing has changed it since that Locker has read it. Its create revision stays, and
-// so do token and place in line. That is a read and one proposal. When a Locker is closed, it puts the keys of leases
-// that were detached under an etcd lease that lasts as long as they do, or a second longer: for them, Close is two
-// proposals more. If that fails, Close leaves its own etcd lease to its end, with all keys that are still attached to
-// it.
+// so do token and place in line. That is a read and one proposal. Before a lease is adopted for the first time, etcd
+// does not know its owner: then it is the token by which a ticket is known. When a Locker is closed, it puts the keys
+// of leases that were detached under an etcd lease that lasts as long as they do, or a second longer: for them, Close
+// is two proposals more. If that fails, Close leaves its own etcd lease to its end, with all keys that are still
+// attached to it.
 //
 // # What could leave a lock behind
 //

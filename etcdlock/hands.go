@@ -1,6 +1,8 @@
 package etcdlock
 
 import (
+	"encoding/hex"
+	"fmt"
 	"net/url"
 	"strings"
 
@@ -56,6 +58,18 @@ func handsIn(kv *mvccpb.KeyValue) (h *hands, value string) {
 		return nil, value
 	}
 	return &hands{owner: owner, holder: texts[1]}, texts[2]
+}
+
+// ownerOf is the reverse of Owner.String.
+func ownerOf(text string) (o locker.Owner, err error) {
+	b, err := hex.DecodeString(text)
+	if err == nil && len(b) != len(o) {
+		err = fmt.Errorf("an owner of %d bytes", len(b))
+	}
+	if err != nil {
+		return o, err
+	}
+	return locker.Owner(b), nil
 }
 
 // isOurs is the condition that the claim is there, and was not handed on.

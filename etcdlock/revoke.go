@@ -24,7 +24,7 @@ import (
 // A claim that is broken gets a mark, too, so that its holder sees why. Then it is deleted.
 
 // The first sign of a mark is in no other value of a claim: neither in a name, which is UTF-8, nor in the number of a
-// slot.
+// slot. What was handed on begins with two of them, and may have a mark within: see hands.go.
 const (
 	markSign    = "\xff"
 	markRevoked = markSign + "revoked"

@@ -137,8 +137,9 @@ func TestFailover(t *testing.T) {
 	r.watch(t, workers)
 	works := func(what string) {
 		t.Helper()
-		held := r.last().sum("locker_hold_duration_seconds_count", "")
-		locktest.Eventually(t, what, func() bool { return r.last().sum("locker_hold_duration_seconds_count", "") > held+3 })
+		held := func() float64 { return r.last().sum("locker_hold_duration_seconds_count", "") }
+		before := held()
+		locktest.Eventually(t, what, func() bool { return held() > before+3 })
 	}
 	works("orders are processed")
 	locktest.Eventually(t, "two wait to lead", func() bool { return r.last().sum("locker_waiters", "") >= 2 })
@@ -159,7 +160,8 @@ func TestFailover(t *testing.T) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	end := r.samples[len(r.samples)-1]
-	if end.sum("locker_acquire_duration_seconds_count", "unavailable")+end.sum("locker_retries_total", "unavailable") == 0 {
+	failed := end.sum("locker_acquire_duration_seconds_count", "unavailable")
+	if failed+end.sum("locker_retries_total", "unavailable") == 0 {
 		t.Error("no metric tells of the failover")
 	}
 	if !strings.Contains(r.log.String(), "level=WARN") {

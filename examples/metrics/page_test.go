@@ -16,9 +16,10 @@ import (
 func (r *recorded) write(t *testing.T, dir string) {
 	var spans strings.Builder
 	for _, s := range r.spans.Ended() {
-		if from := s.StartTime().Sub(r.begin); s.EndTime().Sub(s.StartTime()) > time.Second || s.Status().Code == codes.Error {
-			fmt.Fprintf(&spans, "%6.2fs +%5.2fs  %s  %s", from.Seconds(), s.EndTime().Sub(s.StartTime()).Seconds(), s.Name(),
-				s.Status().Code)
+		took := s.EndTime().Sub(s.StartTime())
+		if took > time.Second || s.Status().Code == codes.Error {
+			fmt.Fprintf(&spans, "%6.2fs +%5.2fs  %s  %s", s.StartTime().Sub(r.begin).Seconds(), took.Seconds(),
+				s.Name(), s.Status().Code)
 			for _, a := range s.Attributes() {
 				fmt.Fprintf(&spans, "  %s=%s", a.Key, a.Value.String())
 			}
@@ -55,12 +56,14 @@ func (r *recorded) picture() string {
 				break
 			}
 			v := float64(i) / 2
-			fmt.Fprintf(&b, `<path d="M%d %.1fh%d" stroke="#ddd"/><text x="%d" y="%.1f" text-anchor="end" fill="#555">%.4g%s</text>`+
-				"\n", left, float64(y)+(1-v)*height, width, left-5, float64(y)+(1-v)*height+4, v*most, unit)
+			at := float64(y) + (1-v)*height
+			fmt.Fprintf(&b, `<path d="M%d %.1fh%d" stroke="#ddd"/>`, left, at, width)
+			fmt.Fprintf(&b, `<text x="%d" y="%.1f" text-anchor="end" fill="#555">%.4g%s</text>`+"\n",
+				left-5, at+4, v*most, unit)
 		}
 		for s := from.Truncate(5*time.Second) + 5*time.Second; s < r.end; s += 5 * time.Second {
-			fmt.Fprintf(&b, `<text x="%.1f" y="%d" text-anchor="middle" fill="#555">%.0f s</text>`+"\n", x(s), y+height+13,
-				s.Seconds())
+			fmt.Fprintf(&b, `<text x="%.1f" y="%d" text-anchor="middle" fill="#555">%.0f s</text>`+"\n",
+				x(s), y+height+13, s.Seconds())
 		}
 		at := float64(y)
 		y += height + gap
@@ -74,7 +77,8 @@ func (r *recorded) picture() string {
 			}
 		}
 		fmt.Fprintf(&b, `<polyline points="%s" fill="none" stroke="%s" stroke-width="1.3"/>`+
-			`<text x="%d" y="%.1f" fill="%s">%s</text>`+"\n", points.String(), color, left+width+8, h(0)-float64(14*label), color, name)
+			`<text x="%d" y="%.1f" fill="%s">%s</text>`+"\n",
+			points.String(), color, left+width+8, h(0)-float64(14*label), color, name)
 	}
 	since := func(name, label string) func(scraped) float64 {
 		var first scraped
@@ -117,11 +121,13 @@ func (r *recorded) picture() string {
 		fmt.Fprintf(&b, `<rect x="%.1f" y="%.1f" width="%.1f" height="1.8" fill="%s"/>`+"\n", x(begin),
 			at+float64(row%(height/2))*2, max(1, x(end)-x(begin)), colorOf(s))
 	}
-	title := fmt.Sprintf("Three workers of examples/metrics on Redis with Sentinel, TTL 10 s. The master is killed at %.1f s, and is "+
-		"back, as a replica, at %.1f s.", r.down.Seconds(), r.up.Seconds())
-	return fmt.Sprintf(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="Helvetica,Arial,sans-serif" `+
-		`font-size="11">`+"\n"+`<rect width="100%%" height="100%%" fill="#fff"/>`+"\n"+
-		`<text x="12" y="20" font-size="12" fill="#333">%s</text>`+"\n%s</svg>\n", left+width+170, y-gap+30, title, b.String())
+	title := fmt.Sprintf("Three workers of examples/metrics on Redis with Sentinel, TTL 10 s. "+
+		"The master is killed at %.1f s, and is back, as a replica, at %.1f s.", r.down.Seconds(), r.up.Seconds())
+	return fmt.Sprintf(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" `+
+		`font-family="Helvetica,Arial,sans-serif" font-size="11">`+"\n"+
+		`<rect width="100%%" height="100%%" fill="#fff"/>`+"\n"+
+		`<text x="12" y="20" font-size="12" fill="#333">%s</text>`+"\n%s</svg>\n",
+		left+width+170, y-gap+30, title, b.String())
 }
 
 func colorOf(s trace.ReadOnlySpan) string {
