@@ -168,7 +168,7 @@ func testAdoptedStays(t *testing.T, addr string, own, moved bool, opts ...locker
 // another TTL. What it locks under its own prefix is no concern of theirs.
 func TestAdoptedFromTheDead(t *testing.T) {
 	t.Parallel()
-	const n = 70 // is more than go into a transaction
+	const n = 140 // is more than go into a transaction
 	addr := etcdtest.Address(t)
 	root, name := administer(t, connect(t, addr)), unique("key")
 	l, next := open(t, []string{addr}, locker.TTL(time.Minute)),

@@ -228,7 +228,7 @@ func (c *claim) goneLocked(why error) bool {
 func (c *claim) lose(why error) {
 	c.session.b.mu.Lock()
 	defer c.session.b.mu.Unlock()
-	if c.drops == 0 && !c.keeping && c.goneLocked(why) {
+	if c.drops == 0 && c.goneLocked(why) {
 		c.request.ReportLost(why)
 	}
 }

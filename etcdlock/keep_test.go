@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -175,29 +176,35 @@ func TestKeepFails(t *testing.T) {
 	t.Parallel()
 	const ttl, least = 3 * time.Second, 1500 * time.Millisecond
 	addr := etcdtest.Address(t)
-	key := unique("key")
-	var held atomic.Bool
-	l := hooked(t, connect(t, addr, addr), func(r request) (*clientv3.TxnResponse, error) {
-		if held.Load() && r.claims(key) {
-			return nil, status.Error(codes.Internal, "out of order")
-		}
-		return pass(r)
-	}, locker.TTL(ttl))
-	keeper := mustLock(t, l, unique("keeper"))
-	waiter := open(t, []string{addr}, locker.TTL(ttl))
-	lease := mustLock(t, l, key, locker.MinHold(least))
-	at := time.Now()
-	held.Store(true)
-	var unlocked sync.WaitGroup
-	unlocked.Go(func() { _ = lease.Unlock() }) // tries until the key is gone
-	next := granted(t, waits(waiter, key), patience)
-	if early := least - time.Since(at); early > 0 {
-		t.Errorf("another has the lock %v before MinHold has passed", early)
+	for name, failure := range map[string]error{
+		"refused": status.Error(codes.Internal, "out of order"), "no space": rpctypes.ErrNoSpace,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			key := unique("key")
+			var held atomic.Bool
+			l := hooked(t, connect(t, addr, addr), func(r request) (*clientv3.TxnResponse, error) {
+				if held.Load() && r.claims(key) {
+					return nil, failure
+				}
+				return pass(r)
+			}, locker.TTL(ttl))
+			keeper := mustLock(t, l, unique("keeper"))
+			lease := mustLock(t, l, key, locker.MinHold(least))
+			at := time.Now()
+			held.Store(true)
+			var unlocked sync.WaitGroup
+			unlocked.Go(func() { _ = lease.Unlock() }) // tries until the key is gone
+			next := granted(t, waits(open(t, []string{addr}, locker.TTL(ttl)), key), patience)
+			if early := least - time.Since(at); early > 0 {
+				t.Errorf("another has the lock %v before MinHold has passed", early)
+			}
+			unlocked.Wait()
+			mustUnlock(t, next)
+			outlives(t, keeper, 1)
+			mustUnlock(t, keeper)
+		})
 	}
-	unlocked.Wait()
-	mustUnlock(t, next)
-	outlives(t, keeper, 1)
-	mustUnlock(t, keeper)
 }
 
 // TestKeeperEnds has the etcd lease end under which a key is about to be put. That of the Locker lives on, and the next
@@ -249,7 +256,7 @@ func TestKeeperEnds(t *testing.T) {
 	mustUnlock(t, keeper)
 }
 
-// TestKeptByBrokenLocker has a key be kept of which its Locker makes others meanwhile: those have other keys in etcd.
+// TestKeptBesideOthers has a key be kept of which its Locker makes others meanwhile: those have other keys in etcd.
 func TestKeptBesideOthers(t *testing.T) {
 	t.Parallel()
 	addr := etcdtest.Address(t)
