@@ -39,6 +39,13 @@ type Adopter interface {
 	Adopt(ctx context.Context, r Request, from Grant) (Grant, error)
 }
 
+// Detacher is implemented by an Adopter that has to know which leases were detached.
+type Detacher interface {
+	// Detached is called when a lease was detached, before anybody has its Ticket. Nobody will renew or release it here
+	// any more; its key stays taken until it is adopted, or has ended. Detached must not wait for the store.
+	Detached(g Grant)
+}
+
 // Detach ends the lease here without unlocking it, for another process that goes on with the same work: Adopt, with the
 // Ticket, makes a lease of it there, with the same fencing token. Nobody else gets the key in between, as long as that
 // happens before the lease would have ended without another renewal: two thirds of the TTL, at least.
@@ -47,7 +54,7 @@ type Adopter interface {
 // under it has to have stopped. Detach does not ask the store.
 //
 // It returns ErrLost or ErrUnlocked if the lease has ended before, and errors.ErrUnsupported, with the lease as it was,
-// if the backend cannot do it (memlock and redislock can: see Features).
+// if the backend cannot do it (memlock, redislock and etcdlock can: see Features).
 func (l *Lease) Detach() (Ticket, error) {
 	c := l.client
 	if c.adopter == nil {
@@ -63,6 +70,9 @@ func (l *Lease) Detach() (Ticket, error) {
 	e := l.endLocked(errDetached)
 	c.mu.Unlock()
 	e.announce()
+	if d, ok := c.adopter.(Detacher); ok {
+		d.Detached(l.grant)
+	}
 	if l.seen != nil {
 		c.tellLeaseDone(l, l.doneInfo(nil))
 	}
@@ -158,7 +168,7 @@ func (c *Client) adopt(ctx context.Context, from Grant, opts []CallOption) (*Lea
 	l.beSeen()
 	err = c.tryBy(ctx, l, func(ctx context.Context, r Request) (Grant, error) {
 		g, err := c.adopter.Adopt(ctx, r, from)
-		return Grant{Request: g.Request, Token: from.Token, Slot: from.Slot, Private: g.Private}, err
+		return Grant{Request: g.Request, Token: from.Token, Slot: from.Slot, Sent: g.Sent, Private: g.Private}, err
 	})
 	if err != nil {
 		return nil, err

@@ -74,6 +74,47 @@ func TestDetach(t *testing.T) {
 	})
 }
 
+// handing is a fake whose grants are as old as a third of a second, and which notes what was detached.
+type handing struct {
+	*fake
+	detached []locker.Grant
+}
+
+func (*handing) Features() locker.Features { return locker.Features{Adopt: true, MinHold: true} }
+
+func (h *handing) Adopt(_ context.Context, r locker.Request, from locker.Grant) (locker.Grant, error) {
+	return locker.Grant{Request: r, Token: from.Token, Sent: time.Now().Add(-time.Second / 3)}, nil
+}
+
+func (h *handing) Detached(g locker.Grant) { h.detached = append(h.detached, g) }
+
+// TestSentBefore: a lease that is adopted is valid from when the backend says. MinHold counts from the grant all the
+// same. The backend is told what was detached.
+func TestSentBefore(t *testing.T) {
+	h := &handing{fake: new(fake)}
+	inFakeTimeOn(t, h, func(t *testing.T, l *locker.Client) {
+		old := mustLock(t, l, "k", locker.TTL(time.Minute))
+		ticket, err := old.Detach()
+		if err != nil || len(h.detached) != 1 || h.detached[0].Owner != locker.GrantOf(old).Owner {
+			t.Fatalf("%v; %+v was detached", err, h.detached)
+		}
+		lease, err := locker.Adopt(t.Context(), l, ticket, locker.MinHold(2*time.Second))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if left, want := time.Until(lease.Deadline()), validity(time.Second)-time.Second/3; left != want {
+			t.Errorf("the lease is valid for %v; want %v", left, want)
+		}
+		time.Sleep(time.Second / 4)
+		if err := lease.Unlock(); err != nil {
+			t.Error(err)
+		}
+		if keep, want := h.released[0].Keep, 1750*time.Millisecond; keep != want {
+			t.Errorf("it is kept for %v; want %v", keep, want)
+		}
+	})
+}
+
 // TestDetachRefused has what cannot be detached or adopted.
 func TestDetachRefused(t *testing.T) {
 	older := locker.New(new(fake))

@@ -230,6 +230,9 @@ func (l *Lease) begin(ctx context.Context, g Grant) error {
 	case time.Until(deadline) <= 0:
 		return &noAnswer{after: time.Since(g.Sent)}
 	}
+	if g.MinHold > 0 {
+		g.MinHold += time.Since(g.Sent) // which counts from Sent, and that may be long before the lock was granted
+	}
 	l.grant, l.deadline, l.ttl, l.confirmed = g, deadline, g.TTL, g.Sent
 	if l.seen != nil {
 		l.seen.begun = time.Now()

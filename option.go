@@ -89,8 +89,8 @@ func NoRenew() CallOption {
 // stays taken. It does not make the lease longer: if the process dies before Unlock, the key is free after its TTL.
 //
 // Break frees a key that is kept. What was revoked while it was held is not kept. d is more than 0 and at most MaxTTL,
-// or else ErrInvalidOption. memlock and redislock can do it. With another backend, Lock and TryLock return
-// errors.ErrUnsupported: see Features.
+// or else ErrInvalidOption. memlock, redislock and etcdlock can do it. With another backend, Lock and TryLock
+// return errors.ErrUnsupported: see Features.
 func MinHold(d time.Duration) CallOption {
 	return callOption(func(s *settings) error {
 		if d <= 0 || d > MaxTTL {

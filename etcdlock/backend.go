@@ -33,7 +33,7 @@ type backend struct {
 
 	mu       sync.Mutex
 	closed   bool
-	sessions map[time.Duration]*opening // by TTL
+	sessions map[sessionKey]*opening
 	claims   map[locker.Owner]*claim
 	lines    map[string]*ownLine // by that of the claims
 }
@@ -43,6 +43,8 @@ var (
 	_ locker.Queue     = (*backend)(nil)
 	_ locker.Inspector = (*backend)(nil)
 	_ locker.Revoker   = (*backend)(nil)
+	_ locker.Adopter   = (*backend)(nil)
+	_ locker.Detacher  = (*backend)(nil)
 )
 
 func newBackend(config Config, client *clientv3.Client, closeClient func() error) *backend {
@@ -50,7 +52,7 @@ func newBackend(config Config, client *clientv3.Client, closeClient func() error
 	life, end := context.WithCancel(clientv3.WithRequireLeader(context.Background()))
 	b := &backend{
 		config: config, client: client, endpoints: newEndpoints(client), closeClient: closeClient, life: life, end: end,
-		sessions: make(map[time.Duration]*opening),
+		sessions: make(map[sessionKey]*opening),
 		claims:   make(map[locker.Owner]*claim),
 		lines:    make(map[string]*ownLine),
 	}
@@ -61,7 +63,10 @@ func newBackend(config Config, client *clientv3.Client, closeClient func() error
 
 // Features implements the optional method of locker.Backend.
 func (b *backend) Features() locker.Features {
-	return locker.Features{HeedsContext: true, Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true}
+	return locker.Features{
+		HeedsContext: true, Queue: true, Shared: true, Slots: true, Inspect: true, Revoke: true, MinHold: true,
+		Adopt: true,
+	}
 }
 
 // String names the backend in errors.
@@ -135,6 +140,9 @@ func byAge(a, b *mvccpb.KeyValue) int { return cmp.Compare(a.CreateRevision, b.C
 
 // holderIn returns the name for people of who has made a claim.
 func holderIn(kv *mvccpb.KeyValue) string {
+	if h, _ := handsIn(kv); h != nil {
+		return h.holder
+	}
 	if _, holder, ok := slotIn(kv); ok {
 		return holder
 	}
@@ -450,7 +458,12 @@ func (b *backend) Release(ctx context.Context, g locker.Grant) error {
 		c.session.expireLocked(c, time.Now().Add(c.session.ttl)) // for the case that this and all further attempts fail
 	}
 	b.mu.Unlock()
-	err := c.drop(ctx)
+	var err error
+	if g.Keep > 0 {
+		err = c.keep(ctx, g.Keep)
+	} else {
+		err = c.drop(ctx)
+	}
 	if errors.Is(err, locker.ErrClosed) {
 		return locker.Final(err)
 	}
@@ -459,25 +472,18 @@ func (b *backend) Release(ctx context.Context, g locker.Grant) error {
 
 // Close implements locker.Backend.
 func (b *backend) Close() error {
-	b.mu.Lock()
-	b.closed = true
-	var sessions []*session
-	for _, o := range b.sessions {
-		if o.session != nil {
-			sessions = append(sessions, o.session)
-		}
-	}
-	for _, s := range sessions {
-		s.endLocked(errClosed)
-	}
-	b.mu.Unlock()
 	ctx, cancel := context.WithTimeout(b.life, 2*time.Second) // whoever closes a Locker is in a hurry
 	defer cancel()
-	var revoked sync.WaitGroup
-	for _, s := range sessions {
-		revoked.Go(func() { _ = b.revokeOnce(ctx, s) }) // if that fails, the lease ends without keep-alives
+	var closing sync.WaitGroup
+	b.mu.Lock()
+	b.closed = true
+	for _, o := range b.sessions {
+		if o.session != nil {
+			closing.Go(o.session.closeLocked(ctx))
+		}
 	}
-	revoked.Wait()
+	b.mu.Unlock()
+	closing.Wait()
 	b.end()
 	b.watches.close()
 	b.running.wait()

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/lockerkit/locker"
@@ -20,29 +21,39 @@ type claim struct {
 	place   string         // in it: what the keys of claims begin with that are like this one
 	ordinal uint64         // among them
 	key     string
+	adopted bool // the key was made by another Locker, or by an earlier owner
 	session *session
 	put     *step         // the request that makes it
 	turn    chan struct{} // has room for one: there is news of the claim of this Locker before it
 
 	// What follows is guarded by backend.mu.
-	gone    bool               // nobody has it any more: its owner may make another
-	over    bool               // and there is nothing left of it
-	drops   int                // how often its deletion was begun
-	lost    error              // why, if it was lost
-	revoked *locker.Revocation // why it is not renewed any more, though it may still be there; nil if it is
-	token   int64              // once the lock is held
-	number  int                // of the slot, if it is one that is held
-	created int64              // the revision at which it was made, once it is in backend.lines
-	expires time.Time          // when it is deleted unless renewed; zero as long as it waits
-	expired bool               // that has passed: it cannot be renewed any more
-	watched bool               // its deletion would be told
-	watch   *watch
+	gone     bool               // nobody has it any more: its owner may make another
+	over     bool               // and there is nothing left of it
+	drops    int                // how often its deletion was begun
+	lost     error              // why, if it was lost
+	revoked  *locker.Revocation // why it is not renewed any more, though it may still be there; nil if it is
+	token    int64              // once the lock is held
+	number   int                // of the slot, if it is one that is held
+	created  int64              // the revision at which it was made, once it is in backend.lines
+	expires  time.Time          // when it is deleted unless renewed; zero as long as it waits
+	expired  bool               // that has passed: it cannot be renewed any more
+	detached bool               // nobody renews it, and another Locker may adopt it
+	keeping  bool               // its owner is done, and the key is to stay until it expires
+	keeper   clientv3.LeaseID   // the etcd lease for that; 0 until there is one
+	watched  bool               // its deletion would be told
+	watch    *watch
 }
 
 // newClaim returns a claim of r that is in the tables, or nil if the session is over. put makes the step by which the
 // claim will be made.
 func (s *session) newClaim(r locker.Request, put func(*claim) *step) *claim {
-	c := &claim{request: r, line: Key(r.Name()), session: s, turn: make(chan struct{}, 1)}
+	return s.enter(&claim{request: r}, put)
+}
+
+// enter is newClaim for one that may have a key already.
+func (s *session) enter(c *claim, put func(*claim) *step) *claim {
+	r := c.request
+	c.line, c.session, c.turn = Key(r.Name()), s, make(chan struct{}, 1)
 	c.place = placeOf(c.line, r.Mode)
 	c.request.TTL = s.ttl
 	s.b.mu.Lock()
@@ -50,10 +61,12 @@ func (s *session) newClaim(r locker.Request, put func(*claim) *step) *claim {
 	if s.isOver() {
 		return nil
 	}
-	c.ordinal = s.takeOrdinalLocked(c.place)
-	c.key = claimKey(c.place, s.id, s.generation, c.ordinal)
-	if c.isForSlot() {
-		c.key += slotSuffix(r)
+	if !c.adopted {
+		c.ordinal = s.takeOrdinalLocked(c.place)
+		c.key = claimKey(c.place, s.id, s.generation, c.ordinal)
+		if c.isForSlot() {
+			c.key += slotSuffix(r)
+		}
 	}
 	c.put = put(c)
 	s.b.claims[r.Owner] = c
@@ -187,7 +200,9 @@ func (c *claim) forgetLocked(settled bool) {
 	if !settled {
 		s.generation++
 	}
-	s.freeOrdinalLocked(c)
+	if !c.adopted {
+		s.freeOrdinalLocked(c)
+	}
 	delete(s.claims, c)
 	s.used = time.Now()
 }
@@ -256,20 +271,22 @@ func (c *claim) drop(ctx context.Context) error {
 		return locker.ErrLost
 	}
 	c.drops++
+	op := c.deleteOpLocked()
 	b.mu.Unlock()
-	deleted, once, err := c.delete(ctx)
+	deleted, once, err := c.delete(ctx, op)
 	switch {
 	case errors.Is(err, ErrLeaseExpired):
 		s.end(ErrLeaseExpired)
 		return fmt.Errorf("%w: %w", locker.ErrLost, ErrLeaseExpired)
 	case errors.Is(err, ErrNoSpace): // to raise the fence
-		return c.dropUnfenced(ctx)
+		return c.dropUnfenced(ctx, op)
 	case err != nil:
 		return err
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	c.forgetLocked(once && c.drops == 1)
+	// What was not deleted on a condition may be there, and another owner's.
+	c.forgetLocked(once && c.drops == 1 && (deleted || op.IsDelete()))
 	if !deleted && c.drops == 1 { // or else we may have deleted it before
 		return locker.ErrLost
 	}
@@ -278,9 +295,9 @@ func (c *claim) drop(ctx context.Context) error {
 
 // dropUnfenced deletes the key without raising the fence, which takes space. That is left to the sweep, which tries
 // until there is some again; the lease is not given up for that.
-func (c *claim) dropUnfenced(ctx context.Context) error {
+func (c *claim) dropUnfenced(ctx context.Context, op clientv3.Op) error {
 	s, b := c.session, c.session.b
-	step := newStep(s.ttl, len(c.key), clientv3.OpDelete(c.key))
+	step := newStep(s.ttl, len(c.key), op)
 	if err := s.steps.do(ctx, step); err != nil {
 		return b.failure(err)
 	}
@@ -290,7 +307,7 @@ func (c *claim) dropUnfenced(ctx context.Context) error {
 	if !c.over {
 		s.expireLocked(c, time.Now().Add(s.renewalInterval()))
 	}
-	if step.parts[0].GetResponseDeleteRange().Deleted == 0 && c.drops == 1 {
+	if !hasDeleted(step.parts[0]) && c.drops == 1 {
 		return locker.ErrLost
 	}
 	return nil
@@ -299,15 +316,14 @@ func (c *claim) dropUnfenced(ctx context.Context) error {
 // delete deletes the key. It is among the steps of the session, except after a doubtful put: then it raises the fence.
 // deleted is false if the key was not there before, with certainty; once is true if no request that deletes it can
 // arrive any more.
-func (c *claim) delete(ctx context.Context) (deleted, once bool, err error) {
+func (c *claim) delete(ctx context.Context, op clientv3.Op) (deleted, once bool, err error) {
 	s := c.session
-	op := clientv3.OpDelete(c.key)
 	if !c.doubtful() {
 		step := newStep(s.ttl, len(c.key), op)
 		if err := s.steps.do(ctx, step); err != nil {
 			return false, false, s.b.failure(err)
 		}
-		return step.parts[0].GetResponseDeleteRange().Deleted > 0 || step.repeated, !step.doubtful.Load(), nil
+		return hasDeleted(step.parts[0]) || step.repeated, !step.doubtful.Load(), nil
 	}
 	ctx, cancel := s.b.requestOf(ctx)
 	defer cancel()
@@ -319,7 +335,15 @@ func (c *claim) delete(ctx context.Context) (deleted, once bool, err error) {
 	if err != nil {
 		return false, false, s.b.failure(err)
 	}
-	return resp.Responses[0].GetResponseDeleteRange().Deleted > 0 || sent.Load() > 1, false, nil
+	return hasDeleted(resp.Responses[0]) || sent.Load() > 1, false, nil
+}
+
+// hasDeleted reports whether an operation of claim.deleteOpLocked has deleted the key.
+func hasDeleted(part *pb.ResponseOp) bool {
+	if txn := part.GetResponseTxn(); txn != nil {
+		return txn.Succeeded && txn.Responses[0].GetResponseDeleteRange().Deleted > 0
+	}
+	return part.GetResponseDeleteRange().Deleted > 0
 }
 
 // expireLocked has the claim deleted at the given time, unless that is put off by another call.

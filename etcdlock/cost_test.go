@@ -70,6 +70,10 @@ func TestCost(t *testing.T) {
 	})
 	check("a renewal", state{}, func() { outlives(t, held, 1) })
 
+	check("Lock, Adopt and Unlock", state{3, 3}, func() {
+		mustUnlock(t, mustAdopt(t, other, detach(t, mustLock(t, l, unique("key")))))
+	})
+
 	key, two := unique("key"), locker.Slots(2)
 	slots := []*locker.Lease{mustLock(t, l, key, two), mustLock(t, l, key, two)}
 	check("a TryLock of a slot that is refused", state{}, func() { refuses(t, other, key, "", two) })
@@ -84,6 +88,18 @@ func TestCost(t *testing.T) {
 		mustUnlock(t, slots[0])
 		slots[0] = granted(t, waiter, patience)
 	})
+}
+
+// TestCostOfMinHold counts what it takes to keep a key beyond Unlock: an etcd lease, and the key put under it.
+func TestCostOfMinHold(t *testing.T) {
+	t.Parallel()
+	cluster := etcdtest.New(t, etcdtest.Options{})
+	root, l := administer(t, cluster.Client(t)), open(t, cluster.Endpoints())
+	works(t, l, l, 0)
+	got := root.cost(func() { mustUnlock(t, mustTry(t, l, unique("key"), locker.MinHold(time.Hour))) })
+	if want := (state{3, 2}); got != want {
+		t.Errorf("it costs %+v; want %+v", got, want)
+	}
 }
 
 // TestSharedTransactions has many acquires at once, which share entries of the servers' log.

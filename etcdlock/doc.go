@@ -30,12 +30,13 @@
 //
 // # The lease
 //
-// All keys of a Locker with the same TTL are attached to one etcd lease, which one request per third of the TTL keeps
-// alive, however many there are. A lock is valid for a TTL from the moment when the last such request that was answered
-// had been sent, less 1 % and 2 ms. So a lock that was just granted may have up to two fifths of its TTL behind it (not
-// with the option locker.NoRenew); Lease.Deadline tells. etcd counts the lease from when it answered, on its own
-// monotonic clock, and makes it longer at times: a new leader gives each lease a whole TTL again. That, and half a
-// second until the server notices that a lease is over, is what a rival waits in addition.
+// All keys of a Locker with the same TTL (and prefix, see locker.Adopt) are attached to one etcd lease, which one
+// request per third of the TTL keeps alive, however many there are. A lock is valid for a TTL from the moment when the
+// last such request that was answered had been sent, less 1 % and 2 ms. So a lock that was just granted may have up to
+// two fifths of its TTL behind it (not with the option locker.NoRenew); Lease.Deadline tells. etcd counts the lease
+// from when it answered, on its own monotonic clock, and makes it longer at times: a new leader gives each lease a
+// whole TTL again. That, and half a second until the server notices that a lease is over, is what a rival waits in
+// addition.
 //
 // TTLs are whole seconds; others are refused as locker.ErrInvalidOption. etcd grants no shorter ones than one and a
 // half of its election timeout, which makes 2 s by default: then the lease has the TTL that was granted, and
@@ -108,6 +109,23 @@
 // Locker itself deletes the key: at Unlock, or when the lease of the lock is over. If it is frozen or cut off, the key
 // goes with the etcd lease. Break puts a mark, too, and deletes the key then. A holder that learns of it by a renewal
 // finds no key any more, and cannot be told why.
+//
+// # Keeping, and handing on
+//
+// A key that is kept beyond Unlock (locker.MinHold) is put under an etcd lease of its own, which nobody keeps alive.
+// That is two proposals, and another when it is free. While its Locker is open, the Locker deletes the key as soon as
+// the time is over. Otherwise it goes with that etcd lease. That may be late by a second and a half: etcd leases last
+// for whole seconds, and up to half a second passes until the server notices that one is over. They last for 2 s at
+// least, as those of locks. A new leader gives them their whole time again: then the key is kept for up to twice as
+// long, and more if the leader changes again.
+//
+// A lease is handed on (Lease.Detach, locker.Adopt) by putting its key under the etcd lease of the other Locker, with
+// the new owner in its value, if nothing has changed it since that Locker has read it. Its create revision stays, and
+// so do token and place in line. That is a read and one proposal. Before a lease is adopted for the first time, etcd
+// does not know its owner: then it is the token by which a ticket is known. When a Locker is closed, it puts the keys
+// of leases that were detached under an etcd lease that lasts as long as they do, or a second longer: for them, Close
+// is two proposals more. If that fails, Close leaves its own etcd lease to its end, with all keys that are still
+// attached to it.
 //
 // # What could leave a lock behind
 //

@@ -17,8 +17,9 @@ import (
 //	if err == nil && !resp.Succeeded { // the lock was lost
 //
 // The condition does not hold once the key of the lease is gone. That may be a while after the lease has ended, if
-// Unlock got no answer, say, or the deadline has passed; until then nobody else has the lock. With a lease that comes
-// from another store it never holds.
+// Unlock got no answer, say, or the deadline has passed, or the key is kept (locker.MinHold); until then nobody else
+// has the lock. When the lease was detached, the condition still holds for it as for the lease that was adopted, as
+// they have one token. With a lease that comes from another store it never holds.
 func Guard(lease *locker.Lease) clientv3.Cmp {
 	g := locker.GrantOf(lease)
 	c, ok := g.Private.(*claim)

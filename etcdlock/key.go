@@ -23,8 +23,9 @@ import (
 // for people; their value is the number of the slot, and empty while they wait for one.
 //
 // The value of a holder that was revoked (see locker.Client.Revoke) begins with the byte 0xff. It says by whom and why,
-// and what was there before. To delete the key of the holder is to break the lock (see locker.Client.Break), without a
-// reason.
+// and what was there before. That of a lease that was adopted (see locker.Adopt), or is kept (see locker.MinHold),
+// begins with two of them. It says which owner has it, with its name; the owner is 0 if it is kept. To delete the key
+// of the holder is to break the lock (see locker.Client.Break), without a reason.
 //
 // Visible ASCII characters stand for themselves, except for "%", "@" and "!", which are written as %25, %40 and %21,
 // like all other bytes. "@" ends the name, so that no name is the beginning of another.

@@ -92,12 +92,13 @@ func (s *session) move() {
 // moveOnce puts all keys of the session under a new lease. If it fails, some of them may be.
 func (s *session) moveOnce() error {
 	b := s.b
-	lease, err := b.grantLease(s.ttl)
+	lease, err := b.grantLease(b.life, s.ttl, s.ttl)
 	if err != nil {
 		return err
 	}
 	s.saw(lease.GetHeader().GetRaftTerm())
 	b.mu.Lock()
+	s.generation++ // the key of a claim that was handed on stays, and is forgotten here
 	s.former = append(s.former, s.lease)
 	s.lease = clientv3.LeaseID(lease.ID)
 	s.pulse.close()
@@ -148,11 +149,10 @@ func (s *session) moveOnce() error {
 	return nil
 }
 
-// moveOp puts the claim, if it is there, under a lease.
+// moveOp puts the claim under a lease, if it is there, and was not handed on.
 func (c *claim) moveOp(lease clientv3.LeaseID) clientv3.Op {
-	there := clientv3.Compare(clientv3.CreateRevision(c.key), ">", 0)
 	again := clientv3.OpPut(c.key, "", clientv3.WithIgnoreValue(), clientv3.WithLease(lease))
-	return clientv3.OpTxn([]clientv3.Cmp{there}, []clientv3.Op{again}, nil)
+	return clientv3.OpTxn(c.isOurs(), []clientv3.Op{again}, nil)
 }
 
 // stay goes back to the first of the leases that keys may be attached to. Nothing has been attached to others.

@@ -45,6 +45,7 @@ func (b *backend) delistLocked(c *claim) {
 	i := slices.Index(l.claims, c)
 	l.callLocked(i + 1)
 	l.claims = slices.Delete(l.claims, i, i+1)
+	c.created = 0
 	if len(l.claims) == 0 {
 		delete(b.lines, c.place)
 	}

@@ -24,7 +24,7 @@ import (
 // A claim that is broken gets a mark, too, so that its holder sees why. Then it is deleted.
 
 // The first sign of a mark is in no other value of a claim: neither in a name, which is UTF-8, nor in the number of a
-// slot.
+// slot. What was handed on begins with two of them, and may have a mark within: see hands.go.
 const (
 	markSign    = "\xff"
 	markRevoked = markSign + "revoked"
@@ -37,12 +37,16 @@ func marked(kv *mvccpb.KeyValue, r *locker.Revocation) string {
 	if r.Broken {
 		kind = markBroken
 	}
-	return strings.Join([]string{kind, escape(r.By), escape(r.Reason), escape(valueIn(kv))}, " ")
+	mark := strings.Join([]string{kind, escape(r.By), escape(r.Reason), escape(valueIn(kv))}, " ")
+	if h, _ := handsIn(kv); h != nil {
+		return h.around(mark)
+	}
+	return mark
 }
 
 // markIn returns the mark on a claim, or nil, and the value that it had before.
 func markIn(kv *mvccpb.KeyValue) (r *locker.Revocation, value string) {
-	value = string(kv.Value)
+	_, value = handsIn(kv)
 	if !strings.HasPrefix(value, markSign) { // as nearly always
 		return nil, value
 	}

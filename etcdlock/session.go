@@ -15,6 +15,14 @@ import (
 	"github.com/lockerkit/locker"
 )
 
+// sessionKey is what all locks of a session have in common. Prefixes differ if a lease was adopted.
+type sessionKey struct {
+	prefix string
+	ttl    time.Duration // that was asked for
+}
+
+func sessionKeyOf(r locker.Request) sessionKey { return sessionKey{r.Prefix, r.TTL} }
+
 // session is an etcd lease, to which the keys of all locks of one TTL are attached. Its end is theirs.
 //
 // The lease lives on the server for a TTL after it was last kept alive, or longer: a new leader of the cluster gives
@@ -25,7 +33,7 @@ import (
 // some milliseconds.
 type session struct {
 	b     *backend
-	asked time.Duration    // the TTL that was asked for, under which backend.sessions has it
+	asked sessionKey       // under which backend.sessions has it
 	ttl   time.Duration    // as granted
 	id    clientv3.LeaseID // of the first lease, which is in the names of the keys
 	fence fence
@@ -65,17 +73,17 @@ type opening struct {
 	err     error
 }
 
-// session returns the session for a TTL, and opens it if need be.
+// session returns the session for a request, and opens it if need be.
 func (b *backend) session(ctx context.Context, r locker.Request) (*session, error) {
 	b.mu.Lock()
-	o := b.sessions[r.TTL]
+	o := b.sessions[sessionKeyOf(r)]
 	if o == nil {
 		if b.closed {
 			b.mu.Unlock()
 			return nil, errClosed
 		}
 		o = &opening{done: make(chan struct{})}
-		b.sessions[r.TTL] = o
+		b.sessions[sessionKeyOf(r)] = o
 		b.running.start(func() { b.open(o, r) }) // not closed, or we would not be here
 	}
 	b.mu.Unlock()
@@ -106,7 +114,7 @@ func (b *backend) open(o *opening, r locker.Request) {
 	}
 	if err != nil {
 		o.err = err
-		delete(b.sessions, r.TTL)
+		delete(b.sessions, sessionKeyOf(r))
 	}
 	close(o.done)
 	b.mu.Unlock()
@@ -117,13 +125,13 @@ func (b *backend) open(o *opening, r locker.Request) {
 
 // grant makes a session.
 func (b *backend) grant(r locker.Request) (*session, error) {
-	lease, err := b.grantLease(r.TTL)
+	lease, err := b.grantLease(b.life, r.TTL, r.TTL)
 	if err != nil {
 		return nil, b.contactFailure(b.life, err)
 	}
 	id := clientv3.LeaseID(lease.ID)
 	s := &session{
-		b: b, asked: r.TTL, ttl: time.Duration(lease.TTL) * time.Second, id: id, lease: id,
+		b: b, asked: sessionKeyOf(r), ttl: time.Duration(lease.TTL) * time.Second, id: id, lease: id,
 		over: make(chan struct{}), confirmed: lease.sent, used: lease.sent,
 		claims: make(map[*claim]struct{}), ordinals: make(map[string]*ordinals),
 	}
@@ -140,14 +148,15 @@ type granted struct {
 	sent time.Time
 }
 
-// grantLease asks for a lease. One whose answer gets lost has no keys, and ends by itself.
-func (b *backend) grantLease(ttl time.Duration) (granted, error) {
-	return writing(b.life, b, ttl, func(ctx context.Context, l *link) (granted, error) {
+// grantLease asks for a lease of at least so long, for locks with a TTL, which bounds an attempt. One whose answer gets
+// lost has no keys, and ends by itself. ctx is b.life, or derived from it.
+func (b *backend) grantLease(ctx context.Context, least, ttl time.Duration) (granted, error) {
+	return writing(ctx, b, ttl, func(ctx context.Context, l *link) (granted, error) {
 		if err := b.checkVersion(ctx, l); err != nil {
 			return granted{}, err
 		}
 		sent := time.Now()
-		request := &pb.LeaseGrantRequest{TTL: int64(ttl / time.Second)}
+		request := &pb.LeaseGrantRequest{TTL: int64((least + time.Second - 1) / time.Second)}
 		lease, err := once(ctx, b.endpoints.logins, l.leases.LeaseGrant, request)
 		return granted{lease, sent}, err
 	})

@@ -28,7 +28,7 @@ func (b backend) Adopt(_ context.Context, r locker.Request, from locker.Grant) (
 	if h == nil || h.revoked != nil {
 		return locker.Grant{}, locker.ErrNotHeld
 	}
-	h.grant.Request, h.expires = r, now.Add(r.TTL)
+	h.grant.Request, h.grant.Sent, h.expires = r, now, now.Add(r.TTL)
 	s.watch(name, e, now)
 	return h.grant, nil
 }

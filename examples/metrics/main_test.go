@@ -35,9 +35,14 @@ func start(t *testing.T, store string, ttl time.Duration) worker {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return startOn(t, store, ttl, listener, slog.New(slog.DiscardHandler))
+}
+
+func startOn(t *testing.T, store string, ttl time.Duration, listener net.Listener, logger *slog.Logger) worker {
+	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- run(ctx, store, ttl, listener, slog.New(slog.NewTextHandler(io.Discard, nil))) }()
+	go func() { ended <- run(ctx, store, ttl, listener, logger) }()
 	t.Cleanup(func() {
 		stop()
 		if err := locktest.Receive(t, ended); err != nil {
