@@ -151,8 +151,11 @@ func tryLock(ctx context.Context, o Options, open open) (attempt, error) {
 	start := time.Now()
 	c, err := open(ctx, o.URL, opts...)
 	a := attempt{err, time.Since(start)}
-	if err == nil {
+	switch {
+	case err == nil:
 		finish(ctx, c.Close)
+	case ctx.Err() != nil:
+		a.err = fmt.Errorf("%w: no answer within %v", locker.ErrUnavailable, o.lockWithin())
 	}
 	if errors.Is(err, locker.ErrInvalidOption) {
 		return a, err
@@ -184,7 +187,7 @@ func finish(ctx context.Context, end func() error) {
 
 const (
 	whyConnect = "Without a connection, nothing can be locked, renewed or unlocked."
-	whyLock     = "This is what programs do. While it fails, no program gets a lock."
+	whyLock    = "This is what programs do. While it fails, no program gets a lock."
 )
 
 // result returns how the attempt went, after the other checks.

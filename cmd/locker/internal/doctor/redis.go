@@ -156,9 +156,9 @@ func lookAtServers(ctx context.Context, o Options, kind topology, servers []*red
 
 // lookAt makes all checks of one server, if it can be reached.
 func (s *redisServer) lookAt(ctx context.Context) []Result {
-	f := s.connect(ctx)
+	f, answers := s.connect(ctx)
 	results := []Result{f.result("connect", s.name, whyConnect)}
-	if f.status != OK {
+	if !answers {
 		return results
 	}
 	s.gather(ctx)
@@ -172,24 +172,41 @@ func (s *redisServer) lookAt(ctx context.Context) []Result {
 	return append(results, look(ctx, s.options, s.name, s, checks)...)
 }
 
-func (s *redisServer) connect(ctx context.Context) finding {
+// connect reports whether the server answers this user.
+func (s *redisServer) connect(ctx context.Context) (f finding, answers bool) {
 	ctx, cancel := context.WithTimeout(ctx, s.options.connectWithin())
 	defer cancel()
+	addr := s.Options().Addr
 	err := s.Ping(ctx).Err()
-	if err == nil {
-		return ok("%s answers", s.Options().Addr)
+	switch said := reply(err); {
+	case err == nil:
+		return ok("%s answers", addr), true
+	case isRefusal(said):
+		return fail("%v", err).remedy("ACL SETUSER %s +ping", s.user()), true
+	case said != "" && !shutsOut(said):
+		return ok("%s answers: %s", addr, said), true // what that means, the others say
 	}
-	// Package redislock says better what that means.
+	// Package redislock says better what it means.
 	l := redislock.New(s.Client)
 	defer finish(ctx, l.Close)
 	if better := l.Ping(ctx); better != nil && ctx.Err() == nil {
 		err = better
 	}
 	if ctx.Err() != nil {
-		err = fmt.Errorf("%w: no answer from %s within %v: %w", locker.ErrUnavailable, s.Options().Addr,
-			s.options.connectWithin(), err)
+		err = fmt.Errorf("%w: no answer from %s within %v", locker.ErrUnavailable, addr, s.options.connectWithin())
 	}
-	return failure(err)
+	return failure(err), false
+}
+
+// shutsOut reports whether an answer means that all others would be the same.
+func shutsOut(said string) bool {
+	for _, part := range []string{"NOAUTH", "WRONGPASS", "invalid password", "without any password configured", "DENIED",
+		"max number of clients"} {
+		if strings.Contains(said, part) {
+			return true
+		}
+	}
+	return false
 }
 
 // gather asks what several checks need.
@@ -254,7 +271,13 @@ var redisChecks = []check[*redisServer]{
 	{"connections", "A server at its limit refuses connections: programs cannot lock, or are not called when it is " +
 		"their turn.", withInfo(lookAtConnections)},
 	{"round trip", whyRoundTrip, func(ctx context.Context, s *redisServer) finding {
-		return roundTrips(ctx, s.options.TTL, func(ctx context.Context) error { return s.Ping(ctx).Err() })
+		return roundTrips(ctx, s.options.TTL, func(ctx context.Context) error {
+			err := s.Ping(ctx).Err()
+			if reply(err) != "" {
+				return nil // an answer is an answer
+			}
+			return err
+		})
 	}},
 	{"clock", "Locks do not depend on this difference: the server counts TTLs, and programs count on their own " +
 		"monotonic clocks. The times that people read are wrong by it.", func(ctx context.Context, s *redisServer) finding {

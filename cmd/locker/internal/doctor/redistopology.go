@@ -97,8 +97,6 @@ func judgeSentinels(opinions []opinion) (master string, f finding) {
 		return master, warn("%s", text).remedy("Bring these sentinels back, or correct their addresses.")
 	case known < 3:
 		return master, warn("%s", text).remedy("Use three sentinels, on three machines.")
-	case replicas == "0":
-		return master, warn("%s", text).remedy("Add a replica: nothing takes over when the master dies.")
 	}
 	return master, ok("%s", text)
 }
@@ -155,7 +153,6 @@ func judgeSlots(slots []redis.ClusterSlot, asked string, failures []string) (mas
 	const all = 16384
 	covered := 0
 	seen := make(map[string]bool)
-	var alone []string // masters without a replica
 	for _, r := range slots {
 		covered += r.End - r.Start + 1
 		if len(r.Nodes) == 0 {
@@ -171,20 +168,14 @@ func judgeSlots(slots []redis.ClusterSlot, asked string, failures []string) (mas
 		}
 		seen[addr] = true
 		masters = append(masters, addr)
-		if len(r.Nodes) == 1 {
-			alone = append(alone, addr)
-		}
 	}
 	text := fmt.Sprintf("%s for %d of %d slots", plural(len(masters), "master"), covered, all)
 	switch {
 	case covered < all:
 		return masters, fail("%s", text).remedy("Bring the missing nodes back. CLUSTER NODES says which.")
-	case len(alone) > 0:
-		return masters, warn("%s; without a replica: %s", text, strings.Join(alone, ", ")).
-			remedy("Bring the replicas back, or add one to each of these.")
 	case len(failures) > 0:
 		return masters, warn("%s; of the nodes in the URL: %s", text, strings.Join(failures, "; ")).
 			remedy("Bring these nodes back, or correct their addresses.")
 	}
-	return masters, ok("%s, each with a replica", text)
+	return masters, ok("%s", text)
 }
