@@ -39,8 +39,11 @@ func (a *app) doctor(ttl time.Duration) error {
 	}
 	ctx := catchSignals().ctx
 	results, err := examine(ctx, k, doctor.Options{URL: rawURL, Prefix: a.prefix, TTL: ttl})
-	if err != nil || ctx.Err() != nil {
-		return ofWait(ctx, err)
+	if ctx.Err() != nil { // a signal has ended it
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return err
 	}
 	counts := make(map[doctor.Status]int)
 	for _, r := range results {

@@ -13,6 +13,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/etcdlock"
@@ -22,6 +23,7 @@ import (
 type etcdStore struct {
 	*clientv3.Client
 	options Options
+	named   int // how many endpoints the URL names
 	members []*pb.Member
 	failure error // to get these
 }
@@ -47,8 +49,10 @@ func Etcd(ctx context.Context, o Options) ([]Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &etcdStore{options: o}
+	s := &etcdStore{options: o, named: len(config.Endpoints)}
 	config.DialTimeout = o.connectWithin() // which bounds the login of a user, too
+	config.MaxUnaryRetries = 1             // an endpoint that is down is news
+	config.DialOptions = append(config.DialOptions, grpc.WithChainUnaryInterceptor(failFast))
 	if s.Client, err = clientv3.New(config); err != nil {
 		if lock.err != nil { // package etcdlock says better what it means
 			err = lock.err
@@ -76,12 +80,40 @@ func Etcd(ctx context.Context, o Options) ([]Result, error) {
 			results = append(results, look(ctx, o, name, e, endpointChecks)...)
 		}
 	}
-	if slices.ContainsFunc(endpoints, func(e endpoint) bool { return e.err == nil }) {
-		list, err := s.memberList(ctx)
-		s.members, s.failure = list, err
+	if s.askBest(endpoints) {
+		s.members, s.failure = s.memberList(ctx)
 		results = append(results, look(ctx, o, "", s, etcdChecks)...)
 	}
 	return ending(results, lock), nil
+}
+
+// askBest has the rest be asked of endpoints that may be able to answer, and reports whether there are any.
+func (s *etcdStore) askBest(endpoints []endpoint) bool {
+	var best, all []string
+	for _, e := range endpoints {
+		if e.err != nil {
+			continue
+		}
+		all = append(all, e.name)
+		if !e.status.IsLearner && e.status.Leader != 0 {
+			best = append(best, e.name)
+		}
+	}
+	if len(best) == 0 {
+		best = all
+	}
+	if len(best) > 0 {
+		s.SetEndpoints(best...)
+	}
+	return len(best) > 0
+}
+
+// failFast lets a request fail if no connection can be made. The client would wait for one.
+func failFast(
+	ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker,
+	opts ...grpc.CallOption,
+) error {
+	return invoke(ctx, method, req, reply, conn, append(opts, grpc.WaitForReady(false))...)
 }
 
 // ask asks endpoints how they are, all at the same time.
@@ -164,12 +196,11 @@ var etcdChecks = []check[*etcdStore]{
 		"lose no more than one less.", lookAtMembers},
 	{"endpoints", "A program that knows one member only cannot lock when that one is down.",
 		func(_ context.Context, s *etcdStore) finding {
-			known := len(s.Endpoints())
-			if known == 1 && len(s.members) > 1 {
+			if s.named == 1 && len(s.members) > 1 {
 				return warn("one in the URL, of %d members", len(s.members)).
 					remedy("Name all members in the URL, unless there is a load balancer at this address.")
 			}
-			return ok("%d in the URL", known)
+			return ok("%d in the URL", s.named)
 		}},
 	{"alarms", "With the alarm NOSPACE nothing is locked, with CORRUPT nothing can be relied upon.", lookAtAlarms},
 	{"election timeout", "One and a half times that is the shortest TTL that etcd grants. Dead holders keep their locks for " +
@@ -203,16 +234,18 @@ func (s *etcdStore) key() string { return s.options.Prefix + "locker.doctor" }
 
 // allowed tells what the answer to a request says about a permission.
 func (s *etcdStore) allowed(err error, otherwise Status, permission string) finding {
+	who := "user " + s.Username
+	if s.Username == "" {
+		who = "this client"
+	}
 	switch {
 	case errors.Is(err, rpctypes.ErrPermissionDenied):
-		f := finding{status: otherwise, found: fmt.Sprintf("user %s lacks %s for %s", s.Username, permission, s.options.Prefix)}
+		f := finding{status: otherwise, found: fmt.Sprintf("%s lacks %s for %s", who, permission, s.options.Prefix)}
 		return f.remedy("etcdctl role grant-permission ROLE --prefix=true %s %s", permission, s.options.Prefix)
 	case err != nil && !errors.Is(err, rpctypes.ErrNoSpace): // permissions come first
 		return unknown("%v", err)
-	case s.Username == "":
-		return ok("allowed, without a user")
 	}
-	return ok("user %s has %s for %s", s.Username, permission, s.options.Prefix)
+	return ok("%s has %s for %s", who, permission, s.options.Prefix)
 }
 
 func lookAtMembers(ctx context.Context, s *etcdStore) finding {
@@ -256,7 +289,7 @@ func lookAtMembers(ctx context.Context, s *etcdStore) finding {
 func lookAtAlarms(ctx context.Context, s *etcdStore) finding {
 	list, err := s.AlarmList(ctx)
 	if err != nil {
-		return unknown("%v", err).remedy("Use the user root for the check.")
+		return unknown("%v", err)
 	}
 	if len(list.Alarms) == 0 {
 		return ok("none")

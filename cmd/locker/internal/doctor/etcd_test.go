@@ -23,6 +23,9 @@ const onEtcd = kind("etcd")
 
 func urlOf(endpoints ...string) string { return "etcd://" + strings.Join(endpoints, ",") }
 
+// unasked is what cannot be found out where others are wrong.
+var unasked = want{status: doctor.Unknown}
+
 // alone is what is wrong with a cluster of one member.
 var alone = want{doctor.Warn, "Use three members"}
 
@@ -52,12 +55,11 @@ func TestEtcdHealthy(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	unasked := want{doctor.Unknown, ""}
 	o := hasty(urlOf(c.Endpoints()...))
-	o.Within = 5 * time.Second
+	o.Within = 20 * time.Second // a member that lives is to be reached in time, on a machine that is busy, too
 	onEtcd.examine(t, o, map[string]want{
 		"connect": {doctor.Fail, "Is the server running?"}, "members": {doctor.Warn, "Bring them back"},
-		"leader": {doctor.Fail, "a majority of them runs"}, "lock": {doctor.Fail, "First mend"},
+		"leader": {doctor.Fail, "a majority of them runs"}, "lock": {doctor.Fail, "First mend"}, "alarms": unasked,
 		"election timeout": unasked, "permission to lock": unasked, "permission to inspect": unasked, "round trip": unasked,
 	})
 }
@@ -86,9 +88,11 @@ func TestEtcdLearner(t *testing.T) {
 	learner := c.AddLearner(t)
 	onEtcd.examine(t, patient(urlOf(c.Endpoints()[0], learner)), map[string]want{
 		"role": {doctor.Fail, "Promote it"}, "members": alone,
-		// Some of the requests go to the learner.
-		"alarms": consequence, "election timeout": consequence, "permission to lock": consequence,
-		"permission to inspect": consequence, "round trip": consequence,
+	})
+	onEtcd.examine(t, patient(urlOf(learner)), map[string]want{
+		"role": {doctor.Fail, "Promote it"}, "lock": {doctor.Fail, "First mend"},
+		"members": unasked, "alarms": unasked, "election timeout": unasked, "permission to lock": unasked,
+		"permission to inspect": unasked, "round trip": unasked,
 	})
 }
 
@@ -103,7 +107,7 @@ func TestEtcdAlarms(t *testing.T) {
 		wants map[string]want
 	}{
 		{pb.AlarmType_NOSPACE, "defragment", map[string]want{
-			"lock": {doctor.Fail, "First mend"}, "election timeout": {doctor.Unknown, "no leases"},
+			"lock": {doctor.Fail, "First mend"}, "election timeout": unasked,
 		}},
 		{pb.AlarmType_CORRUPT, "Replace the member", map[string]want{
 			"lock": consequence, "election timeout": consequence, "permission to lock": consequence,
@@ -189,7 +193,7 @@ func TestEtcdPermissions(t *testing.T) {
 	for user, wants := range map[string]map[string]want{
 		"root": {}, "app": {},
 		"viewer":  {"permission to lock": lock, "lock": {doctor.Fail, "First mend"}},
-		"writer":  {"permission to inspect": inspect, "lock": {doctor.Fail, "readwrite"}},
+		"writer":  {"permission to lock": lock, "permission to inspect": inspect, "lock": {doctor.Fail, "First mend"}},
 		"nothing": {"permission to lock": lock, "permission to inspect": inspect, "lock": {doctor.Fail, "First mend"}},
 	} {
 		t.Run(user, func(t *testing.T) {
@@ -201,16 +205,7 @@ func TestEtcdPermissions(t *testing.T) {
 		onEtcd.onlyConnect(t, patient("etcd://app:"+secret+"2@"+c.Endpoints()[0]), "Correct user and password")
 	})
 	t.Run("no user", func(t *testing.T) {
-		results, err := doctor.Etcd(ctx, patient(urlOf(c.Endpoints()...)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, r := range results {
-			if checkForm(t, r); r.Check == "lock" && r.Status != doctor.Fail {
-				t.Error(line(r))
-			}
-			t.Log(line(r))
-		}
+		onEtcd.onlyConnect(t, patient(urlOf(c.Endpoints()...)), "Correct user and password")
 	})
 }
 

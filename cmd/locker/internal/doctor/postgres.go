@@ -47,8 +47,7 @@ func Postgres(ctx context.Context, o Options) ([]Result, error) {
 	}
 	s := &postgresServer{PgConn: conn, ttl: o.TTL}
 	defer finish(ctx, func() error { return conn.Close(ctx) })
-	host, port, _ := strings.Cut(conn.Conn().RemoteAddr().String(), " ")
-	f := ok("%s answers", strings.TrimSuffix(host+" "+port, " "))
+	f := ok("%s answers", conn.Conn().RemoteAddr())
 	results := append([]Result{f.result("connect", "", whyConnect)}, look(ctx, o, "", s, postgresChecks)...)
 	if errors.Is(lock.err, pglock.ErrNoTables) && worst(results) != Fail {
 		f := unknown("not tried, as that would create the tables").
@@ -170,6 +169,17 @@ var postgresChecks = []check[*postgresServer]{
 		asking(`SELECT current_setting('synchronous_standby_names'), (SELECT count(*) FROM pg_stat_replication),
 			(SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')),
 			pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'), pg_is_in_recovery()`, judgeStandbys)},
+	{"settings", "The sessions of the locks set these for themselves, so that what is set for a role or a database does no " +
+		"harm.",
+		asking(`SELECT current_setting('idle_session_timeout'), current_setting('statement_timeout'),
+			current_setting('lock_timeout'), current_setting('log_lock_waits')`,
+			func(_ *postgresServer, row []string) finding {
+				text := fmt.Sprintf("idle_session_timeout is %s, statement_timeout %s, lock_timeout %s", row[0], row[1], row[2])
+				if row[3] == "on" {
+					text += "; log_lock_waits is on, so that each wait of a second is a line in the log"
+				}
+				return ok("%s", text)
+			})},
 	{"PL/pgSQL", "With it, a wait that is cancelled is no error in the log of the server.",
 		asking("SELECT count(*) FROM pg_language WHERE lanname = 'plpgsql'", func(_ *postgresServer, row []string) finding {
 			if row[0] == "0" {

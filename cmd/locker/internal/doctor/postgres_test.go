@@ -238,6 +238,18 @@ func TestPostgresConnections(t *testing.T) {
 	onPostgres.examine(t, patient(small.URL()), map[string]want{"connections": {doctor.Warn, "max_connections"}})
 }
 
+// TestPostgresSettings has those that are overridden by the sessions of locks. A check itself takes no second.
+func TestPostgresSettings(t *testing.T) {
+	t.Parallel()
+	server := postgresServer(t, "idle_session_timeout", "1min", "statement_timeout", "1min", "lock_timeout", "1s",
+		"log_lock_waits", "on")
+	for _, r := range onPostgres.examine(t, patient(server.URL()), nil) {
+		if r.Check == "settings" && !strings.Contains(r.Found, "1min") {
+			t.Error(line(r))
+		}
+	}
+}
+
 func TestPostgresWithoutPLpgSQL(t *testing.T) {
 	t.Parallel()
 	server := postgresServer(t)
@@ -284,8 +296,11 @@ func TestPostgresUnreachable(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			o := patient(tc.url)
-			if name == "hangs" {
+			switch name {
+			case "hangs":
 				o = hasty(tc.url)
+			case "Redis": // waits for the end of a line
+				o.Within = 20 * time.Second
 			}
 			onPostgres.onlyConnect(t, o, tc.do)
 		})
