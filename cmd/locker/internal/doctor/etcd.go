@@ -148,85 +148,129 @@ func (s *etcdStore) memberList(ctx context.Context) ([]*pb.Member, error) {
 
 // endpointChecks are those of each member that answers.
 var endpointChecks = []check[endpoint]{
-	{"version", "Before 3.5.13, a leader that had been deposed could confirm leases that were over.",
-		func(_ context.Context, e endpoint) finding {
-			var v [3]int
-			if n, _ := fmt.Sscanf(e.status.Version, "%d.%d.%d", &v[0], &v[1], &v[2]); n < 3 {
-				return unknown("the server says that its version is %q", e.status.Version)
-			}
-			if slices.Compare(v[:], []int{3, 5, 13}) < 0 {
-				return fail("etcd %s", e.status.Version).remedy("%s", remedyOf(etcdlock.ErrVersion))
-			}
-			return ok("etcd %s", e.status.Version)
-		}},
-	{"role", "A learner refuses nearly everything to clients.",
-		func(_ context.Context, e endpoint) finding {
+	{
+		name: "version",
+		why:  "Before 3.5.13, a leader that had been deposed could confirm leases that were over.",
+		look: lookAtEtcdVersion,
+	},
+	{
+		name: "role",
+		why:  "A learner refuses nearly everything to clients.",
+		look: func(_ context.Context, e endpoint) finding {
 			if e.status.IsLearner {
 				return fail("the member is a learner").
 					remedy("Promote it (etcdctl member promote), or take it from the URL.")
 			}
 			return ok("voting member")
-		}},
-	{"leader", "Without a leader, nothing can be locked or unlocked, and leases are not renewed.",
-		func(_ context.Context, e endpoint) finding {
+		},
+	},
+	{
+		name: "leader",
+		why:  "Without a leader, nothing can be locked or unlocked, and leases are not renewed.",
+		look: func(_ context.Context, e endpoint) finding {
 			if e.status.Leader == 0 {
 				return fail("the member knows no leader").remedy("%s", remedyOf(etcdlock.ErrNoLeader))
 			}
 			return ok("there is one, of term %d", e.status.RaftTerm)
-		}},
-	{"database", "A database that has reached its quota grants no locks.",
-		func(_ context.Context, e endpoint) finding {
-			used, quota := e.status.DbSize, e.status.DbSizeQuota
-			const do = "Compact (--auto-compaction-retention does it by itself) and defragment, or raise --quota-backend-bytes."
-			switch {
-			case quota == 0:
-				return ok("%s", size(used)).remedy("Compare it with --quota-backend-bytes: before 3.6, etcd does not tell that.")
-			case used >= quota:
-				return fail("%s, the quota is %s", size(used), size(quota)).remedy(do)
-			case used > quota/5*4:
-				return warn("%s, the quota is %s", size(used), size(quota)).remedy(do)
-			}
-			return ok("%s, the quota is %s", size(used), size(quota))
-		}},
+		},
+	},
+	{
+		name: "database",
+		why:  "A database that has reached its quota grants no locks.",
+		look: lookAtDatabase,
+	},
+}
+
+func lookAtEtcdVersion(_ context.Context, e endpoint) finding {
+	var v [3]int
+	if n, _ := fmt.Sscanf(e.status.Version, "%d.%d.%d", &v[0], &v[1], &v[2]); n < 3 {
+		return unknown("the server says that its version is %q", e.status.Version)
+	}
+	if slices.Compare(v[:], []int{3, 5, 13}) < 0 {
+		return fail("etcd %s", e.status.Version).remedy("%s", remedyOf(etcdlock.ErrVersion))
+	}
+	return ok("etcd %s", e.status.Version)
+}
+
+func lookAtDatabase(_ context.Context, e endpoint) finding {
+	used, quota := e.status.DbSize, e.status.DbSizeQuota
+	const do = "Compact (--auto-compaction-retention does it by itself) and defragment, " +
+		"or raise --quota-backend-bytes."
+	switch {
+	case quota == 0:
+		return ok("%s", size(used)).
+			remedy("Compare it with --quota-backend-bytes: before 3.6, etcd does not tell that.")
+	case used >= quota:
+		return fail("%s, the quota is %s", size(used), size(quota)).remedy(do)
+	case used > quota/5*4:
+		return warn("%s, the quota is %s", size(used), size(quota)).remedy(do)
+	}
+	return ok("%s, the quota is %s", size(used), size(quota))
 }
 
 // etcdChecks are those of the cluster.
 var etcdChecks = []check[*etcdStore]{
-	{"members", "A majority of the voting members has to run. Three may lose one, five may lose two; an even number may " +
-		"lose no more than one less.", lookAtMembers},
-	{"endpoints", "A program that knows one member only cannot lock when that one is down.",
-		func(_ context.Context, s *etcdStore) finding {
+	{
+		name: "members",
+		why: "A majority of the voting members has to run. Three may lose one, five may lose two. " +
+			"An even number may lose no more than one less.",
+		look: lookAtMembers,
+	},
+	{
+		name: "endpoints",
+		why:  "A program that knows one member only cannot lock when that one is down.",
+		look: func(_ context.Context, s *etcdStore) finding {
 			if s.named == 1 && len(s.members) > 1 {
 				return warn("one in the URL, of %d members", len(s.members)).
 					remedy("Name all members in the URL, unless there is a load balancer at this address.")
 			}
 			return ok("%d in the URL", s.named)
-		}},
-	{"alarms", "With the alarm NOSPACE nothing is locked, with CORRUPT nothing can be relied upon.", lookAtAlarms},
-	{"election timeout", "One and a half times that is the shortest TTL that etcd grants. Dead holders keep their locks for " +
-		"that long, and leases are to outlast an election.", lookAtElectionTimeout},
-	{"permission to lock", "A lock is a key: without readwrite, nobody can lock, wait, revoke or break.",
-		func(ctx context.Context, s *etcdStore) finding {
+		},
+	},
+	{
+		name: "alarms",
+		why:  "With the alarm NOSPACE nothing is locked, with CORRUPT nothing can be relied upon.",
+		look: lookAtAlarms,
+	},
+	{
+		name: "election timeout",
+		why: "One and a half times that is the shortest TTL that etcd grants. " +
+			"Dead holders keep their locks for that long, and leases are to outlast an election.",
+		look: lookAtElectionTimeout,
+	},
+	{
+		name: "permission to lock",
+		why:  "A lock is a key: without readwrite, nobody can lock, wait, revoke or break.",
+		look: func(ctx context.Context, s *etcdStore) finding {
 			// A version is never negative. But etcd looks first whether all that may happen is allowed.
 			never := clientv3.Compare(clientv3.Version(s.key()), "<", 0)
 			_, err := s.Txn(ctx).If(never).Then(clientv3.OpPut(s.key(), "")).Commit()
 			return s.allowed(err, Fail, "readwrite")
-		}},
-	{"permission to inspect", `Without read for all keys with the prefix, "locker show" and "locker list" cannot tell who ` +
-		`holds a lock.`,
-		func(ctx context.Context, s *etcdStore) finding {
-			_, err := s.Get(ctx, s.options.Prefix, clientv3.WithPrefix(), clientv3.WithLimit(1), clientv3.WithKeysOnly())
+		},
+	},
+	{
+		name: "permission to inspect",
+		why: `Without read for all keys with the prefix, "locker show" and "locker list" ` +
+			`cannot tell who holds a lock.`,
+		look: func(ctx context.Context, s *etcdStore) finding {
+			all := []clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithLimit(1), clientv3.WithKeysOnly()}
+			_, err := s.Get(ctx, s.options.Prefix, all...)
 			return s.allowed(err, Warn, "read")
-		}},
-	{"round trip", whyRoundTrip, func(ctx context.Context, s *etcdStore) finding {
-		return roundTrips(ctx, s.options.TTL, func(ctx context.Context) error {
-			_, err := s.Get(ctx, s.key(), clientv3.WithCountOnly()) // which a majority confirms
-			if errors.Is(err, rpctypes.ErrPermissionDenied) {
-				return nil // that took as long
-			}
-			return err
-		})
-	}},
+		},
+	},
+	{
+		name: "round trip",
+		why:  whyRoundTrip,
+		look: func(ctx context.Context, s *etcdStore) finding {
+			return roundTrips(ctx, s.options.TTL, func(ctx context.Context) error {
+				_, err := s.Get(ctx, s.key(), clientv3.WithCountOnly()) // which a majority confirms
+				if errors.Is(err, rpctypes.ErrPermissionDenied) {
+					return nil // that took as long
+				}
+				return err
+			})
+		},
+	},
 }
 
 // key is one that nobody has.

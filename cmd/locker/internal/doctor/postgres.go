@@ -115,84 +115,133 @@ func remedyOfQuery(err error) string {
 const whyTokens = "Each lock has a fencing token, which comes from a sequence. Two tables see that it never goes back."
 
 var postgresChecks = []check[*postgresServer]{
-	{"version", "Postgres ends idle sessions by itself since version 14: that is the end of a lease.",
-		func(_ context.Context, s *postgresServer) finding {
-			version := s.ParameterStatus("server_version")
-			var major int
-			if n, _ := fmt.Sscanf(version, "%d", &major); n != 1 {
-				return unknown("the server says that its version is %q", version)
-			}
-			if major < 14 {
-				return fail("Postgres %s", version).remedy("%s", remedyOf(pglock.ErrVersion))
-			}
-			return ok("Postgres %s", version)
-		}},
-	{"pooler", "Locks belong to sessions of the server, and a pooler hands each transaction to another one.",
-		asking("SELECT pg_catalog.pg_backend_pid()", func(s *postgresServer, row []string) finding {
-			if row[0] != fmt.Sprint(s.PID()) { // as package pglock finds it out
-				return fail("there is a pooler in between: the connection is said to be that of process %d, but process %s "+
-					"has answered", s.PID(), row[0]).remedy("%s", remedyOf(pglock.ErrPooler))
-			}
-			return ok("none: process %s has answered", row[0])
-		})},
-	{"role", "Locks on a standby exclude nobody on the primary.",
-		asking("SELECT pg_catalog.pg_is_in_recovery()", func(_ *postgresServer, row []string) finding {
-			if row[0] == "t" {
-				return fail("the server is a standby").remedy("%s", remedyOf(pglock.ErrStandby))
-			}
-			return ok("primary")
-		})},
-	{"tables", whyTokens, asking(`SELECT count(*), pg_catalog.has_database_privilege(current_database(), 'CREATE'),
+	{
+		name: "version",
+		why:  "Postgres ends idle sessions by itself since version 14: that is the end of a lease.",
+		look: lookAtPostgresVersion,
+	},
+	{
+		name: "pooler",
+		why:  "Locks belong to sessions of the server, and a pooler hands each transaction to another one.",
+		look: asking("SELECT pg_catalog.pg_backend_pid()", judgeProcess),
+	},
+	{
+		name: "role",
+		why:  "Locks on a standby exclude nobody on the primary.",
+		look: asking("SELECT pg_catalog.pg_is_in_recovery()", judgeRole),
+	},
+	{
+		name: "tables",
+		why:  whyTokens,
+		look: asking(`SELECT count(*), pg_catalog.has_database_privilege(current_database(), 'CREATE'),
 			pg_catalog.has_schema_privilege(pg_catalog.to_regnamespace('locker'), 'CREATE'), current_user
-		FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE nspname = 'locker' AND relname IN ('token', 'token_ceiling', 'token_limit')`, judgeTables)},
+			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+			WHERE nspname = 'locker' AND relname IN ('token', 'token_ceiling', 'token_limit')`, judgeTables),
+	},
 	granted("schema", "locker", "USAGE"),
 	granted("sequence", "locker.token", "SELECT", "UPDATE"),
 	granted("table", "locker.token_ceiling", "SELECT", "UPDATE"),
 	granted("table", "locker.token_limit", "SELECT", "INSERT", "DELETE"),
-	{"lock table", "Its size is fixed when the server starts. When it is full, nobody on the server gets a lock, of any " +
-		"kind.",
+	{
+		name: "lock table",
+		why: "Its size is fixed when the server starts. " +
+			"When it is full, nobody on the server gets a lock, of any kind.",
 		// The table is one of objects, however many have locked them. Those on the fast path are elsewhere.
-		asking(`SELECT current_setting('max_locks_per_transaction')::int *
+		look: asking(`SELECT current_setting('max_locks_per_transaction')::int *
 			(current_setting('max_connections')::int + current_setting('max_prepared_transactions')::int),
-			(SELECT count(DISTINCT (locktype, database, relation, page, tuple, virtualxid, transactionid::text, classid, objid,
-				objsubid)) FROM pg_locks WHERE NOT fastpath)`, judgeLockTable)},
-	{"connections", "A program needs up to 14: one for each TTL (four at most), 8 to wait, one for hints, one to inspect. " +
-		"With less, some of its waiters poll.",
-		asking(`SELECT current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,
+			(SELECT count(DISTINCT (locktype, database, relation, page, tuple, virtualxid, transactionid::text,
+				classid, objid, objsubid)) FROM pg_locks WHERE NOT fastpath)`, judgeLockTable),
+	},
+	{
+		name: "connections",
+		why: "A program needs up to 14: one for each TTL (four at most), 8 to wait, one for hints, one to inspect. " +
+			"With less, some of its waiters poll.",
+		look: asking(`SELECT
+			current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int,
 			(SELECT sum(numbackends) FROM pg_stat_database),
 			datconnlimit, (SELECT count(*) FROM pg_stat_activity a WHERE a.datid = d.oid),
 			rolconnlimit, (SELECT count(*) FROM pg_stat_activity a WHERE a.usesysid = r.oid), rolsuper
-			FROM pg_database d, pg_roles r WHERE datname = current_database() AND rolname = session_user`, judgeConnections)},
-	{"synchronous standby", "A commit waits for a synchronous standby. While that is not there, no more fencing tokens can " +
-		"be had when those that are left have been used.",
-		asking(`SELECT current_setting('synchronous_standby_names'), (SELECT count(*) FROM pg_stat_replication),
+			FROM pg_database d, pg_roles r WHERE datname = current_database() AND rolname = session_user`,
+			judgeConnections),
+	},
+	{
+		name: "synchronous standby",
+		why: "A commit waits for a synchronous standby. " +
+			"While that is away, the fencing tokens that are left are used up, and no more can be had.",
+		look: asking(`SELECT current_setting('synchronous_standby_names'), (SELECT count(*) FROM pg_stat_replication),
 			(SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')),
-			pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'), pg_is_in_recovery()`, judgeStandbys)},
-	{"settings", "The sessions of the locks set these for themselves, so that what is set for a role or a database does no " +
-		"harm.",
-		asking(`SELECT current_setting('idle_session_timeout'), current_setting('statement_timeout'),
-			current_setting('lock_timeout'), current_setting('log_lock_waits')`,
-			func(_ *postgresServer, row []string) finding {
-				text := fmt.Sprintf("idle_session_timeout is %s, statement_timeout %s, lock_timeout %s", row[0], row[1], row[2])
-				if row[3] == "on" {
-					text += "; log_lock_waits is on, so that each wait of a second is a line in the log"
-				}
-				return ok("%s", text)
-			})},
-	{"PL/pgSQL", "With it, a wait that is cancelled is no error in the log of the server.",
-		asking("SELECT count(*) FROM pg_language WHERE lanname = 'plpgsql'", func(_ *postgresServer, row []string) finding {
-			if row[0] == "0" {
-				return warn("the database has none").remedy("CREATE EXTENSION plpgsql, unless these errors disturb nobody.")
-			}
-			return ok("the database has it")
-		})},
-	{"round trip", whyRoundTrip, func(ctx context.Context, s *postgresServer) finding {
-		return roundTrips(ctx, s.ttl, func(ctx context.Context) error { return s.Exec(ctx, "SELECT 1").Close() })
-	}},
-	{"clock", "Locks do not depend on this difference. Fencing tokens do if the server has lost its data, too: they may " +
-		"then go back if its clock is behind. The times that people read are wrong by it.",
-		func(ctx context.Context, s *postgresServer) finding { return compareClocks(ctx, s.now) }},
+			pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'), pg_is_in_recovery()`, judgeStandbys),
+	},
+	{
+		name: "settings",
+		why: "The sessions of the locks set these for themselves, " +
+			"so that what is set for a role or a database does no harm.",
+		look: asking(`SELECT current_setting('idle_session_timeout'), current_setting('statement_timeout'),
+			current_setting('lock_timeout'), current_setting('log_lock_waits')`, judgeSettings),
+	},
+	{
+		name: "PL/pgSQL",
+		why:  "With it, a wait that is cancelled is no error in the log of the server.",
+		look: asking("SELECT count(*) FROM pg_language WHERE lanname = 'plpgsql'", judgeLanguages),
+	},
+	{
+		name: "round trip",
+		why:  whyRoundTrip,
+		look: func(ctx context.Context, s *postgresServer) finding {
+			return roundTrips(ctx, s.ttl, func(ctx context.Context) error { return s.Exec(ctx, "SELECT 1").Close() })
+		},
+	},
+	{
+		name: "clock",
+		why: "Locks do not depend on this difference. Fencing tokens do if the server has lost its data, too: " +
+			"they may then go back if its clock is behind. The times that people read are wrong by it.",
+		look: func(ctx context.Context, s *postgresServer) finding { return compareClocks(ctx, s.now) },
+	},
+}
+
+func lookAtPostgresVersion(_ context.Context, s *postgresServer) finding {
+	version := s.ParameterStatus("server_version")
+	var major int
+	if n, _ := fmt.Sscanf(version, "%d", &major); n != 1 {
+		return unknown("the server says that its version is %q", version)
+	}
+	if major < 14 {
+		return fail("Postgres %s", version).remedy("%s", remedyOf(pglock.ErrVersion))
+	}
+	return ok("Postgres %s", version)
+}
+
+// judgeProcess finds out about poolers as package pglock does: they have to tell their clients a process id that they
+// made themselves.
+func judgeProcess(s *postgresServer, row []string) finding {
+	if row[0] != fmt.Sprint(s.PID()) {
+		return fail("there is one: the connection is said to be that of process %d, but process %s has answered",
+			s.PID(), row[0]).remedy("%s", remedyOf(pglock.ErrPooler))
+	}
+	return ok("none: process %s has answered", row[0])
+}
+
+func judgeRole(_ *postgresServer, row []string) finding {
+	if row[0] == "t" {
+		return fail("the server is a standby").remedy("%s", remedyOf(pglock.ErrStandby))
+	}
+	return ok("primary")
+}
+
+func judgeSettings(_ *postgresServer, row []string) finding {
+	text := fmt.Sprintf("idle_session_timeout is %s, statement_timeout %s, lock_timeout %s", row[0], row[1], row[2])
+	if row[3] == "on" {
+		text += "; log_lock_waits is on, so that each wait of a second is a line in the log"
+	}
+	return ok("%s", text)
+}
+
+func judgeLanguages(_ *postgresServer, row []string) finding {
+	if row[0] == "0" {
+		return warn("the database does not have it").
+			remedy("CREATE EXTENSION plpgsql, unless these errors disturb nobody.")
+	}
+	return ok("the database has it")
 }
 
 func (s *postgresServer) now(ctx context.Context) (time.Time, error) {
@@ -232,24 +281,24 @@ func granted(kind, name string, privileges ...string) check[*postgresServer] {
 		columns[i] = fmt.Sprintf("pg_catalog.has_%s_privilege((%s), '%s')", kind, lookup, p)
 	}
 	sql := "SELECT current_user, " + strings.Join(columns, ", ")
-	return check[*postgresServer]{"permission on " + name, whyTokens,
-		asking(sql, func(_ *postgresServer, row []string) finding {
-			var missing []string
-			for i, p := range privileges {
-				switch row[1+i] {
-				case "f":
-					missing = append(missing, p)
-				case "":
-					return ok("it is not there: whoever creates it may use it")
-				}
+	judge := func(_ *postgresServer, row []string) finding {
+		var missing []string
+		for i, p := range privileges {
+			switch row[1+i] {
+			case "f":
+				missing = append(missing, p)
+			case "":
+				return ok("it is not there: whoever creates it may use it")
 			}
-			if len(missing) == 0 {
-				return ok("%s", strings.Join(privileges, ", "))
-			}
-			on := strings.ToUpper(kind) + " " + name
-			return fail("role %s lacks %s", row[0], strings.Join(missing, ", ")).
-				remedy("GRANT %s ON %s TO %s;", strings.Join(missing, ", "), on, pgx.Identifier{row[0]}.Sanitize())
-		})}
+		}
+		all := strings.Join(missing, ", ")
+		if len(missing) == 0 {
+			return ok("%s", strings.Join(privileges, ", "))
+		}
+		return fail("role %s lacks %s", row[0], all).
+			remedy("GRANT %s ON %s %s TO %s;", all, strings.ToUpper(kind), name, pgx.Identifier{row[0]}.Sanitize())
+	}
+	return check[*postgresServer]{name: "permission on " + name, why: whyTokens, look: asking(sql, judge)}
 }
 
 func judgeLockTable(_ *postgresServer, row []string) finding {

@@ -193,7 +193,7 @@ const grantSome = `GRANT USAGE ON SCHEMA locker TO app; GRANT SELECT, UPDATE ON 
 
 func TestPostgresLockTable(t *testing.T) {
 	t.Parallel()
-	server := postgresServer(t, "max_locks_per_transaction", "10", "max_connections", "50", "max_prepared_transactions", "0")
+	server := postgresServer(t, "max_locks_per_transaction", "10", "max_connections", "50")
 	onPostgres.examine(t, patient(server.URL()), map[string]want{
 		"lock table": {doctor.Warn, "max_locks_per_transaction"},
 	})
@@ -205,7 +205,7 @@ func TestPostgresLockTable(t *testing.T) {
 
 func TestPostgresLockTableHalfFull(t *testing.T) {
 	t.Parallel()
-	server := postgresServer(t, "max_connections", "100", "max_prepared_transactions", "0")
+	server := postgresServer(t, "max_connections", "100")
 	execute(t, server.URL(), "SELECT count(pg_advisory_lock(i)) FROM generate_series(1, 3300) AS i")
 	onPostgres.examine(t, patient(server.URL()), map[string]want{
 		"lock table": {doctor.Warn, "max_locks_per_transaction"},
@@ -217,22 +217,24 @@ func TestPostgresConnections(t *testing.T) {
 	server := postgresServer(t)
 	admin := execute(t, server.URL(), "CREATE ROLE app LOGIN PASSWORD '"+secret+"'", grantAll("app"))
 	for _, tc := range []struct {
-		set, reset string
-		status     doctor.Status
-		do         string
+		of     string
+		limit  int
+		status doctor.Status
+		do     string
 	}{
-		{"ALTER ROLE app CONNECTION LIMIT 1", "ALTER ROLE app CONNECTION LIMIT -1", doctor.Fail, "the limit of the role"},
-		{"ALTER ROLE app CONNECTION LIMIT 10", "ALTER ROLE app CONNECTION LIMIT -1", doctor.Warn, "the limit of the role"},
-		{"ALTER DATABASE postgres CONNECTION LIMIT 12", "ALTER DATABASE postgres CONNECTION LIMIT -1", doctor.Warn,
-			"the limit of the database"},
+		{"ROLE app", 1, doctor.Fail, "the limit of the role"},
+		{"ROLE app", 10, doctor.Warn, "the limit of the role"},
+		{"DATABASE postgres", 12, doctor.Warn, "the limit of the database"},
 	} {
-		if err := admin.Exec(t.Context(), tc.set).Close(); err != nil {
-			t.Fatal(err)
+		limit := func(n int) {
+			sql := fmt.Sprintf("ALTER %s CONNECTION LIMIT %d", tc.of, n)
+			if err := admin.Exec(t.Context(), sql).Close(); err != nil {
+				t.Fatal(err)
+			}
 		}
+		limit(tc.limit)
 		onPostgres.examine(t, patient(as(t, server, "app")), map[string]want{"connections": {tc.status, tc.do}})
-		if err := admin.Exec(t.Context(), tc.reset).Close(); err != nil {
-			t.Fatal(err)
-		}
+		limit(-1)
 	}
 	small := postgresServer(t, "max_connections", "15", "max_locks_per_transaction", "256", "max_wal_senders", "0")
 	onPostgres.examine(t, patient(small.URL()), map[string]want{"connections": {doctor.Warn, "max_connections"}})
@@ -274,9 +276,9 @@ func TestPostgresClock(t *testing.T) {
 func TestPostgresFarAway(t *testing.T) {
 	t.Parallel()
 	proxy := behind(t, postgresServer(t).Addr())
-	proxy.Set(faultproxy.Delay(200 * time.Millisecond))
+	proxy.Set(faultproxy.Delay(50 * time.Millisecond))
 	o := patient("postgres://postgres@" + proxy.Addr() + "/postgres?sslmode=disable")
-	o.TTL = time.Second
+	o.TTL = 200 * time.Millisecond
 	onPostgres.examine(t, o, map[string]want{"round trip": {doctor.Fail, "longer TTL"}, "lock": consequence})
 }
 
@@ -286,12 +288,13 @@ func TestPostgresUnreachable(t *testing.T) {
 	execute(t, server.URL(), "CREATE ROLE app LOGIN PASSWORD 'another'")
 	hanging := behind(t, server.Addr())
 	hanging.Set(faultproxy.Hang())
+	urlOf := func(addr string) string { return "postgres://app:" + secret + "@" + addr + "/postgres" }
 	for name, tc := range map[string]struct{ url, do string }{
-		"nobody":         {"postgres://app:" + secret + "@" + strangers.Nobody(t) + "/postgres", "Is the server running?"},
-		"hangs":          {"postgres://app:" + secret + "@" + hanging.Addr() + "/postgres", "Is the server running?"},
+		"nobody":         {urlOf(strangers.Nobody(t)), "Is the server running?"},
+		"hangs":          {urlOf(hanging.Addr()), "Is the server running?"},
 		"wrong password": {as(t, server, "app"), "Correct role and password"},
 		"no database":    {strings.Replace(server.URL(), "/postgres?", "/none?", 1), "Create the database"},
-		"Redis":          {"postgres://app:" + secret + "@" + strangers.Redis(t) + "/postgres", "Is it the right address?"},
+		"Redis":          {urlOf(strangers.Redis(t)), "Is it the right address?"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -200,8 +200,9 @@ func (s *redisServer) connect(ctx context.Context) (f finding, answers bool) {
 
 // shutsOut reports whether an answer means that all others would be the same.
 func shutsOut(said string) bool {
-	for _, part := range []string{"NOAUTH", "WRONGPASS", "invalid password", "without any password configured", "DENIED",
-		"max number of clients"} {
+	for _, part := range []string{
+		"NOAUTH", "WRONGPASS", "invalid password", "without any password configured", "DENIED", "max number of clients",
+	} {
 		if strings.Contains(said, part) {
 			return true
 		}
@@ -244,13 +245,22 @@ func (s *redisServer) number(field string) int64 {
 	return n
 }
 
+// unasked is the finding where a command failed. If it was the server that refused it, that can be mended.
+func unasked(command string, err error, grant string) finding {
+	f := unknown("%s: %v", command, err)
+	if reply(err) != "" {
+		f = f.remedy("%s", grant)
+	}
+	return f
+}
+
 const grantInfo = "Grant +info to this user for the time of the check, or use another user for it."
 
 // withInfo makes a check of what needs INFO, which a user needs for nothing else.
 func withInfo(look func(*redisServer) finding) func(context.Context, *redisServer) finding {
 	return func(_ context.Context, s *redisServer) finding {
 		if s.infoErr != nil {
-			return unknown("INFO: %v", s.infoErr).remedy(grantInfo)
+			return unasked("INFO", s.infoErr, grantInfo)
 		}
 		return look(s)
 	}
@@ -258,35 +268,78 @@ func withInfo(look func(*redisServer) finding) func(context.Context, *redisServe
 
 // redisChecks are those of every server.
 var redisChecks = []check[*redisServer]{
-	{"version", "The scripts of the locks use commands that Redis has since 6.2.", lookAtRedisVersion},
-	{"role", "A replica refuses to lock anything: only a master can.", withInfo(lookAtRole)},
-	{"eviction", "An evicted key is a lost lock: somebody else gets it while its holder is at work.", withInfo(lookAtEviction)},
-	{"evicted keys", "Any of them may have been a lock that was held, or a fencing token.", withInfo(lookAtEvicted)},
-	{"memory", "A server without memory grants no locks, and lets nobody wait.", withInfo(lookAtMemory)},
-	{"persistence", "What the server does not write down, it forgets when it is restarted: locks of holders that are " +
-		"still at work, too.", withInfo(lookAtPersistence)},
-	{"saving", "A server that cannot save its data refuses to write, and so to lock.", withInfo(lookAtSaving)},
-	{"replicas", "A master that was cut off from its replicas goes on granting locks that the next master does not " +
-		"know, unless it is told to refuse that.", withInfo(lookAtReplicas)},
-	{"connections", "A server at its limit refuses connections: programs cannot lock, or are not called when it is " +
-		"their turn.", withInfo(lookAtConnections)},
-	{"round trip", whyRoundTrip, func(ctx context.Context, s *redisServer) finding {
-		return roundTrips(ctx, s.options.TTL, func(ctx context.Context) error {
-			err := s.Ping(ctx).Err()
-			if reply(err) != "" {
-				return nil // an answer is an answer
+	{
+		name: "version",
+		why:  "The scripts of the locks use commands that Redis has since 6.2.",
+		look: lookAtRedisVersion,
+	},
+	{
+		name: "role",
+		why:  "A replica refuses to lock anything: only a master can.",
+		look: withInfo(lookAtRole),
+	},
+	{
+		name: "eviction",
+		why:  "An evicted key is a lost lock: somebody else gets it while its holder is at work.",
+		look: withInfo(lookAtEviction),
+	},
+	{
+		name: "evicted keys",
+		why:  "Any of them may have been a lock that was held, or a fencing token.",
+		look: withInfo(lookAtEvicted),
+	},
+	{
+		name: "memory",
+		why:  "A server without memory grants no locks, and lets nobody wait.",
+		look: withInfo(lookAtMemory),
+	},
+	{
+		name: "persistence",
+		why: "What the server does not write down, it forgets when it is restarted: " +
+			"locks of holders that are still at work, too.",
+		look: withInfo(lookAtPersistence),
+	},
+	{
+		name: "saving",
+		why:  "A server that cannot save its data refuses to write, and so to lock.",
+		look: withInfo(lookAtSaving),
+	},
+	{
+		name: "replicas",
+		why: "A master that was cut off from its replicas goes on granting locks that the next master does not know, " +
+			"unless it is told to refuse that.",
+		look: withInfo(lookAtReplicas),
+	},
+	{
+		name: "connections",
+		why: "A server at its limit refuses connections: " +
+			"programs cannot lock, or are not called when it is their turn.",
+		look: withInfo(lookAtConnections),
+	},
+	{
+		name: "round trip",
+		why:  whyRoundTrip,
+		look: func(ctx context.Context, s *redisServer) finding {
+			return roundTrips(ctx, s.options.TTL, func(ctx context.Context) error {
+				err := s.Ping(ctx).Err()
+				if reply(err) != "" {
+					return nil // an answer is an answer
+				}
+				return err
+			})
+		},
+	},
+	{
+		name: "clock",
+		why: "Locks do not depend on this difference: the server counts TTLs by its clock alone, and programs by their " +
+			"monotonic ones. The times that people read are wrong by it.",
+		look: func(ctx context.Context, s *redisServer) finding {
+			if _, err := s.now(ctx); err != nil {
+				return unasked("TIME", err, "Grant +time.")
 			}
-			return err
-		})
-	}},
-	{"clock", "Locks do not depend on this difference: the server counts TTLs, and programs count on their own " +
-		"monotonic clocks. The times that people read are wrong by it.", func(ctx context.Context, s *redisServer) finding {
-		f := compareClocks(ctx, s.now)
-		if f.status == Unknown && strings.Contains(f.found, "NOPERM") {
-			f = f.remedy("Grant +time.")
-		}
-		return f
-	}},
+			return compareClocks(ctx, s.now)
+		},
+	},
 }
 
 func (s *redisServer) now(ctx context.Context) (time.Time, error) { return s.Time(ctx).Result() }
@@ -300,7 +353,7 @@ func lookAtRedisVersion(ctx context.Context, s *redisServer) finding {
 	if version == "" {
 		hello, err := s.Do(ctx, "HELLO").Result()
 		if err != nil {
-			return unknown("HELLO: %v", err).remedy(grantInfo)
+			return unasked("HELLO", err, grantInfo)
 		}
 		version = versionInHello(hello)
 	}
@@ -349,7 +402,8 @@ func lookAtEviction(s *redisServer) finding {
 	case limit == 0:
 		return warn("maxmemory-policy is %s, which will evict locks as soon as maxmemory is set", policy).remedy(do)
 	}
-	return fail("maxmemory-policy is %s, which evicts locks when maxmemory, %s, is reached", policy, size(limit)).remedy(do)
+	return fail("maxmemory-policy is %s, which evicts locks when maxmemory, %s, is reached", policy, size(limit)).
+		remedy(do)
 }
 
 func lookAtEvicted(s *redisServer) finding {
@@ -469,54 +523,58 @@ func lookAtConnections(s *redisServer) finding {
 	case used > limit/10*9:
 		return warn("%d in use of %d", used, limit).remedy(do)
 	case rejected > 0:
-		return warn("%d in use of %d, and %d were refused since the server was started", used, limit, rejected).remedy(do)
+		return warn("%d in use of %d; %d were refused since the server was started", used, limit, rejected).remedy(do)
 	}
 	return ok("%d in use of %d", used, limit)
 }
 
 // replicaClocks matter where a replica may take over.
 var replicaClocks = check[*redisServer]{
-	"replica clocks", "A lock is replicated with the time of day at which it ends. If the clock of a replica is ahead, it " +
-		"frees locks early when it takes over.",
-	func(ctx context.Context, s *redisServer) finding {
-		if s.infoErr != nil {
-			return unknown("INFO: %v", s.infoErr).remedy(grantInfo)
-		}
-		master, err := readClock(ctx, s.now)
+	name: "replica clocks",
+	why: "A lock is replicated with the time of day at which it ends. " +
+		"If the clock of a replica is ahead, it frees locks early when it takes over.",
+	look: lookAtReplicaClocks,
+}
+
+func lookAtReplicaClocks(ctx context.Context, s *redisServer) finding {
+	if s.infoErr != nil {
+		return unasked("INFO", s.infoErr, grantInfo)
+	}
+	master, err := readClock(ctx, s.now)
+	if err != nil {
+		return unknown("%v", err)
+	}
+	var apart []string
+	allowed := s.options.TTL / 100
+	replicas := s.replicas()
+	for _, r := range replicas {
+		options := optionsFor(s.Options())
+		options.Addr = r.addr
+		rdb := redis.NewClient(options)
+		clock, err := readClock(ctx, func(ctx context.Context) (time.Time, error) { return rdb.Time(ctx).Result() })
+		finish(ctx, rdb.Close)
 		if err != nil {
-			return unknown("%v", err)
+			return unknown("replica %s: %v", r.addr, err)
 		}
-		var apart []string
-		allowed := s.options.TTL / 100
-		replicas := s.replicas()
-		for _, r := range replicas {
-			options := optionsFor(s.Options())
-			options.Addr = r.addr
-			rdb := redis.NewClient(options)
-			clock, err := readClock(ctx, func(ctx context.Context) (time.Time, error) { return rdb.Time(ctx).Result() })
-			finish(ctx, rdb.Close)
-			if err != nil {
-				return unknown("replica %s: %v", r.addr, err)
-			}
-			clock = reading{ahead: clock.ahead - master.ahead, error: clock.error + master.error}
-			if clock.certain() > allowed {
-				apart = append(apart, fmt.Sprintf("the clock of %s differs by %s", r.addr, short(clock.ahead.Abs())))
-			}
+		clock = reading{ahead: clock.ahead - master.ahead, error: clock.error + master.error}
+		if clock.certain() > allowed {
+			apart = append(apart, fmt.Sprintf("the clock of %s differs by %s", r.addr, short(clock.ahead.Abs())))
 		}
-		if len(apart) > 0 {
-			return fail("%s: more than 1 %% of the TTL", strings.Join(apart, ", ")).
-				remedy("Have NTP set the clocks of all servers. A longer TTL allows for more.")
-		}
-		return ok("the same on %s, to 1 %% of the TTL", plural(len(replicas), "replica"))
-	},
+	}
+	if len(apart) > 0 {
+		return fail("%s: more than 1 %% of the TTL", strings.Join(apart, ", ")).
+			remedy("Have NTP set the clocks of all servers. A longer TTL allows for more.")
+	}
+	return ok("the same on %s, to 1 %% of the TTL", plural(len(replicas), "replica"))
 }
 
 var clusterState = check[*redisServer]{
-	"cluster state", "A node that takes the cluster for failed refuses everything.",
-	func(ctx context.Context, s *redisServer) finding {
+	name: "cluster state",
+	why:  "A node that takes the cluster for failed refuses everything.",
+	look: func(ctx context.Context, s *redisServer) finding {
 		text, err := s.ClusterInfo(ctx).Result()
 		if err != nil {
-			return unknown("CLUSTER INFO: %v", err).remedy("Grant +cluster|info for the check.")
+			return unasked("CLUSTER INFO", err, "Grant +cluster|info for the check.")
 		}
 		if state := fieldsOf(text)["cluster_state"]; state != "ok" {
 			return fail("cluster_state is %s", state).remedy("%s", remedyOf(redislock.ErrClusterDown))

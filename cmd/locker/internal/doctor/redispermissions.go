@@ -18,30 +18,49 @@ import (
 type deed struct {
 	name     string
 	why      string
-	commands []string
-	further  bool // not needed by programs that lock
+	commands string // separated by spaces
+	further  bool   // not needed by programs that lock
 }
 
 // deeds are what docs/redis.md lists commands for.
 var deeds = []deed{
-	{name: "permission to lock", why: "Without these commands and keys, nothing can be locked.",
-		commands: []string{"eval", "evalsha", "time", "set", "get", "exists", "del", "pexpire", companion}},
-	{name: "permission to wait", why: "Without these, nobody can wait in line, or be called when it is their turn.",
-		commands: []string{"pexpire", "pttl", "zadd", "zrem", "zcard", "zrange", "zrangebyscore", "zrank", "zscore", "zmscore",
-			"publish", "subscribe", "unsubscribe"}},
-	{name: "permission to share", why: "Without these, there are no readers (Shared) and no slots (Slots).",
-		commands: []string{"zadd", "zrem", "zcard", "zcount", "zrange", "zrangebyscore", "zscore", "zmscore", "pexpireat"}},
-	{name: "permission to revoke", why: "Without these, no lock can be revoked or broken.",
-		commands: []string{"eval", "evalsha", "time", "set", "get", "del", "pttl", "zrangebyscore", "zscore", "publish"}},
-	{name: "permission to inspect", why: `Without these, "locker show" and Inspect cannot tell who holds a lock.`, further: true,
-		commands: []string{"eval", "evalsha", "time", "get", "getrange", "pttl", "zcount", "zrange", "zrangebyscore", "zscore",
-			"zmscore"}},
-	{name: "permission to list", why: `Without it, "locker list" and List cannot find the locks.`, further: true,
-		commands: []string{"scan"}},
+	{
+		name:     "permission to lock",
+		why:      "Without these commands and keys, nothing can be locked.",
+		commands: "eval evalsha time set get exists del pexpire " + companion,
+	},
+	{
+		name: "permission to wait",
+		why:  "Without these, nobody can wait in line, or be called when it is their turn.",
+		commands: "pexpire pttl zadd zrem zcard zrange zrangebyscore zrank zscore zmscore " +
+			"publish subscribe unsubscribe",
+	},
+	{
+		name:     "permission to share",
+		why:      "Without these, there are no readers (Shared) and no slots (Slots).",
+		commands: "zadd zrem zcard zcount zrange zrangebyscore zscore zmscore pexpireat",
+	},
+	{
+		name:     "permission to revoke",
+		why:      "Without these, no lock can be revoked or broken.",
+		commands: "eval evalsha time set get del pttl zrangebyscore zscore publish",
+	},
+	{
+		name:     "permission to inspect",
+		why:      `Without these, "locker show" and Inspect cannot tell who holds a lock.`,
+		commands: "eval evalsha time get getrange pttl zcount zrange zrangebyscore zscore zmscore",
+		further:  true,
+	},
+	{
+		name:     "permission to list",
+		why:      `Without it, "locker list" and List cannot find the locks.`,
+		commands: "scan",
+		further:  true,
+	},
 }
 
 // companion is no command: SET of a key that a lock has beside it, whose name begins with a brace.
-const companion = "set of companions"
+const companion = "set-companion"
 
 // channelPrefix is what the channels begin with on which waiters are called, unless a program says otherwise.
 const channelPrefix = "locker:"
@@ -132,7 +151,8 @@ func permissionChecks(t topology) (checks []check[*redisServer]) {
 // may tells whether a user may do something.
 func (s *redisServer) may(d deed) finding {
 	var missing, rules, disabled []string
-	for _, name := range d.commands {
+	commands := strings.Fields(d.commands)
+	for _, name := range commands {
 		err := s.refusals[name]
 		said := reply(err)
 		switch {
@@ -156,7 +176,7 @@ func (s *redisServer) may(d deed) finding {
 		return fail("the server does not know %s", strings.Join(disabled, ", ")).
 			remedy("Use a server on which these commands are neither renamed nor disabled.")
 	case len(missing) == 0:
-		return ok("%s", plural(len(d.commands), "command"))
+		return ok("%s", plural(len(commands), "command"))
 	}
 	f := fail("not allowed: %s", strings.Join(missing, ", "))
 	if d.further {

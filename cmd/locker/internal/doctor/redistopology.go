@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	whySentinels = "Without a majority of the sentinels there is no failover, and without one of them programs do not find " +
-		"the master."
+	whySentinels = "Without a majority of the sentinels there is no failover, " +
+		"and without one of them programs do not find the master."
 	whyCluster = "Keys are spread over all masters: those of a slot without a master cannot be locked."
 )
 
@@ -117,7 +117,9 @@ func lookAtCluster(ctx context.Context, all Options, o *redis.UniversalOptions) 
 			options.Addr = addr
 			rdb := redis.NewClient(options)
 			defer finish(ctx, rdb.Close)
-			answers[i].slots, answers[i].err = rdb.ClusterSlots(ctx).Result()
+			cmd := redis.NewClusterSlotsCmd(ctx, "cluster", "slots") // CLUSTER SHARDS came with Redis 7
+			answers[i].err = rdb.Process(ctx, cmd)
+			answers[i].slots = cmd.Val()
 		})
 	}
 	wg.Wait()

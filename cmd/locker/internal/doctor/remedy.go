@@ -15,7 +15,7 @@ var remedies = []struct {
 	err error
 	do  string
 }{
-	{redislock.ErrReadOnly, "Connect to the master: with the URL of the sentinels (redis+sentinel://) or of the cluster " +
+	{redislock.ErrReadOnly, "Connect to the master: with a URL of the sentinels (redis+sentinel://) or of a cluster " +
 		"(redis+cluster://), it is found."},
 	{redislock.ErrLoading, "Wait until the server has read its data."},
 	{redislock.ErrOutOfMemory, "Give the server more memory (maxmemory). Do not let it evict keys."},
