@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -47,7 +48,7 @@ func (a *app) doctor(ttl time.Duration) error {
 	}
 	counts := make(map[doctor.Status]int)
 	for _, r := range results {
-		r.Found, r.Do = withoutPassword(r.Found), withoutPassword(r.Do)
+		r.Found = hidden(errors.New(r.Found)) // what servers and clients say is in it
 		counts[r.Status]++
 		if err := a.printResult(r); err != nil {
 			return err
@@ -95,13 +96,33 @@ func (a *app) printResult(r doctor.Result) error {
 	if r.Server != "" {
 		name += " (" + r.Server + ")"
 	}
-	text := fmt.Sprintf("%-8s%s: %s\n", status, name, r.Found)
+	text := paragraph(fmt.Sprintf("%-8s", status), name+": "+r.Found)
 	if r.Status != doctor.OK || a.verbose {
-		text += fmt.Sprintf("        why: %s\n", r.Why)
+		text += paragraph("        why: ", r.Why)
 		if r.Do != "" {
-			text += fmt.Sprintf("        do:  %s\n", r.Do)
+			text += paragraph("        do:  ", r.Do)
 		}
 	}
 	_, err := io.WriteString(a.stdout, text)
 	return err
+}
+
+// paragraph is a text that fits a screen, with something before it. No word is broken, as people copy commands.
+func paragraph(before, text string) string {
+	const width = 100
+	indent := strings.Repeat(" ", len(before))
+	var all strings.Builder
+	line := before
+	for i, word := range strings.Fields(text) {
+		switch {
+		case i == 0:
+			line += word
+		case len(line)+1+len(word) > width:
+			all.WriteString(line + "\n")
+			line = indent + word
+		default:
+			line += " " + word
+		}
+	}
+	return all.String() + line + "\n"
 }

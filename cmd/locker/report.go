@@ -41,11 +41,7 @@ func (a *app) failed(err error, code int) {
 // hidden is the text of an error without the password of the store, which some client may have put there. What says so
 // here need not begin with the name of the library, too.
 func hidden(err error) string {
-	return withoutPassword(strings.ReplaceAll(err.Error(), "locker: ", ""))
-}
-
-// withoutPassword is a text without the password of the store.
-func withoutPassword(text string) string {
+	text := strings.ReplaceAll(err.Error(), "locker: ", "")
 	if password := passwordOf(os.Getenv(storeVariable)); password != "" {
 		text = strings.ReplaceAll(text, password, "xxxxx")
 	}

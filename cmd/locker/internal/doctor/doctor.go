@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/lockerkit/locker"
@@ -102,9 +103,10 @@ func failure(err error) finding {
 	return fail("%v", err).remedy("%s", remedyOf(err))
 }
 
-// result returns what was found about something.
+// result returns what was found about something. It is one line, whatever a server has said.
 func (f finding) result(name, server, why string) Result {
-	return Result{Check: name, Server: server, Status: f.status, Found: f.found, Why: why, Do: f.do}
+	found := strings.Join(strings.Fields(f.found), " ")
+	return Result{Check: name, Server: server, Status: f.status, Found: found, Why: why, Do: f.do}
 }
 
 // look makes checks one after the other. The server has a name if it is one of several.

@@ -235,10 +235,7 @@ func documented(t *testing.T) (rules []string) {
 // setUser makes a user of a server, and returns the URL for that.
 func setUser(t *testing.T, server *redistest.Server, rules ...string) string {
 	t.Helper()
-	args := []any{"acl", "setuser", "app", "reset", "on", ">" + secret}
-	for _, rule := range rules {
-		args = append(args, rule)
-	}
+	args := words("acl setuser app reset on >" + secret + " " + strings.Join(rules, " "))
 	if err := redistest.Dial(t, server.Addr()).Do(t.Context(), args...).Err(); err != nil {
 		t.Fatal(err)
 	}
@@ -517,9 +514,41 @@ func TestRedisCluster(t *testing.T) {
 		"connect": {doctor.Fail, "Is the server running?"}, "cluster state": {doctor.Fail, "CLUSTER NODES"},
 		"cluster": {doctor.Warn, "Bring these nodes back"}, "lock": consequence,
 	})
+}
+
+// TestRedisNoCluster has single servers that are taken for nodes of a cluster, and the reverse.
+func TestRedisNoCluster(t *testing.T) {
+	t.Parallel()
 	onRedis.examine(t, patient("redis+cluster://"+redisServer(t).Addr()), map[string]want{
 		"cluster": {doctor.Fail, "redis://"},
 	})
+	node := redisServer(t, "--cluster-enabled", "yes")
+	onRedis.examine(t, patient("redis+cluster://"+node.Addr()), map[string]want{
+		"cluster": {doctor.Fail, "CLUSTER NODES"},
+	})
+	onRedis.examine(t, patient(node.URL()), map[string]want{"lock": {doctor.Fail, "CLUSTER NODES"}})
+	if err := redistest.Dial(t, node.Addr()).ClusterAddSlotsRange(t.Context(), 0, 99).Err(); err != nil {
+		t.Fatal(err)
+	}
+	onRedis.examine(t, patient("redis+cluster://"+node.Addr()), map[string]want{
+		"cluster": {doctor.Fail, "CLUSTER NODES"}, "cluster state": {doctor.Fail, "CLUSTER NODES"},
+		"replicas": {doctor.Warn, "Add a replica"}, "lock": {doctor.Fail, "First mend"},
+	})
+	args := "acl setuser app on >" + secret + " ~* &* +@all -cluster|slots"
+	if err := redistest.Dial(t, node.Addr()).Do(t.Context(), words(args)...).Err(); err != nil {
+		t.Fatal(err)
+	}
+	onRedis.examine(t, patient("redis+cluster://app:"+secret+"@"+node.Addr()), map[string]want{
+		"cluster": {doctor.Fail, "+cluster|slots"},
+	})
+}
+
+// words are the arguments of a command.
+func words(command string) (args []any) {
+	for word := range strings.FieldsSeq(command) {
+		args = append(args, word)
+	}
+	return args
 }
 
 func TestRedlock(t *testing.T) {
