@@ -109,7 +109,7 @@ func (a *app) printResult(r doctor.Result) error {
 
 // paragraph is a text that fits a screen, with something before it. No word is broken, as people copy commands.
 func paragraph(before, text string) string {
-	const width = 100
+	const width = 80
 	indent := strings.Repeat(" ", len(before))
 	var all strings.Builder
 	line := before

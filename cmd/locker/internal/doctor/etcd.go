@@ -23,7 +23,8 @@ import (
 type etcdStore struct {
 	*clientv3.Client
 	options Options
-	named   int // how many endpoints the URL names
+	prefix  string // of keys, as they are written in etcd
+	named   int    // how many endpoints the URL names
 	members []*pb.Member
 	failure error // to get these
 }
@@ -49,7 +50,7 @@ func Etcd(ctx context.Context, o Options) ([]Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &etcdStore{options: o, named: len(config.Endpoints)}
+	s := &etcdStore{options: o, prefix: keysBegin(o.Prefix), named: len(config.Endpoints)}
 	config.DialTimeout = o.connectWithin() // which bounds the login of a user, too
 	config.MaxUnaryRetries = 1             // an endpoint that is down is news
 	config.DialOptions = append(config.DialOptions, grpc.WithChainUnaryInterceptor(failFast))
@@ -254,7 +255,7 @@ var etcdChecks = []check[*etcdStore]{
 			`cannot tell who holds a lock.`,
 		look: func(ctx context.Context, s *etcdStore) finding {
 			all := []clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithLimit(1), clientv3.WithKeysOnly()}
-			_, err := s.Get(ctx, s.options.Prefix, all...)
+			_, err := s.Get(ctx, s.prefix, all...)
 			return s.allowed(err, Warn, "read")
 		},
 	},
@@ -273,8 +274,14 @@ var etcdChecks = []check[*etcdStore]{
 	},
 }
 
+// keysBegin returns what keys with a prefix begin with: some characters are written as others.
+func keysBegin(prefix string) string {
+	key := etcdlock.Key(prefix)
+	return key[:len(key)-1] // without what ends the name
+}
+
 // key is one that nobody has.
-func (s *etcdStore) key() string { return s.options.Prefix + "locker.doctor" }
+func (s *etcdStore) key() string { return s.prefix + "locker.doctor" }
 
 // allowed tells what the answer to a request says about a permission.
 func (s *etcdStore) allowed(err error, otherwise Status, permission string) finding {
@@ -284,12 +291,12 @@ func (s *etcdStore) allowed(err error, otherwise Status, permission string) find
 	}
 	switch {
 	case errors.Is(err, rpctypes.ErrPermissionDenied):
-		f := finding{status: otherwise, found: fmt.Sprintf("%s lacks %s for %s", who, permission, s.options.Prefix)}
-		return f.remedy("etcdctl role grant-permission ROLE --prefix=true %s %s", permission, s.options.Prefix)
+		f := finding{status: otherwise, found: fmt.Sprintf("%s lacks %s for %s", who, permission, s.prefix)}
+		return f.remedy("etcdctl role grant-permission ROLE --prefix=true %s %s", permission, s.prefix)
 	case err != nil && !errors.Is(err, rpctypes.ErrNoSpace): // permissions come first
 		return unknown("%v", err)
 	}
-	return ok("%s has %s for %s", who, permission, s.options.Prefix)
+	return ok("%s has %s for %s", who, permission, s.prefix)
 }
 
 func lookAtMembers(ctx context.Context, s *etcdStore) finding {

@@ -135,13 +135,14 @@ func TestEtcdAlarms(t *testing.T) {
 // TestEtcdDatabase has a server that says other sizes than it has: the real one grows when it likes.
 func TestEtcdDatabase(t *testing.T) {
 	t.Parallel()
-	// The message has the version, the size of the database as field 3, and the quota as field 12: numbers of 7 bits in a
-	// byte, the lowest first, which may have more bytes than they need.
+	// The message has the version, the size of the database as field 3, and the quota as field 12: numbers of 7 bits
+	// in a byte, the lowest first, which may have more bytes than they need.
 	const sizeField, quotaField, quota = 3 << 3, 12 << 3, 1_000_000
 	number := func(n int) []byte { return []byte{byte(n) | 0x80, byte(n>>7) | 0x80, byte(n>>14) | 0x80} }
 	twoGiB := []byte{quotaField, 0x80, 0x80, 0x80, 0x80, 8}
 	said := slices.Concat([]byte{quotaField}, number(quota), []byte{0x80, 0})
-	for status, used := range map[doctor.Status]int{doctor.OK: quota / 2, doctor.Warn: quota / 10 * 9, doctor.Fail: quota} {
+	sizes := map[doctor.Status]int{doctor.OK: quota / 2, doctor.Warn: quota / 10 * 9, doctor.Fail: quota}
+	for status, used := range sizes {
 		addr := lying(t, etcdtest.Address(t), func(b []byte) []byte {
 			b = bytes.ReplaceAll(b, twoGiB, said)
 			if _, after, found := bytes.Cut(b, []byte("3.6.")); found {
@@ -200,6 +201,8 @@ func TestEtcdPermissions(t *testing.T) {
 		must(client.UserAdd(ctx, name, secret))(t)
 		must(client.UserGrantRole(ctx, name, name))(t)
 	}
+	const escaped = "a%40b/"
+	must(client.RoleGrantPermission(ctx, "app", escaped, clientv3.GetPrefixRangeEnd(escaped), all["app"]))(t)
 	must(client.AuthEnable(ctx))(t)
 
 	lock := want{doctor.Fail, "--prefix=true readwrite locker/"}
@@ -215,6 +218,17 @@ func TestEtcdPermissions(t *testing.T) {
 			onEtcd.examine(t, patient("etcd://"+user+":"+secret+"@"+c.Endpoints()[0]), wants)
 		})
 	}
+	t.Run("another prefix", func(t *testing.T) {
+		o := patient("etcd://app:" + secret + "@" + c.Endpoints()[0])
+		o.Prefix = "a@b/"
+		onEtcd.examine(t, o, map[string]want{"members": alone})
+		o.Prefix = "other/"
+		onEtcd.examine(t, o, map[string]want{
+			"permission to lock":    {doctor.Fail, "readwrite other/"},
+			"permission to inspect": {doctor.Warn, "read other/"},
+			"members":               alone, "lock": {doctor.Fail, "First mend"},
+		})
+	})
 	t.Run("wrong password", func(t *testing.T) {
 		onEtcd.onlyConnect(t, patient("etcd://app:"+secret+"2@"+c.Endpoints()[0]), "Correct user and password")
 	})

@@ -331,8 +331,8 @@ var redisChecks = []check[*redisServer]{
 	},
 	{
 		name: "clock",
-		why: "Locks do not depend on this difference: the server counts TTLs by its clock alone, and programs by their " +
-			"monotonic ones. The times that people read are wrong by it.",
+		why: "Locks do not depend on this difference: the server counts TTLs by its clock alone, " +
+			"and programs by their monotonic ones. The times that people read are wrong by it.",
 		look: func(ctx context.Context, s *redisServer) finding {
 			if _, err := s.now(ctx); err != nil {
 				return unasked("TIME", err, "Grant +time.")

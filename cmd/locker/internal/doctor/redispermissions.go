@@ -159,12 +159,12 @@ func (s *redisServer) may(d deed) finding {
 		case err == nil:
 			continue
 		case said == "":
-			return unknown("%s: %v", strings.ToUpper(name), err)
+			return unknown("%s: %v", shown(name), err)
 		case strings.Contains(said, "unknown command"):
-			disabled = append(disabled, strings.ToUpper(name))
+			disabled = append(disabled, shown(name))
 			continue
 		}
-		missing = append(missing, strings.ToUpper(name))
+		missing = append(missing, shown(name))
 		for _, rule := range s.rulesFor(name, said) {
 			if !slices.Contains(rules, rule) {
 				rules = append(rules, rule)
@@ -183,6 +183,14 @@ func (s *redisServer) may(d deed) finding {
 		f = warn("not allowed: %s", strings.Join(missing, ", "))
 	}
 	return f.remedy("ACL SETUSER %s %s", s.user(), strings.Join(rules, " "))
+}
+
+// shown is a command as people write it.
+func shown(name string) string {
+	if name == companion {
+		return "SET of companion keys"
+	}
+	return strings.ToUpper(name)
 }
 
 func (s *redisServer) user() string {
