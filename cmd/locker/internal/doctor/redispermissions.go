@@ -12,7 +12,8 @@ import (
 
 // Permissions are found out by trying: each command with arguments that make it do nothing, on a key that nobody has.
 // So there is one way for all versions and users. (ACL DRYRUN came with Redis 7, and those who may only lock may not
-// use it.) A server looks at the permission first, and at most of the arguments later.
+// use it.) A server looks at the permission before it looks at what the arguments say. What it refuses is in its ACL
+// LOG.
 
 // deed is something that a user may be allowed to do.
 type deed struct {
