@@ -66,7 +66,7 @@ func (a *app) doctor(ttl time.Duration) error {
 
 func examine(ctx context.Context, k kind, o doctor.Options) ([]doctor.Result, error) {
 	switch k {
-	case redis:
+	case redisServer:
 		return doctor.Redis(ctx, o)
 	case redlocks:
 		return doctor.Redlock(ctx, o)
