@@ -20,7 +20,7 @@ func (a *app) doctorCommand() *cobra.Command {
 		Use:   "doctor [OPTIONS]",
 		Short: "Check the store: what is wrong, why it matters, what to do",
 		Long: `Check the store for what makes locks impossible or unreliable: what was found,
-why it matters, and what to do. Nothing is changed; a key is locked for a moment.
+why it matters, and what to do. It changes nothing; it locks a key for a moment.
 Exit codes: 1 if a check has failed, 0 if there are no more than warnings.`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error { return a.doctor(ttl) },

@@ -64,15 +64,15 @@ func CodeOf(err error) int {
 func Start(path string, args, env []string) (*Child, error) {
 	c := &Child{ended: make(chan struct{}), gone: make(chan struct{})}
 	c.terminal = openTerminal()
-	p, err := c.start(path, args, &os.ProcAttr{Env: env, Files: []*os.File{os.Stdin, os.Stdout, os.Stderr}})
-	if err != nil {
+	if err := c.start(path, args, env); err != nil {
 		c.terminal.close()
 		return nil, err
 	}
-	c.pid = p.Pid
-	go c.reap(p)
 	return c, nil
 }
+
+// inherited are the standard streams.
+func inherited() []*os.File { return []*os.File{os.Stdin, os.Stdout, os.Stderr} }
 
 // Ended is closed when the command has ended; processes that it has started may still be there.
 func (c *Child) Ended() <-chan struct{} { return c.ended }

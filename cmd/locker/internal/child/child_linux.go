@@ -13,18 +13,26 @@ import (
 
 // start makes this process the reaper of all that the command leaves behind, see prctl(2), and starts it so that it
 // dies with this process. (The kernel forgets that when a command has more privileges than its caller, by a set-user-ID
-// bit.)
-func (c *Child) start(path string, args []string, attr *os.ProcAttr) (*os.Process, error) {
+// bit.) It is no os.Process: package os would wait for it, and begins with a process of its own to see how.
+func (c *Child) start(path string, args, env []string) (err error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		return nil, fmt.Errorf("prctl: %w", err)
+		return fmt.Errorf("prctl: %w", err)
 	}
-	attr.Sys = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: c.terminal == nil}
-	return os.StartProcess(path, args, attr)
+	attr := &syscall.ProcAttr{
+		Env: env, Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: c.terminal == nil},
+	}
+	for _, f := range inherited() {
+		attr.Files = append(attr.Files, f.Fd())
+	}
+	if c.pid, err = syscall.ForkExec(path, args, attr); err != nil {
+		return &os.PathError{Op: "exec", Path: path, Err: err}
+	}
+	go c.reap()
+	return nil
 }
 
 // reap waits for the command and for all processes that it has left to this one.
-func (c *Child) reap(p *os.Process) {
-	_ = p.Release()
+func (c *Child) reap() {
 	for {
 		// One that has ended keeps its process id until it is waited for: so nobody else is sent a signal.
 		var info unix.Siginfo

@@ -14,9 +14,16 @@ import (
 // if that is killed by SIGKILL. A process that leaves the process group of the command (a daemon) is overlooked, as are
 // all but the command itself where there is a terminal.
 
-func (c *Child) start(path string, args []string, attr *os.ProcAttr) (*os.Process, error) {
-	attr.Sys = &syscall.SysProcAttr{Setpgid: c.terminal == nil}
-	return os.StartProcess(path, args, attr)
+func (c *Child) start(path string, args, env []string) error {
+	p, err := os.StartProcess(path, args, &os.ProcAttr{
+		Env: env, Files: inherited(), Sys: &syscall.SysProcAttr{Setpgid: c.terminal == nil},
+	})
+	if err != nil {
+		return err
+	}
+	c.pid = p.Pid
+	go c.reap(p)
+	return nil
 }
 
 // reap waits for the command, and then for its process group.

@@ -51,14 +51,14 @@ func makeJob() (windows.Handle, error) {
 }
 
 // start starts the command, and puts it into the job. What it starts before that is not in it.
-func (c *Child) start(path string, args []string, attr *os.ProcAttr) (*os.Process, error) {
+func (c *Child) start(path string, args, env []string) error {
 	j, err := makeJob()
 	if err != nil {
-		return nil, fmt.Errorf("a job object: %w", err)
+		return fmt.Errorf("a job object: %w", err)
 	}
-	p, err := os.StartProcess(path, args, attr)
+	p, err := os.StartProcess(path, args, &os.ProcAttr{Env: env, Files: inherited()})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	h, err := windows.OpenProcess(windows.PROCESS_SET_QUOTA|windows.PROCESS_TERMINATE, false, uint32(p.Pid))
 	if err == nil {
@@ -68,9 +68,11 @@ func (c *Child) start(path string, args []string, attr *os.ProcAttr) (*os.Proces
 	if err != nil {
 		_ = p.Kill()
 		_, _ = p.Wait()
-		return nil, fmt.Errorf("a job object: %w", err)
+		return fmt.Errorf("a job object: %w", err)
 	}
-	return p, nil
+	c.pid = p.Pid
+	go c.reap(p)
+	return nil
 }
 
 // reap waits for the command, and then for all others in the job.
