@@ -75,11 +75,13 @@ func TestLeaderCutOff(t *testing.T) {
 	a := candidate(t, "redis://"+proxy.Addr(), "k")
 	a.says("leads")
 	b := candidate(t, "redis://"+server.Addr(), "k")
-	waiting(t, observer(t, "redis://"+server.Addr()), "k", 1)
+	c := observer(t, "redis://"+server.Addr())
+	waiting(t, c, "k", 1)
 	proxy.Set(hole())
 	b.says("leads")
 	a.tells("does not lead")
 	proxy.Heal()
+	waiting(t, c, "k", 1)
 	if _, err := b.stdin.Write([]byte("0\n")); err != nil {
 		t.Fatal(err)
 	}
