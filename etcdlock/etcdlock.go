@@ -33,7 +33,7 @@ type Config struct {
 //
 // It uses the connection of client and never closes it: Close the Locker first, then the client. A client that was
 // closed before is ErrClosed. The server is not asked anything before the first lock is asked for. The first Lock or
-// TryLock returns ErrInvalidOption if client is nil, or has no connection, as that of an embedded etcd.
+// TryLock returns ErrInvalidOption if client is nil, or has no connection, as the client of an embedded etcd.
 func New(client *clientv3.Client, opts ...locker.Option) *locker.Client {
 	return Config{}.New(client, opts...)
 }
@@ -45,8 +45,8 @@ func New(client *clientv3.Client, opts ...locker.Option) *locker.Client {
 //	etcds://host?cacert=ca.pem&cert=me.pem&key=me.key  TLS; names of files as of the options of etcdctl
 //
 // The parameters are cacert (of the authority that the server's certificate must come from; the system's if absent),
-// cert and key (of the client, in files), and timeout (of the login of a user, such as 2s; 5s if absent). A user needs
-// a password. An unusable URL is ErrInvalidOption.
+// and cert and key (of the client, in files). A timeout is for the login of a user, such as 2s; it is 5s if absent. A
+// user needs a password. An unusable URL is ErrInvalidOption.
 //
 // Open connects, and locks a key for a moment (see locker.Client.Ping), bounded by ctx. So it reports what would keep
 // the locks from working: a server that is out of reach, a wrong password, a missing permission. Close closes the

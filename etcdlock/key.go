@@ -19,11 +19,11 @@ import (
 //	etcdctl get --prefix 'locker/orders/42@' --sort-by=CREATE --limit=1   # the holder
 //
 // The keys of readers (see locker.Shared) have an r behind Key(name). A reader holds the lock when no older key is
-// without one. Those for slots (see locker.Slots) have a # there, and end with how many slots there are and the name
-// for people; their value is the number of the slot, and empty while they wait for one.
+// without one. Keys for slots (see locker.Slots) have a # there, and end with how many slots there are and the name for
+// people. Their value is the number of the slot, and empty while they wait for one.
 //
 // The value of a holder that was revoked (see locker.Client.Revoke) begins with the byte 0xff. It says by whom and why,
-// and what was there before. That of a lease that was adopted (see locker.Adopt), or is kept (see locker.MinHold),
+// and what was there before. The value of one that was adopted (see locker.Adopt), or is kept (see locker.MinHold),
 // begins with two of them. It says which owner has it, with its name; the owner is 0 if it is kept. To delete the key
 // of the holder is to break the lock (see locker.Client.Break), without a reason.
 //
