@@ -246,7 +246,7 @@ func TestLockTableFull(t *testing.T) {
 			t.Fatalf("a lease was lost: %v", err)
 		}
 	}
-	if n := admin.count("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"); n != len(leases) {
+	if n := admin.count("SELECT count(*) FROM pg_locks WHERE " + anyLock); n != len(leases) {
 		t.Errorf("%d locks for %d leases", n, len(leases))
 	}
 	for _, lease := range leases[:len(leases)/2] {

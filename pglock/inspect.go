@@ -13,93 +13,33 @@ import (
 	"github.com/lockerkit/locker"
 )
 
-// To inspect is to read pg_locks, where a lock is a key without a name, and pg_stat_activity, which knows the sessions.
-// It is done on a session that has no locks and does nothing else: it may take a while where there are many locks, and
-// may have to wait for somebody who has locked the tables of databases or roles.
+// To inspect is to read pg_locks, where a lock is a key without a name, pg_stat_activity, which knows the sessions, and
+// what Lockers have written of their holders, see records.go.
 
-// inspectSQL returns what sessions have or wait for of a key and its marks. It is a format: the number of the message,
-// the key, its marks, and the keys of the slots. What has two integers, which are halves of the key, is the mark of
-// somebody who polls. The server notes when a wait began a moment after it did.
-const inspectSQL = `SELECT %[1]d;
-SELECT coalesce(pid::text, virtualtransaction), key, objsubid = 2, mode = 'ExclusiveLock', granted,
+// locksSQL returns what sessions have or wait for of some locks and their marks, and the marks of Lockers. It is a
+// format: the keys, all keys that locks are made of but the slots, and the first slots, shifted to the right. What has
+// two integers, which are halves of the key, is the mark of somebody who polls. The server notes when a wait began a
+// moment after it did.
+const locksSQL = `SELECT coalesce(pid::text, virtualtransaction), coalesce(pid, 0), key,
+	CASE WHEN objsubid = 1 THEN 0 WHEN classid IN (%[4]d, %[5]d) THEN classid::bigint ELSE 1 END,
+	mode = 'ExclusiveLock', granted,
 	(extract(epoch FROM coalesce(waitstart, clock_timestamp())) * 1000000)::bigint,
 	concat_ws(', ', coalesce('pid ' || pid, 'a prepared transaction'), host(client_addr), nullif(application_name, ''))
 FROM (SELECT *, classid::bigint << 32 | objid::bigint AS key FROM pg_locks WHERE locktype = 'advisory'
 		AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) OFFSET 0) AS locks
 	LEFT JOIN pg_stat_activity USING (pid)
-WHERE CASE objsubid WHEN 2 THEN key = %[2]d
-	ELSE key IN (%[2]d, %[3]d, %[4]d, %[5]d) OR key BETWEEN %[6]d AND %[7]d END`
+WHERE CASE objsubid WHEN 2 THEN classid IN (%[4]d, %[5]d) OR key = ANY ('%[1]s')
+	ELSE key = ANY ('%[2]s') OR key >> %[6]d = ANY ('%[3]s') END`
 
-// Inspect implements locker.Inspector.
-func (b *backend) Inspect(ctx context.Context, name string) (locker.LockInfo, error) {
-	b.mu.Lock()
-	l := b.lookout()
-	b.mu.Unlock()
-	if err := l.await(ctx); err != nil {
-		return locker.LockInfo{}, err
-	}
-	key := Key(name)
-	m := marksOf(key)
-	answers := make(chan answer, 1)
-	b.mu.Lock()
-	begun := b.begin(func() { // as to write may take a while
-		l.session.askText(&message{answered: func(a answer) { answers <- a }}, inspectSQL,
-			key, m.readers, m.slots, m.gate, m.first, m.first+locker.MaxSlots-1)
-	})
-	b.mu.Unlock()
-	if !begun {
-		return locker.LockInfo{}, locker.ErrClosed
-	}
-	select {
-	case a := <-answers:
-		if a.err != nil {
-			return locker.LockInfo{}, explain(a.err)
-		}
-		return describe(name, a.rows[1:])
-	case <-ctx.Done():
-		return locker.LockInfo{}, context.Cause(ctx)
-	}
+// seen is a lock as it is to be seen.
+type seen struct {
+	name    string
+	key     int64
+	marks   marks
+	parties map[string]*party
+	polling int
+	records []record
 }
-
-// List implements locker.Inspector, as far as there is anything to list.
-func (b *backend) List(context.Context, string) iter.Seq2[locker.LockInfo, error] {
-	return func(yield func(locker.LockInfo, error) bool) {
-		yield(locker.LockInfo{}, fmt.Errorf("%w: to list locks: Postgres keeps hashes of names", errors.ErrUnsupported))
-	}
-}
-
-// lookout returns the session for those who inspect, which it begins to make if there is none. b.mu is held.
-func (b *backend) lookout() *leaseSession {
-	if l := b.looking; l != nil {
-		if l.session != nil {
-			l.session.used = time.Now()
-		}
-		return l
-	}
-	l := &leaseSession{timeout: connectWithin, ready: make(chan struct{})}
-	if !b.begin(func() {
-		s, err := b.open(connectWithin)
-		if err == nil {
-			s.boundLocks(silence / 2) // or it would be given up, and with it what others have asked
-		}
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		l.session, l.err = s, err
-		if err != nil || s.dead {
-			b.looking = nil
-		}
-		close(l.ready)
-	}) {
-		l.err = locker.ErrClosed
-		close(l.ready)
-		return l
-	}
-	b.looking = l
-	return l
-}
-
-// looksOn reports whether a session is that for those who inspect. b.mu is held.
-func (b *backend) looksOn(s *session) bool { return b.looking != nil && b.looking.session == s }
 
 // partOf is a key of those that a lock is made of, to be had alone or together with others.
 type partOf struct {
@@ -107,8 +47,11 @@ type partOf struct {
 	alone bool
 }
 
-// party is a session that has or waits for something of a lock.
+// party is a session, or a prepared transaction, that has or waits for something of a lock.
 type party struct {
+	pid     int // 0 if there is none
+	locker  int // the number of the Locker; 0 if it is none
+	hears   bool
 	session string
 	has     map[partOf]bool
 	numbers []int // of the slots that it has
@@ -116,52 +59,179 @@ type party struct {
 	since   time.Time // when that began
 }
 
-// describe tells who has the lock of a name, and who waits for it, by the rows that inspectSQL has returned.
-func describe(name string, rows [][]string) (locker.LockInfo, error) {
-	info := locker.LockInfo{Key: name}
-	key := Key(name)
-	m := marksOf(key)
-	parties := make(map[string]*party)
-	polling := 0
-	for _, row := range rows {
-		if len(row) != 7 {
-			return locker.LockInfo{}, errMismatch
-		}
-		id, err := strconv.ParseInt(row[1], 10, 64)
-		since, err2 := strconv.ParseInt(row[5], 10, 64)
-		if err := errors.Join(err, err2); err != nil {
-			return locker.LockInfo{}, fmt.Errorf("%w: %w", errMismatch, err)
-		}
-		part, granted := partOf{id, row[3] == "t"}, row[4] == "t"
-		if row[2] == "t" {
-			if granted && !part.alone { // or it looks whether there is such a mark
-				polling++
+// is reports whether both are the same session.
+func (p *party) is(other *party) bool { return p.pid == other.pid && p.locker == other.locker }
+
+// Inspect implements locker.Inspector.
+func (b *backend) Inspect(ctx context.Context, name string) (locker.LockInfo, error) {
+	records, err := b.readRecords(ctx, b.sql.recordsOf(name))
+	if err != nil && !isUnread(err) {
+		return locker.LockInfo{}, err
+	}
+	locks, err := b.see(ctx, []string{name}, records)
+	if err != nil {
+		return locker.LockInfo{}, err
+	}
+	return locks[0].describe(), nil
+}
+
+// pageSize is how many locks List asks for at a time.
+const pageSize = 500
+
+// List implements locker.Inspector: it yields those locks of which there are records.
+func (b *backend) List(ctx context.Context, prefix string) iter.Seq2[locker.LockInfo, error] {
+	return func(yield func(locker.LockInfo, error) bool) {
+		for after := ""; ; {
+			records, err := b.readRecords(ctx, b.sql.recordsUnder(prefix, after))
+			var names []string
+			for _, r := range records {
+				if len(names) == 0 || names[len(names)-1] != r.name {
+					names = append(names, r.name)
+				}
 			}
-			continue
-		}
-		p := parties[row[0]]
-		if p == nil {
-			p = &party{session: row[6], has: make(map[partOf]bool)}
-			parties[row[0]] = p
-		}
-		switch {
-		case !granted:
-			p.waits, p.since = &part, time.UnixMicro(since)
-		case id >= m.first && id < m.first+locker.MaxSlots:
-			p.numbers = append(p.numbers, int(id-m.first))
-		default:
-			p.has[part] = true
+			var locks []*seen
+			if err == nil && len(names) > 0 {
+				locks, err = b.see(ctx, names, records)
+			}
+			if err != nil {
+				yield(locker.LockInfo{}, explainUnlessEnded(ctx, err))
+				return
+			}
+			for _, lock := range locks {
+				info := lock.describe()
+				if len(info.Holders) > 0 && !yield(info, nil) {
+					return
+				}
+			}
+			if len(names) < pageSize {
+				return
+			}
+			after = names[len(names)-1]
 		}
 	}
+}
+
+// see looks at some locks, of whose holders there are these records.
+func (b *backend) see(ctx context.Context, names []string, records []record) ([]*seen, error) {
+	rows, err := b.consultOnce(ctx, lookAt(names))
+	if err != nil {
+		return nil, err
+	}
+	return sortOut(names, rows, records)
+}
+
+// lookAt returns the statement that looks at some locks.
+func lookAt(names []string) string {
+	var keys, parts, slots []int64
+	for _, name := range names {
+		key := Key(name)
+		m := marksOf(key)
+		keys = append(keys, key)
+		parts = append(parts, key, m.readers, m.slots, m.gate)
+		slots = append(slots, m.first>>slotBits)
+	}
+	return fmt.Sprintf(locksSQL, arrayOf(keys), arrayOf(parts), arrayOf(slots), lockerMark, hearsMark, slotBits)
+}
+
+// sortOut finds out what the rows that locksSQL has returned say of each lock.
+func sortOut(names []string, rows [][]string, records []record) ([]*seen, error) {
+	locks := make([]*seen, len(names))
+	parts := make(map[int64][]*seen) // as several names may have the same key
+	for i, name := range names {
+		key := Key(name)
+		m := marksOf(key)
+		locks[i] = &seen{name: name, key: key, marks: m, parties: make(map[string]*party)}
+		for _, part := range []int64{key, m.readers, m.slots, m.gate, m.first} {
+			parts[part] = append(parts[part], locks[i])
+		}
+	}
+	lockers := make(map[string]int) // by their sessions
+	hear := make(map[int]bool)
+	for _, row := range rows {
+		if len(row) != 8 {
+			return nil, errMismatch
+		}
+		key, err := strconv.ParseInt(row[2], 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", errMismatch, err)
+		}
+		granted, alone := row[5] == "t", row[4] == "t"
+		switch row[3] {
+		case strconv.Itoa(lockerMark):
+			lockers[row[0]] = int(int32(key)) //nolint:gosec // the second half
+		case strconv.Itoa(hearsMark):
+			hear[int(int32(key))] = true //nolint:gosec // likewise
+		case "1":
+			if granted && !alone { // or it looks whether there is such a mark
+				for _, lock := range parts[key] {
+					if lock.key == key {
+						lock.polling++
+					}
+				}
+			}
+		default:
+			part := key
+			if _, ok := parts[key]; !ok {
+				part = key >> slotBits << slotBits
+			}
+			for _, lock := range parts[part] {
+				if err := lock.add(row, partOf{key, alone}, granted); err != nil {
+					return nil, err
+				}
+			}
+		}
+	}
+	for _, lock := range locks {
+		for id, p := range lock.parties {
+			p.locker = lockers[id]
+			p.hears = hear[p.locker]
+		}
+		for len(records) > 0 && records[0].name == lock.name { // both are in the same order
+			lock.records = append(lock.records, records[0])
+			records = records[1:]
+		}
+	}
+	return locks, nil
+}
+
+// add adds what a row says.
+func (s *seen) add(row []string, part partOf, granted bool) error {
+	p := s.parties[row[0]]
+	if p == nil {
+		pid, err := strconv.Atoi(row[1])
+		if err != nil {
+			return fmt.Errorf("%w: %w", errMismatch, err)
+		}
+		p = &party{pid: pid, session: row[7], has: make(map[partOf]bool)}
+		s.parties[row[0]] = p
+	}
+	switch {
+	case !granted:
+		since, err := strconv.ParseInt(row[6], 10, 64)
+		if err != nil {
+			return fmt.Errorf("%w: %w", errMismatch, err)
+		}
+		p.waits, p.since = &part, time.UnixMicro(since)
+	case part.key>>slotBits == s.marks.first>>slotBits && part.key != s.key:
+		p.numbers = append(p.numbers, int(part.key-s.marks.first))
+	default:
+		p.has[part] = true
+	}
+	return nil
+}
+
+// describe tells who has the lock, and who waits for it.
+func (s *seen) describe() locker.LockInfo {
+	info := locker.LockInfo{Key: s.name}
 	var line []inLine
-	for _, p := range parties {
-		info.Holders = append(info.Holders, p.holds(key, m)...)
-		if w, ok := p.waitsFor(key, m); ok {
+	for _, p := range s.parties {
+		info.Holders = append(info.Holders, s.named(p, p.holds(s.key, s.marks))...)
+		if w, ok := p.waitsFor(s.key, s.marks); ok {
 			line = append(line, w)
 		}
 	}
 	slices.SortFunc(info.Holders, func(a, b locker.HolderInfo) int {
-		return cmp.Or(cmp.Compare(a.Slot, b.Slot), cmp.Compare(a.Session, b.Session))
+		return cmp.Or(cmp.Compare(a.Slot, b.Slot), cmp.Compare(a.Session, b.Session), cmp.Compare(a.Token, b.Token))
 	})
 	slices.SortFunc(line, func(a, b inLine) int {
 		return cmp.Or(cmp.Compare(a.steps, b.steps), a.info.Since.Compare(b.info.Since))
@@ -169,8 +239,33 @@ func describe(name string, rows [][]string) (locker.LockInfo, error) {
 	for _, w := range line {
 		info.Waiters = append(info.Waiters, w.info)
 	}
-	info.Waiting = len(line) + polling
-	return info, nil
+	info.Waiting = len(line) + s.polling
+	return info
+}
+
+// named completes what is known of a session's holders by their records. Of two for the same holder, the last one
+// counts: the other is about to be removed. Readers of which there are records are told apart.
+func (s *seen) named(p *party, holders []locker.HolderInfo) []locker.HolderInfo {
+	var readers []locker.HolderInfo
+	for _, r := range s.records { // by their tokens
+		if p.locker == 0 || r.pid != p.pid || r.locker != p.locker {
+			continue
+		}
+		for i := range holders {
+			h := &holders[i]
+			if h.Mode != r.mode || h.Slot != r.slot {
+				continue
+			}
+			h.Name, h.Token, h.Since = r.holder, r.token, r.since
+			if h.Mode == locker.ModeShared {
+				readers = append(readers, *h)
+			}
+		}
+	}
+	if len(readers) > 0 {
+		return readers
+	}
+	return holders
 }
 
 // holds returns what a session has of a lock. Who passes the gate, or waits for a mark, may have the key, and has no
@@ -222,4 +317,11 @@ func (p *party) waitsFor(key int64, m marks) (w inLine, ok bool) {
 		return inLine{}, false
 	}
 	return w, true
+}
+
+// isUnread reports whether the records cannot be read, though the locks can.
+func isUnread(err error) bool {
+	const lockNotAvailable = "55P03"
+	return errors.Is(err, ErrPermission) || errors.Is(err, ErrNoTables) ||
+		isCode(err, lockNotAvailable)
 }
