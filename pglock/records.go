@@ -16,8 +16,8 @@ import (
 // unlogged: no record outlives a crash of the server, as no session does. Nothing of what is promised to holders depends
 // on records, and nothing waits for them.
 //
-// They are written where that costs nobody much: for who has given his name (the option Holder) soon after the grant,
-// for others when the lease is about to be renewed for the first time, so that most of those that last have one; in
+// They are written where that costs nobody much: for who has given his name (the option Holder) soon after the grant, for
+// others when the lease is about to be renewed for the first time, so that most of those that last have one; in
 // batches, and on the lookout. A lock that was given back before leaves no trace. A record counts for as long as its
 // session has the lock. Those of sessions that are over are swept away by other Lockers.
 
@@ -221,9 +221,9 @@ DELETE FROM %[2]s WHERE NOT EXISTS (SELECT FROM living WHERE pid = %[3]s.pid AND
 
 // operating are the statements for seeing locks, and for taking them away.
 type operating struct {
-	add, remove, records, names, sweepHolders string // of holders
-	revocations, done, sweepRevocations       string
-	fence, revoke, broken, withdraw           string
+	add, remove, records, names, sweepHolders        string // of holders
+	revocations, done, sweepRevocations              string
+	fence, noteRevoked, noteBroken, broken, withdraw string
 }
 
 func operatingIn(fill func(sql string) string) operating {
@@ -231,8 +231,10 @@ func operatingIn(fill func(sql string) string) operating {
 		add: fill(addRecordsSQL), remove: fill(removeRecordsSQL), records: fill(recordsSQL), names: fill(namesSQL),
 		sweepHolders:     fmt.Sprintf(sweepSQL, lockerMark, fill("$ns.holder"), "holder"),
 		sweepRevocations: fmt.Sprintf(sweepSQL, lockerMark, fill("$ns.revocation"), "revocation"),
-		revocations:      fill(revocationsSQL), done: fill(doneSQL), fence: fill(fenceSQL), revoke: fill(revokeSQL),
-		broken: fill(brokenSQL), withdraw: fill(withdrawSQL),
+		revocations:      fill(revocationsSQL), done: fill(doneSQL), fence: fill(fenceSQL),
+		noteRevoked: fill(strings.NewReplacer("$broken", "", "$true", "", "$again", anewSQL).Replace(noteSQL)),
+		noteBroken:  fill(strings.NewReplacer("$broken", ", broken", "$true", ", true", "$again", "%[7]s != ''").Replace(noteSQL)),
+		broken:      fill(brokenSQL), withdraw: fill(withdrawSQL),
 	}
 }
 

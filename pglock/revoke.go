@@ -30,16 +30,17 @@ const (
 	// fenceSQL is the greatest token minted so far.
 	fenceSQL = `SELECT last_value FROM $ns.token`
 
-	// revokeSQL notes a revocation, and returns a row for each session with somebody whom it is about and who has not
-	// been told before. A session that was told of another one counts if it is known to have had the lock anew since.
-	revokeSQL = `INSERT INTO $ns.revocation AS old (key, pid, locker, token, broken, by_whom, reason)
-SELECT %[1]d, pid, locker, %[2]d, %[3]t, %[4]s, %[5]s
-FROM unnest('%[6]s'::bigint[], '%[7]s'::bigint[]) AS new (pid, locker)
-ON CONFLICT (key, pid, locker) DO UPDATE SET token = excluded.token, broken = excluded.broken,
-	by_whom = excluded.by_whom, reason = excluded.reason
-WHERE excluded.broken OR EXISTS (SELECT FROM $ns.holder WHERE holder.name = %[8]s
-	AND holder.pid = old.pid AND holder.locker = old.locker AND holder.token > old.token)
+	// noteSQL notes a revocation of the locks that some sessions have. Who may not write into the column "broken" can
+	// revoke, and not break: so it is left out for that.
+	noteSQL = `INSERT INTO $ns.revocation AS old (key, token, by_whom, reason, pid, locker$broken)
+SELECT %[1]d, %[2]d, %[3]s, %[4]s, pid, locker$true FROM unnest('%[5]s'::bigint[], '%[6]s'::bigint[]) AS new (pid, locker)
+ON CONFLICT (key, pid, locker, broken) DO UPDATE
+SET token = excluded.token, by_whom = excluded.by_whom, reason = excluded.reason WHERE $again
 RETURNING pid`
+
+	// anewSQL is true for a session that was told before to let a lock go, and is known to have had it anew since.
+	anewSQL = `EXISTS (SELECT FROM $ns.holder WHERE holder.name = %[7]s
+	AND holder.pid = old.pid AND holder.locker = old.locker AND holder.token > old.token)`
 
 	notifySQL = `SELECT pg_notify('` + revokedChannel + `', '%d')`
 
@@ -53,8 +54,9 @@ RETURNING pid`
 	// exclusive advisory lock each, a reader's are two shared ones.
 	othersSQL = `SELECT coalesce(sum(alone + (shared + 1) / 2), 0) FROM (
 	SELECT count(*) FILTER (WHERE mode = 'ExclusiveLock') AS alone, count(*) FILTER (WHERE mode = 'ShareLock') AS shared
-	FROM (SELECT *, classid::bigint << 32 | objid::bigint AS key FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1
-		AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND granted OFFSET 0) AS locks
+	FROM (SELECT *, classid::bigint << 32 | objid::bigint AS key FROM pg_locks
+		WHERE locktype = 'advisory' AND objsubid = 1 AND granted
+			AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) OFFSET 0) AS locks
 	WHERE pid = ANY ('%s'::bigint[]) AND NOT (key = ANY ('%s') OR key >> %d = %d) GROUP BY pid
 ) AS sessions`
 
@@ -104,9 +106,9 @@ func (b *backend) Break(ctx context.Context, name string, r *locker.Revocation, 
 		err = b.awaitEnd(ctx, name, left)
 	}
 	if known { // what has not been heeded by now is not to be
-		_, errs := b.consult(ctx, fmt.Sprintf(b.sql.withdraw, Key(name), fence, arrayOf(pidsOf(left))))
+		_, failure := b.consultOnce(ctx, fmt.Sprintf(b.sql.withdraw, Key(name), fence, arrayOf(pidsOf(left))))
 		if err != nil { // or the sessions are over, and what is left is swept away
-			err = errors.Join(err, errs[0])
+			err = errors.Join(err, failure)
 		}
 	}
 	return err
@@ -168,8 +170,12 @@ func (b *backend) noteRevoked(
 	}
 	key := Key(name)
 	// If others keep the server from notifying, the holders find out when they renew.
-	rows, errs := b.consult(ctx, fmt.Sprintf(b.sql.revoke, key, fence, r.Broken, bytea(r.By), bytea(r.Reason),
-		arrayOf(pids), arrayOf(lockers), bytea(name)), fmt.Sprintf(notifySQL, key))
+	note := b.sql.noteRevoked
+	if r.Broken {
+		note = b.sql.noteBroken
+	}
+	rows, errs := b.consult(ctx, fmt.Sprintf(note, key, fence, bytea(r.By), bytea(r.Reason), arrayOf(pids),
+		arrayOf(lockers), bytea(name)), fmt.Sprintf(notifySQL, key))
 	return len(rows[0]), explainUnlessEnded(ctx, errs[0])
 }
 

@@ -27,7 +27,7 @@ const revokedChannel = "locker_revoked"
 const (
 	revocationsSQL = `SELECT key, pid, locker, token, broken, encode(by_whom, 'hex'), encode(reason, 'hex')
 FROM $ns.revocation`
-	doneSQL = `DELETE FROM $ns.revocation WHERE key = %d AND pid = %d AND locker = %d AND token = %d`
+	doneSQL = `DELETE FROM $ns.revocation WHERE key = %d AND pid = %d AND locker = %d AND token = %d AND broken = %t`
 )
 
 // looks are those for revocations.
@@ -194,7 +194,8 @@ func (b *backend) heed(rows [][]string) {
 				b.look()
 			})
 		default:
-			b.begin(func() { b.consult(b.life, fmt.Sprintf(b.sql.done, r.key, r.pid, r.locker, r.token)) })
+			done := fmt.Sprintf(b.sql.done, r.key, r.pid, r.locker, r.token, r.by.Broken)
+			b.begin(func() { b.consult(b.life, done) })
 		}
 		b.mu.Unlock()
 		if len(told) > 0 {

@@ -41,11 +41,11 @@ CREATE UNLOGGED TABLE IF NOT EXISTS $ns.revocation (
 	key bigint,
 	pid integer,
 	locker integer,
+	broken boolean DEFAULT false,
 	token bigint NOT NULL,
-	broken boolean NOT NULL,
 	by_whom bytea NOT NULL,
 	reason bytea NOT NULL,
-	PRIMARY KEY (key, pid, locker)
+	PRIMARY KEY (key, pid, locker, broken)
 );
 `
 )
