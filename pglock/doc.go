@@ -18,7 +18,8 @@
 // at the same time goes to the server in one statement. Each different TTL has a connection of its own; from the fifth
 // on, leases share that of the next longer TTL, or make the longest one longer. They still end after their own TTL,
 // except those of a process that is frozen or cut off, which the server then frees after the longer one. It takes a
-// lock table with room: max_locks_per_transaction times max_connections, for everybody on the server.
+// lock table with room: max_locks_per_transaction times max_connections, for everybody on the server. A connection that
+// may have locks takes an entry of its own: a mark, by which others see that it is a Locker's.
 //
 // # The lease
 //
@@ -68,15 +69,15 @@
 // the keys in the table that are held; so it leaves out those that were locked less than a third of a TTL ago. Who
 // waits is told no name: Error.Holder is empty.
 //
-// The table is unlogged, and neither locks nor leases depend on it, or wait for it. Who may not write to it, or finds it
-// locked by others, locks all the same, and is not to be seen.
+// The table is unlogged, and neither locks nor leases depend on it, or wait for it. Who may not write to it, or finds
+// it locked by others, locks all the same, and is not to be seen.
 //
 // Client.Revoke writes into another table, and notifies the Lockers of the holders, on the channel "locker_revoked". A
 // Locker listens from the first time on that it renews a lease, or writes a holder down. Behind that it looks into the
 // table when it renews, four times per TTL at most, and before that renewal counts. So if a notification is lost, the
 // holder is told at the next look. With locker.NoRenew and without a Holder, it may not be told at all. A holder that
-// does not unlock keeps its key to the end of its lease; then its Locker gives back that key alone. A session that is no
-// Locker's, of LockTx too, cannot be told, and is an errors.ErrUnsupported.
+// does not unlock keeps its key to the end of its lease; then its Locker gives back that key alone. A session that is
+// no Locker's, of LockTx too, cannot be told, and is an errors.ErrUnsupported.
 //
 // Client.Break does the same, upon which a Locker that listens gives the key back at once, and no other. If it has not
 // within a second, or does not listen, Break ends its session (pg_terminate_backend). All leases on that end: so if
@@ -92,8 +93,8 @@
 // at the server's clock in microseconds, if that is greater. Compared with a row per lock that is updated and
 // committed, this needs no wait for the disk, nor for each other, and makes no dead rows.
 //
-// Each connection that has locks reads the ceiling when it is made, and no table afterwards. So whoever locks these tables, for a
-// dump or a VACUUM FULL, keeps new connections waiting, and no leases.
+// Each connection that has locks reads the ceiling when it is made, and no table afterwards. So whoever locks these
+// tables, for a dump or a VACUUM FULL, keeps new connections waiting, and no leases.
 //
 // Tokens therefore survive crashes, restarts and failover to a synchronous standby. They can go back only if the
 // ceiling is lost (an asynchronous standby takes over, a backup is restored) and the server's clock is behind the

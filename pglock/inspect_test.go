@@ -407,12 +407,11 @@ func TestInspectErrors(t *testing.T) {
 	checkError(t, err, "inspect", "key", locker.ErrDenied)
 }
 
-// BenchmarkInspect inspects a key again and again, on a server with 10,000 locks, and says how long it takes others to
-// lock and unlock meanwhile.
-func BenchmarkInspect(b *testing.B) {
+// manyLocks has a Locker hold 10,000 locks, which take a server of their own.
+func manyLocks(b *testing.B, opts ...locker.Option) (look locker.Locker, server *pgtest.Server) {
 	const locks = 10_000
-	server := pgtest.New(b, pgtest.Options{Settings: map[string]string{"max_locks_per_transaction": "256"}})
-	holder, look, other := open(b, server.URL(), locker.TTL(time.Minute)), open(b, server.URL()), open(b, server.URL())
+	server = pgtest.New(b, pgtest.Options{Settings: map[string]string{"max_locks_per_transaction": "256"}})
+	holder := open(b, server.URL(), append(opts, locker.TTL(time.Minute))...)
 	var wg sync.WaitGroup
 	for worker := range 50 {
 		wg.Go(func() {
@@ -422,6 +421,26 @@ func BenchmarkInspect(b *testing.B) {
 		})
 	}
 	wg.Wait()
+	return open(b, server.URL()), server
+}
+
+// BenchmarkList lists 10,000 locks of which the names are known.
+func BenchmarkList(b *testing.B) {
+	look, server := manyLocks(b, locker.Holder("worker"))
+	admin := connect(b, server.URL())
+	eventually(b, "all are known", func() bool { return admin.count("SELECT count(*) FROM locker.holder") == 10_000 })
+	for b.Loop() {
+		if n := len(list(b, look, "")); n != 10_000 {
+			b.Fatalf("%d locks are listed", n)
+		}
+	}
+}
+
+// BenchmarkInspect inspects a key again and again, on a server with 10,000 locks, and says how long it takes others to
+// lock and unlock meanwhile.
+func BenchmarkInspect(b *testing.B) {
+	look, server := manyLocks(b)
+	other := open(b, server.URL())
 	info := inspect(b, look, "0")
 	lockWhile := func(while func() bool) (took []time.Duration) {
 		for i := 0; while(); i++ {

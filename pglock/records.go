@@ -2,24 +2,21 @@ package pglock
 
 import (
 	"context"
-	"encoding/hex"
 	"fmt"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/lockerkit/locker"
 )
 
 // Records, for others to read who holds what. Postgres knows the session that has a key; names are in a table. It is
-// unlogged: no record outlives a crash of the server, as no session does. Nothing of what is promised to holders depends
-// on records, and nothing waits for them.
+// unlogged: no record outlives a crash of the server, as no session does. Nothing of what is promised to holders
+// depends on records, and nothing waits for them.
 //
-// They are written where that costs nobody much: for who has given his name (the option Holder) soon after the grant, for
-// others when the lease is about to be renewed for the first time, so that most of those that last have one; in
-// batches, and on the lookout. A lock that was given back before leaves no trace. A record counts for as long as its
-// session has the lock. Those of sessions that are over are swept away by other Lockers.
+// They are written where that costs nobody much: for who has given his name (the option Holder) soon after the grant,
+// for others when the lease is about to be renewed for the first time, so that those that last have one; in batches,
+// and on the lookout. A lock that was given back before leaves no trace. A record counts for as long as its session has the
+// lock. Those of sessions that are over are swept away by other Lockers.
 
 const (
 	// recordAfter is how long records are gathered.
@@ -196,126 +193,4 @@ func (b *backend) readRecords(ctx context.Context, statement string) (records []
 		records = append(records, r)
 	}
 	return records, nil
-}
-
-// What is written about holders, and read. The clock is that of the server.
-const (
-	addRecordsSQL = `INSERT INTO $ns.holder (name, token, pid, locker, holder, mode, slot, since)
-SELECT decode(name, 'hex'), token, pid, %d, decode(holder, 'hex'), mode, slot,
-	clock_timestamp() - age * interval '1 microsecond'
-FROM unnest('%s'::text[], '%s'::bigint[], '%s'::bigint[], '%s'::text[], '%s'::bigint[], '%s'::bigint[], '%s'::bigint[])
-	AS new (name, token, pid, holder, mode, slot, age)
-ON CONFLICT DO NOTHING`
-	removeRecordsSQL = `DELETE FROM $ns.holder USING unnest('%s'::text[], '%s'::bigint[]) AS old (name, token)
-WHERE holder.name = decode(old.name, 'hex') AND holder.token = old.token`
-	recordsSQL = `SELECT encode(name, 'hex'), token, pid, locker, encode(holder, 'hex'), mode, slot,
-	(extract(epoch FROM since) * 1000000)::bigint
-FROM $ns.holder WHERE %s ORDER BY name, token`
-	namesSQL = `name IN (SELECT DISTINCT name FROM $ns.holder WHERE %s AND name > %s ORDER BY name LIMIT %d)`
-	sweepSQL = `WITH living AS MATERIALIZED (
-	SELECT pid, objid::bigint AS locker FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 2 AND classid = %[1]d
-		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-)
-DELETE FROM %[2]s WHERE NOT EXISTS (SELECT FROM living WHERE pid = %[3]s.pid AND locker = %[3]s.locker)`
-)
-
-// operating are the statements for seeing locks, and for taking them away.
-type operating struct {
-	add, remove, records, names, sweepHolders        string // of holders
-	revocations, done, sweepRevocations              string
-	fence, noteRevoked, noteBroken, broken, withdraw string
-}
-
-func operatingIn(fill func(sql string) string) operating {
-	return operating{
-		add: fill(addRecordsSQL), remove: fill(removeRecordsSQL), records: fill(recordsSQL), names: fill(namesSQL),
-		sweepHolders:     fmt.Sprintf(sweepSQL, lockerMark, fill("$ns.holder"), "holder"),
-		sweepRevocations: fmt.Sprintf(sweepSQL, lockerMark, fill("$ns.revocation"), "revocation"),
-		revocations:      fill(revocationsSQL), done: fill(doneSQL), fence: fill(fenceSQL),
-		noteRevoked: fill(strings.NewReplacer("$broken", "", "$true", "", "$again", anewSQL).Replace(noteSQL)),
-		noteBroken:  fill(strings.NewReplacer("$broken", ", broken", "$true", ", true", "$again", "%[7]s != ''").Replace(noteSQL)),
-		broken:      fill(brokenSQL), withdraw: fill(withdrawSQL),
-	}
-}
-
-func (o operating) addRecords(id int32, hs []*holding) string {
-	var names, holders []string
-	var tokens, pids, modes, slots, ages []int64
-	for _, h := range hs {
-		names, holders = append(names, h.request.Name()), append(holders, h.request.Holder)
-		tokens, pids = append(tokens, int64(h.token)), append(pids, int64(h.session.conn.PID())) //nolint:gosec // it fits
-		modes, slots = append(modes, int64(h.request.Mode)), append(slots, int64(h.number))
-		ages = append(ages, time.Since(h.granted).Microseconds())
-	}
-	return fmt.Sprintf(o.add, id, hexArray(names), arrayOf(tokens), arrayOf(pids), hexArray(holders), arrayOf(modes),
-		arrayOf(slots), arrayOf(ages))
-}
-
-func (o operating) removeRecords(hs []*holding) string {
-	var names []string
-	var tokens []int64
-	for _, h := range hs {
-		names, tokens = append(names, h.request.Name()), append(tokens, int64(h.token)) //nolint:gosec // it fits
-	}
-	return fmt.Sprintf(o.remove, hexArray(names), arrayOf(tokens))
-}
-
-// recordsOf returns the statement for the records of a name.
-func (o operating) recordsOf(name string) string {
-	return fmt.Sprintf(o.records, "name = "+bytea(name))
-}
-
-// recordsUnder returns the statement for those of the next names that begin with a prefix.
-func (o operating) recordsUnder(prefix, after string) string {
-	return fmt.Sprintf(o.records, fmt.Sprintf(o.names, under(prefix), bytea(after), pageSize))
-}
-
-// under returns the condition for names that begin with a prefix.
-func under(prefix string) string {
-	condition := "name >= " + bytea(prefix)
-	end := []byte(prefix)
-	for len(end) > 0 && end[len(end)-1] == 0xff {
-		end = end[:len(end)-1]
-	}
-	if len(end) > 0 {
-		end[len(end)-1]++
-		condition += " AND name < " + bytea(string(end))
-	}
-	return condition
-}
-
-// bytea writes bytes as Postgres reads them.
-func bytea(s string) string { return `'\x` + hex.EncodeToString([]byte(s)) + "'::bytea" }
-
-// hexArray writes an array of bytes in hexadecimal.
-func hexArray(texts []string) string {
-	quoted := make([]string, len(texts))
-	for i, text := range texts {
-		quoted[i] = `"` + hex.EncodeToString([]byte(text)) + `"`
-	}
-	return "{" + strings.Join(quoted, ",") + "}"
-}
-
-// parseRecord reads a row of recordsSQL.
-func parseRecord(row []string) (r record, err error) {
-	const texts = "\x01\x00\x00\x00\x01\x00\x00\x00" // which columns are bytes
-	if len(row) != len(texts) {
-		return r, fmt.Errorf("%d columns", len(row))
-	}
-	var bytes [len(texts)][]byte
-	var numbers [len(texts)]int64
-	for i, text := range row {
-		if texts[i] == 1 {
-			bytes[i], err = hex.DecodeString(text)
-		} else {
-			numbers[i], err = strconv.ParseInt(text, 10, 64)
-		}
-		if err != nil {
-			return r, err
-		}
-	}
-	return record{
-		name: string(bytes[0]), token: uint64(numbers[1]), pid: int(numbers[2]), locker: int(numbers[3]), //nolint:gosec // it fits
-		holder: string(bytes[4]), mode: locker.Mode(numbers[5]), slot: int(numbers[6]), since: time.UnixMicro(numbers[7]), //nolint:gosec // likewise
-	}, nil
 }

@@ -83,7 +83,8 @@ func TestRecords(t *testing.T) {
 				t.Errorf("%q hold it; want %q", got, want)
 			}
 			for _, lease := range leases {
-				if !slices.ContainsFunc(info.Holders, func(h locker.HolderInfo) bool { return h.Token == lease.Token() }) {
+				is := func(h locker.HolderInfo) bool { return h.Token == lease.Token() }
+				if !slices.ContainsFunc(info.Holders, is) {
 					t.Errorf("%+v; want one with the token %d", info, lease.Token())
 				}
 			}
@@ -92,8 +93,8 @@ func TestRecords(t *testing.T) {
 				least = fmt.Sprint((ttl / 4).Seconds())
 			}
 			for _, h := range info.Holders {
-				if !admin.is("SELECT $1::timestamptz BETWEEN to_timestamp($2) AND clock_timestamp() - $3 * interval '1 s'",
-					h.Since, before, least) {
+				if !admin.is(`SELECT $1::timestamptz BETWEEN to_timestamp($2)
+					AND clock_timestamp() - $3 * interval '1 s'`, h.Since, before, least) {
 					t.Errorf("%s: held since %v", name, h.Since)
 				}
 				if !strings.HasPrefix(h.Session, "pid ") {
@@ -167,7 +168,9 @@ func TestList(t *testing.T) {
 	}
 	gone := mustTry(t, l, "many/gone")
 	raw.do("SELECT pg_advisory_lock($1)", pglock.Key("many/raw"))
-	eventually(t, "all are known", func() bool { return raw.count("SELECT count(*) FROM locker.holder") == len(leases)+1 })
+	eventually(t, "all are known", func() bool {
+		return raw.count("SELECT count(*) FROM locker.holder") == len(leases)+1
+	})
 	mustUnlock(t, gone)
 	is := func(prefix string, want ...string) {
 		t.Helper()
@@ -282,4 +285,26 @@ func TestRecordsWithoutTables(t *testing.T) {
 		t.Error(err)
 	}
 	mustUnlock(t, lease)
+}
+
+// TestOperateInANamespace: the name of the namespace has signs that mean something, to Postgres and to fmt.
+func TestOperateInANamespace(t *testing.T) {
+	t.Parallel()
+	server := pgtest.New(t, pgtest.Options{})
+	config := pglock.Config{Namespace: `a "%d" $1 '%s'`}
+	l := openConfig(t, config, server.URL(), locker.TTL(time.Hour), locker.Holder("worker"))
+	by := openConfig(t, config, server.URL(), locker.Holder("operator")).(*locker.Client)
+	revoked, broken := mustTry(t, l, "revoked"), mustTry(t, l, "broken")
+	eventually(t, "both are listed", func() bool { return len(list(t, by, "")) == 2 })
+	if h := inspect(t, by, "broken").Holders[0]; h.Name != "worker" || h.Token != broken.Token() {
+		t.Errorf("%+v; want the worker", h)
+	}
+	mustRevoke(t, by, "revoked")
+	wasRevoked(t, revoked)
+	unlockTaken(t, revoked)
+	if err := by.Break(t.Context(), "broken"); err != nil {
+		t.Errorf("Break: %v", err)
+	}
+	ends(t, broken, locker.ErrBroken)
+	eventually(t, "none is listed", func() bool { return len(list(t, by, "")) == 0 })
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/lockerkit/locker"
@@ -33,10 +34,14 @@ const (
 	// noteSQL notes a revocation of the locks that some sessions have. Who may not write into the column "broken" can
 	// revoke, and not break: so it is left out for that.
 	noteSQL = `INSERT INTO $ns.revocation AS old (key, token, by_whom, reason, pid, locker$broken)
-SELECT %[1]d, %[2]d, %[3]s, %[4]s, pid, locker$true FROM unnest('%[5]s'::bigint[], '%[6]s'::bigint[]) AS new (pid, locker)
+SELECT %[1]d, %[2]d, %[3]s, %[4]s, pid, locker$true
+FROM unnest('%[5]s'::bigint[], '%[6]s'::bigint[]) AS new (pid, locker)
 ON CONFLICT (key, pid, locker, broken) DO UPDATE
 SET token = excluded.token, by_whom = excluded.by_whom, reason = excluded.reason WHERE $again
 RETURNING pid`
+
+	// alwaysSQL is true, as names are not empty.
+	alwaysSQL = `%[7]s != ''`
 
 	// anewSQL is true for a session that was told before to let a lock go, and is known to have had it anew since.
 	anewSQL = `EXISTS (SELECT FROM $ns.holder WHERE holder.name = %[7]s
@@ -67,6 +72,11 @@ RETURNING pid`
 		AND classid::bigint << 32 | objid::bigint = %d AND pid = ANY ('%s'::bigint[])
 ) AS sessions`
 )
+
+// noteFor returns the statement for one kind of revocation.
+func noteFor(column, value, again string) string {
+	return strings.NewReplacer("$broken", column, "$true", value, "$again", again).Replace(noteSQL)
+}
 
 var errNotOfLocker = fmt.Errorf("%w: the key is held by a session that is no Locker's, which cannot be told",
 	errors.ErrUnsupported)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -67,7 +68,8 @@ func unlockTaken(t testing.TB, lease *locker.Lease) {
 func (s *session) hearing(app string) int {
 	s.t.Helper()
 	return s.count(fmt.Sprintf(`SELECT count(DISTINCT pid) FROM pg_locks JOIN pg_stat_activity USING (pid)
-		WHERE application_name = $1 AND locktype = 'advisory' AND objsubid = 2 AND classid = %d`, pglock.HearsMark), app)
+		WHERE application_name = $1 AND locktype = 'advisory' AND objsubid = 2 AND classid = %d`, pglock.HearsMark),
+		app)
 }
 
 // awaitHearing waits until it is told to a Locker what was revoked.
@@ -151,7 +153,8 @@ func TestRevokedWithoutAMessage(t *testing.T) {
 func (s *session) note(key string, token uint64) {
 	s.t.Helper()
 	s.do(fmt.Sprintf(`INSERT INTO locker.revocation (key, pid, locker, token, broken, by_whom, reason)
-		SELECT $1, locks.pid, marks.objid::bigint, $2, false, '', '' FROM pg_locks AS locks JOIN pg_locks AS marks USING (pid)
+		SELECT $1, locks.pid, marks.objid::bigint, $2, false, '', ''
+		FROM pg_locks AS locks JOIN pg_locks AS marks USING (pid)
 		WHERE locks.locktype = 'advisory' AND locks.objsubid = 1 AND locks.granted
 			AND locks.classid::bigint << 32 | locks.objid::bigint = $1
 			AND marks.locktype = 'advisory' AND marks.objsubid = 2 AND marks.classid = %d`, pglock.LockerMark),
@@ -246,7 +249,9 @@ func TestRevokeNextOnTheSameSession(t *testing.T) {
 		mustRevoke(t, by, key)
 		wasRevoked(t, reader)
 		next := mustTry(t, l, key, locker.Shared()) // beside the one that was revoked
-		eventually(t, "it is known", func() bool { return admin.records(key) == 2 })
+		eventually(t, "it is known", func() bool {
+			return admin.is("SELECT count(*) > 0 FROM locker.holder WHERE token = $1", int64(next.Token()))
+		})
 		unlockTaken(t, reader)
 		if err := next.Err(); err != nil {
 			t.Fatalf("a reader who has come later: %v", err)
@@ -468,6 +473,87 @@ func TestRevokeStubborn(t *testing.T) {
 	}
 	mustUnlock(t, next)
 	mustUnlock(t, spared)
+}
+
+// TestRevokeStorm has Lockers contend for a key that is revoked all the time. Some holders let go at once, others do
+// not. There are never two, and whoever is told that it was revoked had it at that time.
+func TestRevokeStorm(t *testing.T) {
+	t.Parallel()
+	const lockers, ttl, lasting = 4, 2 * time.Second, 5 * time.Second
+	url, key := pgtest.URL(t), unique("key")
+	by := operator(t, url)
+	ctx, cancel := context.WithTimeout(t.Context(), lasting)
+	defer cancel()
+	var mu sync.Mutex
+	var holder *locker.Lease
+	var token uint64
+	var revoked, kept int
+	var wg sync.WaitGroup
+	for i := range lockers {
+		l := open(t, url, locker.TTL(ttl), locker.Holder(fmt.Sprint("worker ", i)))
+		wg.Go(func() {
+			for n := i; ctx.Err() == nil; n++ {
+				lease, err := l.Lock(ctx, key)
+				if err != nil {
+					if ctx.Err() == nil {
+						t.Error(err)
+					}
+					return
+				}
+				mu.Lock()
+				if holder != nil && holder.Err() == nil {
+					t.Error("two holders")
+				}
+				if lease.Token() <= token {
+					t.Errorf("token %d after %d", lease.Token(), token)
+				}
+				holder, token = lease, lease.Token()
+				mu.Unlock()
+				select {
+				case <-lease.Done():
+				case <-time.After(100 * time.Millisecond):
+				}
+				mu.Lock()
+				if errors.Is(lease.Err(), locker.ErrRevoked) {
+					revoked++
+				} else { // or the machine was too busy to renew it
+					kept++
+				}
+				mu.Unlock()
+				if n%8 == 0 && lease.Err() != nil { // it does not let go
+					left := time.Until(lease.Deadline())
+					mu.Lock()
+					if holder != lease && left > 0 {
+						t.Errorf("somebody else had the key %v before the end of the lease", left)
+					}
+					mu.Unlock()
+					continue
+				}
+				mu.Lock()
+				if holder == lease {
+					holder = nil
+				}
+				mu.Unlock()
+				_ = lease.Unlock()
+			}
+		})
+	}
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			if err := by.Revoke(ctx, key, why); err != nil && !errors.Is(err, locker.ErrNotHeld) && ctx.Err() == nil {
+				t.Error(err)
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	})
+	wg.Wait()
+	t.Logf("%d leases were revoked, %d were not", revoked, kept)
+	if revoked == 0 {
+		t.Error("no lease was revoked")
+	}
 }
 
 // TestRevokeTimes measures how long it takes from Revoke to the next holder, of holders that let go at once, that do

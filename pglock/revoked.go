@@ -11,8 +11,8 @@ import (
 	"github.com/lockerkit/locker"
 )
 
-// Revocations, as holders see them; see revoke.go for who makes them. They are in a table, by the key and the session of
-// the holder, and up to a token: a later holder, also on that session, has a greater one. A Locker learns of them by
+// Revocations, as holders see them; see revoke.go for who makes them. They are in a table, by the key and the session
+// of the holder, and up to a token: a later holder, also on that session, has a greater one. A Locker learns of them by
 // looking there: when a notification says so, for which it listens as soon as it has a lease that is renewed, or is
 // recorded, and behind that at renewals, four times per TTL at most. It looks on the lookout, never on a session that
 // has leases.

@@ -209,6 +209,6 @@ func statementsFor(namespace string) statements {
 		raise:     fill(raiseSQL),
 		mint:      fill("pg_catalog.nextval($token)"),
 		limit:     fill("$limit"),
-		operating: operatingIn(fill),
+		operating: operatingIn(namespace),
 	}
 }
