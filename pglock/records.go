@@ -15,8 +15,9 @@ import (
 //
 // They are written where that costs nobody much: for who has given his name (the option Holder) soon after the grant,
 // for others when the lease is about to be renewed for the first time, so that those that last have one; in batches,
-// and on the lookout. A lock that was given back before leaves no trace. A record counts for as long as its session has the
-// lock. Those of sessions that are over are swept away by other Lockers.
+// and on the lookout. A lock that was given back before leaves no trace. A record counts for as long as its session has
+// the lock: so it may still be taken for that of who has got the lock there next, until it is removed, soon after the
+// release. Those of sessions that are over are swept away by other Lockers.
 
 const (
 	// recordAfter is how long records are gathered.
@@ -98,14 +99,10 @@ func (b *backend) tendRecords() {
 	for {
 		b.mu.Lock()
 		r := &b.records
-		if !b.looksOrMay() { // it would take a connection that the server does not have
-			b.giveUpRecords(r.add)
-			r.add = nil
-		}
 		add, remove := b.untoldRecords()
 		if len(add)+len(remove) == 0 {
 			r.tended = false
-			if len(r.remove) > 0 {
+			if len(r.add)+len(r.remove) > 0 { // it would take a connection that the server does not have
 				b.tendRecordsSoon(silence)
 			}
 			b.mu.Unlock()
@@ -121,16 +118,25 @@ func (b *backend) tendRecords() {
 		}
 		_, errs := b.consult(b.life, messages...)
 		b.mu.Lock()
-		if len(add) > 0 && errs[0] != nil {
-			b.giveUpRecords(add)
-			r.pause.heed(errs[0])
-		}
-		if len(remove) > 0 && errs[len(errs)-1] != nil && !r.pause.heed(errs[len(errs)-1]) {
-			r.remove = append(remove, r.remove...)
+		pause := recordAfter
+		for i, err := range errs {
+			switch refused := r.pause.heed(err); {
+			case err == nil:
+			case i == 0 && len(add) > 0 && refused:
+				for _, h := range add {
+					h.recorded = unrecorded
+				}
+			case i == 0 && len(add) > 0: // they may have been written all the same
+				r.add = append(add, r.add...)
+				pause = silence
+			case !refused:
+				r.remove = append(remove, r.remove...)
+				pause = silence
+			}
 		}
 		b.mu.Unlock()
 		select {
-		case <-time.After(recordAfter):
+		case <-time.After(pause):
 		case <-b.life.Done():
 		}
 	}
@@ -161,13 +167,6 @@ func (b *backend) untoldRecords() (add, remove []*holding) {
 	n = min(len(r.remove), mostRecords)
 	remove, r.remove = slices.Clone(r.remove[:n]), r.remove[n:]
 	return add, remove
-}
-
-// giveUpRecords notes that there may be no records, for the time being. b.mu is held.
-func (b *backend) giveUpRecords(hs []*holding) {
-	for _, h := range hs {
-		h.recorded = unrecorded // the next renewal tries again
-	}
 }
 
 // readRecords reads records by a statement.
