@@ -99,8 +99,8 @@ func AlsoOthers() BreakOption {
 // Those who hold it together, in a mode, are all told, and others of that mode get in beside them as ever. Whoever
 // waits is not told.
 //
-// A holder whose process answers is told within about a round trip; one that is frozen or cut off learns of it as of
-// every other loss.
+// A holder whose process answers is told within about a round trip, or at its first renewal if there was none yet; one
+// that is frozen or cut off learns of it as of every other loss.
 //
 // It returns ErrNotHeld if nobody holds the key. It returns errors.ErrUnsupported if the backend cannot do it, or the
 // holder is a client of another kind. Other errors are ErrInvalidKey, ErrInvalidOption for a reason longer than
@@ -117,7 +117,8 @@ func (c *Client) Revoke(ctx context.Context, key, reason string) error {
 // is smaller than the tokens of all who come after, so that a resource that checks tokens refuses it. If it lives, its
 // lease ends with ErrLost and ErrBroken. Revoke is the safe way.
 //
-// On Postgres, where a lock lives and dies with its connection, other leases may end with it: see OthersError.
+// On Postgres, where a lock lives and dies with its connection, the holder's Locker is asked first. If it does not answer
+// within a second, other leases may end with this one: see OthersError.
 //
 // It returns the errors of Revoke, but also breaks locks of clients of another kind, as far as the store can. It is
 // bounded by ctx and by the TTL of this Client.

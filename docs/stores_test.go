@@ -16,6 +16,7 @@ import (
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/etcdtest"
+	"github.com/lockerkit/locker/internal/locktest"
 	"github.com/lockerkit/locker/internal/pgtest"
 	"github.com/lockerkit/locker/internal/redistest"
 	"github.com/lockerkit/locker/internal/testserver"
@@ -134,7 +135,9 @@ func TestBreakPostgres(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer admin.Close(context.WithoutCancel(t.Context()))
-	lease, next := standoff(t, func() (locker.Locker, error) { return pglock.Open(t.Context(), server.URL()) })
+	lease, next := standoff(t, func() (locker.Locker, error) {
+		return pglock.Open(t.Context(), server.URL(), locker.Holder("worker"))
+	})
 	// The same key in another database is another lock.
 	if _, err := admin.Exec(t.Context(), "CREATE DATABASE other"); err != nil {
 		t.Fatal(err)
@@ -148,7 +151,7 @@ func TestBreakPostgres(t *testing.T) {
 		t.Fatal(err)
 	}
 	find := blocks(section(t, "A lock that does not come free"), "sql")
-	if len(find) != 1 {
+	if len(find) != 2 {
 		t.Fatalf("%d blocks of SQL", len(find))
 	}
 	rows, err := admin.Query(t.Context(), find[0])
@@ -167,6 +170,23 @@ func TestBreakPostgres(t *testing.T) {
 	}
 	if holder.ApplicationName != "locker" {
 		t.Errorf("%+v", holder)
+	}
+	type record struct {
+		ConvertFrom string
+		Token       uint64
+		Since       time.Time
+		PID         int
+	}
+	known := func() (record, error) {
+		rows, err := admin.Query(t.Context(), find[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pgx.CollectExactlyOneRow(rows, pgx.RowToStructByName[record])
+	}
+	locktest.Eventually(t, "its name is in the table", func() bool { _, err := known(); return err == nil })
+	if r, _ := known(); r.ConvertFrom != "worker" || r.PID != holder.PID || r.Token != lease.Token() {
+		t.Errorf("%+v; want the worker", r)
 	}
 	if _, err := admin.Exec(t.Context(), "SELECT pg_terminate_backend($1)", holder.PID); err != nil {
 		t.Fatal(err)

@@ -15,7 +15,7 @@ import (
 // maxTimeout is the longest idle_session_timeout that Postgres accepts.
 const maxTimeout = (1<<31 - 1) * time.Millisecond
 
-// backend is a locker.Backend, a locker.Queue, a locker.Expirer and a locker.Inspector.
+// backend is a locker.Backend, a locker.Queue, a locker.Expirer, a locker.Inspector and a locker.Revoker.
 //
 // Session locks stack: a session that asks again for what it has gets it. So everything that this Locker has or asks
 // for is in a table here, and a session has one request per key under way at a time. Another one is only asked while
@@ -37,7 +37,10 @@ type backend struct {
 	leases   []*leaseSession // for locks taken without waiting, one for each TTL
 	waits    waitSessions
 	hints    hints
-	looking  *leaseSession                   // to inspect on; nil if there is none
+	looking  *leaseSession                   // to look and to tell on, see lookout; nil if there is none
+	watched  int                             // how many of the locks that are held make it worth to listen
+	looks    looks                           // for revocations
+	records  records                         // of those who hold locks here
 	raising  []func(limit uint64, err error) // who waits for a greater limit of tokens
 }
 
@@ -46,6 +49,7 @@ var (
 	_ locker.Queue     = (*backend)(nil)
 	_ locker.Expirer   = (*backend)(nil)
 	_ locker.Inspector = (*backend)(nil)
+	_ locker.Revoker   = (*backend)(nil)
 )
 
 // slot is what this Locker knows of a key that it holds, tries to take, or waits for.
@@ -82,7 +86,12 @@ type holding struct {
 	number  int // with locker.ModeSlots, else 0
 	slot    *slot
 	session *session
+	granted time.Time // about when
 	expires time.Time // from then on it is not renewed any more, and given back
+
+	watched  bool               // it has lasted for a while
+	recorded recording          // where others can read of it
+	revoked  *locker.Revocation // it is not renewed any more, and kept for who had it
 }
 
 func (h *holding) isExpired(now time.Time) bool { return !now.Before(h.expires) }
@@ -107,7 +116,9 @@ func (r *release) isDone() bool {
 
 // Features says what the backend can do.
 func (b *backend) Features() locker.Features {
-	return locker.Features{HeedsContext: true, Queue: true, Expirer: true, Shared: true, Slots: true, Inspect: true}
+	return locker.Features{
+		HeedsContext: true, Queue: true, Expirer: true, Shared: true, Slots: true, Inspect: true, Revoke: true,
+	}
 }
 
 // storeName is that of the store in errors.
@@ -391,8 +402,7 @@ func (b *backend) hold(sl *slot, s *session, r locker.Request, o outcome) (locke
 	for old := sl.against(r.Mode, o.number); old != nil; old = sl.against(r.Mode, o.number) {
 		// The server would not have given the lock to another session if that of the holder were not over, which we
 		// have yet to hear. Of two leases of one Locker, too, the first has to end before the second begins.
-		sl.dropHolding(old)
-		delete(old.session.locks, old)
+		b.dropHolding(old)
 		old.request.ReportLost(errUnowned)
 		b.begin(func() { old.session.fail(errUnowned) }) // or it would keep the lock for good, should it live after all
 	}
@@ -401,13 +411,33 @@ func (b *backend) hold(sl *slot, s *session, r locker.Request, o outcome) (locke
 		sl.newest = [3]uint64{} // they may have gone back
 	}
 	sl.newest[r.Mode] = max(sl.newest[r.Mode], o.token)
-	h := &holding{request: r, token: o.token, slot: sl, session: s, expires: expiry(o.sent, r.TTL)}
+	h := &holding{
+		request: r, token: o.token, slot: sl, session: s, granted: sl.granted, expires: expiry(o.sent, r.TTL),
+	}
 	if r.Mode == locker.ModeSlots {
 		h.number = o.number
 	}
-	sl.held = append(sl.held, h)
-	s.locks[h] = struct{}{}
+	b.addHolding(h)
 	return locker.Grant{Request: r, Token: o.token, Slot: h.number, Sent: o.sent}, nil
+}
+
+// addHolding notes that there is a holder. b.mu is held.
+func (b *backend) addHolding(h *holding) {
+	h.slot.held = append(h.slot.held, h)
+	h.session.locks[h] = struct{}{}
+	if h.request.Holder != "" || h.slot.isRevoked() {
+		b.record(h)
+	}
+}
+
+// dropHolding notes that somebody is no holder any more. b.mu is held.
+func (b *backend) dropHolding(h *holding) {
+	h.slot.held = slices.DeleteFunc(h.slot.held, func(other *holding) bool { return other == h })
+	delete(h.session.locks, h)
+	if h.watched {
+		b.watched--
+	}
+	b.unrecord(h)
 }
 
 // giveBack gives a lock back that nobody wants, and then calls then, with b.mu held, to note that the request is over.
@@ -469,16 +499,24 @@ type renewals struct {
 // Renew implements locker.Backend. A lock is as alive as its session, so that one heartbeat renews all that are in one.
 // What the sessions answer is reported as it comes, as one of them may hang.
 func (b *backend) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
-	var lost []int
+	lost := make(map[int]error)
 	sessions := make(map[*session]*renewals)
 	now := time.Now()
+	every := locker.MaxTTL
 	b.mu.Lock()
 	for i, g := range gs {
 		h := b.heldBy(g)
 		if h == nil || h.isExpired(now) {
-			lost = append(lost, i)
+			lost[i] = locker.ErrLost
 			continue
 		}
+		if h.revoked != nil {
+			lost[i] = h.refusal()
+			continue
+		}
+		b.watch(h)
+		b.record(h)
+		every = min(every, g.TTL)
 		rs := sessions[h.session]
 		if rs == nil {
 			rs = new(renewals)
@@ -486,6 +524,7 @@ func (b *backend) Renew(ctx context.Context, gs []locker.Grant, done func(int, l
 		}
 		rs.holdings, rs.indices = append(rs.holdings, h), append(rs.indices, i)
 	}
+	looked, patience := b.lookEvery(every/4), time.Now().Add(every/16)
 	answered := make(chan *renewals, len(sessions)) // has room, as this may not wait for all
 	for s, rs := range sessions {
 		beat := func() { s.heartbeat(func(a answer) { rs.answer = a; answered <- rs }) }
@@ -495,8 +534,8 @@ func (b *backend) Renew(ctx context.Context, gs []locker.Grant, done func(int, l
 		}
 	}
 	b.mu.Unlock()
-	for _, i := range lost {
-		done(i, locker.Renewal{Err: locker.ErrLost})
+	for i, err := range lost {
+		done(i, locker.Renewal{Err: err})
 	}
 	missing := make(map[*renewals]bool, len(sessions))
 	for _, rs := range sessions {
@@ -519,6 +558,7 @@ func (b *backend) Renew(ctx context.Context, gs []locker.Grant, done func(int, l
 			}
 		}
 		delete(missing, rs)
+		looked.await(patience)
 		b.renewed(rs, done)
 	}
 }
@@ -532,6 +572,8 @@ func (b *backend) renewed(rs *renewals, done func(int, locker.Renewal)) {
 		switch {
 		case h.slot.holdingOf(h.request.Owner) != h || h.isExpired(now): // given back or lost meanwhile
 			results[i].Err = locker.ErrLost
+		case h.revoked != nil:
+			results[i].Err = h.refusal()
 		case rs.answer.err != nil:
 			results[i].Err = explain(rs.answer.err)
 		default:
@@ -591,10 +633,9 @@ func (b *backend) Release(ctx context.Context, g locker.Grant) error {
 func (b *backend) letGo(h *holding, wait bool) *release {
 	s, session := h.slot, h.session
 	rel := &release{owner: h.request.Owner, session: session, done: make(chan struct{})}
-	s.dropHolding(h)
+	b.dropHolding(h)
 	s.leaving = append(s.leaving, rel)
 	s.busy++
-	delete(session.locks, h)
 	session.used = time.Now()
 	returning := 0
 	if b.waits.has(session) {
@@ -631,6 +672,9 @@ func (b *backend) letGo(h *holding, wait bool) *release {
 		b.finish(s)
 		b.parkLocked(session)
 		b.arrange(s)
+		if h.revoked != nil { // nobody needs to be told of that any more
+			b.look()
+		}
 	}
 	back := s.back(session, h.request.Mode, h.number, then)
 	b.mu.Unlock()

@@ -293,14 +293,14 @@ func (w *wire) unlockAgain(r *request) {
 }
 
 // unlockAll gives back the lock that a session for waiting may have. To unlock what it may not have would put
-// a warning into the log of the server.
+// a warning into the log of the server. The session's mark is put on anew.
 func (w *wire) unlockAll(then func()) {
 	w.askText(&message{answered: func(a answer) {
 		if a.err != nil {
 			w.fail(a.err)
 		}
 		then()
-	}}, "SELECT %d, pg_advisory_unlock_all()")
+	}}, "SELECT %d, pg_advisory_unlock_all();"+w.conn.mark)
 }
 
 // giveUp ends tries that failed. Their locks may have been taken: what locks a session has does not depend on whether

@@ -82,7 +82,7 @@ func TestConformance(t *testing.T) {
 			ConnectionBound: "an advisory lock ends with its session",
 			// A place for each waiter would cost a connection for each of them.
 			OrderedPerLocker: "a Locker has one place in the server's line, on one connection, for all its waiters on a key",
-			ListsInPart:      "Postgres keeps hashes of names",
+			ListsInPart:      "names are in a table to which they are added when a lease is renewed",
 		},
 	})
 }

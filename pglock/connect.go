@@ -37,11 +37,20 @@ type connector struct {
 	namespace     string
 	create        bool // the tables, if they are missing
 	sql           statements
+	id            int32       // of the Locker, with which its sessions are marked
 	reached       atomic.Bool // Postgres has answered there
 }
 
+// purpose is what a session is for.
+type purpose bool
+
+const (
+	toLock purpose = true  // to have locks, or to wait for them
+	toLook purpose = false // for all else; it takes no permission, and no table has to be there
+)
+
 // connect makes a connection on which nothing remains but to send requests.
-func (c *connector) connect(ctx context.Context, timeout time.Duration) (server, error) {
+func (c *connector) connect(ctx context.Context, timeout time.Duration, why purpose) (server, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectWithin)
 	defer cancel()
 	config := c.config.Copy()
@@ -58,7 +67,7 @@ func (c *connector) connect(ctx context.Context, timeout time.Duration) (server,
 		return server{}, explain(err)
 	}
 	s := server{PgConn: conn.PgConn()}
-	if err = c.prepare(ctx, conn, timeout, &s); err != nil {
+	if err = c.prepare(ctx, conn, timeout, why, &s); err != nil {
 		// Not a polite end, for which the server would have to answer.
 		_ = s.Conn().Close()
 		return server{}, explain(err)
@@ -140,10 +149,13 @@ type server struct {
 	*pgconn.PgConn
 	started string // when, as the server writes it: with the process id, it tells it from all others
 	limit   uint64 // the greatest token that may be used
+	mark    string // puts a mark on it; "" if it is not for locks
 }
 
 // prepare makes a new connection fit to carry locks, or says why it cannot be.
-func (c *connector) prepare(ctx context.Context, conn *pgx.Conn, timeout time.Duration, s *server) (err error) {
+func (c *connector) prepare(
+	ctx context.Context, conn *pgx.Conn, timeout time.Duration, why purpose, s *server,
+) (err error) {
 	if c.afterConnect != nil {
 		if err := c.afterConnect(ctx, conn); err != nil {
 			return err
@@ -163,7 +175,11 @@ func (c *connector) prepare(ctx context.Context, conn *pgx.Conn, timeout time.Du
 	if err := applySettings(ctx, pg, timeout); err != nil {
 		return err
 	}
-	err = pg.Exec(ctx, c.sql.prepare).Close()
+	if why == toLook {
+		return pg.SyncConn(ctx)
+	}
+	s.mark = markSQL(lockerMark, c.id)
+	err = pg.Exec(ctx, s.mark+c.sql.prepare).Close()
 	if isCode(err, "42P01", "3F000") { // undefined table, undefined schema
 		if !c.create {
 			return fmt.Errorf("%w: %w", ErrNoTables, err)

@@ -11,16 +11,15 @@
 //
 // A lock is an advisory lock of a session
 // (https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS) under a key of 64 bits, see Key. It
-// excludes everybody who locks the same key in the same database. There is no record of it: pg_locks shows the key,
-// and pg_stat_activity the session. So the option locker.Holder has no effect here, and errors do not say who holds a
-// key. Client.Inspect tells the sessions that hold a key or wait for it, as Postgres knows them, on a connection of its
-// own. Client.List is an errors.ErrUnsupported, as there are no names to list.
+// excludes everybody who locks the same key in the same database. pg_locks shows the key, and pg_stat_activity the
+// session; the rest is under "Seen, and taken away" below.
 //
 // All locks that a Locker takes without waiting are on one connection, whatever their number. What goroutines ask for
 // at the same time goes to the server in one statement. Each different TTL has a connection of its own; from the fifth
 // on, leases share that of the next longer TTL, or make the longest one longer. They still end after their own TTL,
 // except those of a process that is frozen or cut off, which the server then frees after the longer one. It takes a
-// lock table with room: max_locks_per_transaction times max_connections, for everybody on the server.
+// lock table with room: max_locks_per_transaction times max_connections, for everybody on the server. A connection that
+// may have locks takes an entry of its own: a mark, by which others see that it is a Locker's.
 //
 // # The lease
 //
@@ -62,6 +61,29 @@
 // When somebody leaves who had the lock alone, the readers of several Lockers, and those who wait for slots, that are
 // in line behind him go on at the same moment. They are then not in order of arrival among themselves.
 //
+// # Seen, and taken away
+//
+// Holders are written down in a table: who has the option locker.Holder 50 ms after the grant, all others when their
+// leases are renewed for the first time, in batches, on a connection without locks. Client.Inspect reads the sessions
+// that hold a key or wait for it from pg_locks, and their names, tokens and times from that table. Client.List tells of
+// the keys in the table that are held; so it leaves out those that were locked less than a third of a TTL ago. Who
+// waits is told no name: Error.Holder is empty.
+//
+// The table is unlogged, and neither locks nor leases depend on it, or wait for it. Who may not write to it, or finds
+// it locked by others, locks all the same, and is not to be seen.
+//
+// Client.Revoke writes into another table, and notifies the Lockers of the holders, on the channel "locker_revoked". A
+// Locker listens from the first time on that it renews a lease, or writes a holder down. Behind that it looks into the
+// table when it renews, four times per TTL at most, and before that renewal counts. So if a notification is lost, the
+// holder is told at the next look. With locker.NoRenew and without a Holder, it may not be told at all. A holder that
+// does not unlock keeps its key to the end of its lease; then its Locker gives back that key alone. A session that is
+// no Locker's, of LockTx too, cannot be told, and is an errors.ErrUnsupported.
+//
+// Client.Break does the same, upon which a Locker that listens gives the key back at once, and no other. If it has not
+// within a second, or does not listen, Break ends its session (pg_terminate_backend). All leases on that end: so if
+// there are others, that takes the option locker.AlsoOthers. Those of them whose Locker is cut off believe in their
+// leases until their deadlines.
+//
 // # Fencing tokens
 //
 // A token is minted by the statement that takes the lock, from a sequence. A sequence alone may go back in a crash,
@@ -71,8 +93,8 @@
 // at the server's clock in microseconds, if that is greater. Compared with a row per lock that is updated and
 // committed, this needs no wait for the disk, nor for each other, and makes no dead rows.
 //
-// Each connection reads the ceiling when it is made, and no table afterwards. So whoever locks these tables, for a
-// dump or a VACUUM FULL, keeps new connections waiting, and no leases.
+// Each connection that has locks reads the ceiling when it is made, and no table afterwards. So whoever locks these
+// tables, for a dump or a VACUUM FULL, keeps new connections waiting, and no leases.
 //
 // Tokens therefore survive crashes, restarts and failover to a synchronous standby. They can go back only if the
 // ceiling is lost (an asynchronous standby takes over, a backup is restored) and the server's clock is behind the

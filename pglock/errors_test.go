@@ -195,8 +195,8 @@ func TestGrants(t *testing.T) {
 		t.Run("without "+missing, func(t *testing.T) {
 			l, app := limited(t, slices.Delete(slices.Clone(grants), i, i+1))
 			failures.CheckAcquires(t, l, "k", pglock.ErrPermission, "permission denied")
-			if n := admin.count(`SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
-				WHERE locktype = 'advisory' AND usename = $1`, app); n != 0 {
+			if n := admin.count("SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE usename = $1 AND "+
+				anyLock, app); n != 0 {
 				t.Errorf("%d locks were left behind", n)
 			}
 		})
@@ -246,7 +246,7 @@ func TestLockTableFull(t *testing.T) {
 			t.Fatalf("a lease was lost: %v", err)
 		}
 	}
-	if n := admin.count("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"); n != len(leases) {
+	if n := admin.count("SELECT count(*) FROM pg_locks WHERE " + anyLock); n != len(leases) {
 		t.Errorf("%d locks for %d leases", n, len(leases))
 	}
 	for _, lease := range leases[:len(leases)/2] {

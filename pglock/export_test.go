@@ -15,6 +15,12 @@ func NewBackend(pool *pgxpool.Pool) locker.Backend { return Config{}.forPool(poo
 // NewBackend is like the function NewBackend.
 func (c Config) NewBackend(pool *pgxpool.Pool) locker.Backend { return c.forPool(pool) }
 
+// The marks on sessions of Lockers.
+const (
+	LockerMark = lockerMark
+	HearsMark  = hearsMark
+)
+
 // InLine returns how many calls of Wait are in line for a name at a Backend.
 func InLine(b locker.Backend, name string) int {
 	p := b.(*backend)
@@ -97,6 +103,9 @@ func Left(b locker.Backend) (left string) {
 	}
 	if len(p.hints.free) > 0 || len(p.hints.marked) > 0 {
 		left += fmt.Sprintf("hints: %d to be sent, %d keys marked; ", len(p.hints.free), len(p.hints.marked))
+	}
+	if n := len(p.records.add) + len(p.records.remove); n > 0 || p.watched != 0 {
+		left += fmt.Sprintf("%d records to be written or removed, %d locks watched; ", n, p.watched)
 	}
 	for s := range p.sessions {
 		s.mu.Lock()

@@ -95,7 +95,7 @@ func (b *backend) openHints() bool {
 	}
 	w.connecting()
 	b.mu.Unlock()
-	s, err := b.open(connectWithin)
+	s, err := b.open(connectWithin, toLook)
 	if err == nil {
 		s.listen()
 	}

@@ -25,9 +25,12 @@ type marks struct {
 	first          int64 // that of slot 0, which one holder has alone; those of the others follow
 }
 
+// slotBits is how many bits of their keys the slots of a lock differ in: enough for locker.MaxSlots.
+const slotBits = 14
+
 func marksOf(key int64) marks {
 	sum := sha256.Sum256(binary.BigEndian.AppendUint64(nil, uint64(key)))
 	word := func(i int) int64 { return int64(binary.BigEndian.Uint64(sum[8*i:])) }
-	const room = 1<<14 - 1 // for locker.MaxSlots
+	const room = 1<<slotBits - 1
 	return marks{readers: word(0), slots: word(1), gate: word(2), first: word(3) &^ room}
 }

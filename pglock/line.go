@@ -256,7 +256,7 @@ func (b *backend) openSpare(timeout time.Duration) {
 	w.count++
 	w.connecting()
 	w.spare = b.begin(func() {
-		s, err := b.open(timeout)
+		s, err := b.open(timeout, toLock)
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		w.spare = false
@@ -272,7 +272,7 @@ func (b *backend) openSpare(timeout time.Duration) {
 
 // openPlace makes a session for a place.
 func (b *backend) openPlace(p *place, timeout time.Duration) {
-	s, err := b.open(timeout)
+	s, err := b.open(timeout, toLock)
 	b.mu.Lock()
 	b.waits.connected(err)
 	switch {

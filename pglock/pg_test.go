@@ -159,6 +159,10 @@ func (s *session) connections(app string) int {
 	return s.count("SELECT count(*) FROM pg_stat_activity WHERE application_name = $1", app)
 }
 
+// anyLock is true of advisory locks, but not of the marks on the sessions of Lockers.
+var anyLock = fmt.Sprintf("locktype = 'advisory' AND (objsubid = 1 OR classid NOT IN (%d, %d))",
+	pglock.LockerMark, pglock.HearsMark)
+
 const oneKey = `locktype = 'advisory' AND objsubid = 1
 	AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 	AND (classid::bigint << 32 | objid::bigint) = $1`
@@ -204,8 +208,8 @@ func (s *session) waitingFor(name string) int {
 // locks returns how many advisory locks those with an application_name have or wait for.
 func (s *session) locks(app string) int {
 	s.t.Helper()
-	return s.count(`SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
-		WHERE locktype = 'advisory' AND application_name = $1`, app)
+	return s.count("SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE application_name = $1 AND "+
+		anyLock, app)
 }
 
 // isFree takes the lock of a name, as anybody can who is not a Locker, and gives it back.

@@ -137,7 +137,7 @@ func (w *wire) readAnswer() error {
 			}
 			w.partial.rows = append(w.partial.rows, row)
 		case *pgproto3.NotificationResponse:
-			w.events.hinted(msg.Payload)
+			w.events.notified(msg.Channel, msg.Payload)
 		case *pgproto3.ErrorResponse:
 			err := pgconn.ErrorResponseToPgError(msg)
 			if !isOfStatement(err) {

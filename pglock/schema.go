@@ -26,17 +26,41 @@ CREATE UNLOGGED TABLE IF NOT EXISTS $ns.token_limit (
 	sequence oid NOT NULL,
 	ceiling bigint NOT NULL
 );
+CREATE UNLOGGED TABLE IF NOT EXISTS $ns.holder (
+	name bytea,
+	token bigint,
+	pid integer NOT NULL,
+	locker integer NOT NULL,
+	holder bytea NOT NULL,
+	mode integer NOT NULL,
+	slot integer NOT NULL,
+	since timestamptz NOT NULL,
+	PRIMARY KEY (name, token)
+);
+CREATE UNLOGGED TABLE IF NOT EXISTS $ns.revocation (
+	key bigint,
+	pid integer,
+	locker integer,
+	broken boolean DEFAULT false,
+	token bigint NOT NULL,
+	by_whom bytea NOT NULL,
+	reason bytea NOT NULL,
+	PRIMARY KEY (key, pid, locker, broken)
+);
 `
 )
 
 // SchemaSQL returns the statements that create what pglock needs in a database, for people's own migrations: a sequence
-// and two tables of one row, in a schema (namespace) of the given name. They may be run again, and do nothing then.
+// and four tables, in a schema (namespace) of the given name. They may be run again, and do nothing then.
 // A role that uses the locks needs no more than
 //
 //	GRANT USAGE ON SCHEMA locker TO app;
 //	GRANT SELECT, UPDATE ON SEQUENCE locker.token TO app;
 //	GRANT SELECT, UPDATE ON locker.token_ceiling TO app;
 //	GRANT SELECT, INSERT, DELETE ON locker.token_limit TO app;
+//
+// For others to read who it is, and for its locks to be revoked, there are further permissions: see
+// https://github.com/lockerkit/locker/blob/main/docs/operating.md#permissions. Without them, it locks all the same.
 func SchemaSQL(namespace string) string {
 	return inNamespace(namespaceSQL+tokensSQL, namespace)
 }
@@ -168,6 +192,8 @@ FROM $ns.token_ceiling, pg_database WHERE datname = current_database();
 type statements struct {
 	namespace, tokens, prepare, room, raise string
 
+	operating
+
 	mint, limit string // expressions
 }
 
@@ -183,5 +209,6 @@ func statementsFor(namespace string) statements {
 		raise:     fill(raiseSQL),
 		mint:      fill("pg_catalog.nextval($token)"),
 		limit:     fill("$limit"),
+		operating: operatingIn(namespace),
 	}
 }

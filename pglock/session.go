@@ -18,6 +18,7 @@ type session struct {
 	dead   bool
 	used   time.Time // when it was last needed
 	place  *place    // that it stands in
+	hears  bool      // it listens for revocations
 	ticker *time.Timer
 }
 
@@ -115,7 +116,7 @@ func (s *session) ended(cause error) {
 	lost := make([]locker.Request, 0, len(s.locks))
 	for h := range s.locks {
 		gone, lost = append(gone, h.slot), append(lost, h.request)
-		h.slot.dropHolding(h)
+		b.dropHolding(h)
 	}
 	s.locks = nil
 	delete(b.sessions, s)
@@ -142,7 +143,14 @@ func (s *session) ended(cause error) {
 	}
 }
 
+func (s *session) notified(channel, payload string) {
+	if channel == revokedChannel {
+		s.b.heard(payload)
+	} else {
+		s.b.hinted(payload)
+	}
+}
+
 func (s *session) closed()                                       { s.b.bury() }
-func (s *session) hinted(payload string)                         { s.b.hinted(payload) }
 func (s *session) tellFree(keys []int64)                         { s.b.tellFree(keys) }
 func (s *session) raiseLimit(then func(limit uint64, err error)) { s.b.raiseLimit(then) }

@@ -2,6 +2,8 @@ package pglock
 
 import (
 	"context"
+	"math"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -107,7 +109,7 @@ func (b *backend) openLease(ttl time.Duration) *leaseSession {
 	l := &leaseSession{timeout: ttl, ready: make(chan struct{})}
 	b.leases = append(b.leases, l)
 	if !b.begin(func() {
-		s, err := b.open(ttl)
+		s, err := b.open(ttl, toLock)
 		if err == nil {
 			s.boundLocks(ttl / 8)
 		}
@@ -156,8 +158,8 @@ func (b *backend) connecting() *leaseSession {
 }
 
 // open makes a session.
-func (b *backend) open(timeout time.Duration) (*session, error) {
-	server, err := b.connect(b.life, timeout)
+func (b *backend) open(timeout time.Duration, why purpose) (*session, error) {
+	server, err := b.connect(b.life, timeout, why)
 	if err != nil {
 		return nil, err
 	}
@@ -176,7 +178,7 @@ func (b *backend) raiseLimit(then func(limit uint64, err error)) {
 	b.mu.Lock()
 	b.raising = append(b.raising, then)
 	begun := len(b.raising) > 1 || b.begin(func() {
-		conn, err := b.connect(b.life, connectWithin)
+		conn, err := b.connect(b.life, connectWithin, toLock)
 		if err == nil {
 			_ = conn.Close(b.life)
 		}
@@ -215,7 +217,7 @@ func (b *backend) unneeded(s *session, idle time.Duration) bool {
 		}
 		b.hints.session, b.hints.marked = nil, nil
 	case b.looksOn(s):
-		if idle < b.lifetimes.parked {
+		if b.watched > 0 || idle < b.lifetimes.parked {
 			return false
 		}
 		b.looking = nil
@@ -303,6 +305,7 @@ func (b *backend) closeSessions() {
 
 // newBackend returns a backend that makes its sessions with c.
 func newBackend(c *connector, waits int) *backend {
+	c.id = 1 + rand.Int32N(math.MaxInt32)
 	b := &backend{
 		connector: c,
 		slots:     make(map[int64]*slot),

@@ -324,7 +324,7 @@ func TestNothingIsLeft(t *testing.T) {
 				disturbing.Wait()
 				eventually(t, "nothing is left", func() bool {
 					left = pglock.Left(lockers[0].backend) + pglock.Left(lockers[1].backend)
-					return left == "" && admin.count("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
+					return left == "" && admin.count("SELECT count(*) FROM pg_locks WHERE "+anyLock) == 0
 				})
 			}
 		})

@@ -31,7 +31,7 @@ func TestTimeoutOnItsWay(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := Config{}.forPool(pool).(*backend)
 			t.Cleanup(func() { _ = b.Close() })
-			s, err := b.open(first)
+			s, err := b.open(first, toLock)
 			if err != nil {
 				t.Fatal(err)
 			}

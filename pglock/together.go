@@ -175,10 +175,6 @@ func (s *slot) expired(now time.Time) *holding {
 	return nil
 }
 
-func (s *slot) dropHolding(h *holding) {
-	s.held = slices.DeleteFunc(s.held, func(other *holding) bool { return other == h })
-}
-
 // leavingOf returns what an owner is giving back, nil if that is nothing. The slot may be nil.
 func (s *slot) leavingOf(o locker.Owner) *release {
 	if s == nil {

@@ -57,7 +57,7 @@ type events interface {
 	ended(cause error)
 	closed()
 
-	hinted(payload string) // a notification has come
+	notified(channel, payload string)
 	tellFree(keys []int64) // somebody polls for what has been given back
 
 	// raiseLimit is to raise the limit of tokens, beyond which they may not be used.

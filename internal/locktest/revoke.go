@@ -52,7 +52,12 @@ func RevokeTimes(t *testing.T, open func(t *testing.T) (l *locker.Client, cut fu
 
 func revokeTime(t *testing.T, kind string, by, l, next *locker.Client, cut func() func()) (time.Duration, error) {
 	key := Unique("revoked")
-	lease, err := l.Lock(t.Context(), key)
+	var lease *locker.Lease
+	var err error
+	Within(Patience, func() bool { // a connection may be over since it was cut off the last time
+		lease, err = l.Lock(t.Context(), key)
+		return !errors.Is(err, locker.ErrUnavailable)
+	})
 	if err != nil {
 		return 0, err
 	}
