@@ -99,7 +99,7 @@ func AlsoOthers() BreakOption {
 // Those who hold it together, in a mode, are all told, and others of that mode get in beside them as ever. Whoever
 // waits is not told.
 //
-// A holder whose process answers is told within about a round trip, or at its first renewal if there was none yet; one
+// A holder whose process answers is told within about a round trip, or at its first renewal if there was none yet. One
 // that is frozen or cut off learns of it as of every other loss.
 //
 // It returns ErrNotHeld if nobody holds the key. It returns errors.ErrUnsupported if the backend cannot do it, or the

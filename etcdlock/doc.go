@@ -105,8 +105,11 @@
 // # What it needs
 //
 // etcd 3.5.13 or later, which is checked at first use (ErrVersion). With authentication, a role with the prefix of the
-// keys, locker/ unless locker.Prefix says otherwise. Name all members as endpoints: a Locker asks one of them, on a
-// connection of its own, and goes to the next when that does not answer. It talks to connections of the client:
-// wrappers such as package namespace are not used. Close takes a second or two at most. What else matters to operators
-// is in docs/operating.md.
+// keys, locker/ unless locker.Prefix says otherwise:
+//
+//	etcdctl role grant-permission app --prefix=true readwrite locker/
+//
+// Name all members as endpoints: a Locker asks one of them, on a connection of its own, and goes to the next when that
+// does not answer. It talks to connections of the client: wrappers such as package namespace are not used. Close takes a
+// second or two at most. What else matters to operators is in docs/operating.md.
 package etcdlock

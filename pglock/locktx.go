@@ -18,9 +18,9 @@ import (
 // before. So nothing needs to be renewed, nor checked, for what is written in that transaction; the token is for what
 // is written elsewhere. It works behind PgBouncer in transaction mode, too. In return, the transaction is open for as
 // long as the lock is held: keep it short. Call LockTx before anything is read: with the isolation level repeatable
-// read or serializable, a transaction sees what was there at its first statement, and that is LockTx before it waits.
-// With these levels, the writes of former holders are seen as conflicts (the code 40001), for which the transaction has
-// to be repeated.
+// read or serializable, a transaction sees what was there at its first statement, which is LockTx before it waits. With
+// these levels, the writes of former holders are seen as conflicts (the code 40001), for which the transaction has to
+// be repeated.
 //
 // The tables of SchemaSQL must be there; a Locker makes them. LockTx may make a connection with the configuration of
 // the transaction's: on the first lock after each start of the server, and then once in hundreds of thousands of
@@ -28,7 +28,7 @@ import (
 //
 // When ctx ends, pgx closes the connection, and LockTx returns an error that matches ctx.Err. If lock_timeout ends the
 // wait, that is ErrLocked. After any error, the transaction can only be rolled back. Other errors are ErrInvalidKey,
-// those of this package such as ErrNoTables, and what pgx returns.
+// ErrNoTables and others of this package, and what pgx returns.
 func LockTx(ctx context.Context, tx pgx.Tx, name string) (token uint64, err error) {
 	return Config{}.LockTx(ctx, tx, name)
 }

@@ -30,8 +30,8 @@ type Config struct {
 	// WaitSessions bounds the connections on which this Locker waits for keys that are held, and on which it holds
 	// those that it has got by waiting; DefaultWaitSessions if 0. A line of waiters beyond them polls about once a
 	// second, and is told by hints, on one further connection, when its lock is given back. Set it to the number of
-	// keys that a process waits for at a time, if that many connections are to be had and the locks of those who die
-	// are to be had at once.
+	// keys that a process waits for at a time, if the server has so many connections. Then the locks of who dies are to
+	// be had at once.
 	WaitSessions int
 }
 

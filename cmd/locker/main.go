@@ -11,19 +11,16 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
-)
 
-func init() {
-	// The main goroutine starts the children, and they die with the thread that has started them: the main thread lives
-	// as long as the process.
-	runtime.LockOSThread()
-}
+	"github.com/lockerkit/locker/cmd/locker/internal/child"
+)
 
 func main() {
 	// The program lives as long as its command, with next to nothing in memory: a garbage collection while it starts
 	// would take longer than the rest.
 	debug.SetGCPercent(400)
-	os.Exit(run(os.Args[1:]))
+	runtime.GOMAXPROCS(1) // and so would handing work from one thread to another
+	child.Main(func() { os.Exit(run(os.Args[1:])) })
 }
 
 // run runs the command with some arguments, and returns its exit code.

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/cmd/locker/internal/child"
 	"github.com/lockerkit/locker/internal/locktest"
 	"github.com/lockerkit/locker/internal/redistest"
 	"github.com/lockerkit/locker/redislock"
@@ -29,7 +30,7 @@ const actAs = "LOCKER_TEST_ACT_AS"
 func TestMain(m *testing.M) {
 	switch os.Getenv(actAs) {
 	case "locker":
-		os.Exit(run(os.Args[1:]))
+		child.Main(func() { os.Exit(run(os.Args[1:])) })
 	case "stamps":
 		stamps()
 	case "heirs":

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"sync"
 	"syscall"
 )
@@ -59,12 +60,28 @@ func CodeOf(err error) int {
 	return 126
 }
 
-// Start starts a command, whose path Find has returned, with the standard streams of this process. On Linux it has to
-// be called on the main thread: the command dies with the thread that has started it. One may run at a time.
+// starts are what Main is to do.
+var starts = make(chan func())
+
+// Main is for the main function of a program, which it does not let return: the program is program. On Linux, a command
+// dies with the thread that has started it, and the main thread lives as long as the process. So that does it, and
+// nothing else.
+func Main(program func()) {
+	runtime.LockOSThread()
+	go program()
+	for start := range starts {
+		start()
+	}
+}
+
+// Start starts a command, whose path Find has returned, with the standard streams of this process. One may run at a
+// time.
 func Start(path string, args, env []string) (*Child, error) {
 	c := &Child{ended: make(chan struct{}), gone: make(chan struct{})}
 	c.terminal = openTerminal()
-	if err := c.start(path, args, env); err != nil {
+	failed := make(chan error)
+	starts <- func() { failed <- c.start(path, args, env) }
+	if err := <-failed; err != nil {
 		c.terminal.close()
 		return nil, err
 	}
