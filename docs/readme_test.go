@@ -24,8 +24,7 @@ func writeReport(ctx context.Context) error { return ctx.Err() }
 
 func TestReadmeJob(t *testing.T) {
 	ctx, l := t.Context(), memlock.New()
-	var err error
-	err = locker.Do(ctx, l, "report/2026-12-01", func(ctx context.Context) error {
+	err := locker.Do(ctx, l, "report/2026-12-01", func(ctx context.Context) error {
 		return writeReport(ctx) // nobody else is at it; ctx ends if the lock is lost
 	})
 	if err != nil {
