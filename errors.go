@@ -12,39 +12,38 @@ import (
 // The sentinels. Test for them with errors.Is: what a Locker or a Lease returns is an *Error around one of these, or
 // around the end of a context.
 var (
-	// ErrLocked: somebody else holds the key, or waits for it in a line that TryLock may not overtake. (On Postgres, a
-	// Locker has one place in line for all its waiters: see package pglock.)
-	// Nothing else is ever reported as ErrLocked: a store that does not answer is an error of its own.
+	// ErrLocked means that somebody else holds the key, or waits for it in a line that TryLock may not overtake. (On
+	// Postgres, a Locker has one place in line for all its waiters: see package pglock.) Nothing else is ever reported
+	// as ErrLocked: a store that does not answer is an error of its own.
 	ErrLocked = errors.New("locked")
 
-	// ErrLost: the lease was held and is not any more, without having been unlocked. The key may have another
+	// ErrLost means that the lease was held and is not any more, without having been unlocked. The key may have another
 	// holder from this moment on. The error wraps the reason too, where one is known. Lock and TryLock never return it.
 	ErrLost = errors.New("lease lost")
 
-	// ErrUnlocked: the lease was unlocked, by Unlock or by the Close of its Locker.
+	// ErrUnlocked means that the lease was unlocked, by Unlock or by the Close of its Locker.
 	ErrUnlocked = errors.New("lease already unlocked")
 
-	// ErrClosed: the Locker has been closed, or the store's client that it was given.
+	// ErrClosed means that the Locker has been closed, or the store's client that it was given.
 	ErrClosed = errors.New("locker closed")
 
-	// ErrInvalidKey: the key is empty, longer than MaxKeyLen bytes, or one that this backend reserves. The
+	// ErrInvalidKey means that the key is empty, longer than MaxKeyLen bytes, or one that this backend reserves. The
 	// store was not asked.
 	ErrInvalidKey = errors.New("invalid key")
 
-	// ErrRevoked: beside ErrLost, it is why a lease has ended that somebody took away by Client.Revoke. The key is free
-	// for others when its Unlock is called, or the lease would have ended without another renewal.
+	// ErrRevoked means, beside ErrLost, that somebody took the lock away by Client.Revoke. The key is free for others
+	// when its Unlock is called, or the lease would have ended without another renewal.
 	ErrRevoked = errors.New("revoked")
 
-	// ErrBroken: beside ErrLost, it is why a lease has ended whose lock somebody freed by Client.Break. Somebody else
-	// may hold the key.
+	// ErrBroken means, beside ErrLost, that somebody freed the lock by Client.Break. Somebody else may hold the key.
 	ErrBroken = errors.New("broken")
 
-	// ErrNotHeld: nobody holds the key that was to be revoked or broken, or all who do are revoked already; or the
-	// lease of a Ticket is over, or was adopted already.
+	// ErrNotHeld means that nobody holds the key that was to be revoked or broken, or all who do are revoked already;
+	// or the lease of a Ticket is over, or was adopted already.
 	ErrNotHeld = errors.New("nobody holds it")
 
-	// ErrInvalidOption: an option, or the client that a constructor was given, cannot be used. The store was not asked.
-	// What was passed to New is checked by the first Lock, TryLock or Ping, because New returns no error.
+	// ErrInvalidOption means that an option, or the client that a constructor was given, cannot be used. The store was
+	// not asked. What was passed to New is checked by the first Lock, TryLock or Ping, because New returns no error.
 	ErrInvalidOption = errors.New("invalid option")
 )
 
@@ -52,15 +51,15 @@ var (
 // packages of the stores have sentinels that say more, each of which wraps its class. errors.ErrUnsupported is beside
 // them: the backend cannot do what was asked of it at all, and the store was not asked.
 var (
-	// ErrUnavailable: no answer, connection refused, starting or shutting down, no leader, no quorum, too busy or too
-	// full. It may pass by itself. What a backend reports without any class counts as this.
+	// ErrUnavailable means no answer, connection refused, starting or shutting down, no leader, no quorum, too busy or
+	// too full. It may pass by itself. What a backend reports without any class counts as this.
 	ErrUnavailable = errors.New("store unavailable")
 
-	// ErrDenied: the store does not accept the credentials, or lacks a permission for them.
+	// ErrDenied means that the store does not accept the credentials, or lacks a permission for them.
 	ErrDenied = errors.New("denied by the store")
 
-	// ErrUnfit: the wrong kind of server, a version that is too old, a pooler in between, a setting that makes locks
-	// impossible. It does not pass by itself.
+	// ErrUnfit means the wrong kind of server, a version that is too old, a pooler in between, a setting that makes
+	// locks impossible. It does not pass by itself.
 	ErrUnfit = errors.New("store unfit for locks")
 )
 

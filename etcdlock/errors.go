@@ -19,33 +19,33 @@ import (
 // the server said; none of them is ever ErrLocked. ErrPermission and ErrAuth are of the class locker.ErrDenied,
 // ErrVersion is a locker.ErrUnfit, and the others are locker.ErrUnavailable.
 var (
-	// ErrNoLeader: the cluster has no leader, or the member that was asked does not know it: an election is under way,
-	// or the majority of the members is down or out of reach.
+	// ErrNoLeader means that the cluster has no leader, or the member that was asked does not know it: an election is
+	// under way, or the majority of the members is down or out of reach.
 	ErrNoLeader = backends.Sentinel(locker.ErrUnavailable, "etcd: the cluster has no leader")
 
-	// ErrNoSpace: the database has reached its quota (--quota-backend-bytes), and etcd has raised the alarm NOSPACE:
-	// compact, defragment, and disarm the alarm. Locks that are held stay held and can be unlocked.
+	// ErrNoSpace means that the database has reached its quota (--quota-backend-bytes), and etcd has raised the alarm
+	// NOSPACE: compact, defragment, and disarm the alarm. Locks that are held stay held and can be unlocked.
 	ErrNoSpace = backends.Sentinel(locker.ErrUnavailable, "etcd: the database has reached its quota")
 
-	// ErrPermission: the user lacks a permission. The package documentation lists what is needed.
+	// ErrPermission means that the user lacks a permission. The package documentation lists what is needed.
 	ErrPermission = backends.Sentinel(locker.ErrDenied,
 		"etcd: the user lacks a permission: locks need readwrite for all keys that begin with their prefix")
 
-	// ErrAuth: the server wants a user and a password, or others.
+	// ErrAuth means that the server wants a user and a password, or others.
 	ErrAuth = backends.Sentinel(locker.ErrDenied, "etcd: authentication failed: check user and password")
 
-	// ErrVersion: the server is too old for leases to be relied upon.
+	// ErrVersion means that the server is too old for leases to be relied upon.
 	ErrVersion = backends.Sentinel(locker.ErrUnfit, "etcd: the server is too old; locks need etcd 3.5.13 or later")
 
-	// ErrLeaseExpired: the etcd lease to which this Locker's locks are attached has ended: it could not be kept alive,
-	// or somebody has revoked it. Who waited for a lock has lost the place in the line.
+	// ErrLeaseExpired means that the etcd lease to which this Locker's locks are attached has ended: it could not be
+	// kept alive, or somebody has revoked it. Who waited for a lock has lost the place in the line.
 	ErrLeaseExpired = backends.Sentinel(locker.ErrUnavailable, "etcd: the lease has expired")
 
-	// ErrNoAnswer: the server, or what is between, did not answer in time.
+	// ErrNoAnswer means that the server, or what is between, did not answer in time.
 	ErrNoAnswer = backends.Sentinel(locker.ErrUnavailable, "etcd: the server did not answer in time")
 
-	// ErrUnreachable: there is no connection to a member that is in service. None could be made, or it broke, or the
-	// member starts, stops, or is a learner.
+	// ErrUnreachable means that there is no connection to a member that is in service. None could be made, or it broke,
+	// or the member starts, stops, or is a learner.
 	ErrUnreachable = backends.Sentinel(locker.ErrUnavailable, "etcd: no connection to a member that is in service")
 )
 

@@ -15,56 +15,56 @@ import (
 // What a Postgres that answers may say instead of yes or no. The error of a Lock wraps one of these, together with what
 // the server said; none of them is ever ErrLocked. Each is of one of the classes of package locker.
 var (
-	// ErrPooler: the connection goes through a pooler, such as PgBouncer, which hands each transaction to another
-	// session of the server. Locks belong to sessions. Connect to the server itself. A pooler in session mode is
-	// refused too, as it cannot be told apart with certainty. It is a locker.ErrUnfit.
+	// ErrPooler means that the connection goes through a pooler, such as PgBouncer, which hands each transaction to
+	// another session of the server. Locks belong to sessions. Connect to the server itself. A pooler in session mode
+	// is refused too, as it cannot be told apart with certainty. It is a locker.ErrUnfit.
 	ErrPooler = backends.Sentinel(locker.ErrUnfit,
 		"postgres: connected through a pooler; locks need a direct connection")
 
-	// ErrVersion: the server is older than Postgres 14, and cannot end idle sessions by itself. It is a
+	// ErrVersion means that the server is older than Postgres 14, and cannot end idle sessions by itself. It is a
 	// locker.ErrUnfit.
 	ErrVersion = backends.Sentinel(locker.ErrUnfit, "postgres: the server is too old; locks need Postgres 14 or later")
 
-	// ErrSettings: a setting that a lease depends on, such as idle_session_timeout, was refused or has no effect. It is
-	// a locker.ErrUnfit.
+	// ErrSettings means that a setting that a lease depends on, such as idle_session_timeout, was refused or has no
+	// effect. It is a locker.ErrUnfit.
 	ErrSettings = backends.Sentinel(locker.ErrUnfit, "postgres: a setting that leases depend on was refused")
 
-	// ErrNoTables: the tables for fencing tokens are missing, and could not be created or were not to be: apply
-	// SchemaSQL with a role that may. It is a locker.ErrUnfit.
+	// ErrNoTables means that the tables for fencing tokens are missing, and could not be created or were not to be:
+	// apply SchemaSQL with a role that may. It is a locker.ErrUnfit.
 	ErrNoTables = backends.Sentinel(locker.ErrUnfit,
 		"postgres: the tables for fencing tokens are missing; apply pglock.SchemaSQL")
 
-	// ErrNoDatabase: the database does not exist. It is a locker.ErrUnfit.
+	// ErrNoDatabase means that the database does not exist. It is a locker.ErrUnfit.
 	ErrNoDatabase = backends.Sentinel(locker.ErrUnfit,
 		"postgres: no such database; create it, or correct the connection string")
 
-	// ErrPermission: the role lacks a permission. SchemaSQL lists what is needed. It is a locker.ErrDenied.
+	// ErrPermission means that the role lacks a permission. SchemaSQL lists what is needed. It is a locker.ErrDenied.
 	ErrPermission = backends.Sentinel(locker.ErrDenied,
 		"postgres: the role lacks a permission; pglock.SchemaSQL lists those needed")
 
-	// ErrAuth: the server refused the role or its password. It is a locker.ErrDenied.
+	// ErrAuth means that the server refused the role or its password. It is a locker.ErrDenied.
 	ErrAuth = backends.Sentinel(locker.ErrDenied,
 		"postgres: authentication failed; check the role, its password and pg_hba.conf")
 
-	// ErrStandby: the server is a standby, whose locks exclude nobody on the primary. The connection string has the
-	// wrong host, or lacks target_session_attrs=read-write; or a failover is under way. It is a locker.ErrUnavailable,
-	// as it passes when the standby is promoted.
+	// ErrStandby means that the server is a standby, whose locks exclude nobody on the primary. The connection string
+	// has the wrong host, or lacks target_session_attrs=read-write; or a failover is under way. It is a
+	// locker.ErrUnavailable, as it passes when the standby is promoted.
 	ErrStandby = backends.Sentinel(locker.ErrUnavailable,
 		"postgres: the server is a standby; connect to the primary, or set target_session_attrs=read-write")
 
-	// ErrTooManyConnections: the server, or the role's or the database's limit, allows no further connection. It is a
-	// locker.ErrUnavailable.
+	// ErrTooManyConnections means that the server, or the role's or the database's limit, allows no further connection.
+	// It is a locker.ErrUnavailable.
 	ErrTooManyConnections = backends.Sentinel(locker.ErrUnavailable,
 		"postgres: too many connections; close some, or raise max_connections or the limit of the role or database")
 
-	// ErrLockTableFull: the server's lock table is full, which everybody on the server suffers from. It has room for
-	// max_locks_per_transaction times max_connections locks: hold fewer, or raise the former. It is a
+	// ErrLockTableFull means that the server's lock table is full, which everybody on the server suffers from. It has
+	// room for max_locks_per_transaction times max_connections locks: hold fewer, or raise the former. It is a
 	// locker.ErrUnavailable.
 	ErrLockTableFull = backends.Sentinel(locker.ErrUnavailable,
 		"postgres: the lock table is full; hold fewer locks, or raise max_locks_per_transaction")
 
-	// ErrShutdown: the server is shutting down, starting, or recovering from a crash, or an administrator has ended the
-	// session. It is a locker.ErrUnavailable.
+	// ErrShutdown means that the server is shutting down, starting, or recovering from a crash, or an administrator has
+	// ended the session. It is a locker.ErrUnavailable.
 	ErrShutdown = backends.Sentinel(locker.ErrUnavailable, "postgres: the server is shutting down or starting")
 )
 
