@@ -13,9 +13,8 @@
 //	lease, err := l.Lock(ctx, "orders/42") // as of every locker.Locker
 //	err = l.Break(ctx, "orders/42")        // in a test: what does the program do when it loses the lock?
 //
-// It makes Lockers of package [github.com/lockerkit/locker], which tells what all of them promise. With a server:
-// [github.com/lockerkit/locker/redislock], [github.com/lockerkit/locker/pglock] and
-// [github.com/lockerkit/locker/etcdlock].
+// See package [github.com/lockerkit/locker] for the contract. With a server: [github.com/lockerkit/locker/redislock],
+// [github.com/lockerkit/locker/pglock] and [github.com/lockerkit/locker/etcdlock].
 package memlock
 
 import (
