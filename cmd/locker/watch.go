@@ -45,8 +45,8 @@ func (a *app) watch(ctx context.Context, c *locker.Client, keys []string, interv
 		for _, key := range keys {
 			info, err := c.Inspect(ctx, key)
 			switch {
-			case ctx.Err() != nil:
-				return err
+			case ctx.Err() != nil: // also if there was an answer
+				return context.Cause(ctx)
 			case err != nil && !answered:
 				return err
 			case err != nil:

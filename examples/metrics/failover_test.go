@@ -74,10 +74,10 @@ func (r *recorded) logger(worker int) *slog.Logger {
 	})).With("worker", worker)
 }
 
-// watch scrapes the workers until the test ends.
-func (r *recorded) watch(t *testing.T, workers []worker) {
+// watch scrapes the workers until stop is called, which has to be before the test ends, as the workers end then.
+func (r *recorded) watch(t *testing.T, workers []worker) (stop func()) {
 	const every = 200 * time.Millisecond
-	stop, done := make(chan struct{}), make(chan struct{})
+	stopped, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
 		for {
@@ -92,13 +92,13 @@ func (r *recorded) watch(t *testing.T, workers []worker) {
 			r.samples = append(r.samples, s)
 			r.mu.Unlock()
 			select {
-			case <-stop:
+			case <-stopped:
 				return
 			case <-time.After(every):
 			}
 		}
 	}()
-	t.Cleanup(func() { close(stop); <-done })
+	return func() { close(stopped); <-done }
 }
 
 // last returns what was scraped last.
@@ -134,7 +134,7 @@ func TestFailover(t *testing.T) {
 		}
 		workers = append(workers, startOn(t, group.URL(), ttl, listener, r.logger(i+1)))
 	}
-	r.watch(t, workers)
+	defer r.watch(t, workers)()
 	works := func(what string) {
 		t.Helper()
 		held := func() float64 { return r.last().sum("locker_hold_duration_seconds_count", "") }
