@@ -5,6 +5,8 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/memlock"
@@ -20,25 +22,33 @@ func TestReadme(t *testing.T) {
 	t.Logf("%d words", words)
 }
 
-func writeReport(ctx context.Context) error { return ctx.Err() }
+func reportExists(string) bool                        { return false }
+func writeReport(ctx context.Context, _ string) error { return ctx.Err() }
 
 func TestReadmeJob(t *testing.T) {
-	ctx, l := t.Context(), memlock.New()
-	err := locker.Do(ctx, l, "report/2026-12-01", func(ctx context.Context) error {
-		return writeReport(ctx) // nobody else is at it; ctx ends if the lock is lost
+	ctx, l, day := t.Context(), memlock.New(), "2026-12-01"
+	err := locker.Do(ctx, l, "report", func(ctx context.Context) error {
+		if reportExists(day) { // only who has the lock can tell
+			return nil
+		}
+		return writeReport(ctx, day) // ctx ends if the lock is lost
 	})
 	if err != nil {
 		t.Error(err)
 	}
 }
 
-func TestReadmeBreak(t *testing.T) {
+// In fake time, the lock is taken away while the work waits, however busy the machine is.
+func TestReadmeBreak(t *testing.T) { synctest.Test(t, readmeBreak) }
+
+func readmeBreak(t *testing.T) {
 	ctx := t.Context()
+	yourWork := func(ctx context.Context) error { <-ctx.Done(); return nil }
 	l := memlock.New()
-	lease, err := l.Lock(ctx, "orders/42")
-	err = errors.Join(err, l.Break(ctx, "orders/42")) // somebody takes the lock away
-	<-lease.Done()                                    // what does your program do now?
-	if err != nil || !errors.Is(lease.Err(), locker.ErrBroken) {
-		t.Error(err, lease.Err())
+	time.AfterFunc(time.Second, func() { _ = l.Break(ctx, "orders") }) // somebody takes the lock away
+	err := locker.Do(ctx, l, "orders", yourWork)
+	// errors.Is(err, locker.ErrLost): has yourWork stopped, and written nothing?
+	if !errors.Is(err, locker.ErrLost) {
+		t.Error(err)
 	}
 }
