@@ -69,7 +69,7 @@ func (o *lockOptions) call() ([]locker.CallOption, error) {
 	return opts, o.check(o.ttl)
 }
 
-// storeOptions are the options that a Client is made with, so that what it asks of the store by itself is bounded by the TTL.
+// storeOptions are the options that a Client is made with: what it asks of the store by itself is bounded by the TTL.
 func (o *lockOptions) storeOptions() []locker.Option {
 	return []locker.Option{locker.TTL(o.ttl), locker.Holder(o.holder)}
 }
@@ -167,25 +167,31 @@ func environment(keys []string, leases locker.Leases, holder string) (env []stri
 	return env
 }
 
-// unlockWithin bounds how long the end of a command waits for the store.
-const unlockWithin = 2 * time.Second
+// endWithin bounds how long the end of the program waits for the store, in all.
+const endWithin = 2 * time.Second
 
-// within runs something that asks the store, and returns its error, or that it did not end in time.
-func within(f func() error) error {
+// within runs something that asks the store at the end, and returns its error, or that it did not end in time.
+func (a *app) within(f func() error) error {
+	if a.patience == nil {
+		a.patience = time.After(endWithin)
+	}
 	done := make(chan error, 1)
 	go func() { done <- f() }()
 	select {
 	case err := <-done:
 		return err
-	case <-time.After(unlockWithin):
-		return fmt.Errorf("%w: no answer within %v", locker.ErrUnavailable, unlockWithin)
+	case <-a.patience:
+		closed := make(chan time.Time)
+		close(closed)
+		a.patience = closed // for all that comes
+		return fmt.Errorf("%w: no answer within %v", locker.ErrUnavailable, endWithin)
 	}
 }
 
 // unlock unlocks what the command has worked under. A store that cannot be told is no failure of the command. It
 // returns an error if the lock was lost while the command was at work.
 func (r *runner) unlock(leases locker.Leases) error {
-	err := within(leases.Unlock)
+	err := r.within(leases.Unlock)
 	switch {
 	case err == nil:
 		return nil
@@ -203,7 +209,7 @@ func (r *runner) tellUnlock(err error) {
 
 // closeStore ends the connections. What is still locked then is unlocked, if the store answers.
 func (a *app) closeStore(c *locker.Client) {
-	if err := within(c.Close); err != nil {
+	if err := a.within(c.Close); err != nil {
 		a.say(slog.LevelDebug, "closing the store: "+hidden(err))
 	}
 }

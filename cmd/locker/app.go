@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -21,6 +22,8 @@ type app struct {
 	json    bool
 	verbose bool
 	quiet   bool
+
+	patience <-chan time.Time // when the end of the program waits no longer; nil before the end
 }
 
 // further commands are those of builds with more than people need.
@@ -28,8 +31,7 @@ var further []func(*app) *cobra.Command
 
 const exitCodes = `
 Exit codes: that of COMMAND, or 128 and the signal that ended it. 64 usage,
-69 store unavailable, 70 lock lost, 75 somebody else has it (see -E), 77 denied,
-78 store unfit, 126 COMMAND cannot be run, 127 there is none.`
+77 denied, 78 store unfit, 126 COMMAND cannot be run, 127 there is none`
 
 // command returns the tree of commands.
 func (a *app) command() *cobra.Command {
@@ -55,7 +57,8 @@ redis+cluster://n1,n2, redlock://h1,h2,h3, postgres://host/db, etcd://h1,h2,h3.`
 	})
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.store, "store", "", "`URL` of the store, without a password")
-	flags.StringVar(&a.prefix, "prefix", os.Getenv("LOCKER_PREFIX"), "`TEXT` before each key (default: as the library has it)")
+	prefix := os.Getenv("LOCKER_PREFIX")
+	flags.StringVar(&a.prefix, "prefix", prefix, "`TEXT` before each key (default: the store's own)")
 	flags.BoolVar(&a.json, "json", false, "print objects of JSON, one in a line")
 	flags.BoolVarP(&a.verbose, "verbose", "v", false, "tell what happens")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "tell errors only")
@@ -90,7 +93,8 @@ const usageTemplate = `Usage: {{if .HasAvailableSubCommands}}{{.CommandPath}} CO
 {{end}}{{end}}{{else}}locker {{.Use}}
 {{end}}{{if .HasAvailableLocalFlags}}
 {{.LocalFlags.FlagUsagesWrapped 80 | trimTrailingWhitespaces}}
-{{end}}{{if and .HasAvailableInheritedFlags (not .HasAvailableSubCommands)}}{{.InheritedFlags.FlagUsagesWrapped 80 | trimTrailingWhitespaces}}
+{{end}}{{if and .HasAvailableInheritedFlags (not .HasAvailableSubCommands)}}` +
+	`{{.InheritedFlags.FlagUsagesWrapped 80 | trimTrailingWhitespaces}}
 {{end}}`
 
 // twoDashes lets long options be written with one dash, too, as programs in Go have them: -ttl is --ttl. What comes

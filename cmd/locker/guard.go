@@ -106,8 +106,9 @@ func (g *guard) wait() error {
 			ended, left = nil, time.After(tellWaitAfter)
 		case <-left:
 			left = nil
-			g.app.say(slog.LevelInfo, fmt.Sprintf("the command has ended, but left %d processes: the lock is kept until they "+
-				"have ended, too", g.child.Count()), slog.Int("processes", g.child.Count()))
+			n := g.child.Count()
+			message := fmt.Sprintf("the command has ended, but left %d processes: the lock is kept until they end, too", n)
+			g.app.say(slog.LevelInfo, message, slog.Int("processes", n))
 		case <-lost:
 			lost = nil
 			g.taken(context.Cause(held))
@@ -124,13 +125,20 @@ func (g *guard) overdue() {
 		return // it was renewed in the meantime
 	}
 	if !g.asked {
-		left := time.Until(g.deadline())
-		g.end(fmt.Errorf("%w soon: it could not be renewed, and ends in %v", locker.ErrLost, left.Round(time.Millisecond)))
+		g.end(tooLate(time.Until(g.deadline())))
 		if time.Now().Before(g.next()) {
 			return
 		}
 	}
 	g.kill()
+}
+
+// tooLate is why a lease is as good as lost that has so much time left.
+func tooLate(left time.Duration) error {
+	if left <= 0 {
+		return fmt.Errorf("%w %v ago: this process stood still", locker.ErrLost, -left.Round(time.Millisecond))
+	}
+	return fmt.Errorf("%w in %v: it could not be renewed", locker.ErrLost, left.Round(time.Millisecond))
 }
 
 // taken is called when a lease is lost.

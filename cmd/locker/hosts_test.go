@@ -92,7 +92,7 @@ func (h *hosts) serve() {
 	h.t.Cleanup(func() { _ = p.Process.Kill(); _ = p.Wait() })
 }
 
-// Two hosts want the same lock. The cable of the one that has it is pulled: its command is dead before that of the other
+// Two hosts want the same lock. The cable of the one that has it is pulled: its command is dead before the other's
 // starts.
 func TestTwoHosts(t *testing.T) {
 	t.Parallel()

@@ -21,7 +21,7 @@ func (a *app) leadCommand() *cobra.Command {
 		Long: `Run COMMAND whenever this process is the leader of KEY. If that is lost, COMMAND
 is ended before anybody else can lead, and this process is a candidate again.
 If COMMAND exits with 0, others have their turn; else this process ends, too.
-` + exitCodes,
+` + exitCodes + ".",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if err := r.take(cmd, args); err != nil {
 				return err

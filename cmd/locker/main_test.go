@@ -276,7 +276,7 @@ func stamps() {
 	}
 }
 
-// heirs is a command with a process below it. Each writes the first signal that it gets; then they end, with exit code 5.
+// heirs is a command with a process below it. Each writes the first signal that it gets. Then they end, with code 5.
 func heirs() {
 	signals := make(chan os.Signal, 10)
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2,

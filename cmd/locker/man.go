@@ -3,6 +3,7 @@
 package main
 
 import (
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -26,7 +27,11 @@ func (a *app) manCommand() *cobra.Command {
 			root := cmd.Root()
 			root.DisableAutoGenTag = true // or each build differs
 			epoch := time.Unix(0, 0).UTC()
-			return doc.GenManTree(root, &doc.GenManHeader{Title: "LOCKER", Section: "1", Source: version(), Date: &epoch}, args[0])
+			header := &doc.GenManHeader{Title: "LOCKER", Section: "1", Source: version(), Date: &epoch}
+			if err := os.MkdirAll(args[0], 0o755); err != nil { //nolint:gosec // everybody may read them
+				return err
+			}
+			return doc.GenManTree(root, header, args[0])
 		},
 	}
 }

@@ -35,7 +35,8 @@ func (a *app) runCommand() *cobra.Command {
 		Short: "Run a command while holding a lock",
 		Long: `Run COMMAND while holding the lock of KEY. If the lock is lost, COMMAND is ended
 before anybody else can get it. COMMAND finds $LOCKER_KEY and $LOCKER_TOKEN.
-` + exitCodes,
+` + exitCodes + `,
+69 store unavailable, 70 lock lost, 75 somebody else has it (see -E).`,
 		Args: func(cmd *cobra.Command, args []string) error { return r.take(cmd, args) },
 		RunE: func(*cobra.Command, []string) error { return r.run() },
 	}
@@ -101,7 +102,8 @@ func (r *runner) run() error {
 	r.once = true
 	status, ended := r.work(signals, leases)
 	if err := r.unlock(leases); err != nil && ended == nil && r.onLoss != "warn" {
-		r.say(slog.LevelError, "the lock was lost before the command had ended: "+reasonOf(err), slog.Int("exit", exitLost))
+		message := "the lock was lost before the command had ended: " + reasonOf(err)
+		r.say(slog.LevelError, message, slog.Int("exit", exitLost))
 		return &exit{code: exitLost}
 	}
 	if ended != nil {
@@ -114,13 +116,14 @@ func (r *runner) run() error {
 func (r *runner) tellLocked(err error) {
 	level, message := slog.LevelError, hidden(err)
 	if r.lockedCode == 0 {
-		level = slog.LevelInfo
+		level = slog.LevelDebug // cron mails all that is said
 	}
 	var e *locker.Error
 	if errors.As(err, &e) {
-		message = fmt.Sprintf("%q is locked, by %s", e.Key, cmp.Or(e.Holder, "somebody else"))
+		holder := cmp.Or(e.Holder, "somebody else")
+		message = fmt.Sprintf("%q is locked, by %s", e.Key, holder)
 		if r.wait > 0 {
-			message = fmt.Sprintf("%q is still locked after %v, by %s", e.Key, r.wait, cmp.Or(e.Holder, "somebody else"))
+			message = fmt.Sprintf("%q is still locked after %v, by %s", e.Key, r.wait, holder)
 		}
 	}
 	r.say(level, message, slog.Int("exit", r.lockedCode))

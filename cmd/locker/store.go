@@ -33,11 +33,13 @@ func (a *app) storeURL() (string, error) {
 		return "memory://", nil
 	}
 	if passwordOf(a.store) != "" {
-		return "", usage("a password in -store is seen by every user of this machine: put the URL into %s", storeVariable)
+		const message = "a password in -store is seen by every user of this machine: put the URL into %s"
+		return "", usage(message, storeVariable)
 	}
 	rawURL := cmp.Or(a.store, os.Getenv(storeVariable))
 	if rawURL == "" {
-		return "", usage("which store? Set %s, or use -store: redis://, redlock://, postgres:// or etcd://", storeVariable)
+		const message = "which store? Set %s, or use -store: redis://, redlock://, postgres:// or etcd://"
+		return "", usage(message, storeVariable)
 	}
 	return rawURL, nil
 }

@@ -80,8 +80,8 @@ func statusOf(ws unix.WaitStatus) Status {
 	return Status{Code: ws.ExitStatus()}
 }
 
-// LetGo gives up the standard input and output of this process, which are those of a command: so whoever writes or reads
-// at the other end learns it when the command has closed them.
+// LetGo gives up the standard input and output of this process, which the command has: so whoever writes or reads at
+// the other end learns it when the command has closed them.
 func LetGo() {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {

@@ -115,8 +115,8 @@ func (c *Child) Count() int {
 	return int(a.active)
 }
 
-// LetGo gives up the standard input and output of this process, which are those of a command: so whoever writes or reads
-// at the other end learns it when the command has closed them.
+// LetGo gives up the standard input and output of this process, which the command has: so whoever writes or reads at
+// the other end learns it when the command has closed them.
 func LetGo() {
 	_ = os.Stdin.Close()
 	_ = os.Stdout.Close()
