@@ -142,6 +142,8 @@ var postgresChecks = []check[*postgresServer]{
 	granted("sequence", "locker.token", "SELECT", "UPDATE"),
 	granted("table", "locker.token_ceiling", "SELECT", "UPDATE"),
 	granted("table", "locker.token_limit", "SELECT", "INSERT", "DELETE"),
+	optional(granted("table", "locker.holder", "SELECT", "INSERT", "DELETE"), whySeen),
+	optional(granted("table", "locker.revocation", "SELECT", "DELETE"), whyTold),
 	{
 		name: "lock table",
 		why: "Its size is fixed when the server starts. " +
@@ -299,6 +301,26 @@ func granted(kind, name string, privileges ...string) check[*postgresServer] {
 			remedy("GRANT %s ON %s %s TO %s;", all, strings.ToUpper(kind), name, pgx.Identifier{row[0]}.Sanitize())
 	}
 	return check[*postgresServer]{name: "permission on " + name, why: whyTokens, look: asking(sql, judge)}
+}
+
+// What a role lacks that may lock all the same.
+const (
+	whySeen = "Who holds a lock is written down here. Without it, the holder has no name for others, and is in no list."
+	whyTold = "A lock is revoked by way of this table. Without it, the holder is not told, and works on to its own end."
+)
+
+// optional makes a check one that warns, for another reason.
+func optional(c check[*postgresServer], why string) check[*postgresServer] {
+	look := c.look
+	c.why = why
+	c.look = func(ctx context.Context, s *postgresServer) finding {
+		f := look(ctx, s)
+		if f.status == Fail {
+			f.status = Warn
+		}
+		return f
+	}
+	return c
 }
 
 func judgeLockTable(_ *postgresServer, row []string) finding {

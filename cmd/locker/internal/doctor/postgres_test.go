@@ -134,15 +134,23 @@ func TestPostgresStandby(t *testing.T) {
 }
 
 // grants are what docs/operating.md lists, by the check that misses them.
-var grants = []struct{ check, privilege, on string }{
-	{"permission on locker", "USAGE", "SCHEMA locker"},
-	{"permission on locker.token", "SELECT", "SEQUENCE locker.token"},
-	{"permission on locker.token", "UPDATE", "SEQUENCE locker.token"},
-	{"permission on locker.token_ceiling", "SELECT", "TABLE locker.token_ceiling"},
-	{"permission on locker.token_ceiling", "UPDATE", "TABLE locker.token_ceiling"},
-	{"permission on locker.token_limit", "SELECT", "TABLE locker.token_limit"},
-	{"permission on locker.token_limit", "INSERT", "TABLE locker.token_limit"},
-	{"permission on locker.token_limit", "DELETE", "TABLE locker.token_limit"},
+var grants = []struct {
+	check, privilege, on string
+	lacking              doctor.Status
+}{
+	{"permission on locker", "USAGE", "SCHEMA locker", doctor.Fail},
+	{"permission on locker.token", "SELECT", "SEQUENCE locker.token", doctor.Fail},
+	{"permission on locker.token", "UPDATE", "SEQUENCE locker.token", doctor.Fail},
+	{"permission on locker.token_ceiling", "SELECT", "TABLE locker.token_ceiling", doctor.Fail},
+	{"permission on locker.token_ceiling", "UPDATE", "TABLE locker.token_ceiling", doctor.Fail},
+	{"permission on locker.token_limit", "SELECT", "TABLE locker.token_limit", doctor.Fail},
+	{"permission on locker.token_limit", "INSERT", "TABLE locker.token_limit", doctor.Fail},
+	{"permission on locker.token_limit", "DELETE", "TABLE locker.token_limit", doctor.Fail},
+	{"permission on locker.holder", "SELECT", "TABLE locker.holder", doctor.Warn},
+	{"permission on locker.holder", "INSERT", "TABLE locker.holder", doctor.Warn},
+	{"permission on locker.holder", "DELETE", "TABLE locker.holder", doctor.Warn},
+	{"permission on locker.revocation", "SELECT", "TABLE locker.revocation", doctor.Warn},
+	{"permission on locker.revocation", "DELETE", "TABLE locker.revocation", doctor.Warn},
 }
 
 // grantAll grants them all.
@@ -168,7 +176,7 @@ func TestPostgresPermissionsOneByOne(t *testing.T) {
 			// Without some of them, locks are had for as long as there are tokens.
 			do := fmt.Sprintf(`GRANT %s ON %s TO "app";`, g.privilege, g.on)
 			onPostgres.examine(t, patient(as(t, server, "app")), map[string]want{
-				g.check: {doctor.Fail, do}, "lock": consequence,
+				g.check: {g.lacking, do}, "lock": consequence,
 			})
 			if err := admin.Exec(t.Context(), do).Close(); err != nil { // the remedy is one
 				t.Fatal(err)
@@ -189,7 +197,8 @@ func TestPostgresWithoutTables(t *testing.T) {
 }
 
 const grantSome = `GRANT USAGE ON SCHEMA locker TO app; GRANT SELECT, UPDATE ON SEQUENCE locker.token TO app;
-	GRANT SELECT, UPDATE ON locker.token_ceiling TO app`
+	GRANT SELECT, UPDATE ON locker.token_ceiling TO app; GRANT SELECT, INSERT, DELETE ON locker.holder TO app;
+	GRANT SELECT, DELETE ON locker.revocation TO app`
 
 func TestPostgresLockTable(t *testing.T) {
 	t.Parallel()
