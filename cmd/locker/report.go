@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/lockerkit/locker"
 )
@@ -32,6 +34,53 @@ func (a *app) logger() *slog.Logger {
 		return slog.New(slog.NewJSONHandler(a.stderr, &slog.HandlerOptions{Level: level}))
 	}
 	return slog.New(&plain{out: a.stderr, level: level})
+}
+
+// messages is standard error for who must not wait for it: nobody may read it, as with a terminal that Ctrl-S has
+// stopped, or a pipe to a program that hangs. A command has to be ended in time all the same.
+type messages struct {
+	queue   chan []byte
+	written chan struct{} // closed when nothing is to be written any more
+}
+
+// manyMessages is how many may wait to be written. What comes then is dropped.
+const manyMessages = 1000
+
+func newMessages(out io.Writer) *messages {
+	m := &messages{queue: make(chan []byte, manyMessages), written: make(chan struct{})}
+	go func() {
+		defer close(m.written)
+		for text := range m.queue {
+			if text == nil {
+				return
+			}
+			_, _ = out.Write(text)
+		}
+	}()
+	return m
+}
+
+// Write never fails.
+func (m *messages) Write(text []byte) (int, error) {
+	select {
+	case m.queue <- bytes.Clone(text):
+	default:
+	}
+	return len(text), nil
+}
+
+// end waits until all is written, but not for long.
+func (m *messages) end() {
+	given := time.After(unlockWithin)
+	select {
+	case m.queue <- nil:
+	case <-given:
+		return
+	}
+	select {
+	case <-m.written:
+	case <-given:
+	}
 }
 
 // failed reports why the command fails.
