@@ -109,6 +109,24 @@ func TestLeaderRevoked(t *testing.T) {
 	waiting(t, c, key, 1)
 }
 
+// A leader whose command was sent SIGHUP, for it to read its files again, was not shut down by that: it is a candidate
+// again when it has lost the lock.
+func TestLeaderAfterReload(t *testing.T) {
+	t.Parallel()
+	url, key := redisURL(t), locktest.Unique("key")
+	p := lockerOn(t, url, "lead", "-ttl", "1s", key, "--", "sh", "-c",
+		`trap 'echo hup' HUP; trap 'echo usr1' USR1; trap 'exit 0' TERM; echo leads; while :; do sleep 0.01; done`)
+	p.says("leads")
+	p.signal(syscall.SIGHUP)
+	p.says("hup")
+	p.signal(syscall.SIGUSR1)
+	p.says("usr1")
+	lockerOn(t, url, "revoke", key).exits(0)
+	p.says("leads")
+	p.signal(syscall.SIGTERM)
+	p.exits(0)
+}
+
 // A candidate waits for a store that is not there yet: machines are started in any order.
 func TestLeadBeforeTheStore(t *testing.T) {
 	t.Parallel()
