@@ -143,13 +143,19 @@ func holders(info locker.LockInfo) string {
 	return text
 }
 
-// environment is that of the command: what it may want to know of its lock, but not the password of the store.
+// environment is that of the command: what it may want to know of its lock, but not the password of the store, and
+// nothing of the lock that this process itself runs under: of two variables of one name, many programs see the first.
 func environment(keys []string, leases locker.Leases, holder string) (env []string) {
 	for _, v := range os.Environ() {
-		name, value, _ := strings.Cut(v, "=")
-		if name != storeVariable || passwordOf(value) == "" {
-			env = append(env, v)
+		switch name, value, _ := strings.Cut(v, "="); name {
+		case "LOCKER_KEY", "LOCKER_TOKEN", "LOCKER_HOLDER", "LOCKER_SLOT":
+			continue
+		case storeVariable:
+			if passwordOf(value) != "" {
+				continue
+			}
 		}
+		env = append(env, v)
 	}
 	tokens := make([]string, len(leases))
 	for i, l := range leases {
