@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -92,10 +93,25 @@ func (a *app) failed(err error, code int) {
 // here need not begin with the name of the library, too.
 func hidden(err error) string {
 	text := strings.ReplaceAll(err.Error(), "locker: ", "")
+	text = strings.ReplaceAll(text, "\n", "; ") // several errors
 	if password := passwordOf(os.Getenv(storeVariable)); password != "" {
 		text = strings.ReplaceAll(text, password, "xxxxx")
 	}
 	return text
+}
+
+// visible is a text without what a terminal takes for a command, or for a new line: anybody who may lock can write a name
+// or a reason that others are shown.
+func visible(text string) string {
+	var all strings.Builder
+	for _, r := range text {
+		if strconv.IsPrint(r) {
+			all.WriteRune(r)
+		} else {
+			all.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	return all.String()
 }
 
 // reasonOf is the text of an error about a key that people know.
@@ -118,10 +134,10 @@ func (p *plain) Enabled(_ context.Context, level slog.Level) bool { return level
 
 func (p *plain) Handle(_ context.Context, r slog.Record) error {
 	var line strings.Builder
-	line.WriteString("locker: " + r.Message)
+	line.WriteString("locker: " + visible(r.Message))
 	if r.Level < slog.LevelInfo {
 		r.Attrs(func(attr slog.Attr) bool {
-			fmt.Fprintf(&line, " %s=%v", attr.Key, attr.Value)
+			line.WriteString(visible(fmt.Sprintf(" %s=%v", attr.Key, attr.Value)))
 			return true
 		})
 	}
