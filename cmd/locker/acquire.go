@@ -173,17 +173,21 @@ func environment(keys []string, leases locker.Leases, holder string) (env []stri
 	return env
 }
 
-// unlockWithin bounds how long the end of a command waits for the store.
+// unlockWithin bounds how long the end of this process waits for the store.
 const unlockWithin = 2 * time.Second
 
-// within runs something that asks the store, and returns its error, or that it did not end in time.
-func within(f func() error) error {
+// within runs something that asks the store at the end, and returns its error, or that it did not end in time: in all,
+// that is no longer than unlockWithin.
+func (a *app) within(f func() error) error {
+	if a.endBy.IsZero() {
+		a.endBy = time.Now().Add(unlockWithin)
+	}
 	done := make(chan error, 1)
 	go func() { done <- f() }()
 	select {
 	case err := <-done:
 		return err
-	case <-time.After(unlockWithin):
+	case <-time.After(time.Until(a.endBy)):
 		return fmt.Errorf("%w: no answer within %v", locker.ErrUnavailable, unlockWithin)
 	}
 }
@@ -191,7 +195,7 @@ func within(f func() error) error {
 // unlock unlocks what the command has worked under. A store that cannot be told is no failure of the command. It
 // returns an error if the lock was lost while the command was at work.
 func (r *runner) unlock(leases locker.Leases) error {
-	err := within(leases.Unlock)
+	err := r.within(leases.Unlock)
 	switch {
 	case err == nil:
 		return nil
@@ -204,12 +208,12 @@ func (r *runner) unlock(leases locker.Leases) error {
 
 func (r *runner) tellUnlock(err error) {
 	r.say(slog.LevelWarn, fmt.Sprintf("the store could not be told of the end, the lock is free after %v: %s", r.ttl,
-		hidden(err)))
+		reasonOf(err)))
 }
 
 // closeStore ends the connections. What is still locked then is unlocked, if the store answers.
 func (a *app) closeStore(c *locker.Client) {
-	if err := within(c.Close); err != nil {
+	if err := a.within(c.Close); err != nil {
 		a.say(slog.LevelDebug, "closing the store: "+hidden(err))
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"runtime/debug"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -21,6 +22,8 @@ type app struct {
 	json    bool
 	verbose bool
 	quiet   bool
+
+	endBy time.Time // if not zero, how long this process may wait for the store at its end
 }
 
 // further commands are those of builds with more than people need.

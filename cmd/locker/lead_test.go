@@ -127,6 +127,26 @@ func TestLeaderAfterReload(t *testing.T) {
 	p.exits(0)
 }
 
+// A leader that is shut down does not wait for a store that does not answer, however long the TTL is.
+func TestLeaderEndsWithoutTheStore(t *testing.T) {
+	t.Parallel()
+	_, proxy := proxied(t)
+	p := candidate(t, "redis://"+proxy.Addr(), "k", "-ttl", "10m")
+	failing := candidate(t, "redis://"+proxy.Addr(), "other", "-ttl", "10m")
+	p.says("leads")
+	failing.says("leads")
+	proxy.Set(hole())
+	p.signal(syscall.SIGTERM)
+	_, _ = failing.stdin.Write([]byte("3\n"))
+	p.exits(128 + int(syscall.SIGTERM))
+	failing.exits(3)
+	for _, q := range []*process{p, failing} {
+		if said := q.stderr.String(); !strings.Contains(said, "free after 10m0s: store unavailable: no answer") {
+			t.Errorf("it said: %s", said)
+		}
+	}
+}
+
 // A candidate waits for a store that is not there yet: machines are started in any order.
 func TestLeadBeforeTheStore(t *testing.T) {
 	t.Parallel()

@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/locktest"
@@ -25,6 +26,24 @@ func TestLostBeforeTheStart(t *testing.T) {
 	signals := &signals{ctx: t.Context()}
 	if _, err := r.work(signals, locker.Leases{lease}); !errors.Is(err, locker.ErrLost) || codeOfExit(err) != exitLost {
 		t.Errorf("it returned %v, and said %q", err, said.String())
+	}
+}
+
+// At its end, the program waits for the store once, however much there is to ask it.
+func TestWithin(t *testing.T) {
+	t.Parallel()
+	a, never := &app{}, make(chan struct{})
+	hang := func() error { <-never; return nil }
+	start := time.Now()
+	if err := a.within(hang); !errors.Is(err, locker.ErrUnavailable) {
+		t.Error(err)
+	}
+	first := time.Since(start)
+	if err := a.within(hang); !errors.Is(err, locker.ErrUnavailable) {
+		t.Error(err)
+	}
+	if both := time.Since(start); first < unlockWithin || both > first+first/2 {
+		t.Errorf("it waited for %v, and for %v in all", first, both)
 	}
 }
 
