@@ -24,6 +24,9 @@ func TestWhenToAct(t *testing.T) {
 			return &guard{app: &app{stderr: said}, opts: guardOptions{"warn", 5 * time.Second}, ttl: time.Minute, leases: leases}
 		}
 		g := newGuard()
+		if g.overdue(); g.asked { // the timer was set before the last renewal
+			t.Errorf("%s: it asks the command to end, with %v left", name, time.Until(end))
+		}
 		if got, want := g.next(), end.Add(-5500*time.Millisecond); !got.Equal(want) {
 			t.Errorf("%s: it asks the command to end at %v, want %v", name, got, want)
 		}

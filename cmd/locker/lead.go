@@ -72,21 +72,20 @@ func (r *runner) lead() error {
 			return err
 		}, opts...)
 	}()
-	var end error
 	select {
 	case err = <-result:
-		select {
-		case end = <-last:
-		default:
-			return ofWait(signals.ctx, err)
-		}
-	case end = <-last: // the store is to be told, but need not answer
+	case <-signals.ctx.Done(): // the store is to be told, but need not answer
 		err = r.within(func() error { return <-result })
 	}
-	if errors.Is(err, locker.ErrUnavailable) {
-		r.tellUnlock(err)
+	select {
+	case end := <-last:
+		if errors.Is(err, locker.ErrUnavailable) {
+			r.tellUnlock(err)
+		}
+		return end
+	default:
+		return ofWait(signals.ctx, err)
 	}
-	return end
 }
 
 // term is one term of office. The error is that with which this process ends.

@@ -133,13 +133,19 @@ func TestLeaderEndsWithoutTheStore(t *testing.T) {
 	_, proxy := proxied(t)
 	p := candidate(t, "redis://"+proxy.Addr(), "k", "-ttl", "10m")
 	failing := candidate(t, "redis://"+proxy.Addr(), "other", "-ttl", "10m")
+	steps := candidate(t, "redis://"+proxy.Addr(), "third", "-ttl", "10m")
 	p.says("leads")
 	failing.says("leads")
+	steps.says("leads")
 	proxy.Set(hole())
 	p.signal(syscall.SIGTERM)
 	_, _ = failing.stdin.Write([]byte("3\n"))
+	_, _ = steps.stdin.Write([]byte("0\n"))
 	p.exits(128 + int(syscall.SIGTERM))
 	failing.exits(3)
+	steps.tells("others may lead")
+	steps.signal(syscall.SIGTERM) // while it waits for its unlock
+	steps.exits(128 + int(syscall.SIGTERM))
 	for _, q := range []*process{p, failing} {
 		if said := q.stderr.String(); !strings.Contains(said, "free after 10m0s: store unavailable: no answer") {
 			t.Errorf("it said: %s", said)

@@ -3,11 +3,14 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/cmd/locker/internal/child"
 	"github.com/lockerkit/locker/internal/locktest"
 	"github.com/lockerkit/locker/memlock"
 )
@@ -26,6 +29,25 @@ func TestLostBeforeTheStart(t *testing.T) {
 	signals := &signals{ctx: t.Context()}
 	if _, err := r.work(signals, locker.Leases{lease}); !errors.Is(err, locker.ErrLost) || codeOfExit(err) != exitLost {
 		t.Errorf("it returned %v, and said %q", err, said.String())
+	}
+}
+
+// A signal that comes when the lock was granted, but the command not started yet, keeps it from being started.
+func TestSignalJustBeforeTheStart(t *testing.T) {
+	t.Parallel()
+	s := &signals{}
+	s.ctx, s.end = context.WithCancelCause(t.Context())
+	s.take(syscall.SIGWINCH)
+	if s.ctx.Err() != nil {
+		t.Error("SIGWINCH has ended it")
+	}
+	s.take(syscall.SIGTERM)
+	_, err := s.start(func() (*child.Child, error) {
+		t.Error("the command was started")
+		return nil, nil
+	})
+	if code := codeOf(err); code != 128+int(syscall.SIGTERM) {
+		t.Errorf("it returned %v, with exit code %d", err, code)
 	}
 }
 
