@@ -21,7 +21,9 @@ func TestWhenToAct(t *testing.T) {
 	end := first.Deadline()
 	for name, leases := range map[string]locker.Leases{"in order": {first, later}, "reversed": {later, first}} {
 		newGuard := func() *guard {
-			return &guard{app: &app{stderr: said}, opts: guardOptions{"warn", 5 * time.Second}, ttl: time.Minute, leases: leases}
+			return &guard{
+				app: &app{stderr: said}, opts: guardOptions{"warn", 5 * time.Second}, ttl: time.Minute, leases: leases,
+			}
 		}
 		g := newGuard()
 		if g.overdue(); g.asked { // the timer was set before the last renewal

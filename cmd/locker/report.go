@@ -100,8 +100,8 @@ func hidden(err error) string {
 	return text
 }
 
-// visible is a text without what a terminal takes for a command, or for a new line: anybody who may lock can write a name
-// or a reason that others are shown.
+// visible is a text without what a terminal takes for a command, or for a new line: anybody who may lock can write a
+// name or a reason that others are shown.
 func visible(text string) string {
 	var all strings.Builder
 	for _, r := range text {
