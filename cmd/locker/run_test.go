@@ -139,7 +139,8 @@ func TestEnvironment(t *testing.T) {
 	}
 
 	for _, store := range []string{
-		"redis://:s3cret@" + protected.Addr(), "host=h password=s3cret", "host=h password = s3cret", `password='s3\'c ret'`,
+		"redis://:s3cret@" + protected.Addr(), "host=h password=s3cret", "host=h password = s3cret",
+		`password='s3\'c ret'`,
 	} {
 		p = lockerOn(t, "", "run", "--store", store, key, "--", "true")
 		p.exits(exitUsage)
@@ -375,7 +376,8 @@ func TestStrangers(t *testing.T) {
 	_ = syscall.Kill(n, syscall.SIGTERM)
 	q.exits(7)
 
-	q = shell(`sleep 1000 & echo $!; exec "$0" run -ttl 3s "$1" -- sh -c 'trap "" TERM; setsid sleep 1000 & echo $!; sleep 1000'`)
+	q = shell(`sleep 1000 & echo $!; exec "$0" run -ttl 3s "$1" -- sh -c '
+		trap "" TERM; setsid sleep 1000 & echo $!; sleep 1000'`)
 	another, below := q.line(), q.line()
 	lockerOn(t, url, "revoke", key).exits(0)
 	q.exits(exitLost)

@@ -118,7 +118,7 @@ func (a *app) open(ctx context.Context, opts ...locker.Option) (*locker.Client, 
 
 var errNoAnswer = fmt.Errorf("no answer within %v", openWithin)
 
-// A password in a connection string of libpq: as it is, or in quotes, and with blanks around the sign, if they like that.
+// A password in a connection string of libpq: as it is, or in quotes, and with blanks around the sign.
 var (
 	libpqPassword = regexp.MustCompile(`(?s)(?:^|\s)password\s*=\s*(?:'((?:[^'\\]|\\.)*)|([^\s']\S*))`)
 	escaped       = regexp.MustCompile(`(?s)\\(.)`)

@@ -114,6 +114,7 @@ func (a *app) changed(last map[string]string, key string, info locker.LockInfo, 
 	case len(info.Holders) > 0:
 		line = "held by " + holders(info)
 	}
-	_, err := io.WriteString(a.stdout, fmt.Sprintf("%s %s: %s\n", now.Format(time.DateTime), visible(key), visible(line)))
+	line = fmt.Sprintf("%s %s: %s\n", now.Format(time.DateTime), visible(key), visible(line))
+	_, err := io.WriteString(a.stdout, line)
 	return err
 }

@@ -20,8 +20,8 @@ var Harmful = []os.Signal{syscall.SIGPIPE}
 // Ends reports whether a signal ends a program that has no use for it.
 func Ends(s os.Signal) bool { return s != syscall.SIGWINCH }
 
-// ShutDownBy reports whether a signal is meant to end the command for good. Others have it read its files again, and the
-// like; SIGHUP has, unless it says that the terminal has gone.
+// ShutDownBy reports whether a signal is meant to end the command for good. Others have it read its files again, and
+// the like; SIGHUP has, unless it says that the terminal has gone.
 func (c *Child) ShutDownBy(s os.Signal) bool {
 	switch s {
 	case syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT:
