@@ -143,13 +143,19 @@ func holders(info locker.LockInfo) string {
 	return text
 }
 
-// environment is that of the command: what it may want to know of its lock, but not the password of the store.
+// environment is that of the command: what it may want to know of its lock, but not the password of the store, and
+// nothing of the lock that this process itself runs under: of two variables of one name, many programs see the first.
 func environment(keys []string, leases locker.Leases, holder string) (env []string) {
 	for _, v := range os.Environ() {
-		name, value, _ := strings.Cut(v, "=")
-		if name != storeVariable || passwordOf(value) == "" {
-			env = append(env, v)
+		switch name, value, _ := strings.Cut(v, "="); name {
+		case "LOCKER_KEY", "LOCKER_TOKEN", "LOCKER_HOLDER", "LOCKER_SLOT":
+			continue
+		case storeVariable:
+			if passwordOf(value) != "" {
+				continue
+			}
 		}
+		env = append(env, v)
 	}
 	tokens := make([]string, len(leases))
 	for i, l := range leases {
@@ -167,24 +173,22 @@ func environment(keys []string, leases locker.Leases, holder string) (env []stri
 	return env
 }
 
-// endWithin bounds how long the end of the program waits for the store, in all.
-const endWithin = 2 * time.Second
+// unlockWithin bounds how long the end of this process waits for the store.
+const unlockWithin = 2 * time.Second
 
-// within runs something that asks the store at the end, and returns its error, or that it did not end in time.
+// within runs something that asks the store at the end, and returns its error, or that it did not end in time: in all,
+// that is no longer than unlockWithin.
 func (a *app) within(f func() error) error {
-	if a.patience == nil {
-		a.patience = time.After(endWithin)
+	if a.endBy.IsZero() {
+		a.endBy = time.Now().Add(unlockWithin)
 	}
 	done := make(chan error, 1)
 	go func() { done <- f() }()
 	select {
 	case err := <-done:
 		return err
-	case <-a.patience:
-		closed := make(chan time.Time)
-		close(closed)
-		a.patience = closed // for all that comes
-		return fmt.Errorf("%w: no answer within %v", locker.ErrUnavailable, endWithin)
+	case <-time.After(time.Until(a.endBy)):
+		return fmt.Errorf("%w: no answer within %v", locker.ErrUnavailable, unlockWithin)
 	}
 }
 
@@ -204,7 +208,7 @@ func (r *runner) unlock(leases locker.Leases) error {
 
 func (r *runner) tellUnlock(err error) {
 	r.say(slog.LevelWarn, fmt.Sprintf("the store could not be told of the end, the lock is free after %v: %s", r.ttl,
-		hidden(err)))
+		reasonOf(err)))
 }
 
 // closeStore ends the connections. What is still locked then is unlocked, if the store answers.

@@ -23,7 +23,7 @@ type app struct {
 	verbose bool
 	quiet   bool
 
-	patience <-chan time.Time // when the end of the program waits no longer; nil before the end
+	endBy time.Time // if not zero, how long this process may wait for the store at its end
 }
 
 // further commands are those of builds with more than people need.

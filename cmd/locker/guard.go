@@ -107,7 +107,7 @@ func (g *guard) wait() error {
 		case <-left:
 			left = nil
 			n := g.child.Count()
-			message := fmt.Sprintf("the command has ended, but left %d processes: the lock is kept until they end, too", n)
+			message := fmt.Sprintf("the command has ended, but left %d processes, which keep the lock until they end", n)
 			g.app.say(slog.LevelInfo, message, slog.Int("processes", n))
 		case <-lost:
 			lost = nil

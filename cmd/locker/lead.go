@@ -57,19 +57,35 @@ func (r *runner) lead() error {
 	defer elected()
 	go r.tellWait(waiting, c, r.keys)
 
-	err = locker.Lead(signals.ctx, c, r.keys[0], func(_ context.Context, lease *locker.Lease) error {
-		elected()
-		r.say(slog.LevelInfo, fmt.Sprintf("leads %q, with token %d", r.keys[0], lease.Token()),
-			slog.String("key", r.keys[0]), slog.Uint64("token", lease.Token()))
-		return r.term(signals, lease)
-	}, opts...)
-	if errors.Is(err, locker.ErrUnavailable) && isExit(err) {
-		r.tellUnlock(err)
+	last := make(chan error, 1) // with which this process ends, when no further command is to be run
+	result := make(chan error, 1)
+	go func() {
+		result <- locker.Lead(signals.ctx, c, r.keys[0], func(_ context.Context, lease *locker.Lease) error {
+			elected()
+			r.say(slog.LevelInfo, fmt.Sprintf("leads %q, with token %d", r.keys[0], lease.Token()),
+				slog.String("key", r.keys[0]), slog.Uint64("token", lease.Token()))
+			err := r.term(signals, lease)
+			if err != nil {
+				last <- err
+				signals.end(err)
+			}
+			return err
+		}, opts...)
+	}()
+	select {
+	case err = <-result:
+	case <-signals.ctx.Done(): // the store is to be told, but need not answer
+		err = r.within(func() error { return <-result })
 	}
-	if isExit(err) {
-		return err
+	select {
+	case end := <-last:
+		if errors.Is(err, locker.ErrUnavailable) {
+			r.tellUnlock(err)
+		}
+		return end
+	default:
+		return ofWait(signals.ctx, err)
 	}
-	return ofWait(signals.ctx, err)
 }
 
 // term is one term of office. The error is that with which this process ends.
@@ -80,8 +96,7 @@ func (r *runner) term(signals *signals, lease *locker.Lease) error {
 	case errors.Is(err, locker.ErrLost) && !shutdown:
 		r.say(slog.LevelWarn, fmt.Sprintf("does not lead %q any more: %s", r.keys[0], reasonOf(err)))
 		return nil
-	case shutdown:
-		signals.end(ending)
+	case shutdown: // whatever else has happened
 	case err != nil:
 		return err
 	case ending.code == 0:
@@ -89,11 +104,6 @@ func (r *runner) term(signals *signals, lease *locker.Lease) error {
 		return nil
 	}
 	return ending
-}
-
-func isExit(err error) bool {
-	var e *exit
-	return errors.As(err, &e)
 }
 
 // The pauses between attempts to reach the store at the start.

@@ -109,6 +109,50 @@ func TestLeaderRevoked(t *testing.T) {
 	waiting(t, c, key, 1)
 }
 
+// A leader whose command was sent SIGHUP, for it to read its files again, was not shut down by that: it is a candidate
+// again when it has lost the lock.
+func TestLeaderAfterReload(t *testing.T) {
+	t.Parallel()
+	url, key := redisURL(t), locktest.Unique("key")
+	p := lockerOn(t, url, "lead", "-ttl", "1s", key, "--", "sh", "-c",
+		`trap 'echo hup' HUP; trap 'echo usr1' USR1; trap 'exit 0' TERM; echo leads; while :; do sleep 0.01; done`)
+	p.says("leads")
+	p.signal(syscall.SIGHUP)
+	p.says("hup")
+	p.signal(syscall.SIGUSR1)
+	p.says("usr1")
+	lockerOn(t, url, "revoke", key).exits(0)
+	p.says("leads")
+	p.signal(syscall.SIGTERM)
+	p.exits(0)
+}
+
+// A leader that is shut down does not wait for a store that does not answer, however long the TTL is.
+func TestLeaderEndsWithoutTheStore(t *testing.T) {
+	t.Parallel()
+	_, proxy := proxied(t)
+	p := candidate(t, "redis://"+proxy.Addr(), "k", "-ttl", "10m")
+	failing := candidate(t, "redis://"+proxy.Addr(), "other", "-ttl", "10m")
+	steps := candidate(t, "redis://"+proxy.Addr(), "third", "-ttl", "10m")
+	p.says("leads")
+	failing.says("leads")
+	steps.says("leads")
+	proxy.Set(hole())
+	p.signal(syscall.SIGTERM)
+	_, _ = failing.stdin.Write([]byte("3\n"))
+	_, _ = steps.stdin.Write([]byte("0\n"))
+	p.exits(128 + int(syscall.SIGTERM))
+	failing.exits(3)
+	steps.tells("others may lead")
+	steps.signal(syscall.SIGTERM) // while it waits for its unlock
+	steps.exits(128 + int(syscall.SIGTERM))
+	for _, q := range []*process{p, failing} {
+		if said := q.stderr.String(); !strings.Contains(said, "free after 10m0s: store unavailable: no answer") {
+			t.Errorf("it said: %s", said)
+		}
+	}
+}
+
 // A candidate waits for a store that is not there yet: machines are started in any order.
 func TestLeadBeforeTheStore(t *testing.T) {
 	t.Parallel()

@@ -199,3 +199,56 @@ func TestTakenAway(t *testing.T) {
 	p.exits(exitLost)
 	p.tells("broken")
 }
+
+// blocked returns the end of a pipe to which nothing can be written: nobody reads at the other end, and it is full.
+func blocked(t *testing.T) *os.File {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _, _ = r.Close(), w.Close() })
+	if err := w.SetWriteDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if _, err := w.Write(make([]byte, 4096)); err != nil {
+			return w
+		}
+	}
+}
+
+// Messages that cannot be written, as to a terminal that Ctrl-S has stopped, keep nothing waiting: neither the end of
+// the command on loss, nor that of the program.
+func TestMessagesThatCannotBeWritten(t *testing.T) {
+	t.Parallel()
+	url, key, file := redisURL(t), locktest.Unique("key"), t.TempDir()+"/stamps"
+	c := observer(t, url)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"run"}, {"run", "-v"}, {"run", "-json"}, {"lead"}} {
+		args = append(args, "-ttl", "1s", key, "--", "env", actAs+"=stamps", self, file)
+		p := command(t, url, args...)
+		p.cmd.Stderr = blocked(t)
+		p.start()
+		p.says("up")
+		rival := lockerOn(t, url, "run", key, "--", "sh", "-c", "echo up; read x")
+		waiting(t, c, key, 1)
+		lockerOn(t, url, "revoke", key).exits(0)
+		rival.says("up")
+		died := lastStamp(t, file)
+		if args[0] == "run" {
+			p.exits(exitLost)
+		} else {
+			p.signal(syscall.SIGTERM)
+			p.exits(128 + int(syscall.SIGTERM))
+		}
+		if after := lastStamp(t, file); after != died {
+			t.Fatalf("%v: the command lived on when that of the rival had started", args)
+		}
+		_ = rival.stdin.Close()
+		rival.exits(1)
+	}
+}

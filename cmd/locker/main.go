@@ -25,7 +25,9 @@ func main() {
 
 // run runs the command with some arguments, and returns its exit code.
 func run(args []string) int {
-	a := &app{stdout: os.Stdout, stderr: os.Stderr}
+	stderr := newMessages(os.Stderr)
+	defer stderr.end()
+	a := &app{stdout: os.Stdout, stderr: stderr}
 	root := a.command()
 	root.SetArgs(twoDashes(root, args))
 	return a.exitCode(root.Execute())

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,7 +9,9 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/lockerkit/locker"
 )
@@ -34,6 +37,53 @@ func (a *app) logger() *slog.Logger {
 	return slog.New(&plain{out: a.stderr, level: level})
 }
 
+// messages is standard error for who must not wait for it: nobody may read it, as with a terminal that Ctrl-S has
+// stopped, or a pipe to a program that hangs. A command has to be ended in time all the same.
+type messages struct {
+	queue   chan []byte
+	written chan struct{} // closed when nothing is to be written any more
+}
+
+// manyMessages is how many may wait to be written. What comes then is dropped.
+const manyMessages = 1000
+
+func newMessages(out io.Writer) *messages {
+	m := &messages{queue: make(chan []byte, manyMessages), written: make(chan struct{})}
+	go func() {
+		defer close(m.written)
+		for text := range m.queue {
+			if text == nil {
+				return
+			}
+			_, _ = out.Write(text)
+		}
+	}()
+	return m
+}
+
+// Write never fails.
+func (m *messages) Write(text []byte) (int, error) {
+	select {
+	case m.queue <- bytes.Clone(text):
+	default:
+	}
+	return len(text), nil
+}
+
+// end waits until all is written, but not for long.
+func (m *messages) end() {
+	given := time.After(unlockWithin)
+	select {
+	case m.queue <- nil:
+	case <-given:
+		return
+	}
+	select {
+	case <-m.written:
+	case <-given:
+	}
+}
+
 // failed reports why the command fails.
 func (a *app) failed(err error, code int) {
 	a.say(slog.LevelError, hidden(err), slog.Int("exit", code))
@@ -43,10 +93,25 @@ func (a *app) failed(err error, code int) {
 // here need not begin with the name of the library, too.
 func hidden(err error) string {
 	text := strings.ReplaceAll(err.Error(), "locker: ", "")
+	text = strings.ReplaceAll(text, "\n", "; ") // several errors
 	if password := passwordOf(os.Getenv(storeVariable)); password != "" {
 		text = strings.ReplaceAll(text, password, "xxxxx")
 	}
 	return text
+}
+
+// visible is a text without what a terminal takes for a command, or for a new line: anybody who may lock can write a
+// name or a reason that others are shown.
+func visible(text string) string {
+	var all strings.Builder
+	for _, r := range text {
+		if strconv.IsPrint(r) {
+			all.WriteRune(r)
+		} else {
+			all.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	return all.String()
 }
 
 // reasonOf is the text of an error about a key that people know.
@@ -69,10 +134,10 @@ func (p *plain) Enabled(_ context.Context, level slog.Level) bool { return level
 
 func (p *plain) Handle(_ context.Context, r slog.Record) error {
 	var line strings.Builder
-	line.WriteString("locker: " + r.Message)
+	line.WriteString("locker: " + visible(r.Message))
 	if r.Level < slog.LevelInfo {
 		r.Attrs(func(attr slog.Attr) bool {
-			fmt.Fprintf(&line, " %s=%v", attr.Key, attr.Value)
+			line.WriteString(visible(fmt.Sprintf(" %s=%v", attr.Key, attr.Value)))
 			return true
 		})
 	}

@@ -142,9 +142,33 @@ func TestEnvironment(t *testing.T) {
 		}
 	}
 
-	p = lockerOn(t, "", "run", "--store", "redis://:s3cret@"+protected.Addr(), key, "--", "true")
-	p.exits(exitUsage)
-	p.tells("is seen by every user")
+	for _, store := range []string{
+		"redis://:s3cret@" + protected.Addr(), "host=h password=s3cret", "host=h password = s3cret",
+		`password='s3\'c ret'`,
+	} {
+		p = lockerOn(t, "", "run", "--store", store, key, "--", "true")
+		p.exits(exitUsage)
+		p.tells("is seen by every user")
+	}
+
+	// Of a lock that the program itself runs under, the command is told nothing: many take the first of two variables.
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p = lockerOn(t, url, "run", "--slots", "2", "outer "+key, "--", self, "run", key, "--", "env")
+	p.exits(0)
+	seen := map[string]int{}
+	for line := range p.out {
+		name, value, _ := strings.Cut(line, "=")
+		seen[name]++
+		if name == "LOCKER_KEY" && value != key {
+			t.Errorf("the key is %q", value)
+		}
+	}
+	if seen["LOCKER_KEY"] != 1 || seen["LOCKER_TOKEN"] != 1 || seen["LOCKER_HOLDER"] != 1 || seen["LOCKER_SLOT"] != 0 {
+		t.Errorf("the variables are there so often: %v", seen)
+	}
 
 	// Several keys: one in a line, as are their tokens.
 	other := "another " + key
@@ -327,6 +351,45 @@ func TestGrandchildren(t *testing.T) {
 	if held(t, c, key) {
 		t.Error("the key is still held")
 	}
+}
+
+// Processes that a shell has started before it became the program are not waited for, nor ended with the command: one
+// that reads what the program writes would wait for it in turn.
+func TestStrangers(t *testing.T) {
+	t.Parallel()
+	url, key := redisURL(t), locktest.Unique("key")
+	c := observer(t, url)
+	p := command(t, url, key)
+	shell := func(script string) *process {
+		q := command(t, url)
+		q.cmd.Path, q.cmd.Args = "/bin/sh", []string{"sh", "-c", script, p.cmd.Path, key}
+		return q.start()
+	}
+	q := shell(`sleep 1000 & echo $!; exec "$0" run "$1" -- sh -c 'sleep 1000 & echo $!; exit 7'`)
+	stranger, left := q.line(), q.line()
+	defer func() {
+		n, _ := strconv.Atoi(stranger)
+		_ = syscall.Kill(n, syscall.SIGKILL)
+	}()
+	q.tells("left 1 processes")
+	locktest.IsLocked(t, c, key)
+	n, err := strconv.Atoi(left)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = syscall.Kill(n, syscall.SIGTERM)
+	q.exits(7)
+
+	q = shell(`sleep 1000 & echo $!; exec "$0" run -ttl 3s "$1" -- sh -c '
+		trap "" TERM; setsid sleep 1000 & echo $!; sleep 1000'`)
+	another, below := q.line(), q.line()
+	lockerOn(t, url, "revoke", key).exits(0)
+	q.exits(exitLost)
+	if isAlive(below) || !isAlive(stranger) || !isAlive(another) {
+		t.Error("it has ended what it has not started, or left what it has")
+	}
+	n, _ = strconv.Atoi(another)
+	_ = syscall.Kill(n, syscall.SIGKILL)
 }
 
 // If the program is killed, so is the command, and the lock is free when the TTL has passed.

@@ -147,12 +147,19 @@ func (e *lostError) Unwrap() []error { return []error{&exit{code: exitLost}, e.e
 // because the lock was lost.
 func (r *runner) work(signals *signals, leases locker.Leases) (child.Status, error) {
 	c, err := signals.start(func() (*child.Child, error) {
+		if err := leases.Err(); err != nil { // this process was stopped in the meantime
+			return nil, &lostError{err}
+		}
 		return child.Start(r.path, r.command, environment(r.keys, leases, r.holder))
 	})
 	var s *caught
+	var lost *lostError
 	switch {
 	case errors.As(err, &s): // just when the lock was granted
 		return child.Status{}, s
+	case errors.As(err, &lost):
+		r.say(slog.LevelError, "the command was not started: "+reasonOf(lost), slog.Int("exit", exitLost))
+		return child.Status{}, lost
 	case err != nil:
 		return child.Status{}, &exit{code: child.CodeOf(err), err: err}
 	}

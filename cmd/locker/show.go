@@ -128,23 +128,23 @@ func (a *app) show(info locker.LockInfo) error {
 // describe is a lock for people.
 func describe(info locker.LockInfo) string {
 	if len(info.Holders) == 0 && info.Waiting == 0 {
-		return info.Key + ": free\n"
+		return visible(info.Key) + ": free\n"
 	}
 	var text strings.Builder
 	state := "held"
 	if len(info.Holders) == 0 {
 		state = "free"
 	}
-	fmt.Fprintf(&text, "%s: %s, %d waiting\n", info.Key, state, info.Waiting)
+	fmt.Fprintf(&text, "%s: %s, %d waiting\n", visible(info.Key), state, info.Waiting)
 	rows := [][]string{{"HOLDER", "MODE", "SINCE", "LEFT", "TOKEN", "SESSION"}}
 	for _, h := range info.Holders {
-		rows = append(rows, append(cells(h), h.Session))
+		rows = append(rows, append(cells(h), visible(h.Session)))
 	}
 	if len(info.Waiters) > 0 {
 		rows = append(rows, []string{"WAITER", "MODE", "SINCE", "", "", "SESSION"})
 	}
 	for _, w := range info.Waiters {
-		rows = append(rows, []string{orUnknown(w.Name), w.Mode.String(), since(w.Since), "", "", w.Session})
+		rows = append(rows, []string{orUnknown(w.Name), w.Mode.String(), since(w.Since), "", "", visible(w.Session)})
 	}
 	var aligned strings.Builder
 	table := newTable(&aligned)
@@ -176,7 +176,7 @@ func cells(h locker.HolderInfo) []string {
 	return []string{orUnknown(h.Name), mode, since(h.Since), left, token}
 }
 
-func orUnknown(text string) string { return cmp.Or(text, "?") }
+func orUnknown(text string) string { return visible(cmp.Or(text, "?")) }
 
 func since(t time.Time) string {
 	if t.IsZero() {
@@ -205,7 +205,7 @@ func (a *app) list(ctx context.Context, c *locker.Client, prefix string) error {
 		}
 		if !a.json {
 			for _, h := range info.Holders {
-				fmt.Fprintf(table, "%s\t%s\t%d\n", info.Key, strings.Join(cells(h), "\t"), info.Waiting)
+				fmt.Fprintf(table, "%s\t%s\t%d\n", visible(info.Key), strings.Join(cells(h), "\t"), info.Waiting)
 			}
 		}
 	}

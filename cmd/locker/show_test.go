@@ -185,3 +185,28 @@ func TestManual(t *testing.T) {
 		}
 	}
 }
+
+// What somebody else has written into the store, as a name or a reason, is no command for a terminal.
+func TestVisible(t *testing.T) {
+	t.Parallel()
+	url, key := redisURL(t), locktest.Unique("key")
+	evil := "\x1b[2J\nlocker: \u202eevil"
+	p := lockerOn(t, url, "run", "-name", evil, key, "--", "sh", "-c", "echo up; read x")
+	p.says("up")
+	q := lockerOn(t, url, "show", key)
+	q.exits(0)
+	l := lockerOn(t, url, "list", key)
+	l.exits(0)
+	lockerOn(t, url, "revoke", "-reason", evil, key).exits(0)
+	p.exits(exitLost)
+	texts := p.stderr.String()
+	for line := range q.out {
+		texts += line + "\n"
+	}
+	for line := range l.out {
+		texts += line + "\n"
+	}
+	if strings.ContainsAny(texts, "\x1b\u202e") || strings.Count(texts, "evil") != 3 {
+		t.Errorf("it shows %q", texts)
+	}
+}

@@ -17,7 +17,7 @@ type signals struct {
 
 	mu       sync.Mutex
 	command  *child.Child // nil if none runs
-	shutdown bool         // the command was sent one by which programs are ended
+	shutdown bool         // the command was sent one by which daemons are ended
 }
 
 // catchSignals begins to take them. It is not ended: the process is about to exit then.
@@ -42,7 +42,7 @@ func (s *signals) take(number os.Signal) {
 	defer s.mu.Unlock()
 	switch {
 	case s.command != nil:
-		s.shutdown = s.shutdown || child.Ends(number)
+		s.shutdown = s.shutdown || s.command.ShutDownBy(number)
 		s.command.Signal(number)
 	case child.Ends(number):
 		s.end(&caught{number})

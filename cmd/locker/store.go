@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"regexp"
 	"strings"
 	"time"
 
@@ -119,14 +120,18 @@ func (a *app) open(ctx context.Context, opts ...locker.Option) (*locker.Client, 
 
 var errNoAnswer = fmt.Errorf("no answer within %v", openWithin)
 
+// A password in a connection string of libpq: as it is, or in quotes, and with blanks around the sign.
+var (
+	libpqPassword = regexp.MustCompile(`(?s)(?:^|\s)password\s*=\s*(?:'((?:[^'\\]|\\.)*)|([^\s']\S*))`)
+	escaped       = regexp.MustCompile(`(?s)\\(.)`)
+)
+
 // passwordOf returns the password in a URL or in a connection string of libpq, or "".
 func passwordOf(store string) string {
 	_, rest, found := strings.Cut(store, "://")
 	if !found {
-		for field := range strings.FieldsSeq(store) {
-			if password, found := strings.CutPrefix(field, "password="); found {
-				return strings.Trim(password, "'")
-			}
+		if match := libpqPassword.FindStringSubmatch(store); match != nil {
+			return escaped.ReplaceAllString(match[1]+match[2], "$1")
 		}
 		return ""
 	}

@@ -50,7 +50,7 @@ func (a *app) watch(ctx context.Context, c *locker.Client, keys []string, interv
 			case err != nil && !answered:
 				return err
 			case err != nil:
-				fmt.Fprintf(&picture, "%s: %s\n", key, hidden(err))
+				fmt.Fprintf(&picture, "%s: %s\n", visible(key), visible(hidden(err)))
 			default:
 				answered = true
 				picture.WriteString(describe(info))
@@ -114,6 +114,7 @@ func (a *app) changed(last map[string]string, key string, info locker.LockInfo, 
 	case len(info.Holders) > 0:
 		line = "held by " + holders(info)
 	}
-	_, err := io.WriteString(a.stdout, fmt.Sprintf("%s %s: %s\n", now.Format(time.DateTime), key, line))
+	line = fmt.Sprintf("%s %s: %s\n", now.Format(time.DateTime), visible(key), visible(line))
+	_, err := io.WriteString(a.stdout, line)
 	return err
 }

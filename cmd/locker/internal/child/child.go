@@ -19,6 +19,7 @@ import (
 type Child struct {
 	pid      int
 	terminal *terminal // that it shares with this process; nil if it has a process group of its own
+	platform
 
 	ended chan struct{} // closed when the command itself has ended
 	gone  chan struct{} // closed when nothing of it is left

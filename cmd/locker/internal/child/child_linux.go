@@ -2,6 +2,7 @@ package child
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"strconv"
 	"strings"
@@ -18,6 +19,7 @@ func (c *Child) start(path string, args, env []string) (err error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("prctl: %w", err)
 	}
+	c.strangers = strangers()
 	attr := &syscall.ProcAttr{
 		Env: env, Sys: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: c.terminal == nil},
 	}
@@ -29,6 +31,38 @@ func (c *Child) start(path string, args, env []string) (err error) {
 	}
 	go c.reap()
 	return nil
+}
+
+// platform is what a Child has on this system only.
+type platform struct {
+	strangers map[int]bool // the children that this process had before the command
+}
+
+// strangers returns the children that this process has already: those of a shell that has become this process, such as
+// what it writes to in "exec > >(logger); exec locker ...". They are no part of a command, and may end after it.
+func strangers() map[int]bool {
+	err := unix.Waitid(unix.P_ALL, 0, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+	if err == unix.ECHILD { // as nearly always
+		return nil
+	}
+	all := make(map[int]bool)
+	for _, p := range processes()[os.Getpid()] {
+		all[p.pid] = true
+	}
+	return all
+}
+
+// strangersOnly reports whether nobody else is left.
+func (c *Child) strangersOnly() bool {
+	if !c.reaped || len(c.strangers) == 0 {
+		return false
+	}
+	for _, p := range processes()[os.Getpid()] {
+		if !c.strangers[p.pid] { // also if it has ended since: then it will be collected
+			return false
+		}
+	}
+	return true
 }
 
 // reap waits for the command and for all processes that it has left to this one.
@@ -45,6 +79,10 @@ func (c *Child) reap() {
 			return
 		}
 		c.collect()
+		if c.strangersOnly() {
+			c.leave()
+			return
+		}
 	}
 }
 
@@ -57,6 +95,7 @@ func (c *Child) collect() {
 		if pid == c.pid {
 			c.reaped = true
 		}
+		delete(c.strangers, pid)
 		c.mu.Unlock()
 		switch {
 		case err == unix.EINTR:
@@ -73,8 +112,8 @@ func (c *Child) Kill() {
 	c.send(syscall.SIGKILL)
 	go func() { // some may be about to start others
 		for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
-			for _, pid := range descendants(os.Getpid()) {
-				_ = unix.Kill(pid, unix.SIGKILL)
+			for _, p := range c.descendants() {
+				_ = unix.Kill(p.pid, unix.SIGKILL)
 			}
 			select {
 			case <-c.gone:
@@ -89,15 +128,48 @@ func (c *Child) Kill() {
 func replace(fd, by int) error { return unix.Dup3(by, fd, 0) }
 
 // Count returns how many processes of the command there are.
-func (c *Child) Count() int { return len(descendants(os.Getpid())) }
+func (c *Child) Count() (n int) {
+	for _, p := range c.descendants() {
+		if !p.ended {
+			n++
+		}
+	}
+	return n
+}
 
-// descendants returns the processes below one, by what /proc says, but for those that have ended.
-func descendants(of int) (pids []int) {
+// descendants returns the processes of the command.
+func (c *Child) descendants() (all []process) {
+	c.mu.Lock()
+	strangers := maps.Clone(c.strangers)
+	c.mu.Unlock()
+	below := processes()
+	for next := below[os.Getpid()]; len(next) > 0; next = next[1:] {
+		p := next[0]
+		if strangers[p.pid] {
+			continue
+		}
+		all = append(all, p)
+		next = append(next, below[p.pid]...)
+	}
+	return all
+}
+
+// process is one of the machine.
+type process struct {
+	pid   int
+	ended bool // its first thread has ended, and nobody has waited for it: others may be at work
+}
+
+// processes returns all processes by that of their parent, by what /proc says.
+func processes() map[int][]process {
+	if self, err := os.Readlink("/proc/self"); err != nil || self != strconv.Itoa(os.Getpid()) {
+		return nil // there is none, or it is that of another container, with other numbers
+	}
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
 		return nil
 	}
-	children := make(map[int][]int)
+	below := make(map[int][]process)
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil {
@@ -109,17 +181,12 @@ func descendants(of int) (pids []int) {
 		}
 		// pid (name) state parent ...: the name may have any signs in it
 		fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-		if len(fields) < 2 || fields[0] == "Z" || fields[0] == "X" {
+		if len(fields) < 2 {
 			continue
 		}
 		if parent, err := strconv.Atoi(fields[1]); err == nil {
-			children[parent] = append(children[parent], pid)
+			below[parent] = append(below[parent], process{pid, fields[0] == "Z" || fields[0] == "X"})
 		}
 	}
-	for next := children[of]; len(next) > 0; {
-		pid := next[0]
-		pids = append(pids, pid)
-		next = append(next[1:], children[pid]...)
-	}
-	return pids
+	return below
 }

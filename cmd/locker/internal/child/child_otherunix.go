@@ -14,6 +14,8 @@ import (
 // if that is killed by SIGKILL. A process that leaves the process group of the command (a daemon) is overlooked, as are
 // all but the command itself where there is a terminal.
 
+type platform struct{}
+
 func (c *Child) start(path string, args, env []string) error {
 	p, err := os.StartProcess(path, args, &os.ProcAttr{
 		Env: env, Files: inherited(), Sys: &syscall.SysProcAttr{Setpgid: c.terminal == nil},

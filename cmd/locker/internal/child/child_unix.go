@@ -20,6 +20,16 @@ var Harmful = []os.Signal{syscall.SIGPIPE}
 // Ends reports whether a signal ends a program that has no use for it.
 func Ends(s os.Signal) bool { return s != syscall.SIGWINCH }
 
+// ShutDownBy reports whether a signal is meant to end the command for good. Others have it read its files again, and
+// the like; SIGHUP has, unless it says that the terminal has gone.
+func (c *Child) ShutDownBy(s os.Signal) bool {
+	switch s {
+	case syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT:
+		return true
+	}
+	return s == syscall.SIGHUP && c.terminal != nil
+}
+
 // terminal is the controlling terminal of this process. A command that is started where there is one stays in the
 // process group of this process: so the two are one job of the shell, which is stopped, continued and put into the
 // background as a whole, and the signals of the keyboard reach the command by themselves.

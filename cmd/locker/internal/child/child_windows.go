@@ -21,10 +21,15 @@ var Harmful []os.Signal
 // Ends reports whether a signal ends a program that has no use for it.
 func Ends(os.Signal) bool { return true }
 
+// ShutDownBy reports whether a signal is meant to end the command for good.
+func (c *Child) ShutDownBy(os.Signal) bool { return true }
+
 type terminal struct{}
 
 func openTerminal() *terminal { return nil }
 func (*terminal) close()      {}
+
+type platform struct{}
 
 // job is that of this process, which it never closes. 0 before the first command.
 var job windows.Handle
