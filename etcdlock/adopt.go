@@ -80,13 +80,11 @@ func (b *backend) takeOver(
 		step.line = c.line
 		return step
 	})
-	if c == nil {
-		return locker.Grant{}, errOver
-	}
-	if err := c.made(ctx); err != nil {
+	parts, err := c.made(ctx)
+	if err != nil {
 		return locker.Grant{}, err
 	}
-	outcome := c.put.takeParts()[0].GetResponseTxn()
+	outcome := parts[0].GetResponseTxn()
 	if !outcome.Succeeded && !c.isIn(outcome.Responses[0].GetResponseRange().Kvs) {
 		c.dismiss()
 		return locker.Grant{}, errChanged

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -215,13 +216,11 @@ func (b *backend) try(ctx context.Context, s *session, r locker.Request, free of
 		step.line = c.line
 		return step
 	})
-	if c == nil {
-		return locker.Grant{}, errOver
-	}
-	if err := c.made(ctx); err != nil {
+	parts, err := c.made(ctx)
+	if err != nil {
 		return locker.Grant{}, err
 	}
-	outcome := c.put.takeParts()[0].GetResponseTxn()
+	outcome := parts[0].GetResponseTxn()
 	switch {
 	case outcome.Succeeded && r.Mode == locker.ModeShared:
 		return c.hold(ctx, outcome.Responses[1].GetResponseRange().Kvs[0].CreateRevision, 0)
@@ -242,28 +241,31 @@ func (b *backend) try(ctx context.Context, s *session, r locker.Request, free of
 	return locker.Grant{}, locker.ErrLocked
 }
 
-// made carries out the step that makes the claim. After an error that is not marked locker.NotAcquired, Release has to
-// follow.
-func (c *claim) made(ctx context.Context) error {
+// made carries out the step that makes the claim, which is nil if its session is over, and returns what etcd has
+// answered to its parts. After an error that is not marked locker.NotAcquired, Release has to follow.
+func (c *claim) made(ctx context.Context) ([]*pb.ResponseOp, error) {
+	if c == nil {
+		return nil, errOver
+	}
 	s := c.session
 	err := s.steps.do(ctx, c.put)
 	if err == nil {
-		return nil
+		return c.put.takeParts(), nil
 	}
 	select {
 	case <-c.put.done:
 	default:
-		return err // ctx has ended, and the step is under way
+		return nil, err // ctx has ended, and the step is under way
 	}
 	if c.put.err == nil || !c.put.certain {
-		return err // ctx has ended just as the step succeeded, or nobody knows
+		return nil, err // ctx has ended just as the step succeeded, or nobody knows
 	}
 	c.forget(true)
 	if errors.Is(err, ErrLeaseExpired) {
 		s.end(ErrLeaseExpired)
-		return errOver
+		return nil, errOver
 	}
-	return locker.NotAcquired(err)
+	return nil, locker.NotAcquired(err)
 }
 
 // again is Acquire for an owner that has the lock already.

@@ -110,6 +110,6 @@
 //	etcdctl role grant-permission app --prefix=true readwrite locker/
 //
 // Name all members as endpoints: a Locker asks one of them, on a connection of its own, and goes to the next when that
-// does not answer. It talks to connections of the client: wrappers such as package namespace are not used. Close takes a
-// second or two at most. What else matters to operators is in docs/operating.md.
+// does not answer. It talks to connections of the client: wrappers such as package namespace are not used. Close takes
+// a second or two at most. What else matters to operators is in docs/operating.md.
 package etcdlock

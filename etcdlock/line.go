@@ -44,13 +44,11 @@ func (b *backend) stand(ctx context.Context, s *session, r locker.Request) (lock
 		step.line = c.line
 		return step
 	})
-	if c == nil {
-		return locker.Grant{}, errOver
-	}
-	if err := c.made(ctx); err != nil {
+	parts, err := c.made(ctx)
+	if err != nil {
 		return locker.Grant{}, err
 	}
-	others := c.put.takeParts()[1].GetResponseRange().Count
+	others := parts[1].GetResponseRange().Count
 	if r.Mode == locker.ModeExclusive {
 		others-- // this one
 	}
