@@ -48,8 +48,8 @@
 //
 // Postgres lets a session that has a shared lock have it again past somebody who waits. So who comes to readers on that
 // session is only let in if a session without the lock would be. That takes one more round trip. When somebody leaves
-// who had the lock alone, readers and slots of several Lockers behind him go on at the same moment, and are not in order
-// of arrival among themselves.
+// who had the lock alone, readers and slots of several Lockers behind him go on at the same moment, and are not in
+// order of arrival among themselves.
 //
 // # Seen, and taken away
 //

@@ -195,8 +195,8 @@ func TestGrants(t *testing.T) {
 		t.Run("without "+missing, func(t *testing.T) {
 			l, app := limited(t, slices.Delete(slices.Clone(grants), i, i+1))
 			failures.CheckAcquires(t, l, "k", pglock.ErrPermission, "permission denied")
-			if n := admin.count("SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE usename = $1 AND "+
-				anyLock, app); n != 0 {
+			left := "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE usename = $1 AND "
+			if n := admin.count(left+anyLock, app); n != 0 {
 				t.Errorf("%d locks were left behind", n)
 			}
 		})

@@ -152,11 +152,7 @@ func (b *backend) marked(s *session, keys []int64, marked []bool) {
 }
 
 // hinted receives a hint.
-func (b *backend) hinted(payload string) {
-	key, err := strconv.ParseInt(payload, 10, 64)
-	if err != nil {
-		return // somebody else uses the channel
-	}
+func (b *backend) hinted(key int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if sl := b.slots[key]; sl != nil && sl.starved {

@@ -252,7 +252,7 @@ func FuzzHinted(f *testing.F) {
 	f.Fuzz(func(t *testing.T, payload string, key int64) {
 		held := &holding{}
 		b := &backend{slots: map[int64]*slot{key: {key: key, held: []*holding{held}}}}
-		b.hinted(payload)
+		(&session{b: b}).notified(channel, payload)
 		if s := b.slots[key]; len(s.held) != 1 || s.held[0] != held || s.starved || len(b.slots) != 1 {
 			t.Errorf("%q has changed a slot: %+v", payload, s)
 		}

@@ -41,10 +41,10 @@ type Config struct {
 // It makes connections of its own with the configuration of the pool, its BeforeConnect and AfterConnect included: one
 // for locks that are taken without waiting for each TTL in use (four at most), up to Config.WaitSessions for others,
 // one for hints where lines poll, and one to look on: for Client.Inspect and the like, and where leases are renewed or
-// have a locker.Holder, for others to see them and to take them away. A further one is made for a moment when tokens run
-// short.
-// It never uses a connection of the pool, so that locks and queries cannot starve one another; the pool may be closed
-// before the Client is. It connects when the first lock is asked for. Without a pool, that returns ErrInvalidOption.
+// have a locker.Holder, for others to see them and to take them away. A further one is made for a moment when tokens
+// run short. It never uses a connection of the pool, so that locks and queries cannot starve one another; the pool may
+// be closed before the Client is. It connects when the first lock is asked for. Without a pool, that returns
+// ErrInvalidOption.
 func New(pool *pgxpool.Pool, opts ...locker.Option) *locker.Client {
 	return Config{}.New(pool, opts...)
 }

@@ -84,6 +84,11 @@ func (s *session) revocations(key string) int {
 	return s.count("SELECT count(*) FROM locker.revocation WHERE key = $1", pglock.Key(key))
 }
 
+// modesToRevoke are the ways to lock a key, with as many slots as the tests have holders.
+var modesToRevoke = map[string]locker.CallOption{
+	"exclusive": locker.Slots(1), "shared": locker.Shared(), "slots": locker.Slots(2),
+}
+
 // TestRevokeTellsAtOnce: the TTL is an hour, so no renewal could tell. The key is not free before the holder has
 // unlocked; then it is, and nothing is left.
 func TestRevokeTellsAtOnce(t *testing.T) {
@@ -92,9 +97,7 @@ func TestRevokeTellsAtOnce(t *testing.T) {
 	admin, by := connect(t, url), operator(t, url)
 	l := openWatched(t, pglock.Config{}, url, locker.TTL(time.Hour), locker.Holder("worker"))
 	spared := mustTry(t, l, unique("spared"))
-	for name, mode := range map[string]locker.CallOption{
-		"exclusive": locker.Slots(1), "shared": locker.Shared(), "slots": locker.Slots(2),
-	} {
+	for name, mode := range modesToRevoke {
 		key := unique(name)
 		leases := []*locker.Lease{mustTry(t, l, key, mode)}
 		if mode := leases[0].Mode(); mode != locker.ModeExclusive && name != "exclusive" {
@@ -332,9 +335,7 @@ func TestBreakAmongOthers(t *testing.T) {
 	admin, by := connect(t, url), operator(t, url)
 	l := openWatched(t, pglock.Config{}, url, locker.TTL(time.Hour), locker.Holder("worker"))
 	spared := mustTry(t, l, unique("spared"))
-	for name, mode := range map[string]locker.CallOption{
-		"exclusive": locker.Slots(1), "shared": locker.Shared(), "slots": locker.Slots(2),
-	} {
+	for name, mode := range modesToRevoke {
 		key := unique(name)
 		lease := mustTry(t, l, key, mode)
 		admin.awaitHearing(l)

@@ -264,11 +264,7 @@ func (b *backend) free(h *holding) {
 }
 
 // heard is told that somebody who has a key has to look whether his lock was taken away.
-func (b *backend) heard(payload string) {
-	key, err := strconv.ParseInt(payload, 10, 64)
-	if err != nil {
-		return // somebody else uses the channel
-	}
+func (b *backend) heard(key int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if s := b.slots[key]; s != nil {

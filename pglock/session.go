@@ -3,6 +3,7 @@ package pglock
 import (
 	"errors"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/lockerkit/locker"
@@ -144,10 +145,13 @@ func (s *session) ended(cause error) {
 }
 
 func (s *session) notified(channel, payload string) {
-	if channel == revokedChannel {
-		s.b.heard(payload)
-	} else {
-		s.b.hinted(payload)
+	key, err := strconv.ParseInt(payload, 10, 64)
+	switch {
+	case err != nil: // somebody else uses the channel
+	case channel == revokedChannel:
+		s.b.heard(key)
+	default:
+		s.b.hinted(key)
 	}
 }
 
