@@ -157,20 +157,21 @@ func environment(keys []string, leases locker.Leases, holder string) (env []stri
 		}
 		env = append(env, v)
 	}
-	tokens := make([]string, len(leases))
-	for i, l := range leases {
-		tokens[i] = fmt.Sprint(l.Token())
-	}
-	env = append(env, "LOCKER_KEY="+strings.Join(keys, "\n"), "LOCKER_TOKEN="+strings.Join(tokens, "\n"),
+	env = append(env, "LOCKER_KEY="+strings.Join(keys, "\n"), "LOCKER_TOKEN="+lines(leases, (*locker.Lease).Token),
 		"LOCKER_HOLDER="+holder)
 	if leases[0].Mode() == locker.ModeSlots {
-		slots := make([]string, len(leases))
-		for i, l := range leases {
-			slots[i] = fmt.Sprint(l.Slot())
-		}
-		env = append(env, "LOCKER_SLOT="+strings.Join(slots, "\n"))
+		env = append(env, "LOCKER_SLOT="+lines(leases, (*locker.Lease).Slot))
 	}
 	return env
+}
+
+// lines tells something of each lease, in a line.
+func lines[T any](leases locker.Leases, of func(*locker.Lease) T) string {
+	texts := make([]string, len(leases))
+	for i, l := range leases {
+		texts[i] = fmt.Sprint(of(l))
+	}
+	return strings.Join(texts, "\n")
 }
 
 // unlockWithin bounds how long the end of this process waits for the store.

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// monotonic reads CLOCK_MONOTONIC, in nanoseconds.
-func monotonic() int64 {
+// now reads CLOCK_MONOTONIC, which all processes share, in nanoseconds.
+func now() int64 {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
 		panic(err)

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/redis/go-redis/v9/logging"
 	"github.com/spf13/cobra"
 
 	"github.com/lockerkit/locker"
@@ -30,14 +31,11 @@ Exit codes: 1 if a check has failed, 0 if there are no more than warnings.`,
 }
 
 func (a *app) doctor(ttl time.Duration) error {
-	rawURL, err := a.storeURL()
+	rawURL, k, err := a.target()
 	if err != nil {
 		return err
 	}
-	k, err := kindOf(rawURL)
-	if err != nil {
-		return err
-	}
+	logging.Disable() // what go-redis would say is in the results
 	ctx := catchSignals().ctx
 	results, err := examine(ctx, k, doctor.Options{URL: rawURL, Prefix: a.prefix, TTL: ttl})
 	if ctx.Err() != nil { // a signal has ended it

@@ -107,8 +107,8 @@ func (g *guard) wait() error {
 		case <-left:
 			left = nil
 			n := g.child.Count()
-			message := fmt.Sprintf("the command has ended, but left %d processes, which keep the lock until they end", n)
-			g.app.say(slog.LevelInfo, message, slog.Int("processes", n))
+			g.app.say(slog.LevelInfo, fmt.Sprintf("the command has ended, but left %d processes, "+
+				"which keep the lock until they end", n), slog.Int("processes", n))
 		case <-lost:
 			lost = nil
 			g.taken(context.Cause(held))
@@ -143,16 +143,15 @@ func tooLate(left time.Duration) error {
 
 // taken is called when a lease is lost.
 func (g *guard) taken(reason error) {
-	first := !g.asked
+	asked := g.asked
 	g.end(reason)
-	switch {
-	case first && errors.Is(reason, locker.ErrRevoked):
-		g.killAt = time.Now().Add(g.opts.grace)
-		if end := g.deadline().Add(-killMargin(g.ttl)); end.Before(g.killAt) {
-			g.killAt = end
-		}
-	default:
+	if asked || !errors.Is(reason, locker.ErrRevoked) {
 		g.kill()
+		return
+	}
+	g.killAt = time.Now().Add(g.opts.grace)
+	if end := g.deadline().Add(-killMargin(g.ttl)); end.Before(g.killAt) {
+		g.killAt = end
 	}
 }
 

@@ -21,8 +21,6 @@ func proxied(t *testing.T) (*redistest.Server, *faultproxy.Proxy) {
 	return server, faultproxy.New(t, server.Addr())
 }
 
-func hole() faultproxy.Fault { return faultproxy.BlackHole() }
-
 // trials is how often to repeat what depends on timing.
 func trials() int {
 	if n, err := strconv.Atoi(os.Getenv("LOCKER_TRIALS")); err == nil {
@@ -69,7 +67,7 @@ func TestDeadBeforeRival(t *testing.T) {
 		key, file := locktest.Unique("key"), t.TempDir()+"/stamps"
 		p := stamping(t, "redis://"+proxy.Addr(), file, "run", "--ttl", "1s", key)
 		rival := lockerOn(t, "redis://"+server.Addr(), "run", key, "--", "sh", "-c", "echo up; read x")
-		proxy.Set(hole())
+		proxy.Set(faultproxy.BlackHole())
 		rival.says("up")
 		started := now()
 		died := lastStamp(t, file)
@@ -88,13 +86,15 @@ func TestDeadBeforeRival(t *testing.T) {
 func TestShortOutage(t *testing.T) {
 	t.Parallel()
 	server, proxy := proxied(t)
-	p := lockerOn(t, "redis://"+proxy.Addr(), "run", "-v", "--ttl", "10s", "k", "--", "sh", "-c", "echo up; read x; echo alive")
+	p := lockerOn(t, "redis://"+proxy.Addr(), "run", "-v", "--ttl", "10s", "k", "--",
+		"sh", "-c", "echo up; read x; echo alive")
 	p.says("up")
 	proxy.Set(faultproxy.Refuse())
 	p.tells("renewal failed")
 	proxy.Heal()
-	seen := strings.Count(p.stderr.String(), "renewed")
-	locktest.Eventually(t, "it is renewed again", func() bool { return strings.Count(p.stderr.String(), "renewed") > seen })
+	renewed := func() int { return strings.Count(p.stderr.String(), "renewed") }
+	seen := renewed()
+	locktest.Eventually(t, "it is renewed again", func() bool { return renewed() > seen })
 	_ = p.stdin.Close()
 	p.says("alive")
 	p.exits(0)
@@ -110,7 +110,7 @@ func TestGrace(t *testing.T) {
 	p := lockerOn(t, "redis://"+proxy.Addr(), "run", "--ttl", "3s", "--grace", "1500ms", "k", "--", "sh", "-c",
 		`trap 'echo told; exit 0' TERM; echo up; while :; do sleep 0.01; done`)
 	p.says("up")
-	proxy.Set(hole())
+	proxy.Set(faultproxy.BlackHole())
 	p.says("told")
 	p.exits(exitLost) // it has not done what it was to do, whatever it says
 }
@@ -124,7 +124,7 @@ func TestKillsGrandchildren(t *testing.T) {
 		setsid sh -c 'trap "" TERM; echo $$; sleep 1000' &
 		while :; do sleep 0.01; done`)
 	pids := []string{p.line(), p.line()}
-	proxy.Set(hole())
+	proxy.Set(faultproxy.BlackHole())
 	p.exits(exitLost)
 	for _, pid := range pids {
 		if isAlive(pid) {
@@ -152,12 +152,14 @@ func TestOnLoss(t *testing.T) {
 	t.Parallel()
 	server, proxy := proxied(t)
 	c := observer(t, "redis://"+server.Addr())
-	command := []string{"--", "sh", "-c", "trap 'echo told' TERM; echo up; while ! read x; do :; done; echo $x; exit 4"}
-	term := lockerOn(t, "redis://"+proxy.Addr(), append([]string{"run", "--ttl", "1s", "--on-loss", "term", "t"}, command...)...)
-	warn := lockerOn(t, "redis://"+proxy.Addr(), append([]string{"run", "--ttl", "1s", "--on-loss", "warn", "w"}, command...)...)
+	start := func(onLoss, key string) *process {
+		return lockerOn(t, "redis://"+proxy.Addr(), "run", "--ttl", "1s", "--on-loss", onLoss, key, "--", "sh", "-c",
+			"trap 'echo told' TERM; echo up; while ! read x; do :; done; echo $x; exit 4")
+	}
+	term, warn := start("term", "t"), start("warn", "w")
 	term.says("up")
 	warn.says("up")
-	proxy.Set(hole())
+	proxy.Set(faultproxy.BlackHole())
 	term.says("told")
 	warn.tells("works on without its lock")
 	locktest.MustUnlock(t, locktest.MustLock(t, c, "t"))
@@ -192,7 +194,8 @@ func TestTakenAway(t *testing.T) {
 	lockerOn(t, url, "run", "-n", key, "--", "true").exits(0)
 	lockerOn(t, url, "revoke", key).exits(exitProblem)
 
-	p = lockerOn(t, url, "run", "-v", "--ttl", "3s", key, "--", "sh", "-c", `trap '' TERM; echo up; while :; do sleep 0.01; done`)
+	p = lockerOn(t, url, "run", "-v", "--ttl", "3s", key, "--",
+		"sh", "-c", `trap '' TERM; echo up; while :; do sleep 0.01; done`)
 	p.says("up")
 	p.tells("renewed") // from then on it is told why
 	lockerOn(t, url, "break", key).exits(0)

@@ -96,9 +96,7 @@ func (p *process) start() *process {
 		if err != nil {
 			p.t.Fatal(err)
 		}
-		defer func() {
-			go func() { defer close(p.quiet); _, _ = io.Copy(&p.stderr, messages) }()
-		}()
+		go func() { defer close(p.quiet); _, _ = io.Copy(&p.stderr, messages) }()
 	} else {
 		close(p.quiet)
 	}
@@ -241,19 +239,19 @@ func held(t *testing.T, c *locker.Client, key string) bool {
 	return len(info.Holders) > 0
 }
 
-// isAlive reports whether there is such a process, which has not ended.
-func isAlive(pid string) bool {
+// state is the letter by which /proc says what a process does, or "" if there is no such process.
+func state(pid string) string {
 	stat, err := os.ReadFile("/proc/" + pid + "/stat")
 	if err != nil {
-		return false
+		return ""
 	}
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	return fields[0] != "Z" && fields[0] != "X"
+	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))[0]
 }
 
-// now is the time of a clock that all processes share, in nanoseconds.
-func now() int64 {
-	return monotonic()
+// isAlive reports whether there is such a process, which has not ended.
+func isAlive(pid string) bool {
+	s := state(pid)
+	return s != "" && s != "Z" && s != "X"
 }
 
 // stamps is a command that writes to the file of its argument when it was alive for the last time, and ends neither at
@@ -276,11 +274,18 @@ func stamps() {
 	}
 }
 
+// forCommands are the signals that a command gets.
+var forCommands = []syscall.Signal{
+	syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM,
+	syscall.SIGWINCH,
+}
+
 // heirs is a command with a process below it. Each writes the first signal that it gets. Then they end, with code 5.
 func heirs() {
 	signals := make(chan os.Signal, 10)
-	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGUSR1, syscall.SIGUSR2,
-		syscall.SIGALRM, syscall.SIGWINCH)
+	for _, s := range forCommands {
+		signal.Notify(signals, s)
+	}
 	name, below := "below", (*exec.Cmd)(nil)
 	if len(os.Args) == 1 {
 		name, below = "above", exec.Command(os.Args[0], "below")

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lockerkit/locker/internal/faultproxy"
 	"github.com/lockerkit/locker/internal/locktest"
 	"github.com/lockerkit/locker/internal/redistest"
 )
@@ -31,7 +32,8 @@ func TestExitCodes(t *testing.T) {
 		p.exits(code)
 	}
 	for _, s := range []syscall.Signal{
-		syscall.SIGHUP, syscall.SIGINT, syscall.SIGKILL, syscall.SIGUSR1, syscall.SIGSEGV, syscall.SIGPIPE, syscall.SIGTERM,
+		syscall.SIGHUP, syscall.SIGINT, syscall.SIGKILL, syscall.SIGUSR1, syscall.SIGSEGV, syscall.SIGPIPE,
+		syscall.SIGTERM,
 	} {
 		p := lockerOn(t, "", "run", "--store", "memory", "k", "--", "sh", "-c", fmt.Sprintf("kill -%d $$", int(s)))
 		p.exits(128 + int(s))
@@ -54,42 +56,43 @@ func TestExitCodesOfItsOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	noInterpreter := t.TempDir() + "/script"
-	if err := os.WriteFile(noInterpreter, []byte("#!/no/such/interpreter\n"), 0o700); err != nil { //nolint:gosec // it is to be run
+	//nolint:gosec // it is to be run
+	if err := os.WriteFile(noInterpreter, []byte("#!/no/such/interpreter\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	replica := redistest.New(t, redistest.Options{Args: []string{"--replicaof", "127.0.0.1 1"}})
 	marker := t.TempDir() + "/has run"
-	touch := []string{"--", "touch", marker}
+	run := func(args ...string) []string { return append(append([]string{"run"}, args...), "--", "touch", marker) }
 	for name, c := range map[string]struct {
 		store string
 		args  []string
 		code  int
 		says  string
 	}{
-		"no store":        {"", append([]string{"run", key}, touch...), 64, "which store?"},
-		"no such store":   {"mysql://localhost", append([]string{"run", key}, touch...), 64, `"mysql"`},
-		"no URL":          {"secret-host", append([]string{"run", key}, touch...), 64, "not a URL"},
+		"no store":        {"", run(key), 64, "which store?"},
+		"no such store":   {"mysql://localhost", run(key), 64, `"mysql"`},
+		"no URL":          {"secret-host", run(key), 64, "not a URL"},
 		"no command":      {url, []string{"run", key, "--"}, 64, "the command is missing"},
 		"no dashes":       {url, []string{"run", key, "touch", marker}, 64, `"--" is missing`},
-		"no key":          {url, append([]string{"run"}, touch...), 64, "a key is missing"},
-		"no such option":  {url, append([]string{"run", "--nonsense", key}, touch...), 64, "--nonsense"},
+		"no key":          {url, run(), 64, "a key is missing"},
+		"no such option":  {url, run("--nonsense", key), 64, "--nonsense"},
 		"no such command": {url, []string{"nonsense"}, 64, `unknown command "nonsense"`},
-		"TTL":             {url, append([]string{"run", "--ttl", "1ms", key}, touch...), 64, "TTL(1ms)"},
-		"grace":           {url, append([]string{"run", "--ttl", "2s", "--grace", "2s", key}, touch...), 64, "-grace"},
-		"on loss":         {url, append([]string{"run", "--on-loss", "cry", key}, touch...), 64, "-on-loss"},
-		"modes":           {url, append([]string{"run", "--shared", "--slots", "2", key}, touch...), 64, "exclude each other"},
-		"waits":           {url, append([]string{"run", "-n", "--wait", "2s", key}, touch...), 64, "exclude each other"},
-		"long key":        {url, append([]string{"run", strings.Repeat("k", 1025)}, touch...), 64, "1025 bytes"},
-		"not offered":     {"memory", append([]string{"run", "--store", "memory", "--slots", "20000", key}, touch...), 64, "Slots(20000)"},
-		"not there":       {"redis://127.0.0.1:1", append([]string{"run", key}, touch...), 69, "refused"},
-		"held, no wait":   {url, append([]string{"run", "-n", key}, touch...), 75, "locked, by the test"},
-		"held, one dash":  {url, append([]string{"run", "-no-wait", key}, touch...), 75, "locked, by the test"},
-		"held, wait":      {url, append([]string{"run", "-wait=50ms", key}, touch...), 75, "still locked after 50ms, by the test"},
-		"held, for cron":  {url, append([]string{"run", "-n", "-E", "0", key}, touch...), 0, ""},
-		"denied":          {"redis://app:secret@" + denied.Addr(), append([]string{"run", key}, touch...), 77, "lacks a permission"},
-		"password":        {"redis://app:wrong@" + denied.Addr(), append([]string{"run", key}, touch...), 77, "authentication failed"},
-		"a replica":       {"redis://" + replica.Addr(), append([]string{"run", key}, touch...), 69, "READONLY"},
-		"not a cluster":   {"redis+cluster://" + redistest.Address(t), append([]string{"run", key}, touch...), 78, "cluster"},
+		"TTL":             {url, run("--ttl", "1ms", key), 64, "TTL(1ms)"},
+		"grace":           {url, run("--ttl", "2s", "--grace", "2s", key), 64, "-grace"},
+		"on loss":         {url, run("--on-loss", "cry", key), 64, "-on-loss"},
+		"modes":           {url, run("--shared", "--slots", "2", key), 64, "exclude each other"},
+		"waits":           {url, run("-n", "--wait", "2s", key), 64, "exclude each other"},
+		"long key":        {url, run(strings.Repeat("k", 1025)), 64, "1025 bytes"},
+		"not offered":     {"memory", run("--store", "memory", "--slots", "20000", key), 64, "Slots(20000)"},
+		"not there":       {"redis://127.0.0.1:1", run(key), 69, "refused"},
+		"held, no wait":   {url, run("-n", key), 75, "locked, by the test"},
+		"held, one dash":  {url, run("-no-wait", key), 75, "locked, by the test"},
+		"held, wait":      {url, run("-wait=50ms", key), 75, "still locked after 50ms, by the test"},
+		"held, for cron":  {url, run("-n", "-E", "0", key), 0, ""},
+		"denied":          {"redis://app:secret@" + denied.Addr(), run(key), 77, "lacks a permission"},
+		"password":        {"redis://app:wrong@" + denied.Addr(), run(key), 77, "authentication failed"},
+		"a replica":       {"redis://" + replica.Addr(), run(key), 69, "READONLY"},
+		"not a cluster":   {"redis+cluster://" + redistest.Address(t), run(key), 78, "cluster"},
 		"not executable":  {url, []string{"run", key, "--", notExecutable}, 126, "permission denied"},
 		"no interpreter":  {url, []string{"run", "free " + key, "--", noInterpreter}, 127, "no such file"},
 		"not found":       {url, []string{"run", key, "--", "no-such-program"}, 127, "no-such-program"},
@@ -124,7 +127,8 @@ func TestEnvironment(t *testing.T) {
 	p := lockerOn(t, url, "run", "--name", "me", key, "--", "sh", "-c", show)
 	fields := strings.Split(p.line(), ",")
 	token, err := strconv.ParseUint(fields[1], 10, 64)
-	if err != nil || token <= before.Token() || fields[0] != key || fields[2] != "" || fields[3] != "me" || fields[4] != url {
+	if err != nil || token <= before.Token() || fields[0] != key || fields[2] != "" || fields[3] != "me" ||
+		fields[4] != url {
 		t.Errorf("the environment is %q, after token %d", fields, before.Token())
 	}
 	p.exits(0)
@@ -232,7 +236,7 @@ func TestMessagesThatNobodyReads(t *testing.T) {
 	p.start()
 	_ = w.Close()
 	waiting(t, c, key, 1)
-	time.Sleep(tellWaitAfter + 200*time.Millisecond) // until it wants to say for whom it waits; less proves less, no more
+	time.Sleep(tellWaitAfter + 200*time.Millisecond) // until it wants to say for whom it waits; less proves less
 	locktest.MustUnlock(t, holder)
 	p.exits(0)
 }
@@ -242,7 +246,10 @@ func TestSignalBefore(t *testing.T) {
 	t.Parallel()
 	url := redisURL(t)
 	c := observer(t, url)
-	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1} {
+	for _, s := range forCommands {
+		if s == syscall.SIGWINCH { // which ends nothing
+			continue
+		}
 		silent, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
@@ -279,10 +286,7 @@ func TestSignalDuring(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, s := range []syscall.Signal{
-		syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGALRM,
-		syscall.SIGWINCH,
-	} {
+	for _, s := range forCommands {
 		p := lockerOn(t, url, "run", key, "--", "env", actAs+"=heirs", self)
 		lines := map[string]bool{p.line(): true, p.line(): true}
 		p.signal(s)
@@ -397,7 +401,8 @@ func TestKilled(t *testing.T) {
 	t.Parallel()
 	url, key := redisURL(t), locktest.Unique("key")
 	c := observer(t, url)
-	p := lockerOn(t, url, "run", "--ttl", "1s", key, "--", "sh", "-c", "trap '' TERM HUP; echo $$; while :; do sleep 0.01; done")
+	p := lockerOn(t, url, "run", "--ttl", "1s", key, "--",
+		"sh", "-c", "trap '' TERM HUP; echo $$; while :; do sleep 0.01; done")
 	pid := p.line()
 	p.signal(syscall.SIGKILL)
 	<-p.ended
@@ -470,7 +475,7 @@ func TestStoreGoneAtTheEnd(t *testing.T) {
 	server, proxy := proxied(t)
 	p := lockerOn(t, "redis://"+proxy.Addr(), "run", "--ttl", "1m", "k", "--", "sh", "-c", "echo up; read x; exit 3")
 	p.says("up")
-	proxy.Set(hole())
+	proxy.Set(faultproxy.BlackHole())
 	start := time.Now()
 	_ = p.stdin.Close()
 	p.exits(3)

@@ -57,7 +57,8 @@ func TestShow(t *testing.T) {
 		t.Fatal(err)
 	}
 	if o.Key != key || !o.Held || o.Waiting != 1 || len(o.Holders) != 1 || o.Holders[0].Token != lease.Token() ||
-		o.Holders[0].Name != "the test" || o.Holders[0].Mode != "exclusive" || o.Holders[0].Slot != nil || o.Holders[0].Left <= 0 {
+		o.Holders[0].Name != "the test" || o.Holders[0].Mode != "exclusive" || o.Holders[0].Slot != nil ||
+		o.Holders[0].Left <= 0 {
 		t.Errorf("it is %+v", o)
 	}
 
@@ -149,7 +150,10 @@ func help(t *testing.T, args ...string) string {
 // Help fits a screen.
 func TestHelp(t *testing.T) {
 	t.Parallel()
-	for _, args := range []string{"-h", "help", "run -h", "lead -h", "show -h", "list -h", "watch -h", "revoke -h", "break -h", "ping -h", "doctor -h"} {
+	for _, args := range []string{
+		"-h", "help", "run -h", "lead -h", "show -h", "list -h", "watch -h", "revoke -h", "break -h", "ping -h",
+		"doctor -h",
+	} {
 		text := help(t, strings.Fields(args)...)
 		lines := strings.Split(strings.TrimRight(text, "\n"), "\n")
 		if len(lines) > 30 {

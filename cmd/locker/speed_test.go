@@ -10,8 +10,8 @@ import (
 	"github.com/lockerkit/locker/internal/redistest"
 )
 
-// BenchmarkRun is what "locker run" adds to a command, on a Redis server on the same machine. The program is built as it
-// is released.
+// BenchmarkRun is what "locker run" adds to a command, on a Redis server on the same machine. The program is built as
+// it is released.
 func BenchmarkRun(b *testing.B) {
 	program := b.TempDir() + "/locker"
 	build := exec.Command("go", "build", "-o", program, ".")

@@ -81,13 +81,18 @@ func kindOf(rawURL string) (kind, error) {
 	return 0, usage("%q is no store: use redis://, redlock://, postgres:// or etcd://", scheme)
 }
 
+// target returns the URL of the store, and which one that is.
+func (a *app) target() (rawURL string, k kind, err error) {
+	if rawURL, err = a.storeURL(); err != nil {
+		return "", 0, err
+	}
+	k, err = kindOf(rawURL)
+	return rawURL, k, err
+}
+
 // open connects to the store. The error says what would keep the locks from working.
 func (a *app) open(ctx context.Context, opts ...locker.Option) (*locker.Client, error) {
-	rawURL, err := a.storeURL()
-	if err != nil {
-		return nil, err
-	}
-	k, err := kindOf(rawURL)
+	rawURL, k, err := a.target()
 	if err != nil {
 		return nil, err
 	}
@@ -97,15 +102,14 @@ func (a *app) open(ctx context.Context, opts ...locker.Option) (*locker.Client, 
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, openWithin, errNoAnswer)
 	defer cancel()
+	goredis.SetLogger(quietRedis{a})
 	var c *locker.Client
 	switch k {
 	case memory:
 		return memlock.New(opts...).Client, nil
 	case redisServer:
-		goredis.SetLogger(quietRedis{a})
 		c, err = redislock.Open(ctx, rawURL, opts...)
 	case redlocks:
-		goredis.SetLogger(quietRedis{a})
 		c, err = redlock.Open(ctx, rawURL, opts...)
 	case postgres:
 		c, err = pglock.Open(ctx, rawURL, opts...)

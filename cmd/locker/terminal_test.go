@@ -130,7 +130,7 @@ func TestJobControl(t *testing.T) {
 	term.types("\x1a")
 	term.shows("stopped=14[78]") // SIGTSTP
 	for _, pid := range pids {
-		locktest.Eventually(t, "it is stopped", func() bool { return state(t, pid) == "T" })
+		locktest.Eventually(t, "it is stopped", func() bool { return state(pid) == "T" })
 	}
 	locktest.IsLocked(t, observer(t, url), key)
 	term.types("go on\nsome words\n")
@@ -142,7 +142,8 @@ func TestJobControl(t *testing.T) {
 func TestStoppedForTooLong(t *testing.T) {
 	t.Parallel()
 	url, key := redisURL(t), locktest.Unique("key")
-	term := newTerminal(t, url, `$locker run -ttl 1s `+key+` -- sh -c 'trap "" TERM; echo child=$$; while :; do sleep 0.01; done'
+	term := newTerminal(t, url, `$locker run -ttl 1s `+key+` -- sh -c '
+		trap "" TERM; echo child=$$; while :; do sleep 0.01; done'
 		echo stopped=$?; read x; fg; echo ended=$?`)
 	pid := strings.TrimPrefix(term.shows(`child=\d+`), "child=")
 	term.types("\x1a")
@@ -153,14 +154,4 @@ func TestStoppedForTooLong(t *testing.T) {
 	if isAlive(pid) {
 		t.Error("the command lives on")
 	}
-}
-
-// state is the letter by which /proc says what a process does.
-func state(t *testing.T, pid string) string {
-	t.Helper()
-	stat, err := os.ReadFile("/proc/" + pid + "/stat")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))[0]
 }

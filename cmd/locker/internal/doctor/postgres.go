@@ -327,14 +327,14 @@ func judgeLockTable(_ *postgresServer, row []string) finding {
 	room, _ := strconv.Atoi(row[0])
 	used, _ := strconv.Atoi(row[1])
 	text := fmt.Sprintf("%d locks of %d", used, room)
-	const do = "Raise max_locks_per_transaction, and restart the server; or hold fewer locks."
+	do := remedyOf(pglock.ErrLockTableFull)
 	switch {
 	case used > room/10*9:
-		return fail("%s: it is nearly full", text).remedy(do)
+		return fail("%s: it is nearly full", text).remedy("%s", do)
 	case room < 1000:
-		return warn("%s: there is little room", text).remedy(do)
+		return warn("%s: there is little room", text).remedy("%s", do)
 	case used > room/2:
-		return warn("%s: it is more than half full", text).remedy(do)
+		return warn("%s: it is more than half full", text).remedy("%s", do)
 	}
 	return ok("%s", text)
 }

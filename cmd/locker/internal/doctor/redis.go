@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
-	"github.com/redis/go-redis/v9/logging"
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/redislock"
@@ -41,10 +40,6 @@ type redisServer struct {
 	infoErr  error
 	config   map[string]string
 	refusals map[string]error // by the names of commands: what the server said, nil if it is allowed
-}
-
-func init() {
-	logging.Disable() // what go-redis writes to stderr is in the results, too
 }
 
 func redisDefaults(o Options) Options {
@@ -118,7 +113,7 @@ func quorum(answer, servers int) finding {
 	switch {
 	case answer <= servers/2:
 		return fail("%s, which is no majority", text).
-			remedy("Bring servers back, an empty one not before the longest TTL has passed.")
+			remedy("%s", remedyOf(redlock.ErrNoQuorum))
 	case servers < 3:
 		return warn("%s, and none of them may fail", text).remedy("Use three servers, or five.")
 	case servers%2 == 0:
@@ -457,7 +452,7 @@ func lookAtSaving(s *redisServer) finding {
 		}
 	}
 	if len(failed) > 0 {
-		return fail("%s", strings.Join(failed, ", ")).remedy("See the log of the server: the disk may be full.")
+		return fail("%s", strings.Join(failed, ", ")).remedy("%s", remedyOf(redislock.ErrNotPersisting))
 	}
 	return ok("the last attempt has succeeded, or there was none")
 }
@@ -516,14 +511,15 @@ func lookAtConnections(s *redisServer) finding {
 	if n := s.number("maxclients"); n > 0 { // since Redis 7
 		limit = n
 	}
-	const do = "Raise maxclients. CLIENT LIST says whose the connections are."
+	do := remedyOf(redislock.ErrTooManyConnections)
 	switch {
 	case limit == 0:
 		return ok("%d in use", used).remedy("Grant +config|get for the check, to see maxclients.")
 	case used > limit/10*9:
-		return warn("%d in use of %d", used, limit).remedy(do)
+		return warn("%d in use of %d", used, limit).remedy("%s", do)
 	case rejected > 0:
-		return warn("%d in use of %d; %d were refused since the server was started", used, limit, rejected).remedy(do)
+		return warn("%d in use of %d; %d were refused since the server was started", used, limit, rejected).
+			remedy("%s", do)
 	}
 	return ok("%d in use of %d", used, limit)
 }

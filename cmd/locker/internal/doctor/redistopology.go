@@ -9,6 +9,8 @@ import (
 	"sync"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/lockerkit/locker/redislock"
 )
 
 const (
@@ -174,7 +176,7 @@ func judgeSlots(slots []redis.ClusterSlot, asked string, failures []string) (mas
 	text := fmt.Sprintf("%s for %d of %d slots", plural(len(masters), "master"), covered, all)
 	switch {
 	case covered < all:
-		return masters, fail("%s", text).remedy("Bring the missing nodes back. CLUSTER NODES says which.")
+		return masters, fail("%s", text).remedy("%s", remedyOf(redislock.ErrClusterDown))
 	case len(failures) > 0:
 		return masters, warn("%s; of the nodes in the URL: %s", text, strings.Join(failures, "; ")).
 			remedy("Bring these nodes back, or correct their addresses.")
