@@ -117,8 +117,8 @@ func (c *Client) Revoke(ctx context.Context, key, reason string) error {
 // is smaller than the tokens of all who come after, so that a resource that checks tokens refuses it. If it lives, its
 // lease ends with ErrLost and ErrBroken. Revoke is the safe way.
 //
-// On Postgres, where a lock lives and dies with its connection, the holder's Locker is asked first. If it does not answer
-// within a second, other leases may end with this one: see OthersError.
+// On Postgres, where a lock lives and dies with its connection, the holder's Locker is asked first. If it does not
+// answer within a second, other leases may end with this one: see OthersError.
 //
 // It returns the errors of Revoke, but also breaks locks of clients of another kind, as far as the store can. It is
 // bounded by ctx and by the TTL of this Client.

@@ -123,7 +123,7 @@ func deadlineExceeded(c *check) {
 		}
 		switch early := deadline.Sub(w.at); {
 		case early <= 0:
-		case errors.Is(err, locker.ErrUnavailable): // which it may say if it has had no answer yet: is the machine busy?
+		case errors.Is(err, locker.ErrUnavailable): // it may say so without an answer yet: is the machine busy?
 			c.errorf("Lock gave up %v before its ctx ended: %v", early, err)
 		default:
 			c.wrongf("Lock gave up %v before its ctx ended", early)

@@ -23,7 +23,9 @@ var (
 	linked   = regexp.MustCompile(`!?\[([^\]]*)\]\([^)]*\)`)
 	list     = regexp.MustCompile(`^\s*([-*]|\d+\.)\s`)
 	ends     = regexp.MustCompile(`[.!?:]['")*]*\s+`)
-	packages = []string{".", "memlock", "redislock", "redislock/redlock", "pglock", "etcdlock", "otellocker", "conformance"}
+	packages = []string{
+		".", "memlock", "redislock", "redislock/redlock", "pglock", "etcdlock", "otellocker", "conformance",
+	}
 )
 
 // sentences returns those of a text in Markdown. Each cell of a table is at least one.

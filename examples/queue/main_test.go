@@ -85,10 +85,12 @@ func TestDeposed(t *testing.T) {
 			t.Errorf("next: %v", err)
 		}
 	}
-	if n, results := rdb.LLen(t.Context(), name).Val(), rdb.HLen(t.Context(), name+":results").Val(); n != 1 || results != 0 {
-		t.Errorf("%d jobs and %d results", n, results)
+	jobs, results := rdb.LLen(t.Context(), name).Val(), rdb.HLen(t.Context(), name+":results").Val()
+	if jobs != 1 || results != 0 {
+		t.Errorf("%d jobs and %d results", jobs, results)
 	}
-	if _, err := (&queue{rdb: rdb, name: name + "empty", token: 1}).call(t.Context(), next); !errors.Is(err, redis.Nil) {
+	empty := &queue{rdb: rdb, name: name + "empty", token: 1}
+	if _, err := empty.call(t.Context(), next); !errors.Is(err, redis.Nil) {
 		t.Errorf("an empty list: %v", err)
 	}
 }
