@@ -3,6 +3,7 @@ package conn
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -173,6 +174,7 @@ func (g *group) callLocked() {
 				r.answered.Store(true)
 				r.wake <- struct{}{}
 			}
+			runtime.Gosched() // to those just woken: most come back at once, and then share the next call
 			g.mu.Lock()
 		}
 		g.calls--
