@@ -156,9 +156,9 @@ type Features struct {
 }
 
 // Run runs the suite. Sub-tests are named group/Rule, as in exclusion/OneHolder, and can be chosen with -run and -skip.
-// The rules of a group run in parallel, except in Harness.Wrap and where a rule disturbs the whole store or process. A
-// test that calls Run should not be parallel itself: what leaks is counted for the process. In the end Run reports what
-// was proven: see the documentation of the package.
+// Rules run beside each other, four for each processor, except in Harness.Wrap and where a rule disturbs the whole
+// store or process: those come first. A test that calls Run should not be parallel itself: what leaks is counted for
+// the process. In the end Run reports what was proven: see the documentation of the package.
 func Run(t *testing.T, h Harness) {
 	if h.Open == nil {
 		t.Fatal("conformance: Harness.Open is nil")
@@ -173,13 +173,7 @@ func Run(t *testing.T, h Harness) {
 	h = h.withDefaults()
 	rep := newReport(t.Name(), h)
 	defer rep.publish(t)
-	for _, group := range groups() {
-		t.Run(group.name, func(t *testing.T) {
-			for _, r := range group.rules {
-				t.Run(r.name, func(t *testing.T) { r.test(t, h, rep, rep.of(group, r)) })
-			}
-		})
-	}
+	judge(t, groups(), h.wrapped, func(t *testing.T, g group, r rule) { r.test(t, h, rep, rep.of(g, r)) })
 }
 
 func (h Harness) withDefaults() Harness {

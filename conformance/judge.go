@@ -158,9 +158,6 @@ func (r rule) test(t *testing.T, h Harness, rep *report, res *result) {
 	if o, why := r.leftOut(h); o != notRun {
 		leaveOut(o, why)
 	}
-	if !r.serial && !h.wrapped { // the parallel tests of a group begin when its serial ones have ended
-		t.Parallel()
-	}
 	if why := rep.stopped(r, res.name); why != "" {
 		leaveOut(notJudged, why)
 	}
