@@ -2,6 +2,7 @@ package redislock_test
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"github.com/lockerkit/locker/internal/redistest"
 	"github.com/lockerkit/locker/internal/wires"
 	"github.com/lockerkit/locker/redislock"
+	"github.com/lockerkit/locker/redislock/internal/scripts"
 )
 
 // TestManyDeadWaiters has a holder die, and with it ten thousand waiters. Who waits behind them has the lock when they
@@ -38,6 +40,11 @@ func TestManyDeadWaiters(t *testing.T) {
 	took := time.Since(died)
 	mustUnlock(t, lease)
 	t.Logf("served %v after %d waiters had died; the slowest script: %v", took, dead, slowest(t, admin))
+	// How much one script does is what bounds its time. That says nothing of a machine that is busy.
+	if calls, least := callsOf(t, admin, "zrem"), 2*dead/scripts.DropTogether; calls < least {
+		t.Errorf("the dead were dropped by %d calls of ZREM; want %d, for scripts of %d each", calls, least,
+			scripts.DropTogether)
+	}
 	// A thousand a second were dropped once, which took 11 s in all.
 	if limit := liveness + 5*time.Second; took > limit {
 		t.Errorf("the waiter was served after %v; want %v, and a little more", took, liveness)
@@ -57,6 +64,16 @@ func slowest(t *testing.T, rdb *redis.Client) (longest time.Duration) {
 		}
 	}
 	return longest
+}
+
+// callsOf returns how many times the server has carried out a command.
+func callsOf(t *testing.T, rdb *redis.Client, command string) (n int) {
+	t.Helper()
+	stat := rdb.InfoMap(t.Context(), "commandstats").Item("Commandstats", "cmdstat_"+command)
+	if _, err := fmt.Sscanf(stat, "calls=%d,", &n); err != nil {
+		t.Fatalf("commandstats of %s: %q, %v", command, stat, err)
+	}
+	return n
 }
 
 // serverCPU returns the processor time that the server has used.
