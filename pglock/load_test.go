@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -275,4 +277,31 @@ func errorText(err error) string {
 		err = inner
 	}
 	return fmt.Sprintf("%.60v", err)
+}
+
+// TestGoTogether checks that who asks at the same time as others shares a message with them.
+func TestGoTogether(t *testing.T) { // not in parallel: there is one processor, so that they ask in turns
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	b := pglock.NewBackend(pool(t, pgtest.New(t, pgtest.Options{}).URL()))
+	l := locker.New(b)
+	t.Cleanup(func() { _ = l.Close() })
+	least := int64(math.MaxInt64)
+	for i := range 4 {
+		before := pglock.Messages(b)
+		var wg sync.WaitGroup
+		for j := range 16 {
+			wg.Go(func() {
+				if _, err := l.TryLock(t.Context(), fmt.Sprint("key ", i, " ", j)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if i > 0 { // the first time, there is nothing to expect
+			least = min(least, pglock.Messages(b)-before)
+		}
+	}
+	if least > 2 {
+		t.Errorf("at least %d messages for 16 locks", least)
+	}
 }
