@@ -117,16 +117,16 @@ func FuzzGranted(f *testing.F) {
 	f.Add("", 0)
 	f.Add("granted x", -1)
 	f.Fuzz(func(t *testing.T, last string, slot int) {
-		of := func(rows ...[]string) (int, bool) { return (&answer{rows: rows}).granted() }
+		of := func(rows ...[]string) outcome { return (&answer{rows: rows}).granted() }
 		first := []string{"1", "key"}
-		if n, ok := of(first, []string{"granted " + strconv.Itoa(slot)}); n != slot || !ok {
-			t.Errorf("slot %d: %d, %v", slot, n, ok)
+		if o := of(first, []string{"granted " + strconv.Itoa(slot), "7"}); o.number != slot || !o.done || o.token != 7 {
+			t.Errorf("slot %d: %d, %v, token %d", slot, o.number, o.done, o.token)
 		}
-		if _, ok := of(first, []string{last}); ok && !strings.HasPrefix(last, "granted") {
-			t.Errorf("%q is granted", last)
+		if o := of(first, []string{last, ""}); o.done && !strings.HasPrefix(last, "granted") || o.token != 0 {
+			t.Errorf("%q is granted, or has a token", last)
 		}
-		for _, rows := range [][][]string{nil, {{"granted"}}, {first}, {first, {}}, {first, {"granted", last}}} {
-			if _, ok := of(rows...); ok {
+		for _, rows := range [][][]string{nil, {{"granted"}}, {first}, {first, {}}, {first, {"granted"}}} {
+			if of(rows...).done {
 				t.Errorf("%q is granted", rows)
 			}
 		}
