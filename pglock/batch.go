@@ -3,6 +3,7 @@ package pglock
 import (
 	"cmp"
 	"encoding/binary"
+	"runtime"
 	"slices"
 	"time"
 
@@ -57,26 +58,26 @@ type part struct {
 	requests  []*request
 }
 
-// partsOf sorts requests: those for one holder, and those for several; first what is given back, then what is wanted.
-// Gates are passed in order, so that no two wait for each other's.
-func partsOf(rs []*request) (alone, together []part) {
+// partsOf sorts requests: first what is given back, then what is wanted. Those that have to pass a gate come last, in
+// the order of their gates, so that no two wait for each other's.
+func partsOf(rs []*request) (free, gated []part) {
 	all := [...]part{
-		{statement: "locker_unlock", unlock: true}, {statement: "locker_try"},
-		{statement: "locker_leave", unlock: true, together: true}, {statement: "locker_enter", together: true},
+		{statement: "locker_unlock", unlock: true}, {statement: "locker_leave", unlock: true, together: true},
+		{statement: "locker_try"}, {statement: "locker_enter", together: true},
 	}
 	for _, r := range rs {
 		i := 0
 		if !r.unlock {
-			i = 1
+			i = 2
 		}
 		if r.together() {
-			i += 2
+			i++
 		}
 		all[i].requests = append(all[i].requests, r)
 	}
 	slices.SortFunc(all[3].requests, func(r, other *request) int { return cmp.Compare(r.marks.gate, other.marks.gate) })
 	isEmpty := func(p part) bool { return len(p.requests) == 0 }
-	return slices.DeleteFunc(all[:2], isEmpty), slices.DeleteFunc(all[2:], isEmpty)
+	return slices.DeleteFunc(all[:3], isEmpty), slices.DeleteFunc(all[3:], isEmpty)
 }
 
 // outcome is what became of a request.
@@ -105,6 +106,13 @@ func (w *wire) submitAndRead(r *request, arrived func() bool) {
 		return
 	}
 	w.waiting = append(w.waiting, r)
+	if w.gathering {
+		w.mu.Unlock()
+		return
+	}
+	if arrived != nil && max(w.asked, w.came) >= fewOut {
+		w.gatherLocked()
+	}
 	err := w.flushLocked()
 	direct := arrived != nil && err == nil && !w.reading && !w.alone
 	if direct {
@@ -117,6 +125,16 @@ func (w *wire) submitAndRead(r *request, arrived func() bool) {
 	if direct {
 		w.readUntil(arrived)
 	}
+}
+
+// gatherLocked lets those go first who are about to ask, too, such as who has got an answer of the last batch: what they
+// ask goes with the next. It costs a turn of the scheduler, and saves messages. It unlocks w.mu for that time.
+func (w *wire) gatherLocked() {
+	w.gathering = true
+	w.mu.Unlock()
+	runtime.Gosched()
+	w.mu.Lock()
+	w.gathering = false
 }
 
 // flushLocked sends a batch if there is something to be sent and few are under way.
@@ -132,23 +150,23 @@ func (w *wire) flushLocked() error {
 	if n > mostTogether && slices.ContainsFunc(w.waiting[:n], (*request).together) {
 		n = mostTogether
 	}
-	alone, together := partsOf(w.waiting[:n])
+	free, gated := partsOf(w.waiting[:n])
 	w.waiting = slices.Delete(w.waiting, 0, n)
 	if w.needsTimeoutLocked() { // before there are locks that depend on it
 		if err := w.sendQueryLocked(&message{answered: func(answer) {}}, beatSQL); err != nil {
 			return err
 		}
 	}
-	if len(alone) > 0 {
-		err := w.sendLocked(w.batchLocked(alone),
-			func(buf []byte, seq int64) []byte { return appendBatch(buf, seq, alone) })
+	if len(free) > 0 {
+		err := w.sendLocked(w.batchLocked(free),
+			func(buf []byte, seq int64) []byte { return appendBatch(buf, seq, free) })
 		if err != nil {
 			return err
 		}
 	}
-	if len(together) > 0 {
-		return w.sendQueryLocked(w.batchLocked(together),
-			func(sql []byte, seq int64) []byte { return appendTogether(sql, seq, together) })
+	if len(gated) > 0 {
+		return w.sendQueryLocked(w.batchLocked(gated),
+			func(sql []byte, seq int64) []byte { return appendEnter(sql, seq, gated[0]) })
 	}
 	return nil
 }
@@ -171,31 +189,49 @@ func (w *wire) batchLocked(parts []part) *message {
 // arrive together; should a connection be cut in between all the same, keepalives end the session (see timeoutSQL).
 func appendBatch(buf []byte, seq int64, parts []part) []byte {
 	for _, p := range parts {
-		buf = appendExecute(buf, p.statement, seq, p.requests)
+		buf = appendExecute(buf, seq, p)
 	}
 	buf, _ = (&pgproto3.Sync{}).Encode(buf) // fails only for messages of a gigabyte, as do those below
 	return buf
 }
 
-// appendExecute writes the execution of a prepared statement for the keys of some requests.
-func appendExecute(buf []byte, name string, seq int64, rs []*request) []byte {
-	var keys []byte
-	if len(rs) == 1 {
-		name += "_one"
-		keys = appendInt8(nil, rs[0].key)
-	} else {
-		const dimensions, noNulls, first = 1, 0, 1
-		for _, n := range []int{dimensions, noNulls, pgtype.Int8OID, len(rs), first} {
-			keys = binary.BigEndian.AppendUint32(keys, uint32(n))
+// appendExecute writes the execution of a prepared statement for some requests: of the form for one, or of that with an
+// array for each parameter.
+func appendExecute(buf []byte, seq int64, p part) []byte {
+	name, rs := p.statement, p.requests
+	columns := 1
+	if p.together {
+		columns = 3
+	}
+	parameters := append(make([][]byte, 0, 1+columns), appendInt8(nil, seq))
+	for i := range columns {
+		var column []byte
+		if len(rs) > 1 {
+			const dimensions, nulls, first = 1, 1, 1
+			for _, n := range []int{dimensions, nulls, pgtype.Int8OID, len(rs), first} {
+				column = binary.BigEndian.AppendUint32(column, uint32(n))
+			}
 		}
 		for _, r := range rs {
-			keys = appendInt8(append(keys, 0, 0, 0, 8), r.key)
+			n, ok := r.column(i)
+			switch {
+			case len(rs) > 1 && ok:
+				column = appendInt8(append(column, 0, 0, 0, 8), n)
+			case len(rs) > 1:
+				column = append(column, 0xff, 0xff, 0xff, 0xff) // NULL
+			case ok:
+				column = appendInt8(nil, n)
+			}
 		}
+		parameters = append(parameters, column)
+	}
+	if len(rs) == 1 {
+		name += "_one"
 	}
 	buf, _ = (&pgproto3.Bind{
 		PreparedStatement:    name,
 		ParameterFormatCodes: []int16{pgtype.BinaryFormatCode},
-		Parameters:           [][]byte{appendInt8(nil, seq), keys},
+		Parameters:           parameters,
 	}).Encode(buf)
 	buf, _ = (&pgproto3.Execute{}).Encode(buf)
 	return buf

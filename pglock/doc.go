@@ -26,9 +26,9 @@
 // kernel closes the connection, and its locks are free at once.
 //
 // In return, a lock does not survive its connection. When the server or something in between closes that, all leases on
-// it are lost, and told at once. Whoever waits is granted the lock at the same moment, and has it one round trip later.
-// The holder may be told after that: if it is farther away from the server; if it gets no processor just then; or if
-// its session was in use within the last half millisecond, in which nobody may be reading.
+// it are lost, and told at once. Whoever waits is granted the lock at the same moment, and has it a round trip later at
+// most. The holder may be told after that: if it is farther away from the server; if it gets no processor just then; or
+// if its session was in use within the last half millisecond, in which nobody may be reading.
 //
 // Two holders are possible in two cases, until the deadline of the first. An administrator ends a session, or the
 // server restarts, while its client cannot be reached. Or a server that was replaced as the primary goes on, and keeps

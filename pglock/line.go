@@ -316,11 +316,11 @@ func (b *backend) enqueue(p *place) {
 		p.session.heartbeat(func(answer) {})
 	}
 	how := waits[p.request.Mode]
-	plain := func() { p.ask(how.plain, func(a answer) { b.reached(p, a) }) }
+	plain := func() { b.stand(p, how.plain, func(a answer) { b.reached(p, a) }) }
 	if b.noBlocks.Load() {
 		plain()
 	} else {
-		p.ask(how.block, func(a answer) {
+		b.stand(p, how.block, func(a answer) {
 			if isCode(a.err, "42704", "42501") { // no such language, or it is not allowed
 				b.noBlocks.Store(true)
 				plain()
@@ -332,11 +332,11 @@ func (b *backend) enqueue(p *place) {
 	close(p.entered)
 }
 
-// ask sends one of the statements that wait.
-func (p *place) ask(statement string, answered func(answer)) {
+// stand sends one of the statements that wait.
+func (b *backend) stand(p *place, statement string, answered func(answer)) {
 	m := marksOf(p.slot.key)
 	p.session.askText(&message{patient: true, answered: answered}, statement,
-		p.slot.key, m.readers, m.slots, m.first, p.request.Slots)
+		p.slot.key, m.readers, m.slots, m.first, p.request.Slots, b.sql.mint)
 }
 
 // reached is called when Postgres's line has come to an end: with a lock, cancelled, or with an error.
@@ -350,8 +350,8 @@ func (b *backend) reached(p *place, a answer) {
 	sl := p.slot
 	sl.place, p.session.place = nil, nil
 	sl.busy++
-	number, granted := a.granted()
-	if !granted {
+	o := a.granted()
+	if !o.done {
 		if a.err != nil && !isCode(a.err, queryCanceled) {
 			b.failLine(sl, explain(a.err))
 		}
@@ -366,15 +366,15 @@ func (b *backend) reached(p *place, a answer) {
 		})
 		return
 	}
-	b.serve(sl, p.session, p.request, number)
+	b.serve(sl, p.session, p.request, o)
 }
 
 // serve hands a lock that a session has got by waiting, for a request like r, to the first in line. It is called with
 // b.mu held, which it releases.
-func (b *backend) serve(sl *slot, s *session, r locker.Request, number int) {
+func (b *backend) serve(sl *slot, s *session, r locker.Request, o outcome) {
 	if len(sl.line) == 0 || !alike(sl.line[0].request, r) { // as who was the first has left
 		b.mu.Unlock()
-		b.giveBack(sl, s, r.Mode, number, func() {
+		b.giveBack(sl, s, r.Mode, o.number, func() {
 			b.finish(sl)
 			b.parkLocked(s)
 			b.arrange(sl)
@@ -388,10 +388,15 @@ func (b *backend) serve(sl *slot, s *session, r locker.Request, number int) {
 	b.arrange(sl)
 	s.setTimeout(w.request.TTL)
 	b.mu.Unlock()
-	// The time for which the lease is valid cannot be counted from when the wait began, and when it was granted is not
-	// known here: it is counted from this message, by which the server also begins to count anew.
+	// When the lock was granted is not known here: the time for which the lease is valid is counted from when the wait
+	// began, if that was not long ago.
+	if time.Since(o.sent) < w.request.TTL/16 && s.mayUse(o.token) && !s.needsTimeout() {
+		b.served(sl, s, w, o)
+		return
+	}
+	// Else from a further message, by which the server also begins to count anew.
 	ask := sl.want(w.request, func(o outcome) { b.served(sl, s, w, o) })
-	ask.number = number
+	ask.number = o.number
 	s.mint([]*request{ask}, true)
 }
 
@@ -404,7 +409,7 @@ func (b *backend) served(sl *slot, s *session, w *waiter, o outcome) {
 		b.parkLocked(s)
 		w.done <- attempted{err: locker.NotAcquired(explain(o.err))}
 	case w.left:
-		b.serve(sl, s, w.request, o.number)
+		b.serve(sl, s, w.request, o)
 		return
 	default:
 		g, err := b.hold(sl, s, w.request, o)

@@ -20,8 +20,15 @@ func parseBools(array string) []bool {
 }
 
 // parseEnter reads the answer of locker_enter or locker_slot: number, token and the number of the slot that each has
-// got, which is 0 for a reader, and none for who has got nothing.
+// got, which is 0 for a reader, and none for who has got nothing; or of locker_enter_one, which has a token if the
+// reader got in.
 func parseEnter(row []string) (token uint64, numbers []int) {
+	if len(row) == 2 {
+		if row[1] == "" {
+			return 0, []int{none}
+		}
+		return parseToken(row[1]), []int{0}
+	}
 	if len(row) != 3 {
 		return 0, nil
 	}

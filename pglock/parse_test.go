@@ -97,7 +97,13 @@ func FuzzParseEnter(f *testing.F) {
 			slices.ContainsFunc(got, func(n int) bool { return n < none || n > math.MaxInt32 }) {
 			t.Errorf("%q is parsed as %v", text, got)
 		}
-		for _, row := range [][]string{nil, {text}, {"1", "7"}, {"1", "7", text, text}} {
+		if got, numbers := parseEnter([]string{"1", ""}); got != 0 || !slices.Equal(numbers, []int{none}) {
+			t.Errorf("a reader did not get in: %d, %v", got, numbers)
+		}
+		if got, numbers := parseEnter([]string{"1", "7"}); got != 7 || !slices.Equal(numbers, []int{0}) {
+			t.Errorf("a reader got in: %d, %v", got, numbers)
+		}
+		for _, row := range [][]string{nil, {text}, {"1", "7", text, text}} {
 			if token, got := parseEnter(row); token != 0 || got != nil {
 				t.Errorf("%q: %d, %v", row, token, got)
 			}
@@ -111,16 +117,16 @@ func FuzzGranted(f *testing.F) {
 	f.Add("", 0)
 	f.Add("granted x", -1)
 	f.Fuzz(func(t *testing.T, last string, slot int) {
-		of := func(rows ...[]string) (int, bool) { return (&answer{rows: rows}).granted() }
+		of := func(rows ...[]string) outcome { return (&answer{rows: rows}).granted() }
 		first := []string{"1", "key"}
-		if n, ok := of(first, []string{"granted " + strconv.Itoa(slot)}); n != slot || !ok {
-			t.Errorf("slot %d: %d, %v", slot, n, ok)
+		if o := of(first, []string{"granted " + strconv.Itoa(slot), "7"}); o.number != slot || !o.done || o.token != 7 {
+			t.Errorf("slot %d: %d, %v, token %d", slot, o.number, o.done, o.token)
 		}
-		if _, ok := of(first, []string{last}); ok && !strings.HasPrefix(last, "granted") {
-			t.Errorf("%q is granted", last)
+		if o := of(first, []string{last, ""}); o.done && !strings.HasPrefix(last, "granted") || o.token != 0 {
+			t.Errorf("%q is granted, or has a token", last)
 		}
-		for _, rows := range [][][]string{nil, {{"granted"}}, {first}, {first, {}}, {first, {"granted", last}}} {
-			if _, ok := of(rows...); ok {
+		for _, rows := range [][][]string{nil, {{"granted"}}, {first}, {first, {}}, {first, {"granted"}}} {
+			if of(rows...).done {
 				t.Errorf("%q is granted", rows)
 			}
 		}
@@ -134,12 +140,12 @@ func TestGatesAreInOrder(t *testing.T) {
 	for key := range int64(mostTogether) {
 		rs = append(rs, &request{key: key, mode: locker.ModeShared + locker.Mode(key%2), marks: marksOf(key)})
 	}
-	alone, together := partsOf(rs)
-	if len(alone) != 0 || len(together) != 1 || len(together[0].requests) != len(rs) {
-		t.Fatalf("%d parts for one holder, and %d for several", len(alone), len(together))
+	free, gated := partsOf(rs)
+	if len(free) != 0 || len(gated) != 1 || len(gated[0].requests) != len(rs) {
+		t.Fatalf("%d parts without a gate, and %d with some", len(free), len(gated))
 	}
 	gates := make([]int64, len(rs))
-	for i, r := range together[0].requests {
+	for i, r := range gated[0].requests {
 		gates[i] = r.marks.gate
 	}
 	if !slices.IsSorted(gates) {

@@ -180,6 +180,7 @@ func (w *wire) deliver(a answer) error {
 	if m.requests > 0 {
 		w.batches--
 		w.asked -= m.requests
+		w.came = m.requests
 		err = w.flushLocked()
 	}
 	w.mu.Unlock()

@@ -309,12 +309,14 @@ func TestReaderLeavesWhenItIsServed(t *testing.T) {
 	url, key := pgtest.URL(t), unique("key")
 	admin := connect(t, url)
 	proxy, dsn := behind(t, url)
-	l, other := openWatched(t, pglock.Config{}, dsn, locker.TTL(time.Minute)), openWatched(t, pglock.Config{}, url)
+	// Behind so long a delay, the time for which a lease is valid cannot be counted from when the wait began.
+	const ttl, delay = 4 * time.Second, 300 * time.Millisecond
+	l, other := openWatched(t, pglock.Config{}, dsn, locker.TTL(ttl)), openWatched(t, pglock.Config{}, url)
 	held := mustTry(t, other, key)
 	leave := cancelled(t, l, key, locker.Shared())
 	eventually(t, "it waits", func() bool { return admin.inLine(key) == 1 })
 	next := inLineOf(t, l, 1, key)[0]
-	proxy.Set(faultproxy.Delay(300 * time.Millisecond))
+	proxy.Set(faultproxy.Delay(delay))
 	mustUnlock(t, held)
 	eventually(t, "the reader is served", func() bool { return pglock.InLine(l.backend, key) == 1 })
 	leave()

@@ -75,6 +75,12 @@ func inNamespace(sql, namespace string) string {
 // halves is the two integers that a key is made of, by which it is marked: see hints.
 const halves = "(key >> 32)::int, (key << 32 >> 32)::int"
 
+// leave gives back what one of several has, of which some is NULL: all of it, whatever becomes of a part. LEAST passes
+// over NULL.
+const leave = `least(pg_advisory_unlock(number), pg_advisory_unlock_shared(ours),
+	pg_advisory_unlock_shared(CASE WHEN ours IS NOT NULL THEN key END)) AS done,
+	NOT pg_try_advisory_xact_lock(` + halves + `) AS wanted`
+
 // prepareSQL prepares the statements of a session: for the common case of one key, and for several. The first parameter
 // comes back, so that an answer cannot be taken for that to another question.
 //
@@ -137,6 +143,20 @@ WITH tried AS MATERIALIZED (
 )
 SELECT $1, CASE WHEN 0 <= ANY (numbers) THEN nextval($token) END, numbers FROM tried;
 
+PREPARE locker_enter_one (bigint, bigint, bigint, bigint, bigint) AS
+SELECT $1, CASE WHEN
+	CASE WHEN pg_advisory_xact_lock($5)::text = '' THEN
+		CASE WHEN pg_try_advisory_lock_shared($2) THEN
+			CASE WHEN pg_try_advisory_lock_shared($3) THEN
+				coalesce(
+					CASE WHEN pg_try_advisory_lock($4) THEN pg_advisory_unlock($4) END,
+					CASE WHEN pg_advisory_unlock_shared($3) THEN NOT pg_advisory_unlock_shared($2) END)
+			ELSE NOT pg_advisory_unlock_shared($2)
+			END
+		END
+	END
+THEN nextval($token) END;
+
 PREPARE locker_slot (bigint, bigint, bigint, int[], int[]) AS
 WITH tried AS MATERIALIZED (
 	SELECT CASE WHEN pg_advisory_xact_lock($2)::text = '' THEN
@@ -147,12 +167,12 @@ WITH tried AS MATERIALIZED (
 )
 SELECT $1, CASE WHEN number IS NOT NULL THEN nextval($token) END, ARRAY[number] FROM tried;
 
+PREPARE locker_leave_one (bigint, bigint, bigint, bigint) AS
+SELECT $1, ` + leave + ` FROM (SELECT $2 AS key, $3 AS ours, $4 AS number) AS had;
+
 PREPARE locker_leave (bigint, bigint[], bigint[], bigint[]) AS
-SELECT $1, array_agg(coalesce(slot, true) AND coalesce(mark, true) AND coalesce(whole, true)), array_agg(wanted) FROM (
-	SELECT pg_advisory_unlock(number) AS slot, pg_advisory_unlock_shared(ours) AS mark,
-		pg_advisory_unlock_shared(CASE WHEN ours IS NOT NULL THEN key END) AS whole,
-		NOT pg_try_advisory_xact_lock(` + halves + `) AS wanted
-	FROM unnest($2, $3, $4) AS had (key, ours, number) OFFSET 0
+SELECT $1, array_agg(done), array_agg(wanted) FROM (
+	SELECT ` + leave + ` FROM unnest($2, $3, $4) AS had (key, ours, number) OFFSET 0
 ) AS unlocked;
 `
 

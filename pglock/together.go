@@ -3,8 +3,6 @@ package pglock
 import (
 	"fmt"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/lockerkit/locker"
@@ -348,46 +346,43 @@ func (w *wire) join(r *request) {
 	}}, "EXECUTE locker_slot(%d,%d,%d,'%s','%s')", r.marks.gate, r.marks.first, arrayOf(least), arrayOf(most))
 }
 
-// appendTogether writes the statements for requests of readers and holders of slots. Unlike those of appendBatch, they
-// are in one message, so that what has passed a gate does not wait for the rest.
-func appendTogether(sql []byte, seq int64, parts []part) []byte {
-	for _, p := range parts {
-		columns := make([][]string, 6)
-		for _, r := range p.requests {
-			for i, value := range r.row() {
-				columns[i] = append(columns[i], value)
-			}
-		}
-		sql = fmt.Appendf(sql, "EXECUTE %s(%d", p.statement, seq)
-		for _, c := range columns {
-			if c != nil {
-				sql = fmt.Appendf(sql, ",'{%s}'", strings.Join(c, ","))
-			}
-		}
-		sql = append(sql, ");"...)
+// appendEnter writes the statement for requests of readers and holders of slots. Unlike those of appendBatch, it is one
+// message, so that what has passed a gate does not wait for the rest.
+func appendEnter(sql []byte, seq int64, p part) []byte {
+	if r := p.requests[0]; len(p.requests) == 1 && r.mode == locker.ModeShared {
+		m := r.marks
+		return fmt.Appendf(sql, "EXECUTE locker_enter_one(%d,%d,%d,%d,%d)", seq, r.key, m.readers, m.slots, m.gate)
 	}
-	return sql
+	columns := make([][]int64, 6)
+	for _, r := range p.requests {
+		ours, theirs := r.marks.readers, r.marks.slots
+		if r.mode == locker.ModeSlots {
+			ours, theirs = theirs, ours
+		}
+		for i, n := range []int64{r.key, ours, theirs, r.marks.gate, r.marks.first, int64(r.slots)} {
+			columns[i] = append(columns[i], n)
+		}
+	}
+	sql = fmt.Appendf(sql, "EXECUTE locker_enter(%d", seq)
+	for _, c := range columns {
+		sql = fmt.Appendf(sql, ",'%s'", arrayOf(c))
+	}
+	return append(sql, ')')
 }
 
-// row is what a request puts into the parameters of its statement.
-func (r *request) row() []string {
-	text := func(n int64) string { return strconv.FormatInt(n, 10) }
-	ours, theirs := r.marks.readers, r.marks.slots
-	if r.mode == locker.ModeSlots {
-		ours, theirs = theirs, ours
+// column is what a request puts into a parameter of its statement: the key, and for locker_leave the mark and the slot
+// that are given back. It is false for NULL.
+func (r *request) column(i int) (n int64, ok bool) {
+	switch {
+	case i == 0:
+		return r.key, true
+	case i == 2:
+		return r.marks.first + int64(r.number), r.number != none
+	case r.mode == locker.ModeSlots:
+		return r.marks.slots, !r.beside
+	default:
+		return r.marks.readers, !r.beside
 	}
-	if !r.unlock {
-		return []string{text(r.key), text(ours), text(theirs), text(r.marks.gate), text(r.marks.first),
-			strconv.Itoa(r.slots)}
-	}
-	mark, number := text(ours), "NULL"
-	if r.beside {
-		mark = "NULL"
-	}
-	if r.number != none {
-		number = text(r.marks.first + int64(r.number))
-	}
-	return []string{text(r.key), mark, number}
 }
 
 // free gives back what the session may have of a request that has failed: of what others on it do not have, too. It

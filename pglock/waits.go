@@ -13,7 +13,7 @@ import (
 // same text each time, but for the mode, for those who collect statistics of statements.
 
 // waitFor is how to wait in a mode. All of these are formats: the number of the message, the key, the marks of readers
-// and of slots, the key of slot 0, and how many slots there are.
+// and of slots, the key of slot 0, how many slots there are, and what mints a token.
 type waitFor struct {
 	keys    string   // what the block is told
 	declare string   // of the block
@@ -74,7 +74,8 @@ func (w waitFor) block() string {
 	}
 	text := fill(w.declare+"BEGIN\n"+body.String()+"EXCEPTION WHEN query_canceled THEN\nEND", key)
 	return "SELECT %[1]d, set_config('locker.key', '" + w.keys + "', true);\nDO '" +
-		strings.ReplaceAll(text, "'", "''") + "';\nSELECT current_setting('locker.key')"
+		strings.ReplaceAll(text, "'", "''") + "';\nSELECT word, CASE WHEN word LIKE 'granted%%' THEN %[7]s END " +
+		"FROM current_setting('locker.key') AS word"
 }
 
 func (w waitFor) plain() string {
@@ -83,7 +84,7 @@ func (w waitFor) plain() string {
 	for _, step := range w.steps[1:] {
 		text += ";SELECT " + step
 	}
-	return fill(text+";SELECT "+w.last, key)
+	return fill(text+";SELECT "+w.last+", %[7]s", key)
 }
 
 // fill puts keys into statements.
@@ -94,19 +95,23 @@ func fill(text string, key func(i int) string) string {
 	return text
 }
 
-// granted reports whether an answer to one of these says that there is a lock, and of which slot.
-func (a *answer) granted() (number int, ok bool) {
+// granted returns the lock that an answer to one of these says that there is, which is done then.
+func (a *answer) granted() (o outcome) {
 	if a.err != nil || len(a.rows) < 2 {
-		return 0, false
+		return o
 	}
 	last := a.rows[len(a.rows)-1]
-	if len(last) != 1 {
-		return 0, false
+	if len(last) != 2 {
+		return o
 	}
 	word, slot, has := strings.Cut(last[0], " ")
 	if has {
 		number, err := strconv.Atoi(slot)
-		return number, err == nil && word == "granted"
+		if err != nil {
+			return o
+		}
+		o.number = number
 	}
-	return 0, word == "granted"
+	o.done, o.token, o.sent = word == "granted", parseToken(last[1]), a.sent
+	return o
 }

@@ -27,19 +27,21 @@ type wire struct {
 	conn   server
 	events events
 
-	mu      sync.Mutex
-	seq     int64
-	waiting []*request // not yet sent
-	out     []*message // sent, in order
-	batches int        // of those
-	asked   int        // requests in those
-	heard   time.Time  // when the last answer came, or, if later, when something was sent while none was due
-	spoke   time.Time  // when something was last sent
-	want    time.Duration
-	timeout time.Duration // the idle_session_timeout that the server has confirmed last
-	cause   error         // why it is over
-	buf     []byte
-	limit   atomic.Uint64 // the greatest token that may be used
+	mu        sync.Mutex
+	seq       int64
+	waiting   []*request // not yet sent
+	out       []*message // sent, in order
+	batches   int        // of those
+	asked     int        // requests in those
+	came      int        // requests of the last batch that was answered
+	gathering bool       // somebody is about to send what is waiting
+	heard     time.Time  // when the last answer came, or, if later, when something was sent while none was due
+	spoke     time.Time  // when something was last sent
+	want      time.Duration
+	timeout   time.Duration // the idle_session_timeout that the server has confirmed last
+	cause     error         // why it is over
+	buf       []byte
+	limit     atomic.Uint64 // the greatest token that may be used
 	reader
 }
 
