@@ -135,3 +135,9 @@ func (k onceKV) Txn(ctx context.Context, r *pb.TxnRequest, opts ...grpc.CallOpti
 func (k onceKV) Range(ctx context.Context, r *pb.RangeRequest, opts ...grpc.CallOption) (*pb.RangeResponse, error) {
 	return once(ctx, k.logins, k.KVClient.Range, r, opts...)
 }
+
+func (k onceKV) DeleteRange(
+	ctx context.Context, r *pb.DeleteRangeRequest, opts ...grpc.CallOption,
+) (*pb.DeleteRangeResponse, error) {
+	return once(ctx, k.logins, k.KVClient.DeleteRange, r, opts...)
+}
