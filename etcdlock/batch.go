@@ -428,8 +428,11 @@ func again(ops []clientv3.Op) []clientv3.Op {
 }
 
 func (b *batcher) send(ctx context.Context, kv clientv3.KV, ops []clientv3.Op) (*clientv3.TxnResponse, error) {
-	if b.fence == nil {
+	switch {
+	case b.fence == nil:
 		return kv.Txn(ctx).Then(ops...).Commit()
+	case len(ops) == 1 && ops[0].IsDelete():
+		return b.fence.delete(ctx, kv, string(ops[0].KeyBytes()))
 	}
 	return b.fence.commit(ctx, kv, ops)
 }

@@ -323,7 +323,7 @@ func (c *claim) delete(ctx context.Context, op clientv3.Op) (deleted, once bool,
 		if err := s.steps.do(ctx, step); err != nil {
 			return false, false, s.b.failure(err)
 		}
-		return hasDeleted(step.parts[0]) || step.repeated, !step.doubtful.Load(), nil
+		return hasDeleted(step.parts[0]) || step.repeated, !step.repeated, nil
 	}
 	ctx, cancel := s.b.requestOf(ctx)
 	defer cancel()

@@ -72,10 +72,11 @@
 // Should the news get lost, the waiter looks by itself after a TTL. A waiter that dies leaves the line when its etcd
 // lease ends. A waiter that loses its etcd lease (ErrLeaseExpired), or its key, goes to the end of the line, and waits.
 //
-// If the servers do not answer when Lock or TryLock begins, it gives up (ErrNoAnswer). With one endpoint, a request
-// gets a third of the TTL, but at most 3 s; with several endpoints, up to three times that. Config.RequestTimeout
-// changes it. Where very many call at once, it may take until their etcd lease has ended, and one request more. A
-// connection that is refused, or breaks twice, is reported at once (ErrUnreachable).
+// If the servers do not answer when Lock or TryLock begins, it gives up (ErrNoAnswer), however long ctx lasts: without
+// an answer, a server that is slow looks like one that is gone. Once Lock stands in line, it lasts as long as ctx. With
+// one endpoint, a request gets a third of the TTL, but at most 3 s; with several endpoints, up to three times that.
+// Config.RequestTimeout changes it. Where very many call at once, it may take until their etcd lease has ended, and one
+// request more. A connection that is refused, or breaks twice, is reported at once (ErrUnreachable).
 //
 // # Seeing, taking away, keeping, handing on
 //

@@ -254,6 +254,9 @@ func TestCallersOptions(t *testing.T) {
 		count := func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker,
 			opts ...grpc.CallOption) error {
 			requests.Add(1)
+			if _, told := ctx.Deadline(); told {
+				t.Errorf("%s: to tell the server a deadline takes time", method)
+			}
 			return invoke(ctx, method, req, reply, conn, opts...)
 		}
 		l := with(t, connectWith(t, clientv3.Config{Endpoints: endpoints, DialOptions: []grpc.DialOption{

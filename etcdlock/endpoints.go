@@ -35,7 +35,7 @@ type stubs struct {
 	dial   func(endpoint string) (*grpc.ClientConn, error)
 	kv     func(*grpc.ClientConn) clientv3.KV
 	leases func(*grpc.ClientConn) pb.LeaseClient
-	status func(*grpc.ClientConn) pb.MaintenanceClient
+	alive  func(*grpc.ClientConn) pb.ClusterClient
 }
 
 // endpoint is where one member, or what stands before several, is reached.
@@ -71,6 +71,7 @@ type link struct {
 	leases pb.LeaseClient
 	watch  pb.WatchClient
 	status pb.MaintenanceClient
+	alive  pb.ClusterClient
 
 	made time.Time
 
@@ -83,7 +84,7 @@ type link struct {
 func newEndpoints(client *clientv3.Client) *endpoints {
 	es := &endpoints{client: client, logins: newLogins(client)}
 	es.stubs.dial = client.Dial
-	es.stubs.leases, es.stubs.status = pb.NewLeaseClient, pb.NewMaintenanceClient
+	es.stubs.leases, es.stubs.alive = pb.NewLeaseClient, pb.NewClusterClient
 	es.stubs.kv = func(conn *grpc.ClientConn) clientv3.KV {
 		return clientv3.NewKVFromKVClient(onceKV{pb.NewKVClient(conn), es.logins}, client)
 	}
@@ -277,7 +278,7 @@ var errRemoved = status.Error(codes.Unavailable, "etcd: the endpoint was taken f
 func (e *endpoint) linkLocked(conn *grpc.ClientConn) {
 	e.link = &link{
 		conn: conn, made: time.Now(), kv: e.of.stubs.kv(conn), leases: e.of.stubs.leases(conn),
-		status: e.of.stubs.status(conn), watch: pb.NewWatchClient(conn),
+		status: pb.NewMaintenanceClient(conn), watch: pb.NewWatchClient(conn), alive: e.of.stubs.alive(conn),
 	}
 }
 
@@ -332,18 +333,19 @@ func (e *endpoint) wakeLocked(l *link) {
 	}
 }
 
-// isAlive asks the endpoint how it is, and reports whether it answers, and knows of a leader.
+// isAlive reports whether the endpoint answers, and knows of a leader, which is what all requests require (see
+// newBackend). It is asked for what it has in memory: its status, too, it only tells between two writes to its disk.
 func (e *endpoint) isAlive(ctx context.Context) bool {
 	l, err := e.take(ctx)
 	if err != nil {
 		return false
 	}
-	s, err := once(ctx, e.of.logins, l.status.Status, &pb.StatusRequest{})
+	_, err = once(ctx, e.of.logins, l.alive.MemberList, &pb.MemberListRequest{})
 	e.of.mu.Lock()
 	defer e.of.mu.Unlock()
 	if err == nil {
 		l.heard = time.Now()
 	}
 	l.leaveLocked()
-	return err == nil && s.GetLeader() != 0
+	return err == nil
 }

@@ -53,15 +53,13 @@ func NewOn(client *clientv3.Client, kv func(clientv3.KV) clientv3.KV, opts ...lo
 // NewSilent is NewOn with servers that do not say how they are: what they do not answer may be sent to another.
 func NewSilent(client *clientv3.Client, kv func(clientv3.KV) clientv3.KV, opts ...locker.Option) *locker.Client {
 	b := newBackendOn(Config{}, client, kv, nil)
-	b.endpoints.stubs.status = func(conn *grpc.ClientConn) pb.MaintenanceClient {
-		return silentStatus{pb.NewMaintenanceClient(conn)}
-	}
+	b.endpoints.stubs.alive = func(*grpc.ClientConn) pb.ClusterClient { return silent{} }
 	return newLocker(b, opts)
 }
 
-type silentStatus struct{ pb.MaintenanceClient }
+type silent struct{ pb.ClusterClient }
 
-func (silentStatus) Status(context.Context, *pb.StatusRequest, ...grpc.CallOption) (*pb.StatusResponse, error) {
+func (silent) MemberList(context.Context, *pb.MemberListRequest, ...grpc.CallOption) (*pb.MemberListResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "it does not say")
 }
 

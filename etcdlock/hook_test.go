@@ -55,6 +55,15 @@ type hookedKV struct {
 
 func (kv hookedKV) Txn(ctx context.Context) clientv3.Txn { return &hookedTxn{kv: kv, ctx: ctx} }
 
+// Delete is a transaction to the hook, as other requests.
+func (kv hookedKV) Delete(ctx context.Context, key string, _ ...clientv3.OpOption) (*clientv3.DeleteResponse, error) {
+	resp, err := kv.Txn(ctx).Then(clientv3.OpDelete(key)).Commit()
+	if err != nil {
+		return nil, err
+	}
+	return (*clientv3.DeleteResponse)(resp.Responses[0].GetResponseDeleteRange()), nil
+}
+
 type hookedTxn struct {
 	kv        hookedKV
 	ctx       context.Context

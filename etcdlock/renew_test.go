@@ -10,6 +10,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/etcdlock"
@@ -229,4 +230,35 @@ func TestWaitWithoutRelease(t *testing.T) {
 		t.Error("a Wait that was cancelled has the lock")
 	}
 	eventually(t, "the claim of the waiter is gone", func() bool { return !root.exists(keys[1]) })
+}
+
+// slowLook is a pb.KVClient of which the reads that verify keep-alives are answered late.
+type slowLook struct {
+	pb.KVClient
+	delay time.Duration
+}
+
+func (s slowLook) Range(ctx context.Context, r *pb.RangeRequest, opts ...grpc.CallOption) (*pb.RangeResponse, error) {
+	if r.CountOnly && r.RangeEnd == nil {
+		select {
+		case <-time.After(s.delay):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return s.KVClient.Range(ctx, r, opts...)
+}
+
+// TestVerifiedLate has it take longer to verify a keep-alive than a renewal may last. The lease lives all the same, as
+// each keep-alive counts when it is verified.
+func TestVerifiedLate(t *testing.T) {
+	t.Parallel()
+	const ttl = 6 * time.Second
+	addr := etcdtest.Address(t)
+	slow := func(kv pb.KVClient) pb.KVClient { return slowLook{kv, ttl/3 + ttl/30} }
+	l := etcdlock.NewByKV(connect(t, addr, addr, addr), slow, locker.TTL(ttl))
+	t.Cleanup(func() { _ = l.Close() })
+	lease := mustLock(t, l, unique("key"))
+	outlives(t, lease, 2)
+	mustUnlock(t, lease)
 }

@@ -90,7 +90,7 @@ func TestRepeatedUnlock(t *testing.T) {
 	}
 }
 
-// slowDisk is a pb.KVClient of which transactions that write are answered late.
+// slowDisk is a pb.KVClient of which requests that write are answered late.
 type slowDisk struct {
 	pb.KVClient
 	delay  time.Duration
@@ -99,15 +99,29 @@ type slowDisk struct {
 
 func (s slowDisk) Txn(ctx context.Context, r *pb.TxnRequest, opts ...grpc.CallOption) (*pb.TxnResponse, error) {
 	resp, err := s.KVClient.Txn(ctx, r, opts...)
-	if err != nil || !writes(r) {
-		return resp, err
+	if err == nil && writes(r) {
+		err = s.write(ctx)
 	}
+	return resp, err
+}
+
+func (s slowDisk) DeleteRange(
+	ctx context.Context, r *pb.DeleteRangeRequest, opts ...grpc.CallOption,
+) (*pb.DeleteRangeResponse, error) {
+	resp, err := s.KVClient.DeleteRange(ctx, r, opts...)
+	if err == nil {
+		err = s.write(ctx)
+	}
+	return resp, err
+}
+
+func (s slowDisk) write(ctx context.Context) error {
 	s.writes.Add(1)
 	select {
 	case <-time.After(s.delay):
-		return resp, nil
+		return nil
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return ctx.Err()
 	}
 }
 

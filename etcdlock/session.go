@@ -266,6 +266,12 @@ func (s *session) confirm(sent time.Time) {
 	}
 }
 
+func (s *session) lastConfirmed() time.Time {
+	s.b.mu.Lock()
+	defer s.b.mu.Unlock()
+	return s.confirmed
+}
+
 // refresh keeps a session alive of which no keep-alive was answered for too long: a lock that begins on it might end
 // before it is used.
 func (s *session) refresh(ctx context.Context) error {

@@ -37,6 +37,9 @@ type Options struct {
 	// disk to the operating system, and to log nothing but warnings.
 	Flags []string
 
+	// Fsync is how long each write to the disk takes at least. It takes Linux and strace.
+	Fsync time.Duration
+
 	// TLS makes the members speak TLS with their clients, and ask them for a
 	// certificate; see Cluster.TLS.
 	TLS bool
@@ -58,6 +61,7 @@ var defaults = []string{
 type Cluster struct {
 	members []*Member
 	flags   []string
+	fsync   time.Duration
 	pki     *pki // nil: no TLS
 
 	mu sync.Mutex
@@ -71,7 +75,7 @@ func Start(opts Options) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Cluster{flags: opts.Flags, up: make(map[*Member]bool)}
+	c := &Cluster{flags: opts.Flags, fsync: opts.Fsync, up: make(map[*Member]bool)}
 	if opts.TLS {
 		if c.pki, err = newPKI(); err != nil {
 			return nil, fmt.Errorf("%s: %w", product.Package, err)
@@ -128,12 +132,26 @@ func (m *Member) spec(program string, formation []string) testserver.Spec {
 			for _, more := range [][]string{formation, c.pki.flags(dir), defaults, c.flags} {
 				args = append(args, more...)
 			}
+			program, args := c.slowed(program, args)
 			return testserver.Command{Program: program, Args: args, Dir: dir, Env: product.Environment()}
 		},
 		IsUp:     m.isUp,
 		Busy:     []string{"address already in use"},
 		Patience: patience,
 	}
+}
+
+// slowed returns the command that runs a program with a slow disk, if the cluster has those. The tracer is no parent of
+// the server, which can be paused and killed as others.
+func (c *Cluster) slowed(program string, args []string) (string, []string) {
+	if c.fsync == 0 {
+		return program, args
+	}
+	strace := []string{
+		"-D", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null",
+		"-e", fmt.Sprintf("inject=fsync,fdatasync:delay_enter=%d", c.fsync.Microseconds()), program,
+	}
+	return "strace", append(append(strace, args...), "--unsafe-no-fsync=false")
 }
 
 // url returns the URL of a member for clients.
