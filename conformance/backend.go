@@ -177,7 +177,7 @@ func (c *check) askAcquire(b locker.Backend, r locker.Request) (g locker.Grant, 
 
 // askRenew is Renew of one grant until the store has answered.
 func (c *check) askRenew(b locker.Backend, g locker.Grant) error {
-	return c.ask(func(ctx context.Context) error { return c.renew(ctx, b, g) })
+	return c.ask(func(ctx context.Context) error { return c.renew(ctx, b, g).Err })
 }
 
 // askRelease is Release by a stranger until the store has answered.
@@ -218,11 +218,11 @@ func (c *check) refuses(b locker.Backend, r locker.Request, when string) {
 	}
 }
 
-func (c *check) renew(ctx context.Context, b locker.Backend, g locker.Grant) error {
-	results := make(chan error, 2)
+func (c *check) renew(ctx context.Context, b locker.Backend, g locker.Grant) locker.Renewal {
+	results := make(chan locker.Renewal, 2)
 	b.Renew(ctx, []locker.Grant{g}, func(_ int, r locker.Renewal) {
 		select {
-		case results <- r.Err:
+		case results <- r:
 		default:
 		}
 	})

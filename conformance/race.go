@@ -70,11 +70,15 @@ type possession struct {
 	from, until time.Time
 }
 
-// has notes that an answer which has just come says that somebody has the key. ttl is what the store has granted, zero
-// if that is what was asked for.
-func (r *expiryRace) has(h possession, ttl time.Duration, sent time.Time) {
+// has notes that an answer which has just come says that somebody has the key. It counts from when the backend says
+// that it sent the request, if that is not zero, else from when it was asked; ttl is what the store has granted, zero if
+// that is what was asked for.
+func (r *expiryRace) has(h possession, asked, sent time.Time, ttl time.Duration) {
 	if ttl <= 0 {
 		ttl = h.grant.TTL
+	}
+	if sent.IsZero() {
+		sent = asked
 	}
 	h.from, h.until = time.Now(), sent.Add(ttl-ttl/100)
 	r.mu.Lock()
@@ -111,25 +115,28 @@ func (r *expiryRace) actAs(g locker.Grant) {
 	c := r.c
 	ctx, cancel := context.WithTimeout(c.ctx, c.ttl)
 	defer cancel()
-	sent := time.Now()
+	asked := time.Now()
 	has := false
 	switch r.act {
 	case actRelease:
 		_ = r.owner.Release(ctx, g)
 	case actRenew:
-		if has = c.renew(ctx, r.owner, g) == nil; has {
-			r.has(possession{backend: r.owner, grant: g, what: "Renew returned nil"}, 0, sent)
+		renewal := c.renew(ctx, r.owner, g)
+		if has = renewal.Err == nil; has {
+			h := possession{backend: r.owner, grant: g, what: "Renew returned nil"}
+			r.has(h, asked, renewal.Sent, renewal.TTL)
 		}
 	case actAcquire:
 		again, err := r.owner.Acquire(ctx, g.Request)
 		if has = err == nil; has {
 			ttl := again.TTL
 			again.Request = g.Request
-			r.has(possession{backend: r.owner, grant: again, what: "Acquire by the same owner returned a grant"}, ttl, sent)
+			h := possession{backend: r.owner, grant: again, what: "Acquire by the same owner returned a grant"}
+			r.has(h, asked, again.Sent, ttl)
 		}
 	}
 	if e := expirer(r.owner); e != nil && !has {
-		time.Sleep(time.Until(sent.Add(r.early + c.ttl/50)))
+		time.Sleep(time.Until(asked.Add(r.early + c.ttl/50)))
 		e.Expired([]locker.Grant{g})
 	}
 }
@@ -139,14 +146,15 @@ func (r *expiryRace) compete(b locker.Backend, request locker.Request, expiry ti
 	c := r.c
 	pause := c.ttl / 20_000
 	for time.Until(expiry) > -c.ttl/2 {
-		sent := time.Now()
+		asked := time.Now()
 		ctx, cancel := context.WithTimeout(c.ctx, c.ttl)
 		g, err := b.Acquire(ctx, request)
 		cancel()
 		if err == nil {
 			ttl := g.TTL
 			g.Request = request
-			r.has(possession{backend: b, grant: g, rival: true, what: "Acquire by another owner returned a grant"}, ttl, sent)
+			h := possession{backend: b, grant: g, rival: true, what: "Acquire by another owner returned a grant"}
+			r.has(h, asked, g.Sent, ttl)
 			return
 		}
 		if queue(b) != nil || !errors.Is(err, locker.ErrLocked) {

@@ -34,6 +34,7 @@ func TestUnusual(t *testing.T) {
 		{name: "a far store", backend: func(c *client) locker.Backend { return far{queued{c}, 15 * time.Millisecond} }},
 		{name: "leases kept alive ahead of time", backend: func(c *client) locker.Backend { return keepsAhead{newRenewsAhead(c)} }},
 		{name: "a session, of whose leases some end", backend: func(c *client) locker.Backend { return newSession(c) }},
+		{name: "no renewal at the last moment", backend: func(c *client) locker.Backend { return tooLate{queued{c}} }},
 		{name: "one request for each renewal", backend: func(c *client) locker.Backend { return renewsApart{queued{c}} }},
 	}, 4) {
 		t.Run(test.name, func(t *testing.T) {
@@ -178,6 +179,25 @@ type keepsAhead struct{ *renewsAhead }
 func (b keepsAhead) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
 	b.renewsAhead.fromSent.Store(true)
 	b.renewsAhead.Renew(ctx, gs, done)
+}
+
+// tooLate sends no renewal that might come too late: it says until when the lease lasts without.
+type tooLate struct{ queued }
+
+func (b tooLate) Acquire(ctx context.Context, r locker.Request) (locker.Grant, error) {
+	sent := time.Now()
+	g, err := b.queued.Acquire(ctx, r)
+	g.Sent = sent
+	return g, err
+}
+
+func (b tooLate) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
+	isLate := func(g locker.Grant) bool { age := time.Since(g.Sent); return age >= g.TTL*19/20 && age < g.TTL }
+	if len(gs) == 1 && isLate(gs[0]) {
+		done(0, locker.Renewal{Sent: gs[0].Sent})
+		return
+	}
+	b.queued.Renew(ctx, gs, done)
 }
 
 // session keeps all of its leases alive for as long as it renews one, until it is told that they have ended.
