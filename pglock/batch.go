@@ -30,6 +30,11 @@ const (
 	batchesOut = 2
 	few        = 8
 	fewOut     = 4
+
+	// If a turn of the scheduler takes longer than this, the program's own work keeps the processors busy. Then so many
+	// requests go out at once before a turn is tried again.
+	longTurn = time.Millisecond
+	hurried  = 1000
 )
 
 // request asks for the lock of one key, or gives it back.
@@ -110,7 +115,11 @@ func (w *wire) submitAndRead(r *request, arrived func() bool) {
 		w.mu.Unlock()
 		return
 	}
-	if arrived != nil && max(w.asked, w.came) >= fewOut {
+	switch {
+	case arrived == nil || max(w.asked, w.came) < fewOut:
+	case w.hurry > 0:
+		w.hurry--
+	default:
 		w.gatherLocked()
 	}
 	err := w.flushLocked()
@@ -130,11 +139,15 @@ func (w *wire) submitAndRead(r *request, arrived func() bool) {
 // gatherLocked lets those go first who are about to ask, too, such as who has got an answer of the last batch: what they
 // ask goes with the next. It costs a turn of the scheduler, and saves messages. It unlocks w.mu for that time.
 func (w *wire) gatherLocked() {
+	start := time.Now()
 	w.gathering = true
 	w.mu.Unlock()
 	runtime.Gosched()
 	w.mu.Lock()
 	w.gathering = false
+	if time.Since(start) > longTurn {
+		w.hurry = hurried
+	}
 }
 
 // flushLocked sends a batch if there is something to be sent and few are under way.

@@ -35,6 +35,7 @@ type wire struct {
 	asked     int        // requests in those
 	came      int        // requests of the last batch that was answered
 	gathering bool       // somebody is about to send what is waiting
+	hurry     int        // so many who ask do not gather others first
 	heard     time.Time  // when the last answer came, or, if later, when something was sent while none was due
 	spoke     time.Time  // when something was last sent
 	want      time.Duration

@@ -3,7 +3,6 @@ package conn
 import (
 	"context"
 	"fmt"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -174,7 +173,6 @@ func (g *group) callLocked() {
 				r.answered.Store(true)
 				r.wake <- struct{}{}
 			}
-			runtime.Gosched() // to those just woken: most come back at once, and then share the next call
 			g.mu.Lock()
 		}
 		g.calls--
