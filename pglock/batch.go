@@ -116,7 +116,7 @@ func (w *wire) submitAndRead(r *request, arrived func() bool) {
 		return
 	}
 	switch {
-	case arrived == nil || max(w.asked, w.came) < fewOut:
+	case arrived == nil || max(w.asked, w.came) <= fewOut:
 	case w.hurry > 0:
 		w.hurry--
 	default:
