@@ -287,7 +287,7 @@ func TestGoTogether(t *testing.T) { // not in parallel: there is one processor, 
 	t.Cleanup(func() { _ = l.Close() })
 	const together = 64
 	least := int64(math.MaxInt64)
-	for i := 0; least > 2; i++ {
+	for i := 0; least > 3; i++ { // it is 5 at least if nobody waits for the others
 		before := pglock.Messages(b)
 		var wg sync.WaitGroup
 		for j := range together {
@@ -299,7 +299,7 @@ func TestGoTogether(t *testing.T) { // not in parallel: there is one processor, 
 		}
 		wg.Wait()
 		least = min(least, pglock.Messages(b)-before)
-		if i == 20 {
+		if i == 200 { // nobody does for a while when it has taken long
 			t.Fatalf("at least %d messages for %d locks", least, together)
 		}
 	}
