@@ -312,7 +312,8 @@ func TestUnlockBesideARenewalThatHangs(t *testing.T) {
 			}
 		}
 		logUnlocks(t, took, 0, len(took))
-		if worst := stalls(); slow > 0 && worst < 100*time.Millisecond {
+		// Of a server that is near, some wait for an answer for 50 ms.
+		if worst := stalls(); slow > 0 && worst < 40*time.Millisecond {
 			t.Errorf("%d of %d took more than half a second (this process stood still for %v)", slow, len(took), worst)
 		}
 	}

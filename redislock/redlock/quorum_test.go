@@ -270,7 +270,14 @@ func TestMajorityDead(t *testing.T) {
 			servers := redistest.NewIndependent(t, 5)
 			proxies, addresses := servers.Proxied(t)
 			l := openRedlock(t, addresses)
-			mustUnlock(t, mustLock(t, l, "k"))
+			canLock := func() bool {
+				lease, err := l.TryLock(context.Background(), "k")
+				if err == nil {
+					mustUnlock(t, lease)
+				}
+				return err == nil
+			}
+			eventually(t, 20*time.Second, "the lock can be had", canLock)
 			for _, proxy := range proxies[:3] {
 				proxy.Set(fault)
 			}
@@ -291,13 +298,7 @@ func TestMajorityDead(t *testing.T) {
 			for _, proxy := range proxies {
 				proxy.Heal()
 			}
-			eventually(t, 20*time.Second, "the lock can be had again", func() bool {
-				lease, err := l.TryLock(context.Background(), "k")
-				if err == nil {
-					mustUnlock(t, lease)
-				}
-				return err == nil
-			})
+			eventually(t, 20*time.Second, "the lock can be had again", canLock)
 		})
 	}
 }
