@@ -282,6 +282,27 @@ func TestSlotsOfTheDead(t *testing.T) {
 	nothingIsLeft(t, b, r)
 }
 
+// TestReadersOfTheDead: who gets in beside readers whose leases have run out removes some of them. More would keep the
+// server from serving others.
+func TestReadersOfTheDead(t *testing.T) {
+	const dead = scripts.DropTogether + 200
+	b, ctx := testBackend(t), t.Context()
+	r := inMode(t, 0, locker.ModeShared, 0)
+	n := scripts.NamesOf(r, b.Line.Process)
+	lives := mustAcquire(t, b, r)
+	over := make([]redis.Z, dead)
+	for i := range over {
+		over[i] = redis.Z{Score: float64(i + 1), Member: "dead" + strconv.Itoa(i)}
+	}
+	b.Client.ZAdd(ctx, n.Holders, over...)
+	next := mustAcquire(t, b, inMode(t, 1, locker.ModeShared, 0))
+	if left, want := b.Client.ZCard(ctx, n.Holders).Val(), int64(2+dead-scripts.DropTogether); left != want {
+		t.Errorf("%d holders are left; want %d", left, want)
+	}
+	mustRelease(t, b, lives, next)
+	b.Client.Del(ctx, n.Lock, n.Holders)
+}
+
 // TestHolderOfSeveral: who is refused is told the name of one of the holders, and when it is worth asking again.
 func TestHolderOfSeveral(t *testing.T) {
 	b, ctx := testBackend(t), t.Context()
@@ -346,4 +367,61 @@ func TestWaitsForTheLiving(t *testing.T) {
 	}
 	mustRelease(t, b, grant)
 	nothingIsLeft(t, b, lives)
+}
+
+// TestPollKeepsTheLine: as long as somebody asks whether it is the turn of who waits, the line is there.
+func TestPollKeepsTheLine(t *testing.T) {
+	b, ctx := testBackend(t), t.Context()
+	g := mustAcquire(t, b, newRequest(t, 1))
+	waits := Attempt{Names: scripts.NamesOf(newRequest(t, 2), b.Line.Process), TTL: g.TTL, Join: true}
+	if refused, err := b.Try(ctx, &waits); err != nil || refused == nil {
+		t.Fatalf("%v, %v; want a refusal", refused, err)
+	}
+	sets := []string{waits.Names.Queue, waits.Names.Alive}
+	for _, set := range sets {
+		b.Client.Persist(ctx, set)
+	}
+	words := waits.Names.PollWords([]string{waits.Names.Member})
+	if _, err := b.Client.Run(ctx, time.Time{}, b.Scripts.Poll, words); err != nil {
+		t.Fatal(err)
+	}
+	for _, set := range sets {
+		if left := b.Client.PTTL(ctx, set).Val(); left <= 0 || left > scripts.Liveness {
+			t.Errorf("%s is kept for %v; want %v", set, left, scripts.Liveness)
+		}
+	}
+	if err := b.leave(ctx, waits.Names, false); !errors.Is(err, locker.ErrLost) {
+		t.Error(err)
+	}
+	mustRelease(t, b, g)
+}
+
+// TestListTellsOfSome: of a long line, List tells of the first ones, and how many there are.
+func TestListTellsOfSome(t *testing.T) {
+	b, ctx := testBackend(t), t.Context()
+	r := newRequest(t, 1)
+	n := scripts.NamesOf(r, b.Line.Process)
+	g := mustAcquire(t, b, r)
+	alive := time.Now().Add(time.Minute).UnixMilli()
+	for i := range listedMost + 1 {
+		owner := locker.Owner{1, byte(i)}
+		member := b.Line.Process + ":" + owner.String()
+		b.Client.ZAdd(ctx, n.Queue, redis.Z{Score: float64(i + 1), Member: member})
+		b.Client.ZAdd(ctx, n.Alive, redis.Z{Score: float64(alive), Member: member})
+	}
+	found := 0
+	for info, err := range b.List(ctx, r.Name()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		found++
+		if info.Waiting != listedMost+1 || len(info.Waiters) != listedMost {
+			t.Errorf("%d wait, and %d are told of; want %d and %d", info.Waiting, len(info.Waiters), listedMost+1, listedMost)
+		}
+	}
+	if found != 1 {
+		t.Errorf("%d locks; want 1", found)
+	}
+	b.Client.Del(ctx, n.Queue, n.Alive)
+	mustRelease(t, b, g)
 }
