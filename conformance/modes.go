@@ -3,6 +3,7 @@ package conformance
 import (
 	"context"
 	"errors"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -44,6 +45,16 @@ func (c *check) passed(w *wait, ttl time.Duration, since time.Time, what string)
 		c.wrongf("%s: it got it %v after that had been locked for %v", what, waited, ttl)
 	} else {
 		c.took(waited, ttl+c.soon(), "%s", what)
+	}
+}
+
+// noneIsLost ends the rule if a lease was lost: what others have got since then says nothing.
+func (c *check) noneIsLost(leases ...*locker.Lease) {
+	for _, lease := range leases {
+		if err := lease.Err(); err != nil {
+			c.record(1, "a lease that is renewed was lost: %v", err)
+			runtime.Goexit()
+		}
 	}
 }
 
