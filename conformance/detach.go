@@ -97,7 +97,7 @@ func movesToAnother(c *check) {
 		if err := old.Unlock(); !errors.Is(err, locker.ErrUnlocked) {
 			c.errorf("Unlock of a lease that was detached: %v; want ErrUnlocked", err)
 		}
-		for start := time.Now(); time.Since(start) < 3*c.ttl/2; time.Sleep(c.ttl / 10) {
+		for start := time.Now(); time.Since(start) < 3*c.ttl; time.Sleep(c.ttl / 10) {
 			c.refused(third, lease, "of a key whose lease was adopted")
 		}
 		if err := lease.Err(); err != nil {
