@@ -47,7 +47,7 @@ type lasting interface {
 // Holds whose lease ends by itself stay in the map, but for those of sessions: a wrapper lives no longer than a test.
 type backend struct {
 	name    string
-	library library
+	wrapped library
 	waiter  waiter // nil if the library has no way to wait of its own
 	holds   sync.Map
 	count   atomic.Uint64
@@ -66,7 +66,7 @@ var (
 )
 
 func newBackend(name string, l library) *backend {
-	b := &backend{name: name, library: l}
+	b := &backend{name: name, wrapped: l}
 	b.waiter, _ = l.(waiter)
 	return b
 }
@@ -79,7 +79,7 @@ func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 	if g, ok := b.again(ctx, r); ok {
 		return g, nil
 	}
-	h, err := b.library.tryLock(ctx, r)
+	h, err := b.wrapped.tryLock(ctx, r)
 	return b.granted(r, h, err)
 }
 
@@ -122,7 +122,7 @@ func (b *backend) granted(r locker.Request, h hold, err error) (g locker.Grant, 
 func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, error) {
 	try, cancel := context.WithTimeout(ctx, r.TTL) // as a TryLock has it
 	defer cancel()
-	h, err := b.library.tryLock(try, r)
+	h, err := b.wrapped.tryLock(try, r)
 	if errors.Is(err, errHeld) {
 		r.ReportHolder("")
 		h, err = b.waiter.lock(ctx, r)
@@ -159,7 +159,7 @@ func (b *backend) Release(ctx context.Context, g locker.Grant) error {
 	return err
 }
 
-func (b *backend) Close() error { return b.library.close() }
+func (b *backend) Close() error { return b.wrapped.close() }
 
 func lostIfNotHeld(err error) error {
 	if errors.Is(err, errNotHeld) {
