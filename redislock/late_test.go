@@ -3,7 +3,6 @@ package redislock_test
 import (
 	"context"
 	"errors"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -196,16 +195,10 @@ func TestLateRevocation(t *testing.T) {
 			_ = held.Unlock()
 			next := mustLock(t, other, "k")
 			value := admin.Get(t.Context(), redislock.DefaultPrefix+"k").Val()
-			executed := func() int {
-				_, calls, _ := strings.Cut(admin.Info(context.Background(), "commandstats").Val(),
-					"cmdstat_evalsha:calls=")
-				n, _ := strconv.Atoi(calls[:max(0, strings.IndexByte(calls, ','))])
-				return n
-			}
-			before := executed()
+			before := callsOf(t, admin, "evalsha")
 			proxy.Heal()
 			eventually(t, 10*time.Second, "the late request has been executed",
-				func() bool { return executed() > before })
+				func() bool { return callsOf(t, admin, "evalsha") > before })
 			if now := admin.Get(t.Context(), redislock.DefaultPrefix+"k").Val(); now != value || value == "" {
 				t.Errorf("who has the lock by now: %q; after a late request about who had it before: %q", value, now)
 			}

@@ -62,6 +62,15 @@ func commandCalls(t testing.TB, rdb *redis.Client) (total, evalsha int) {
 	return total, evalsha
 }
 
+// callsOf returns how many times the server has carried out a command since CONFIG RESETSTAT, in scripts or not.
+func callsOf(t testing.TB, rdb *redis.Client, command string) int {
+	t.Helper()
+	stat := rdb.InfoMap(context.Background(), "commandstats").Item("Commandstats", "cmdstat_"+command)
+	calls, _, _ := strings.Cut(strings.TrimPrefix(stat, "calls="), ",")
+	n, _ := strconv.Atoi(calls) // there is none if it has not been carried out
+	return n
+}
+
 // TestLine has a hundred waiters from ten Lockers on one key: served in order of arrival, for at most four commands
 // each.
 func TestLine(t *testing.T) {

@@ -2,7 +2,6 @@ package redislock_test
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -64,16 +63,6 @@ func slowest(t *testing.T, rdb *redis.Client) (longest time.Duration) {
 		}
 	}
 	return longest
-}
-
-// callsOf returns how many times the server has carried out a command.
-func callsOf(t *testing.T, rdb *redis.Client, command string) (n int) {
-	t.Helper()
-	stat := rdb.InfoMap(t.Context(), "commandstats").Item("Commandstats", "cmdstat_"+command)
-	if _, err := fmt.Sscanf(stat, "calls=%d,", &n); err != nil {
-		t.Fatalf("commandstats of %s: %q, %v", command, stat, err)
-	}
-	return n
 }
 
 // serverCPU returns the processor time that the server has used.
