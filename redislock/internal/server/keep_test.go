@@ -1,7 +1,6 @@
 package server
 
 import (
-	"errors"
 	"testing"
 	"time"
 
@@ -11,38 +10,29 @@ import (
 	"github.com/lockerkit/locker/redislock/internal/scripts"
 )
 
-// TestToldOfAKeptKey: when a key is given back that is kept from others for a while, the first in line is told, to learn
-// when it is going to be free. What it knew was the end of the lease.
+// TestToldOfAKeptKey: when a key is given back that is kept from others for a while, the first in line is told, to
+// learn when it is going to be free. What it knew was the end of the lease.
 func TestToldOfAKeptKey(t *testing.T) {
 	b := testBackend(t)
 	for _, mode := range []locker.Mode{locker.ModeExclusive, locker.ModeShared, locker.ModeSlots} {
-		slots := 0
-		if mode == locker.ModeSlots {
-			slots = 1
-		}
-		g := mustAcquire(t, b, inMode(t, 1, mode, slots))
+		g := mustAcquire(t, b, inMode(t, 1, mode, 1))
 		next := inMode(t, 2, locker.ModeExclusive, 0)
 		calls := b.Client.Subscribe(t.Context(), scripts.DefaultChannelPrefix+b.Line.Process)
 		defer func() { _ = calls.Close() }()
 		if _, err := calls.Receive(t.Context()); err != nil { // that it is subscribed
 			t.Fatal(err)
 		}
-		waiter := Attempt{Names: scripts.NamesOf(next, b.Line.Process), TTL: time.Minute, Join: true}
-		if refused, err := b.Try(t.Context(), &waiter); err != nil || refused == nil {
-			t.Fatalf("%v, %v; want a refusal", refused, err)
-		}
+		waiter, _ := mustJoin(t, b, next)
 		g.Keep = time.Minute
 		mustRelease(t, b, g)
 		told, err := calls.ReceiveTimeout(t.Context(), 10*time.Second)
 		if m, ok := told.(*redis.Message); !ok || m.Payload != next.Owner.String() {
 			t.Errorf("%v: told: %v, %v; want %v", mode, told, err, next.Owner)
 		}
-		if refused, err := b.Try(t.Context(), &waiter); err != nil || refused == nil || refused.Remaining < time.Second {
+		if refused, err := b.Try(t.Context(), waiter); err != nil || refused == nil || refused.Remaining < time.Second {
 			t.Errorf("%v: %+v, %v; want a refusal until the key is free", mode, refused, err)
 		}
-		if err := b.leave(t.Context(), waiter.Names, false); !errors.Is(err, locker.ErrLost) {
-			t.Error(err)
-		}
+		mustLeave(t, b, waiter)
 		b.Client.Del(t.Context(), waiter.Names.Lock, waiter.Names.Holders, waiter.Names.Slots)
 	}
 }

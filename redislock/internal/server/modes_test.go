@@ -16,12 +16,33 @@ import (
 	"github.com/lockerkit/locker/redislock/internal/scripts"
 )
 
-// inMode returns a request of an owner, for what several may have.
+// inMode returns a request of an owner, for what several may have. How many slots there are counts in that mode alone.
 func inMode(t *testing.T, owner int, mode locker.Mode, slots int) locker.Request {
 	r := newRequest(t, byte(owner))
 	r.Owner[2], r.Owner[3] = byte(owner>>8), byte(mode)
-	r.Mode, r.Slots = mode, slots
+	if r.Mode = mode; mode == locker.ModeSlots {
+		r.Slots = slots
+	}
 	return r
+}
+
+// mustJoin has an owner join the line of a key, and returns why it did not get the lock.
+func mustJoin(t *testing.T, b *Server, r locker.Request) (*Attempt, *Refusal) {
+	t.Helper()
+	a := &Attempt{Names: scripts.NamesOf(r, b.Line.Process), TTL: r.TTL, Join: true}
+	refused, err := b.Try(t.Context(), a)
+	if err != nil || refused == nil {
+		t.Fatalf("a key that is held, in mode %d: %v, %v; want a refusal", r.Mode, refused, err)
+	}
+	return a, refused
+}
+
+// mustLeave has an owner leave the line.
+func mustLeave(t *testing.T, b *Server, a *Attempt) {
+	t.Helper()
+	if err := b.leave(t.Context(), a.Names, false); !errors.Is(err, locker.ErrLost) {
+		t.Errorf("who leaves the line: %v; want ErrLost", err)
+	}
 }
 
 func mustAcquire(t *testing.T, b locker.Backend, r locker.Request) locker.Grant {
@@ -64,15 +85,12 @@ func nothingIsLeft(t *testing.T, b *Server, r locker.Request) {
 func TestAsksAgainBesideOthers(t *testing.T) {
 	b := testBackend(t)
 	for _, mode := range []locker.Mode{locker.ModeShared, locker.ModeSlots} {
-		slots := 0
-		if mode == locker.ModeSlots {
-			slots = 3
-		}
-		r := inMode(t, 1, mode, slots)
+		r := inMode(t, 1, mode, 3)
 		first := mustAcquire(t, b, r)
-		other := mustAcquire(t, b, inMode(t, 2, mode, slots))
+		other := mustAcquire(t, b, inMode(t, 2, mode, 3))
 		again := mustAcquire(t, b, r)
-		if again.Slot != first.Slot || again.Slot == other.Slot && slots > 0 || again.Token <= other.Token {
+		same := again.Slot == other.Slot && mode == locker.ModeSlots
+		if again.Slot != first.Slot || same || again.Token <= other.Token {
 			t.Errorf("slot %d, token %d; then slot %d, token %d, after token %d", first.Slot, first.Token, again.Slot,
 				again.Token, other.Token)
 		}
@@ -355,11 +373,7 @@ func TestWaitsForTheLiving(t *testing.T) {
 	for _, waits := range []locker.Request{
 		inMode(t, 3, locker.ModeShared, 0), inMode(t, 4, locker.ModeSlots, 1), inMode(t, 5, locker.ModeExclusive, 0),
 	} {
-		a := Attempt{Names: scripts.NamesOf(waits, b.Line.Process), TTL: waits.TTL, Join: true}
-		refused, err := b.Try(ctx, &a)
-		if err != nil || refused == nil {
-			t.Fatalf("mode %d beside a slot: %v; want it refused", waits.Mode, err)
-		}
+		a, refused := mustJoin(t, b, waits)
 		if scripts.HolderIn(refused.Value) != "lives" || refused.Remaining < lives.TTL/2 {
 			t.Errorf("mode %d is refused by %q for %v", waits.Mode, refused.Value, refused.Remaining)
 		}
@@ -368,9 +382,7 @@ func TestWaitsForTheLiving(t *testing.T) {
 			t.Errorf("mode %d is to ask again: %v, %v; want it to be when the living holder's lease ends", waits.Mode,
 				reply, err)
 		}
-		if err := b.leave(ctx, a.Names, false); !errors.Is(err, locker.ErrLost) {
-			t.Errorf("who leaves the line: %v; want ErrLost", err)
-		}
+		mustLeave(t, b, a)
 	}
 	mustRelease(t, b, grant)
 	nothingIsLeft(t, b, lives)
@@ -380,10 +392,7 @@ func TestWaitsForTheLiving(t *testing.T) {
 func TestPollKeepsTheLine(t *testing.T) {
 	b, ctx := testBackend(t), t.Context()
 	g := mustAcquire(t, b, newRequest(t, 1))
-	waits := Attempt{Names: scripts.NamesOf(newRequest(t, 2), b.Line.Process), TTL: g.TTL, Join: true}
-	if refused, err := b.Try(ctx, &waits); err != nil || refused == nil {
-		t.Fatalf("%v, %v; want a refusal", refused, err)
-	}
+	waits, _ := mustJoin(t, b, newRequest(t, 2))
 	sets := []string{waits.Names.Queue, waits.Names.Alive}
 	for _, set := range sets {
 		b.Client.Persist(ctx, set)
@@ -397,9 +406,7 @@ func TestPollKeepsTheLine(t *testing.T) {
 			t.Errorf("%s is kept for %v; want %v", set, left, scripts.Liveness)
 		}
 	}
-	if err := b.leave(ctx, waits.Names, false); !errors.Is(err, locker.ErrLost) {
-		t.Error(err)
-	}
+	mustLeave(t, b, waits)
 	mustRelease(t, b, g)
 }
 
@@ -423,7 +430,8 @@ func TestListTellsOfSome(t *testing.T) {
 		}
 		found++
 		if info.Waiting != listedMost+1 || len(info.Waiters) != listedMost {
-			t.Errorf("%d wait, and %d are told of; want %d and %d", info.Waiting, len(info.Waiters), listedMost+1, listedMost)
+			t.Errorf("%d wait, and %d are told of; want %d and %d",
+				info.Waiting, len(info.Waiters), listedMost+1, listedMost)
 		}
 	}
 	if found != 1 {

@@ -49,11 +49,7 @@ func TestRevokedAsksAgain(t *testing.T) {
 	for _, mode := range []locker.Mode{locker.ModeExclusive, locker.ModeShared, locker.ModeSlots} {
 		for _, join := range []bool{false, true} {
 			b := testBackend(t)
-			slots := 0
-			if mode == locker.ModeSlots {
-				slots = 1
-			}
-			r := inMode(t, 1, mode, slots)
+			r := inMode(t, 1, mode, 1)
 			mustAcquire(t, b, r) // whose answer is lost
 			if err := b.Revoke(t.Context(), r.Name(), &locker.Revocation{}); err != nil {
 				t.Fatal(err)
@@ -253,11 +249,7 @@ func TestRevokedLeaseEndsAsItWas(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []locker.Mode{locker.ModeExclusive, locker.ModeShared, locker.ModeSlots} {
 		b := testBackend(t)
-		slots := 0
-		if mode == locker.ModeSlots {
-			slots = 1
-		}
-		r := inMode(t, 1, mode, slots)
+		r := inMode(t, 1, mode, 1)
 		n := scripts.NamesOf(r, b.Line.Process)
 		g := mustAcquire(t, b, r)
 		if err := b.Revoke(t.Context(), r.Name(), &locker.Revocation{}); err != nil {
