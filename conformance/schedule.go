@@ -25,26 +25,27 @@ func judge(t *testing.T, groups []group, wrapped bool, test func(t *testing.T, g
 		all.Go(func() {
 			defer pass() // also if -run leaves the group out
 			t.Run(g.name, func(t *testing.T) {
+				run := func(r rule) { t.Run(r.name, func(t *testing.T) { test(t, g, r) }) }
+				var others []rule
 				<-turn[i]
 				for _, r := range g.rules {
 					if r.serial || wrapped {
-						t.Run(r.name, func(t *testing.T) { test(t, g, r) })
+						run(r)
+					} else {
+						others = append(others, r)
 					}
 				}
 				pass()
 				<-turn[len(groups)]
-				var others sync.WaitGroup
-				for _, r := range g.rules {
-					if r.serial || wrapped {
-						continue
-					}
-					others.Go(func() {
+				var running sync.WaitGroup
+				for _, r := range others {
+					running.Go(func() {
 						room <- struct{}{}
 						defer func() { <-room }()
-						t.Run(r.name, func(t *testing.T) { test(t, g, r) })
+						run(r)
 					})
 				}
-				others.Wait()
+				running.Wait()
 			})
 		})
 	}
