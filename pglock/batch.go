@@ -115,11 +115,7 @@ func (w *wire) submitAndRead(r *request, arrived func() bool) {
 		w.mu.Unlock()
 		return
 	}
-	switch {
-	case arrived == nil || max(w.asked, w.came) <= fewOut:
-	case w.hurry > 0:
-		w.hurry--
-	default:
+	if arrived != nil && max(w.asked, w.came) > fewOut {
 		w.gatherLocked()
 	}
 	err := w.flushLocked()
@@ -136,9 +132,13 @@ func (w *wire) submitAndRead(r *request, arrived func() bool) {
 	}
 }
 
-// gatherLocked lets those go first who are about to ask, too, such as who has got an answer of the last batch: what they
-// ask goes with the next. It costs a turn of the scheduler, and saves messages. It unlocks w.mu for that time.
+// gatherLocked lets those go first who are about to ask, too, such as who has got an answer of the last batch: what
+// they ask goes with the next. It costs a turn of the scheduler, and saves messages. It unlocks w.mu for that time.
 func (w *wire) gatherLocked() {
+	if w.hurry > 0 {
+		w.hurry--
+		return
+	}
 	start := time.Now()
 	w.gathering = true
 	w.mu.Unlock()
@@ -211,35 +211,16 @@ func appendBatch(buf []byte, seq int64, parts []part) []byte {
 // appendExecute writes the execution of a prepared statement for some requests: of the form for one, or of that with an
 // array for each parameter.
 func appendExecute(buf []byte, seq int64, p part) []byte {
-	name, rs := p.statement, p.requests
-	columns := 1
+	name, columns := p.statement, 1
+	if len(p.requests) == 1 {
+		name += "_one"
+	}
 	if p.together {
 		columns = 3
 	}
 	parameters := append(make([][]byte, 0, 1+columns), appendInt8(nil, seq))
 	for i := range columns {
-		var column []byte
-		if len(rs) > 1 {
-			const dimensions, nulls, first = 1, 1, 1
-			for _, n := range []int{dimensions, nulls, pgtype.Int8OID, len(rs), first} {
-				column = binary.BigEndian.AppendUint32(column, uint32(n))
-			}
-		}
-		for _, r := range rs {
-			n, ok := r.column(i)
-			switch {
-			case len(rs) > 1 && ok:
-				column = appendInt8(append(column, 0, 0, 0, 8), n)
-			case len(rs) > 1:
-				column = append(column, 0xff, 0xff, 0xff, 0xff) // NULL
-			case ok:
-				column = appendInt8(nil, n)
-			}
-		}
-		parameters = append(parameters, column)
-	}
-	if len(rs) == 1 {
-		name += "_one"
+		parameters = append(parameters, p.parameter(i))
 	}
 	buf, _ = (&pgproto3.Bind{
 		PreparedStatement:    name,
@@ -248,6 +229,28 @@ func appendExecute(buf []byte, seq int64, p part) []byte {
 	}).Encode(buf)
 	buf, _ = (&pgproto3.Execute{}).Encode(buf)
 	return buf
+}
+
+// parameter is a parameter of the statement, in binary: nil for NULL, and an array if there are several requests.
+func (p part) parameter(i int) (value []byte) {
+	if len(p.requests) == 1 {
+		if n, ok := p.requests[0].column(i); ok {
+			value = appendInt8(nil, n)
+		}
+		return value
+	}
+	const dimensions, nulls, first = 1, 1, 1
+	for _, n := range []int{dimensions, nulls, pgtype.Int8OID, len(p.requests), first} {
+		value = binary.BigEndian.AppendUint32(value, uint32(n))
+	}
+	for _, r := range p.requests {
+		if n, ok := r.column(i); ok {
+			value = appendInt8(append(value, 0, 0, 0, 8), n)
+		} else {
+			value = append(value, 0xff, 0xff, 0xff, 0xff)
+		}
+	}
+	return value
 }
 
 // appendInt8 writes a bigint as Postgres does.
