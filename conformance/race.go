@@ -71,8 +71,8 @@ type possession struct {
 }
 
 // has notes that an answer which has just come says that somebody has the key. It counts from when the backend says
-// that it sent the request, if that is not zero, else from when it was asked; ttl is what the store has granted, zero if
-// that is what was asked for.
+// that it sent the request, if that is not zero, else from when it was asked; ttl is what the store has granted, zero
+// if that is what was asked for.
 func (r *expiryRace) has(h possession, asked, sent time.Time, ttl time.Duration) {
 	if ttl <= 0 {
 		ttl = h.grant.TTL

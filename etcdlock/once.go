@@ -13,8 +13,8 @@ import (
 )
 
 // once makes a request that the client does not repeat by itself. It would repeat some, of the same endpoint and
-// without saying so: if a balancer says that the deadline has passed, say. The first may then be carried out, too, at any
-// time. What was refused for a token that is too old is made again after a login.
+// without saying so: if a balancer says that the deadline has passed, say. The first may then be carried out, too, at
+// any time. What was refused for a token that is too old is made again after a login.
 func once[Q, A any](
 	ctx context.Context, l logins, request func(context.Context, Q, ...grpc.CallOption) (A, error), q Q,
 	opts ...grpc.CallOption,

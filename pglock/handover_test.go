@@ -9,8 +9,8 @@ import (
 	"github.com/lockerkit/locker/pglock"
 )
 
-// TestHandover: a lease that was waited for is counted from when the wait began, if that was not long ago. Else it takes
-// a further message to count it from.
+// TestHandover: a lease that was waited for is counted from when the wait began, if that was not long ago. Else it
+// takes a further message to count it from.
 func TestHandover(t *testing.T) {
 	t.Parallel()
 	for name, long := range map[string]bool{"after a short wait": false, "after a long wait": true} {
