@@ -43,12 +43,8 @@ func judge(ctx context.Context, o options, m *mutant) (v verdict, output string)
 		}
 		common = append(common, "-overlay="+overlay)
 	}
-	runs := [][]string{o.tests}
-	if o.tests == nil {
-		runs = [][]string{o.target.own, o.target.suite}
-	}
-	for _, args := range runs {
-		if v, output = test(ctx, slices.Concat(common, args), o.timeout); v != survived {
+	for _, t := range o.tests {
+		if v, output = test(ctx, t.dir, slices.Concat(common, t.args), o.timeout); v != survived {
 			return v, output
 		}
 	}
@@ -56,10 +52,11 @@ func judge(ctx context.Context, o options, m *mutant) (v verdict, output string)
 }
 
 // test runs the go command, and kills it with all that it has started when it takes too long.
-func test(ctx context.Context, args []string, timeout time.Duration) (verdict, string) {
+func test(ctx context.Context, dir string, args []string, timeout time.Duration) (verdict, string) {
 	ctx, cancel := context.WithTimeout(ctx, timeout+time.Minute) // the tests end by themselves before
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), testserver.EnvServers+"=programs")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }

@@ -45,6 +45,7 @@ const (
 // long.
 type group struct {
 	client *Client
+	unused sync.Pool // requests; the group's own, as a channel of one test's fake time is no good in that of another
 
 	mu       sync.Mutex
 	closed   bool
@@ -76,8 +77,12 @@ type request struct {
 	since int  // group.ticks when it came
 }
 
-// requests are those that are not used.
-var requests = sync.Pool{New: func() any { return &request{wake: make(chan struct{}, 2)} }}
+func (g *group) newRequest() *request {
+	if r, ok := g.unused.Get().(*request); ok {
+		return r
+	}
+	return &request{wake: make(chan struct{}, 2)}
+}
 
 // run sends a request and waits for its reply, or until ctx ends, or the given time has come, if there is one.
 func (g *group) run(ctx context.Context, until time.Time, s *scripts.Script, w scripts.Words) (any, error) {
@@ -97,7 +102,7 @@ func (g *group) run(ctx context.Context, until time.Time, s *scripts.Script, w s
 		g.answered(err == nil || IsReply(err))
 		return reply, err
 	}
-	r := requests.Get().(*request)
+	r := g.newRequest()
 	r.script, r.words, r.ctx, r.heeds, r.since = s, w, ctx, !near, g.ticks
 	g.waiting = append(g.waiting, r)
 	if g.calls < together {
@@ -111,7 +116,7 @@ func (g *group) run(ctx context.Context, until time.Time, s *scripts.Script, w s
 			reply, err := r.reply, r.err
 			if !r.heeds { // else there is something in wake, or about to be
 				*r = request{wake: r.wake}
-				requests.Put(r)
+				g.unused.Put(r)
 			}
 			return reply, err
 		}

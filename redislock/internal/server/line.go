@@ -49,19 +49,19 @@ type Line struct {
 	prefix  string // of the channel
 	Process string // 32 hexadecimal digits: the rest of it
 
-	mu          sync.Mutex
-	closed      bool
-	waiters     map[string]*Waiter  // by owner
-	keys        map[string]*lineKey // those that have waiters which were refused, by the name of the lock
-	due         dueKeys             // those of them about which nothing is being asked
-	urgent      []*lineKey          // those to be asked about at once, unless they have been since calledSince
-	calledSince time.Time           // what was said before may not have been heard
-	uncalled    error               // why nobody is called, although the server answers what is asked; nil if they are
-	answered    time.Time           // when it did that the last time
-	wake        time.Time           // when poll looks whether a key is due
-	stop        context.CancelFunc  // ends the goroutines of watch; nil while there are none
-	running     sync.WaitGroup
-	kick        chan struct{} // has room for one: look at the times again
+	mu         sync.Mutex
+	closed     bool
+	waiters    map[string]*Waiter  // by owner
+	keys       map[string]*lineKey // those that have waiters which were refused, by the name of the lock
+	due        dueKeys             // those of them about which nothing is being asked
+	urgent     []*lineKey          // those to be asked about at once, unless they have been since the last subscription
+	subscribed int                 // so many times; what was said before the last time may not have been heard
+	uncalled   error               // why nobody is called, although the server answers what is asked; nil if they are
+	answered   time.Time           // when it did that the last time
+	wake       time.Time           // when poll looks whether a key is due
+	stop       context.CancelFunc  // ends the goroutines of watch; nil while there are none
+	running    sync.WaitGroup
+	kick       chan struct{} // has room for one: look at the times again
 
 	leases leases
 }
@@ -71,12 +71,11 @@ type lineKey struct {
 	names   scripts.Names // as one of the waiters calls them; value and member are not used
 	waiters map[*Waiter]struct{}
 	ask     time.Time // when to ask about it
-	asked   time.Time // the last time
+	asked   int       // line.subscribed, when it was asked about the last time
 	asking  int       // so many questions are under way
+	failing bool      // one of them has failed
 	failed  int       // so many times in a row
-
-	failedAt time.Time // asked, when it failed the last time
-	place    int       // in line.due; -1 if it is not there
+	place   int       // in line.due; -1 if it is not there
 }
 
 // dueKeys is a heap of keys, by the time when to ask about them.

@@ -85,7 +85,7 @@ func (l *Line) take(now time.Time) (questions []question) {
 		if k == nil {
 			break
 		}
-		k.asked, k.ask = now, now.Add(l.nextPoll(0))
+		k.asked, k.failing, k.ask = l.subscribed, false, now.Add(l.nextPoll(0))
 		all := make([]string, 0, len(k.waiters))
 		for w := range k.waiters {
 			all = append(all, w.names.Member)
@@ -105,7 +105,7 @@ func (l *Line) takeKey(by time.Time) *lineKey {
 		last := len(l.urgent) - 1
 		k := l.urgent[last]
 		l.urgent = l.urgent[:last]
-		if k.place >= 0 && !k.asked.After(l.calledSince) {
+		if k.place >= 0 && k.asked < l.subscribed {
 			heap.Remove(&l.due, k.place)
 			return k
 		}
@@ -182,7 +182,7 @@ func (l *Line) apply(q question, reply []any, err error) {
 	}
 	q.key.failed = 0
 	l.answered = time.Now()
-	if !q.key.asked.After(l.calledSince) {
+	if q.key.asked < l.subscribed {
 		q.key.ask = time.Now()
 	}
 	for _, member := range q.members {
@@ -223,9 +223,9 @@ func (l *Line) waiterOf(member string) *Waiter {
 // once is not worth telling: one from the pool may have been broken long ago.
 func (l *Line) unanswered(q question, err error) {
 	k := q.key
-	if !k.failedAt.Equal(k.asked) { // else another part of what was asked has failed, too
+	if !k.failing { // else another part of what was asked has failed, too
+		k.failing = true
 		k.failed++
-		k.failedAt = k.asked
 	}
 	k.ask = time.Now().Add(OutagePause(k.failed))
 	err = fmt.Errorf("waiting: %w", err)

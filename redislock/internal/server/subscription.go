@@ -133,7 +133,8 @@ func (l *Line) failAll(err error) {
 func (l *Line) askNow() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.calledSince, l.uncalled = time.Now(), nil
+	l.subscribed++
+	l.uncalled = nil
 	l.urgent = slices.Clone(l.due) // those that are being asked about are asked about again when the answer comes
 	l.hurry()
 }

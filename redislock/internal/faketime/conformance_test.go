@@ -1,0 +1,55 @@
+package faketime
+
+import (
+	"os"
+	"runtime/debug"
+	"testing"
+	"testing/synctest"
+
+	"github.com/redis/go-redis/v9/logging"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/conformance"
+	"github.com/lockerkit/locker/redislock"
+	redisserver "github.com/lockerkit/locker/redislock/internal/server"
+)
+
+func TestMain(m *testing.M) {
+	logging.Disable()       // of connections that fail, as they are to
+	debug.SetGCPercent(800) // each run of a script makes an interpreter, and drops it
+	os.Exit(m.Run())
+}
+
+func TestConformance(t *testing.T) {
+	conformance.Run(t, conformance.Harness{
+		Wrap: synctest.Test,
+		Open: func(t *testing.T, opts ...locker.Option) locker.Locker {
+			c := serverOf(t).connect()
+			return closing{redislock.New(c.Client, opts...), c}
+		},
+		Cut:     func(t *testing.T, f conformance.Fault) (heal func()) { return serverOf(t).cut(f) },
+		Restart: func(t *testing.T) { serverOf(t).restart(t) },
+		Break:   func(t *testing.T, key string) { serverOf(t).Del(redislock.DefaultPrefix + key) },
+		Backend: func(t *testing.T) locker.Backend {
+			c := serverOf(t).connect()
+			b, err := redisserver.Config{}.New(c.Client, redisserver.NewProcess(), c.Close)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = b.Close() })
+			return b
+		},
+		Trials: 5,
+	})
+}
+
+// closing is a Locker with a Close that closes its client, too.
+type closing struct {
+	*locker.Client
+	also *client
+}
+
+func (c closing) Close() error {
+	defer c.also.Close()
+	return c.Client.Close()
+}

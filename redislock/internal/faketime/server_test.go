@@ -1,0 +1,140 @@
+package faketime
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
+
+	"github.com/lockerkit/locker/conformance"
+	"github.com/lockerkit/locker/redislock"
+)
+
+// server is that of one test: it has to live in its bubble.
+type server struct {
+	*miniredis.Miniredis
+	clients []*client
+}
+
+// client is a client and its connections.
+type client struct {
+	*redis.Client
+	server *miniredis.Miniredis
+
+	mu    sync.Mutex
+	fault conformance.Fault // of connections to come, too
+	wires []*wire
+}
+
+// servers are those of the tests that run, by *testing.T.
+var servers sync.Map
+
+// serverOf returns the server of a test, which it starts if there is none.
+func serverOf(t *testing.T) *server {
+	t.Helper()
+	if s, ok := servers.Load(t); ok {
+		return s.(*server)
+	}
+	s := &server{Miniredis: miniredis.NewMiniRedis()}
+	s.ClockTTL(true)
+	servers.Store(t, s)
+	t.Cleanup(func() {
+		servers.Delete(t)
+		s.Close()
+	})
+	s.learn(t)
+	return s
+}
+
+// learn has the server see each script once, as one that is in use has. Else the first run of one takes two requests,
+// and a fault between them means something else than between a request and its answer.
+func (s *server) learn(t *testing.T) {
+	t.Helper()
+	c := s.newClient()
+	defer c.Close()
+	l := redislock.New(c.Client)
+	lease, err := l.Lock(t.Context(), "learn")
+	if err == nil {
+		err = lease.Unlock()
+	}
+	if err = errors.Join(err, l.Close()); err != nil {
+		t.Fatal(err)
+	}
+	s.FlushAll()
+}
+
+// connect returns a client with connections of its own.
+func (s *server) connect() *client {
+	c := s.newClient()
+	s.clients = append(s.clients, c)
+	return c
+}
+
+func (s *server) newClient() *client {
+	c := &client{server: s.Miniredis, fault: noFault}
+	c.Client = redis.NewClient(&redis.Options{
+		Addr:            "127.0.0.1:6379", // go-redis looks names up, outside of the bubble
+		Dialer:          c.dial,
+		DisableIdentity: true,
+		// They leave a goroutine behind, which a bubble waits for.
+		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
+	})
+	return c
+}
+
+func (c *client) dial(context.Context, string, string) (net.Conn, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.fault == conformance.Refuse {
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
+	}
+	there, err := c.server.Dial()
+	if err != nil {
+		return nil, err
+	}
+	w, here := newWire(there, c.fault)
+	c.wires = append(c.wires, w)
+	return here, nil
+}
+
+func (c *client) set(fault conformance.Fault) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fault = fault
+	for _, w := range c.wires {
+		w.set(fault)
+	}
+}
+
+// cut cuts off the client that was connected last.
+func (s *server) cut(fault conformance.Fault) (heal func()) {
+	c := s.clients[len(s.clients)-1]
+	c.set(fault)
+	return func() { c.set(noFault) }
+}
+
+// restart ends all connections, and forgets all that there is, in the time that this takes a server at least.
+func (s *server) restart(t *testing.T) {
+	t.Helper()
+	c := s.newClient()
+	defer c.Close()
+	if err := c.ScriptFlush(t.Context()).Err(); err != nil {
+		t.Error(err)
+	}
+	s.FlushAll()
+	for _, c := range s.clients {
+		c.mu.Lock()
+		for _, w := range c.wires {
+			w.close()
+		}
+		c.mu.Unlock()
+	}
+	time.Sleep(10 * time.Millisecond)
+}

@@ -1,0 +1,146 @@
+package faketime
+
+import (
+	"math/rand/v2"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/lockerkit/locker/conformance"
+)
+
+// late is a fifth of the TTL that a conformance.Harness has unless it says otherwise: see conformance.DelayReplies.
+const late = time.Second / 5
+
+// noFault is none of conformance's.
+const noFault conformance.Fault = -1
+
+// wire is a connection to a server that lives in the same process, with faults on request. The connections of package
+// net could not be used in a bubble of synctest: its time does not go on while somebody reads from one.
+type wire struct {
+	client, server net.Conn // the ends that are ours
+
+	mu      sync.Mutex
+	changed sync.Cond // of what follows
+	fault   conformance.Fault
+	lost    bool // something did not arrive, so that the connection cannot be healed
+	closed  bool
+}
+
+// flow is one direction of a wire.
+type flow struct {
+	from, to  net.Conn
+	toServer  bool
+	underWay  []parcel
+	exhausted bool // there is nothing more to read
+}
+
+type parcel struct {
+	data []byte
+	due  time.Time
+}
+
+// newWire returns the client's end of a wire to the server.
+func newWire(server net.Conn, fault conformance.Fault) (*wire, net.Conn) {
+	near, far := net.Pipe()
+	w := &wire{client: far, server: server, fault: fault}
+	w.changed.L = &w.mu
+	for _, f := range []*flow{{from: far, to: server, toServer: true}, {from: server, to: far}} {
+		go w.read(f)
+		go w.write(f)
+	}
+	return w, near
+}
+
+// read takes what the sender has for the other side, so that nobody has to wait until it is read there.
+func (w *wire) read(f *flow) {
+	for {
+		data := make([]byte, 4096)
+		n, err := f.from.Read(data)
+		w.mu.Lock()
+		switch {
+		case n == 0:
+		case w.drops(f):
+			w.lost = true
+		default:
+			f.underWay = append(f.underWay, parcel{data[:n], time.Now().Add(w.delay(f))})
+		}
+		f.exhausted = err != nil
+		w.changed.Broadcast()
+		w.mu.Unlock()
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (w *wire) drops(f *flow) bool {
+	return w.fault == conformance.BlackHole || w.fault == conformance.DropReplies && !f.toServer
+}
+
+func (w *wire) delay(f *flow) time.Duration {
+	switch {
+	case w.fault == conformance.DelayReplies && !f.toServer:
+		return late
+	case w.fault == conformance.LateRequests && f.toServer:
+		return rand.N(late)
+	}
+	return 0
+}
+
+// write delivers what is due.
+func (w *wire) write(f *flow) {
+	for {
+		next, ok := w.next(f)
+		if !ok {
+			w.close()
+			return
+		}
+		time.Sleep(time.Until(next.due))
+		if _, err := f.to.Write(next.data); err != nil {
+			w.close()
+			return
+		}
+	}
+}
+
+// next waits for something to deliver. It returns false when there will be nothing more.
+func (w *wire) next(f *flow) (p parcel, ok bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for !w.closed {
+		switch {
+		case w.fault == conformance.Hang:
+		case len(f.underWay) > 0:
+			p, f.underWay = f.underWay[0], f.underWay[1:]
+			return p, true
+		case f.exhausted:
+			return parcel{}, false
+		}
+		w.changed.Wait()
+	}
+	return parcel{}, false
+}
+
+// set puts a fault into force in place of the one there is, or of none.
+func (w *wire) set(fault conformance.Fault) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fault = fault
+	if fault == conformance.Refuse || fault == noFault && w.lost {
+		w.closeLocked()
+	}
+	w.changed.Broadcast()
+}
+
+func (w *wire) close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closeLocked()
+}
+
+func (w *wire) closeLocked() {
+	w.closed = true
+	_, _ = w.client.Close(), w.server.Close()
+	w.changed.Broadcast()
+}
