@@ -92,4 +92,7 @@
 // Not covered: that anybody is ever granted; the line of waiters, but for what LEAVE must not do; TTLs that differ
 // between the requests of an owner, so that one might shorten what another one gave; tombstones that expire; a change
 // of the set of nodes; scripts and code, which may differ from the model.
+//
+// Nothing in it runs beside anything else, so it is not built for the race detector, with which it takes five times as
+// long.
 package redlockmodel
