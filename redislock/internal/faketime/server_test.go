@@ -20,13 +20,14 @@ import (
 // server is that of one test: it has to live in its bubble.
 type server struct {
 	*miniredis.Miniredis
+	latency time.Duration
 	clients []*client
 }
 
 // client is a client and its connections.
 type client struct {
 	*redis.Client
-	server *miniredis.Miniredis
+	server *server
 
 	mu    sync.Mutex
 	fault conformance.Fault // of connections to come, too
@@ -78,7 +79,7 @@ func (s *server) connect() *client {
 }
 
 func (s *server) newClient() *client {
-	c := &client{server: s.Miniredis, fault: noFault}
+	c := &client{server: s, fault: noFault}
 	c.Client = redis.NewClient(&redis.Options{
 		Addr:            "127.0.0.1:6379", // go-redis looks names up, outside of the bubble
 		Dialer:          c.dial,
@@ -99,7 +100,7 @@ func (c *client) dial(context.Context, string, string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	w, here := newWire(there, c.fault)
+	w, here := newWire(there, c.server.latency, c.fault)
 	c.wires = append(c.wires, w)
 	return here, nil
 }

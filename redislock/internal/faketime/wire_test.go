@@ -18,7 +18,8 @@ const noFault conformance.Fault = -1
 // wire is a connection to a server that lives in the same process, with faults on request. The connections of package
 // net could not be used in a bubble of synctest: its time does not go on while somebody reads from one.
 type wire struct {
-	client, server net.Conn // the ends that are ours
+	client, server net.Conn      // the ends that are ours
+	latency        time.Duration // of each direction, at most
 
 	mu      sync.Mutex
 	changed sync.Cond // of what follows
@@ -40,10 +41,10 @@ type parcel struct {
 	due  time.Time
 }
 
-// newWire returns the client's end of a wire to the server.
-func newWire(server net.Conn, fault conformance.Fault) (*wire, net.Conn) {
+// newWire returns the client's end of a wire to the server, too.
+func newWire(server net.Conn, latency time.Duration, fault conformance.Fault) (*wire, net.Conn) {
 	near, far := net.Pipe()
-	w := &wire{client: far, server: server, fault: fault}
+	w := &wire{client: far, server: server, latency: latency, fault: fault}
 	w.changed.L = &w.mu
 	for _, f := range []*flow{{from: far, to: server, toServer: true}, {from: server, to: far}} {
 		go w.read(f)
@@ -84,6 +85,8 @@ func (w *wire) delay(f *flow) time.Duration {
 		return late
 	case w.fault == conformance.LateRequests && f.toServer:
 		return rand.N(late)
+	case w.latency > 0:
+		return rand.N(w.latency)
 	}
 	return 0
 }

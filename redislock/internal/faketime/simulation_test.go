@@ -1,0 +1,281 @@
+package faketime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/conformance"
+	"github.com/lockerkit/locker/redislock"
+	"github.com/lockerkit/locker/redislock/internal/conn"
+	"github.com/lockerkit/locker/redislock/internal/scripts"
+)
+
+const (
+	simulated = time.Minute
+	ttl       = time.Second
+	processes = 3
+	workers   = 3 // of each process
+)
+
+// TestSimulation has workers of several processes lock a few keys in all modes for a minute, while their connections
+// fail in all ways, at random. What they see must be what the contract says, at each moment: in fake time, all of them
+// have the same clock, exactly. LOCKER_TRIALS says how many such minutes there are.
+func TestSimulation(t *testing.T) {
+	trials := 5
+	if s := os.Getenv("LOCKER_TRIALS"); s != "" {
+		var err error
+		if trials, err = strconv.Atoi(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var total tally
+	for range trials {
+		if t.Failed() {
+			return
+		}
+		synctest.Test(t, func(t *testing.T) {
+			s := &simulation{T: t, server: serverOf(t), keys: map[string]*held{}}
+			s.run()
+			total.add(s.tally)
+		})
+	}
+	t.Logf("%+v", total)
+}
+
+// simulation is one of these minutes.
+type simulation struct {
+	*testing.T
+	server *server
+
+	mu   sync.Mutex
+	keys map[string]*held
+	tally
+}
+
+// tally is what has happened.
+type tally struct {
+	Granted, Waited, Refused, GaveUp, Unavailable, Lost, Died, Faults int
+}
+
+func (t *tally) add(o tally) {
+	t.Granted += o.Granted
+	t.Waited += o.Waited
+	t.Refused += o.Refused
+	t.GaveUp += o.GaveUp
+	t.Unavailable += o.Unavailable
+	t.Lost += o.Lost
+	t.Died += o.Died
+	t.Faults += o.Faults
+}
+
+// held is who has a key.
+type held struct {
+	leases []grant
+	token  uint64 // the greatest one
+}
+
+type grant struct {
+	*locker.Lease
+	mode mode
+}
+
+// mode is that of a call: so many may have the key together, if all of them call it so.
+type mode struct {
+	name string
+	most int
+	opts []locker.CallOption
+}
+
+var (
+	exclusive = mode{"exclusive", 1, nil}
+	shared    = mode{"shared", processes * workers, []locker.CallOption{locker.Shared()}}
+	slots     = mode{"slots", 2, []locker.CallOption{locker.Slots(2)}}
+)
+
+// modes of each key.
+var modes = map[string][]mode{
+	"exclusive": {exclusive},
+	"mixed":     {exclusive, shared, shared, slots},
+}
+
+func (s *simulation) run() {
+	s.server.latency = 3 * time.Millisecond
+	var all sync.WaitGroup
+	ctx, cancel := context.WithTimeout(s.Context(), simulated)
+	defer cancel()
+	for range processes {
+		c := s.server.connect()
+		l := redislock.New(c.Client, locker.TTL(ttl))
+		all.Go(func() {
+			var mine sync.WaitGroup
+			for range workers {
+				mine.Go(func() { s.work(ctx, l) })
+			}
+			mine.Go(func() { s.disturb(ctx, c) })
+			mine.Wait()
+			// A subscription that is being made cannot be closed: go-redis has locked it, and the time of a bubble does
+			// not go on while somebody waits for a mutex.
+			time.Sleep(conn.MaxTimeout)
+			if err := l.Close(); err != nil && !errors.Is(err, locker.ErrUnavailable) {
+				s.Error("Close:", err)
+			}
+			_ = c.Close()
+		})
+	}
+	all.Wait()
+	time.Sleep(scripts.RefuseLate + ttl) // which is longer than what is left of the dead, and of lines
+	for _, name := range s.server.Keys() {
+		if !strings.Contains(name, ":fence:") {
+			s.Errorf("%s is left behind", name)
+		}
+	}
+}
+
+// disturb cuts a client off now and then, and heals it.
+func (s *simulation) disturb(ctx context.Context, c *client) {
+	defer c.set(noFault)
+	for sleep(ctx, rand.N(6*ttl)) {
+		fault := conformance.Fault(rand.N(int(conformance.LateRequests) + 1))
+		c.set(fault)
+		s.count(&s.Faults)
+		if !sleep(ctx, rand.N(3*ttl/2)) {
+			return
+		}
+		c.set(noFault)
+	}
+}
+
+// sleep reports whether there was time for it.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+// work locks keys until ctx ends.
+func (s *simulation) work(ctx context.Context, l *locker.Client) {
+	names := []string{"exclusive", "mixed"}
+	for ctx.Err() == nil {
+		key := names[rand.N(len(names))]
+		s.once(ctx, l, key, modes[key][rand.N(len(modes[key]))])
+		sleep(ctx, rand.N(ttl/10))
+	}
+}
+
+// once locks the key, holds it for a while, and unlocks it, or dies with it.
+func (s *simulation) once(ctx context.Context, l *locker.Client, key string, m mode) {
+	dies := rand.N(20) == 0
+	opts := m.opts
+	if dies {
+		opts = append(opts[:len(opts):len(opts)], locker.NoRenew())
+	}
+	call, counter := l.TryLock, &s.Refused
+	if rand.N(4) > 0 {
+		call, counter = l.Lock, &s.GaveUp
+	}
+	patience := rand.N(10 * ttl)
+	wait, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	begun := time.Now()
+	lease, err := call(wait, key, opts...)
+	if took := time.Since(begun); took > patience+ttl {
+		s.Errorf("%s of %s took %v; its context ended after %v", m.name, key, took, patience)
+	}
+	switch {
+	case errors.Is(err, locker.ErrLocked), wait.Err() != nil && errors.Is(err, wait.Err()):
+		s.count(counter)
+		return
+	case errors.Is(err, locker.ErrUnavailable):
+		s.count(&s.Unavailable)
+		return
+	case err != nil:
+		s.Errorf("%s of %s: %v", m.name, key, err)
+		return
+	}
+	s.enter(key, grant{lease, m})
+	if time.Since(begun) > ttl/100 {
+		s.count(&s.Waited)
+	}
+	select {
+	case <-lease.Done():
+	case <-time.After(rand.N(ttl) * time.Duration(rand.N(3))):
+	}
+	if dies {
+		s.count(&s.Died)
+		<-lease.Done()
+	}
+	s.leave(key, lease)
+	err = lease.Unlock()
+	switch {
+	case errors.Is(err, locker.ErrLost), errors.Is(err, locker.ErrUnavailable):
+		s.count(&s.Lost)
+	case err != nil:
+		s.Errorf("Unlock of %s: %v", key, err)
+	case lease.Err() == nil || !errors.Is(lease.Err(), locker.ErrUnlocked):
+		s.Errorf("Unlock of %s succeeded, and the lease says %v", key, lease.Err())
+	}
+}
+
+// enter notes that a lease was granted, and looks who else has one that is valid.
+func (s *simulation) enter(key string, g grant) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.Granted++
+	k := s.keys[key]
+	if k == nil {
+		k = &held{}
+		s.keys[key] = k
+	}
+	beside := 1
+	for _, other := range k.leases {
+		if other.Err() != nil {
+			continue
+		}
+		beside++
+		if other.mode.name != g.mode.name || beside > g.mode.most {
+			s.Errorf("%v: %s of %s (token %d) beside %s (%d), and %d in all",
+				time.Now(), g.mode.name, key, g.Token(), other.mode.name, other.Token(), beside)
+		}
+		if g.mode.name == slots.name && other.Slot() == g.Slot() {
+			s.Errorf("two have slot %d of %s", g.Slot(), key)
+		}
+	}
+	// Answers to those who have it together may overtake one another.
+	if g.Token() <= k.token && g.mode.most == 1 {
+		s.Errorf("token %d of %s after %d", g.Token(), key, k.token)
+	}
+	k.token = max(k.token, g.Token())
+	k.leases = append(k.leases, g)
+}
+
+func (s *simulation) leave(key string, lease *locker.Lease) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	k := s.keys[key]
+	for i, g := range k.leases {
+		if g.Lease == lease {
+			k.leases = append(k.leases[:i], k.leases[i+1:]...)
+			return
+		}
+	}
+	s.Error(fmt.Errorf("a lease of %s that nobody has", key))
+}
+
+func (s *simulation) count(what *int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	*what++
+}
