@@ -26,6 +26,7 @@ type claim struct {
 	waiters   []*server.Waiter // at each node; only for who waits
 
 	mu      sync.Mutex
+	vacated sync.Cond // some place is not busy any more
 	phase   protocol.Phase
 	tries   int
 	took    time.Duration // to decide the last try
@@ -36,8 +37,7 @@ type claim struct {
 
 // place is what a claim has at one node. Its fields are guarded by claim.mu.
 type place struct {
-	busy sync.Mutex // held during a request: the requests to a node about one claim go out one after the other
-
+	busy    bool            // a request is under way: those to a node about one claim go out one after the other
 	next    *bid            // the request for the lock that waits until the place is not busy; a later try replaces it
 	queued  bool            // a goroutine waits until the place is not busy, to settle it
 	answer  answer          // to the present try
@@ -95,10 +95,25 @@ const (
 
 func (b *redlock) newClaim(r locker.Request, join bool) *claim {
 	names := scripts.NamesOf(r, b.process)
-	return &claim{
+	c := &claim{
 		b: b, request: r, names: names, tombstone: names.Tombstone, join: join,
 		places: make([]place, len(b.nodes)), events: make(chan struct{}, 1),
 	}
+	c.vacated.L = &c.mu
+	return c
+}
+
+// occupyLocked waits until no request is under way to a place, for one that is to be now.
+func (c *claim) occupyLocked(p *place) {
+	for p.busy {
+		c.vacated.Wait()
+	}
+	p.busy = true
+}
+
+func (c *claim) vacateLocked(p *place) {
+	p.busy = false
+	c.vacated.Broadcast()
 }
 
 // wake makes whoever waits for answers look at them.
@@ -152,9 +167,8 @@ func (c *claim) ask(ctx context.Context) {
 // askOne asks one node for the lock, when it has answered what it was asked before.
 func (c *claim) askOne(i int) {
 	p, n := &c.places[i], c.b.nodes[i]
-	p.busy.Lock()
-	defer p.busy.Unlock()
 	c.mu.Lock()
+	c.occupyLocked(p)
 	ctx, try, a := p.next.ctx, p.next.try, p.next.attempt
 	p.next = nil
 	wanted := c.phase != protocol.Over
@@ -172,6 +186,7 @@ func (c *claim) askOne(i int) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	defer c.vacateLocked(p)
 	if try != c.tries { // another try did not wait for this answer
 		if a.Sent && refusal == nil || a.Unanswered > 0 {
 			n.releaseTryLater(a.Names, a.TTL)
@@ -220,10 +235,10 @@ func (c *claim) enterLocked(ctx context.Context, p protocol.Phase) {
 // settle sends a node what is missing for the phase of the claim, when it has answered what it was asked before.
 func (c *claim) settle(ctx context.Context, i int) {
 	p := &c.places[i]
-	p.busy.Lock()
-	defer p.busy.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.occupyLocked(p)
+	defer c.vacateLocked(p)
 	p.queued = false // what is missing from now on may not be seen here
 	c.settleLocked(ctx, i)
 }

@@ -145,10 +145,10 @@ func (r *renewal) repair(ctx context.Context, j int) {
 // repair sets the lock again at a node that has lost it, if nobody else has it there.
 func (c *claim) repair(ctx context.Context, i int) {
 	p := &c.places[i]
-	p.busy.Lock()
-	defer p.busy.Unlock()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.occupyLocked(p)
+	defer c.vacateLocked(p)
 	if c.phase != protocol.Holding {
 		return
 	}

@@ -3,8 +3,10 @@ package faketime
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -20,6 +22,7 @@ import (
 // server is that of one test: it has to live in its bubble.
 type server struct {
 	*miniredis.Miniredis
+	address string
 	latency time.Duration
 	clients []*client
 }
@@ -43,13 +46,21 @@ func serverOf(t *testing.T) *server {
 	if s, ok := servers.Load(t); ok {
 		return s.(*server)
 	}
-	s := &server{Miniredis: miniredis.NewMiniRedis()}
-	s.ClockTTL(true)
+	s := newServer(t)
 	servers.Store(t, s)
-	t.Cleanup(func() {
-		servers.Delete(t)
-		s.Close()
-	})
+	t.Cleanup(func() { servers.Delete(t) })
+	return s
+}
+
+// made counts the servers, which differ in their addresses.
+var made atomic.Int32
+
+func newServer(t *testing.T) *server {
+	t.Helper()
+	// No name, as go-redis would look it up, outside of the bubble.
+	s := &server{Miniredis: miniredis.NewMiniRedis(), address: fmt.Sprintf("127.0.0.1:%d", made.Add(1))}
+	s.ClockTTL(true)
+	t.Cleanup(s.Close)
 	s.learn(t)
 	return s
 }
@@ -81,7 +92,7 @@ func (s *server) connect() *client {
 func (s *server) newClient() *client {
 	c := &client{server: s, fault: noFault}
 	c.Client = redis.NewClient(&redis.Options{
-		Addr:            "127.0.0.1:6379", // go-redis looks names up, outside of the bubble
+		Addr:            s.address,
 		Dialer:          c.dial,
 		DisableIdentity: true,
 		// They leave a goroutine behind, which a bubble waits for.

@@ -13,11 +13,14 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/redis/go-redis/v9"
+
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/conformance"
 	"github.com/lockerkit/locker/redislock"
 	"github.com/lockerkit/locker/redislock/internal/conn"
 	"github.com/lockerkit/locker/redislock/internal/scripts"
+	"github.com/lockerkit/locker/redislock/redlock"
 )
 
 const (
@@ -27,10 +30,26 @@ const (
 	workers   = 3 // of each process
 )
 
-// TestSimulation has workers of several processes lock a few keys in all modes for a minute, while their connections
-// fail in all ways, at random. What they see must be what the contract says, at each moment: in fake time, all of them
-// have the same clock, exactly. LOCKER_TRIALS says how many such minutes there are.
+// TestSimulation has workers of several processes lock a few keys for a minute, in all modes that there are, while their
+// connections fail in all ways, at random, each by itself. What they see must be what the contract says, at each moment:
+// in fake time, all of them have the same clock, exactly. LOCKER_TRIALS says how many such minutes there are.
 func TestSimulation(t *testing.T) {
+	t.Run("one server", func(t *testing.T) {
+		simulate(t, 1, everyMode, func(cs []redis.UniversalClient, opt locker.Option) *locker.Client {
+			return redislock.New(cs[0], opt)
+		})
+	})
+	t.Run("Redlock", func(t *testing.T) {
+		simulate(t, 3, exclusiveOnly, func(cs []redis.UniversalClient, opt locker.Option) *locker.Client {
+			return redlock.New(cs, opt)
+		})
+	})
+}
+
+// simulate runs the simulation with so many servers.
+func simulate(
+	t *testing.T, n int, modes map[string][]mode, open func([]redis.UniversalClient, locker.Option) *locker.Client,
+) {
 	trials := 5
 	if s := os.Getenv("LOCKER_TRIALS"); s != "" {
 		var err error
@@ -44,7 +63,10 @@ func TestSimulation(t *testing.T) {
 			return
 		}
 		synctest.Test(t, func(t *testing.T) {
-			s := &simulation{T: t, server: serverOf(t), keys: map[string]*held{}}
+			s := &simulation{T: t, modes: modes, open: open, keys: map[string]*held{}}
+			for range n {
+				s.servers = append(s.servers, newServer(t))
+			}
 			s.run()
 			total.add(s.tally)
 		})
@@ -55,7 +77,9 @@ func TestSimulation(t *testing.T) {
 // simulation is one of these minutes.
 type simulation struct {
 	*testing.T
-	server *server
+	servers []*server
+	modes   map[string][]mode // of each key
+	open    func([]redis.UniversalClient, locker.Option) *locker.Client
 
 	mu   sync.Mutex
 	keys map[string]*held
@@ -102,42 +126,50 @@ var (
 	slots     = mode{"slots", 2, []locker.CallOption{locker.Slots(2)}}
 )
 
-// modes of each key.
-var modes = map[string][]mode{
-	"exclusive": {exclusive},
-	"mixed":     {exclusive, shared, shared, slots},
-}
+var (
+	everyMode     = map[string][]mode{"exclusive": {exclusive}, "mixed": {exclusive, shared, shared, slots}}
+	exclusiveOnly = map[string][]mode{"exclusive": {exclusive}, "another": {exclusive}}
+)
 
 func (s *simulation) run() {
-	s.server.latency = 3 * time.Millisecond
-	var all sync.WaitGroup
 	ctx, cancel := context.WithTimeout(s.Context(), simulated)
 	defer cancel()
+	var all sync.WaitGroup
 	for range processes {
-		c := s.server.connect()
-		l := redislock.New(c.Client, locker.TTL(ttl))
-		all.Go(func() {
-			var mine sync.WaitGroup
-			for range workers {
-				mine.Go(func() { s.work(ctx, l) })
-			}
-			mine.Go(func() { s.disturb(ctx, c) })
-			mine.Wait()
-			// A subscription that is being made cannot be closed: go-redis has locked it, and the time of a bubble does
-			// not go on while somebody waits for a mutex.
-			time.Sleep(conn.MaxTimeout)
-			if err := l.Close(); err != nil && !errors.Is(err, locker.ErrUnavailable) {
-				s.Error("Close:", err)
-			}
-			_ = c.Close()
-		})
+		all.Go(func() { s.process(ctx) })
 	}
 	all.Wait()
 	time.Sleep(scripts.RefuseLate + ttl) // which is longer than what is left of the dead, and of lines
-	for _, name := range s.server.Keys() {
-		if !strings.Contains(name, ":fence:") {
-			s.Errorf("%s is left behind", name)
+	for _, server := range s.servers {
+		for _, name := range server.Keys() {
+			if !strings.Contains(name, ":fence:") {
+				s.Errorf("%s is left behind", name)
+			}
 		}
+	}
+}
+
+// process is a Locker, those who use it, and the faults of its connections.
+func (s *simulation) process(ctx context.Context) {
+	var all sync.WaitGroup
+	var clients []redis.UniversalClient
+	for _, server := range s.servers {
+		server.latency = 3 * time.Millisecond
+		c := server.newClient()
+		defer c.Close()
+		clients = append(clients, c.Client)
+		all.Go(func() { s.disturb(ctx, c) })
+	}
+	l := s.open(clients, locker.TTL(ttl))
+	for range workers {
+		all.Go(func() { s.work(ctx, l) })
+	}
+	all.Wait()
+	// A subscription that is being made cannot be closed: go-redis has locked it, and the time of a bubble does not go
+	// on while somebody waits for a mutex.
+	time.Sleep(conn.MaxTimeout)
+	if err := l.Close(); err != nil {
+		s.Error("Close:", err)
 	}
 }
 
@@ -167,11 +199,11 @@ func sleep(ctx context.Context, d time.Duration) bool {
 
 // work locks keys until ctx ends.
 func (s *simulation) work(ctx context.Context, l *locker.Client) {
-	names := []string{"exclusive", "mixed"}
 	for ctx.Err() == nil {
-		key := names[rand.N(len(names))]
-		s.once(ctx, l, key, modes[key][rand.N(len(modes[key]))])
-		sleep(ctx, rand.N(ttl/10))
+		for key, modes := range s.modes { // in random order
+			s.once(ctx, l, key, modes[rand.N(len(modes))])
+			sleep(ctx, rand.N(ttl/10))
+		}
 	}
 }
 
