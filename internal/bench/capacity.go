@@ -29,6 +29,8 @@ type site struct {
 	messages    func() (float64, error) // that it has sent of itself
 	memory      func() (float64, error) // bytes in use
 	connections func() (float64, error) // of Lockers
+	notifies    func() (float64, error) // statements among the requests by which it was asked to send some
+	pids        func() ([]int, error)   // its processes for Lockers
 	close       func()
 }
 

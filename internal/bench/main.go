@@ -31,6 +31,8 @@ func main() {
 		"which stores to measure; with -capacity, there is redlock too")
 	capacity := flag.Bool("capacity", false, "measure what locks and waiters cost instead")
 	modes := flag.Bool("modes", false, "measure readers and writers, and slots, instead, for -for each")
+	turns := flag.Bool("turns", false, "measure how one key of Postgres changes hands instead")
+	lead := flag.Bool("lead", false, "measure what it costs Postgres that several lead on the same keys instead, for -for")
 	l := load{}
 	flag.IntVar(&l.held, "held", 10000, "with -capacity: locks to hold at once")
 	flag.IntVar(&l.waiters, "waiters", 1000, "with -capacity: waiters")
@@ -47,6 +49,18 @@ func main() {
 	if *modes {
 		if err := printModes(*stores, *holdFor); err != nil {
 			log.Fatal("modes: ", err)
+		}
+		return
+	}
+	if *turns {
+		if err := printTurns(*rounds, *round); err != nil {
+			log.Fatal("turns: ", err)
+		}
+		return
+	}
+	if *lead {
+		if err := printLeaders(*holdFor); err != nil {
+			log.Fatal("lead: ", err)
 		}
 		return
 	}

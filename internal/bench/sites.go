@@ -137,8 +137,10 @@ func postgresSite() (*site, error) {
 			return n, err
 		}
 	}
+	pids := func() ([]int, error) { return backendPids(ctx, admin) }
 	return &site{
 		name: "pglock",
+		pids: pids,
 		open: func(opts ...locker.Option) (locker.Locker, error) {
 			config, err := pgxpool.ParseConfig(server.URL())
 			if err != nil {
@@ -154,15 +156,9 @@ func postgresSite() (*site, error) {
 		requests: count(
 			`SELECT coalesce(sum(calls), 0)::float8 FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid WHERE datname = 'locks'`,
 		),
+		notifies: count(`SELECT coalesce(sum(calls), 0)::float8 FROM pg_stat_statements WHERE query LIKE '%pg_notify%'`),
 		memory: func() (sum float64, err error) {
-			rows, err := admin.Query(
-				ctx,
-				`SELECT pid FROM pg_stat_activity WHERE datname = 'locks' AND backend_type = 'client backend'`,
-			)
-			if err != nil {
-				return 0, err
-			}
-			pids, err := pgx.CollectRows(rows, pgx.RowTo[int])
+			pids, err := pids()
 			for _, pid := range pids {
 				n, readErr := anonymous(pid)
 				sum, err = sum+n, errors.Join(err, readErr)
