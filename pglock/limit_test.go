@@ -139,3 +139,42 @@ func TestSchemaDropped(t *testing.T) {
 	}
 	mustUnlock(t, before)
 }
+
+// TestSchemaDroppedWhileSomebodyWaits is TestSchemaDropped for a lock that is got by waiting, when what tokens come from
+// has gone since the wait began. That is told to who waits, and who waits afterwards gets the lock.
+func TestSchemaDroppedWhileSomebodyWaits(t *testing.T) {
+	t.Parallel()
+	dsn, key := pgtest.URL(t), unique("key")
+	admin := connect(t, dsn)
+	config := pglock.Config{Namespace: namespace(t, admin)}
+	l := openConfig(t, config, dsn)
+	waits := func() locktest.Pending[error] {
+		admin.do("SELECT pg_advisory_lock($1)", pglock.Key(key))
+		result := locktest.Started(func() error {
+			lease, err := lock(l, key)
+			if err == nil {
+				mustUnlock(t, lease)
+			}
+			return err
+		})
+		eventually(t, "it waits", func() bool { return admin.inLine(key) == 1 })
+		return result
+	}
+	free := func() { admin.do("SELECT pg_advisory_unlock($1)", pglock.Key(key)) }
+	waiter := waits()
+	admin.do("DROP SCHEMA " + config.Namespace + " CASCADE")
+	free()
+	checkError(t, waiter.Get(t), "lock", key, pglock.ErrNoTables)
+	eventually(t, "it can be locked again", func() bool {
+		lease, err := l.TryLock(t.Context(), key)
+		if err == nil {
+			mustUnlock(t, lease)
+		}
+		return err == nil
+	})
+	waiter = waits() // on the same session
+	free()
+	if err := waiter.Get(t); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,6 +1,8 @@
 package pglock
 
 import (
+	"cmp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -8,9 +10,12 @@ import (
 )
 
 // What is sent to wait in Postgres's line. A statement that is cancelled is an error in the server's log, for each of
-// which somebody may be called; so the statements are in a block of PL/pgSQL in which the error is caught, and the last
-// column tells whether the lock was granted, and the number of its slot. The keys are not in the block, which so is the
-// same text each time, but for the mode, for those who collect statistics of statements.
+// which somebody may be called; so the statements are in a block of PL/pgSQL in which the error is caught. The keys are
+// not in the block, which so is the same text each time, but for the mode, for those who collect statistics of
+// statements: they are in a setting. That is emptied when the wait is cancelled, and else tells the number of a slot.
+//
+// From the moment at which the lock is granted, the next in line waits for it to be given back. So nothing is done after
+// that which would have to be planned first: the token is minted by a prepared statement (locker_waited).
 
 // waitFor is how to wait in a mode. All of these are formats: the number of the message, the key, the marks of readers
 // and of slots, the key of slot 0, how many slots there are, and what mints a token.
@@ -18,12 +23,12 @@ type waitFor struct {
 	keys    string   // what the block is told
 	declare string   // of the block
 	steps   []string // in which $1 and so on are what the block is told
-	last    string   // what is granted, also as a step
+	number  string   // the last step, which returns the number of a slot; "" if there is none
 }
 
 var waitFors = [...]waitFor{
 	locker.ModeExclusive: {
-		keys: "%[2]d", steps: []string{"pg_advisory_lock($1)"}, last: "'granted'",
+		keys: "%[2]d", steps: []string{"pg_advisory_lock($1)"},
 	},
 
 	// A reader gets behind those who wait for a slot, and keeps others from trying to get one. When those who have one
@@ -31,7 +36,6 @@ var waitFors = [...]waitFor{
 	locker.ModeShared: {
 		keys: "%[2]d,%[3]d,%[4]d", declare: keysOfBlock,
 		steps: []string{"pg_advisory_lock_shared($1)", "pg_advisory_lock_shared($2)", "pg_advisory_xact_lock($3)"},
-		last:  "'granted'",
 	},
 
 	// Who waits for a slot has the readers' mark alone until he has one: it keeps readers out, and is the line of those
@@ -41,7 +45,7 @@ var waitFors = [...]waitFor{
 	locker.ModeSlots: {
 		keys: "%[2]d,%[3]d,%[4]d,%[5]d,%[6]d", declare: keysOfBlock,
 		steps: []string{"pg_advisory_lock_shared($1)", "pg_advisory_xact_lock($2)", "pg_advisory_lock_shared($3)"},
-		last: `'granted ' || (SELECT number FROM (
+		number: `(SELECT number FROM (
 		SELECT CASE WHEN look = 0 OR pg_sleep(least(0.001 * 2 ^ least(look, 12), 0.008 + 0.00005 * $5))::text = '' THEN
 			(SELECT i FROM (SELECT generate_series(0, $5 - 1) AS i) AS numbers
 				WHERE look >= 0 AND pg_try_advisory_lock($4 + i) LIMIT 1)
@@ -65,17 +69,21 @@ const keysOfBlock = `DECLARE
 
 func (w waitFor) block() string {
 	var body strings.Builder
-	for _, step := range append(w.steps[:len(w.steps):len(w.steps)], "set_config('locker.key', "+w.last+", true)") {
+	steps := w.steps
+	if w.number != "" {
+		steps = append(slices.Clone(steps), "set_config('locker.key', "+w.number+"::text, true)")
+	}
+	for _, step := range steps {
 		body.WriteString("\tPERFORM " + step + ";\n")
 	}
 	key := func(i int) string { return "keys[" + strconv.Itoa(i) + "]" }
 	if w.declare == "" {
 		key = func(int) string { return "current_setting('locker.key')::bigint" }
 	}
-	text := fill(w.declare+"BEGIN\n"+body.String()+"EXCEPTION WHEN query_canceled THEN\nEND", key)
+	text := fill(w.declare+"BEGIN\n"+body.String()+
+		"EXCEPTION WHEN query_canceled THEN\n\tPERFORM set_config('locker.key', '', true);\nEND", key)
 	return "SELECT %[1]d, set_config('locker.key', '" + w.keys + "', true);\nDO '" +
-		strings.ReplaceAll(text, "'", "''") + "';\nSELECT word, CASE WHEN word LIKE 'granted%%' THEN %[7]s END " +
-		"FROM current_setting('locker.key') AS word"
+		strings.ReplaceAll(text, "'", "''") + "';\nEXECUTE locker_waited"
 }
 
 func (w waitFor) plain() string {
@@ -84,7 +92,7 @@ func (w waitFor) plain() string {
 	for _, step := range w.steps[1:] {
 		text += ";SELECT " + step
 	}
-	return fill(text+";SELECT "+w.last+", %[7]s", key)
+	return fill(text+";SELECT "+cmp.Or(w.number, "0")+", %[7]s", key)
 }
 
 // fill puts keys into statements.
@@ -96,22 +104,21 @@ func fill(text string, key func(i int) string) string {
 }
 
 // granted returns the lock that an answer to one of these says that there is, which is done then.
-func (a *answer) granted() (o outcome) {
+func (a *answer) granted(mode locker.Mode) (o outcome) {
 	if a.err != nil || len(a.rows) < 2 {
 		return o
 	}
 	last := a.rows[len(a.rows)-1]
-	if len(last) != 2 {
+	if len(last) != 2 || last[0] == "" {
 		return o
 	}
-	word, slot, has := strings.Cut(last[0], " ")
-	if has {
-		number, err := strconv.Atoi(slot)
+	if mode == locker.ModeSlots {
+		number, err := strconv.Atoi(last[0])
 		if err != nil {
 			return o
 		}
 		o.number = number
 	}
-	o.done, o.token, o.sent = word == "granted", parseToken(last[1]), a.sent
+	o.done, o.token, o.sent = true, parseToken(last[1]), a.sent
 	return o
 }
