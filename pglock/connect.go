@@ -14,6 +14,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 
 	"github.com/lockerkit/locker/internal/backends"
 )
@@ -211,10 +212,33 @@ func (c *connector) limit(ctx context.Context, pg *pgconn.PgConn) (uint64, error
 		if raised {
 			return 0, errNoTokens
 		}
-		if err := pg.Exec(ctx, c.sql.raise).Close(); err != nil {
+		if err := c.raise(ctx, pg); err != nil {
 			return 0, err
 		}
 	}
+}
+
+// raise raises the limit. If it takes longer than ctx lasts, the connection is closed, and no more: pgx would cancel the
+// statement, upon which a server that waits for its standby makes the limit known to all without it.
+func (c *connector) raise(ctx context.Context, pg *pgconn.PgConn) error {
+	defer context.AfterFunc(ctx, func() { _ = pg.Conn().Close() })()
+	front := pg.Frontend()
+	front.Send(&pgproto3.Query{String: c.sql.raise})
+	err := front.Flush()
+	for err == nil {
+		var msg pgproto3.BackendMessage
+		msg, err = front.Receive()
+		switch msg := msg.(type) {
+		case *pgproto3.ErrorResponse:
+			return pgconn.ErrorResponseToPgError(msg) // after which the connection is not used any more
+		case *pgproto3.ReadyForQuery:
+			return nil
+		}
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
 }
 
 // settingsSQL sets what a role, a database or a connection string might have set otherwise.

@@ -178,3 +178,27 @@ func TestSchemaDroppedWhileSomebodyWaits(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestSchemaDroppedDuringATry is TestSchemaDropped for a statement that has begun before, which the server fails in
+// another way.
+func TestSchemaDroppedDuringATry(t *testing.T) {
+	t.Parallel()
+	dsn, key := pgtest.URL(t), unique("key")
+	admin, look := connect(t, dsn), connect(t, dsn)
+	config := pglock.Config{Namespace: namespace(t, admin)}
+	l := openWatched(t, config, dsn, locker.TTL(time.Minute))
+	mustUnlock(t, mustTry(t, l, key))
+	admin.do("BEGIN; DROP SCHEMA " + config.Namespace + " CASCADE")
+	try := locktest.Started(func() error { _, err := l.TryLock(t.Context(), key); return err })
+	const blocked = `SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND wait_event = 'relation'`
+	eventually(t, "it takes a token", func() bool { return look.count(blocked, l.app) == 1 })
+	admin.do("COMMIT")
+	checkError(t, try.Get(t), "trylock", key, pglock.ErrNoTables)
+	eventually(t, "it can be locked again", func() bool {
+		lease, err := l.TryLock(t.Context(), key)
+		if err == nil {
+			mustUnlock(t, lease)
+		}
+		return err == nil
+	})
+}

@@ -113,6 +113,9 @@ func (c *connector) raiseBeside(ctx context.Context, config *pgx.ConnConfig) (li
 		return 0, &oneLine{err}
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	if err := applySettings(ctx, conn.PgConn(), connectWithin); err != nil { // such as a statement_timeout, see raise
+		return 0, err
+	}
 	return c.limit(ctx, conn.PgConn())
 }
 

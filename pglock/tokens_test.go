@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/pgtest"
 	"github.com/lockerkit/locker/internal/wires"
@@ -175,6 +177,61 @@ func TestTokensSurviveFailover(t *testing.T) {
 	end()
 	seen.next(t)
 	t.Logf("%d tokens before the failover, %d after it", before, seen.n-before)
+}
+
+// TestNoTokensWithoutTheStandby: as long as the synchronous standby is down, no limit of tokens is known to it, and so no
+// token is used that it could give once more when it takes over. That somebody gives up waiting changes nothing.
+func TestNoTokensWithoutTheStandby(t *testing.T) {
+	t.Parallel()
+	primary := pgtest.New(t, pgtest.Options{})
+	standby := primary.Standby(t, pgtest.Options{})
+	if err := primary.SetSynchronous(standby); err != nil {
+		t.Fatal(err)
+	}
+	admin, key := connect(t, primary.URL()), unique("key")
+	l := open(t, primary.URL(), locker.TTL(time.Minute))
+	lease := mustTry(t, l, unique("key"))
+	standby.Crash()
+	admin.do("SET synchronous_commit = local")
+	admin.do("SELECT setval('locker.token', ceiling) FROM locker.token_ceiling")
+	inTx := func(d time.Duration) error {
+		ctx, cancel := context.WithTimeout(t.Context(), d)
+		defer cancel()
+		conn := connect(t, primary.URL())
+		return pgx.BeginFunc(t.Context(), conn.Conn, func(tx pgx.Tx) error {
+			_, err := pglock.TryLockTx(ctx, tx, key)
+			return err
+		})
+	}
+	const patience = 10 * time.Second // of who makes a connection
+	begin := time.Now()
+	for tries := 0; time.Since(begin) < patience+patience/4 || tries < 2; tries++ {
+		if err := inTx(time.Second); err == nil {
+			t.Fatalf("after %v, a transaction has a token of which the standby does not know", time.Since(begin))
+		}
+		next, err := l.TryLock(t.Context(), key, locker.TTL(patience/2))
+		if err == nil {
+			t.Fatalf("after %v, there is token %d, of which the standby does not know", time.Since(begin), next.Token())
+		}
+		checkError(t, err, "trylock", key, locker.ErrUnavailable)
+	}
+	if err := lease.Err(); err != nil {
+		t.Errorf("a lease of before: %v", err)
+	}
+	if err := standby.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it can be locked again", func() bool {
+		next, err := l.TryLock(t.Context(), key)
+		if err == nil {
+			mustUnlock(t, next)
+		}
+		return err == nil
+	})
+	if err := inTx(time.Minute); err != nil {
+		t.Error(err)
+	}
+	mustUnlock(t, lease)
 }
 
 // TestCreatedByManyAtOnce has ten Lockers find nothing, and somebody who creates it all by hand.
