@@ -133,6 +133,34 @@ func TestRenewReportsAsItComes(t *testing.T) {
 	}
 }
 
+// TestAcquireAgainOnASessionThatEnds: who has a lock, and asks for it again with the same owner, has it renewed. If the
+// session ends meanwhile, that is no loss to whoever wanted a lock.
+func TestAcquireAgainOnASessionThatEnds(t *testing.T) {
+	t.Parallel()
+	url, key := pgtest.URL(t), unique("key")
+	admin := connect(t, url)
+	proxy, dsn := behind(t, url)
+	b := pglock.NewBackend(pool(t, dsn))
+	t.Cleanup(func() { _ = b.Close() })
+	r := locker.Request{Key: key, Owner: locker.Owner{1}, TTL: time.Minute}
+	if _, err := b.Acquire(t.Context(), r); err != nil {
+		t.Fatal(err)
+	}
+	asked := pglock.Messages(b)
+	proxy.Conns()[0].Set(faultproxy.Fault{ToServer: faultproxy.Flow{Delay: time.Minute}})
+	again := locktest.Started(func() error { _, err := b.Acquire(t.Context(), r); return err })
+	eventually(t, "the renewal was sent", func() bool { return pglock.Messages(b) > asked })
+	takeAway(t, url, key)
+	err := again.Get(t)
+	if err == nil || errors.Is(err, locker.ErrLost) || errors.Is(err, locker.ErrLocked) {
+		t.Errorf("%v; want an error that is neither ErrLost nor ErrLocked", err)
+	}
+	eventually(t, "it can be had", func() bool { _, err := b.Acquire(t.Context(), r); return err == nil })
+	if n := admin.holders(key); n != 1 {
+		t.Errorf("%d have the key", n)
+	}
+}
+
 // TestLeasesThatEnd are given back, of which the server knows: nothing else ends them as long as the session lives.
 func TestLeasesThatEnd(t *testing.T) {
 	t.Parallel()

@@ -2,8 +2,11 @@ package pglock
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -18,6 +21,7 @@ import (
 // watched is a Locker whose sessions can be told from others.
 type watched struct {
 	locker.Locker
+	b     *backend
 	name  string
 	admin *pgx.Conn
 }
@@ -36,9 +40,9 @@ func watchAt(t *testing.T, url string, c Config, p lifetimes, ttl time.Duration)
 		t.Fatal(err)
 	}
 	t.Cleanup(pool.Close)
-	b := c.forPool(pool).(*backend)
-	b.lifetimes = p
-	w.Locker = locker.New(b, locker.TTL(ttl))
+	w.b = c.forPool(pool).(*backend)
+	w.b.lifetimes = p
+	w.Locker = locker.New(w.b, locker.TTL(ttl))
 	t.Cleanup(func() { _ = w.Close() })
 	if w.admin, err = pgx.Connect(t.Context(), url); err != nil {
 		t.Fatal(err)
@@ -176,17 +180,111 @@ func TestSessionsThatAreNotNeededClose(t *testing.T) {
 	if err := next.Err(); err != nil {
 		t.Fatal(err)
 	}
+	w.b.mu.Lock()
+	used := slices.Collect(maps.Keys(w.b.sessions))
+	w.b.mu.Unlock()
 	if err := next.Unlock(); err != nil {
 		t.Fatal(err)
 	}
 	w.await(t, sessionCount, func(n int64) bool { return n <= 1 })
 	w.await(t, sessionCount, func(n int64) bool { return n == 0 })
+	for _, s := range used {
+		if err := s.overBy(); !errors.Is(err, errUnneeded) || errors.Is(err, locker.ErrClosed) {
+			t.Errorf("a session is over by %v; want errUnneeded, or Lock would say that the Locker is closed", err)
+		}
+	}
 	again, err := w.TryLock(t.Context(), key) // and there is a new one when it is needed
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := again.Unlock(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// before calls f before a session is told that it is over.
+type before struct {
+	*session
+	f func()
+}
+
+func (e before) ended(cause error) {
+	e.f()
+	e.session.ended(cause)
+}
+
+// TestToldBeforeTheServer: when a session is given up here, the holders of its locks are told, and only then the server,
+// which frees the locks.
+func TestToldBeforeTheServer(t *testing.T) {
+	t.Parallel()
+	w := watch(t, Config{}, defaultLifetimes, time.Minute)
+	lease, err := w.TryLock(t.Context(), fmt.Sprintf("told/%016x", rand.Uint64()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.b.mu.Lock()
+	s := w.b.leases[0].session
+	w.b.mu.Unlock()
+	told := false
+	s.events = before{s, func() {
+		told = true
+		if err := s.conn.Conn().SetWriteDeadline(time.Time{}); err != nil {
+			t.Errorf("the connection is closed already: %v", err)
+		}
+	}}
+	s.fail(errSilent)
+	if err := lease.Err(); !told || !errors.Is(err, locker.ErrLost) || !errors.Is(err, errSilent) {
+		t.Errorf("%v; want ErrLost, because of errSilent", err)
+	}
+}
+
+// TestSessionClosesUnderARequest: a session is closed, as nobody needs it, when somebody has just chosen it. Who can
+// wait gets the lock from another one, and nobody is told that the Locker is closed, which would be final.
+func TestSessionClosesUnderARequest(t *testing.T) {
+	t.Parallel()
+	w := watch(t, Config{}, defaultLifetimes, time.Minute)
+	for name, ask := range map[string]func(key string) error{
+		"Lock": func(key string) error {
+			lease, err := w.Lock(t.Context(), key)
+			if err == nil {
+				err = lease.Unlock()
+			}
+			return err
+		},
+		"TryLock": func(key string) error {
+			_, err := w.TryLock(t.Context(), key)
+			if err != nil && errors.Is(err, errUnneeded) && !errors.Is(err, locker.ErrClosed) {
+				return nil
+			}
+			return fmt.Errorf("%w; want errUnneeded", err)
+		},
+	} {
+		lease, err := w.TryLock(t.Context(), "warm") // there is a session
+		if err == nil {
+			err = lease.Unlock()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		key := fmt.Sprintf("closing/%s/%016x", name, rand.Uint64())
+		w.b.mu.Lock()
+		s := w.b.leases[0].session
+		w.b.mu.Unlock()
+		s.mu.Lock() // keeps all from sending
+		asked := locktest.Started(func() error { return ask(key) })
+		locktest.Eventually(t, "the session was chosen", func() bool { return Unsettled(w.b, key) == 1 })
+		w.b.mu.Lock()
+		w.b.leases = nil // as attend has it, which then closes it
+		w.b.mu.Unlock()
+		s.cause = &sessionOver{errUnneeded}
+		s.mu.Unlock()
+		if err := asked.Get(t); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		s.mu.Lock()
+		s.cause = nil
+		s.mu.Unlock()
+		s.close(errUnneeded)
 	}
 }
 

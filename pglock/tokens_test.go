@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/locktest"
 	"github.com/lockerkit/locker/internal/pgtest"
 	"github.com/lockerkit/locker/internal/wires"
 	"github.com/lockerkit/locker/pglock"
@@ -177,6 +178,41 @@ func TestTokensSurviveFailover(t *testing.T) {
 	end()
 	seen.next(t)
 	t.Logf("%d tokens before the failover, %d after it", before, seen.n-before)
+}
+
+// TestReplacedPrimaryGoesOn: a standby is promoted, and the old primary lives and is reached by the holder. Then there are
+// two holders for as long as that lasts, as is documented: nothing on the old primary tells. So what is written by the
+// first has to be refused by its token.
+func TestReplacedPrimaryGoesOn(t *testing.T) {
+	t.Parallel()
+	const ttl = 3 * time.Second
+	primary := pgtest.New(t, pgtest.Options{})
+	standby := primary.Standby(t, pgtest.Options{})
+	if err := primary.SetSynchronous(standby); err != nil {
+		t.Fatal(err)
+	}
+	key := unique("key")
+	l := open(t, primary.URL(), locker.TTL(ttl))
+	first := mustTry(t, l, key)
+	if err := standby.Promote(); err != nil {
+		t.Fatal(err)
+	}
+	second := mustTry(t, open(t, standby.URL(), locker.TTL(ttl)), key)
+	locktest.Outlives(t, first, 2)
+	if err := second.Err(); err != nil {
+		t.Errorf("the second holder: %v", err)
+	}
+	const timeline = "SELECT timeline_id FROM pg_control_checkpoint()"
+	connect(t, standby.URL()).do("CHECKPOINT") // by which it is written
+	before, after := connect(t, primary.URL()).count(timeline), connect(t, standby.URL()).count(timeline)
+	if before != 1 || after != 2 {
+		t.Errorf("timelines %d and %d; want 1 where nobody was promoted, and 2", before, after)
+	}
+	mustUnlock(t, first)
+	later := mustTry(t, l, unique("key")) // from the old primary
+	if first.Token() >= second.Token() || later.Token() >= second.Token() {
+		t.Errorf("tokens %d and %d of the old primary, %d of the new one", first.Token(), later.Token(), second.Token())
+	}
 }
 
 // TestNoTokensWithoutTheStandby: as long as the synchronous standby is down, no limit of tokens is known to it, and so no
