@@ -30,9 +30,9 @@
 // most. The holder may be told after that: if it is farther away from the server; if it gets no processor just then; or
 // if its session was in use within the last half millisecond, in which nobody may be reading.
 //
-// Two holders are possible in two cases, until the deadline of the first. An administrator ends a session, or the
-// server restarts, while its client cannot be reached. Or a server that was replaced as the primary goes on, and keeps
-// leases alive for who still reaches it. Let the resource check the fencing token:
+// Two holders are possible in two cases. An administrator ends a session, or the server restarts, while its client
+// cannot be reached: until the deadline of the first. Or a server that was replaced as the primary goes on, and renews
+// the leases of who still reaches it: for as long as it does. Let the resource check the fencing token:
 // https://github.com/lockerkit/locker/blob/main/docs/fencing.md.
 //
 // # Readers and slots
@@ -107,5 +107,6 @@
 // A direct connection to the primary: poolers such as PgBouncer are refused (except for LockTx), and so are standbys. A
 // role with the permissions listed at SchemaSQL. No server setting is changed. Nothing is ever done on a connection of
 // the pool given to New. What is missing is told by Open, Ping and each Lock. With a synchronous standby that is down,
-// the first lock after each start of the server waits for it, and so does one in a million.
+// the first lock after each start of the server waits for it, and so does one in a million. Who gives up leaves a
+// connection behind, which the server ends when the standby is back.
 package pglock

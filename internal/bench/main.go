@@ -32,7 +32,7 @@ func main() {
 	capacity := flag.Bool("capacity", false, "measure what locks and waiters cost instead")
 	modes := flag.Bool("modes", false, "measure readers and writers, and slots, instead, for -for each")
 	turns := flag.Bool("turns", false, "measure how one key of Postgres changes hands instead")
-	lead := flag.Bool("lead", false, "measure what it costs Postgres that several lead on the same keys instead, for -for")
+	lead := flag.Bool("lead", false, "measure what leading on the same keys costs Postgres instead, for -for")
 	l := load{}
 	flag.IntVar(&l.held, "held", 10000, "with -capacity: locks to hold at once")
 	flag.IntVar(&l.waiters, "waiters", 1000, "with -capacity: waiters")

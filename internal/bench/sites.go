@@ -156,7 +156,9 @@ func postgresSite() (*site, error) {
 		requests: count(
 			`SELECT coalesce(sum(calls), 0)::float8 FROM pg_stat_statements s JOIN pg_database d ON d.oid = s.dbid WHERE datname = 'locks'`,
 		),
-		notifies: count(`SELECT coalesce(sum(calls), 0)::float8 FROM pg_stat_statements WHERE query LIKE '%pg_notify%'`),
+		notifies: count(
+			`SELECT coalesce(sum(calls), 0)::float8 FROM pg_stat_statements WHERE query LIKE '%pg_notify%'`,
+		),
 		memory: func() (sum float64, err error) {
 			pids, err := pids()
 			for _, pid := range pids {

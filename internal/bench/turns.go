@@ -29,8 +29,8 @@ func printTurns(rounds int, round time.Duration) error {
 		return err
 	}
 	defer func() { _ = server.Close() }()
-	fmt.Printf("turns of a key that each holder has for %v: medians of %d alternating rounds of %v\n\n", turnHold, rounds,
-		round)
+	fmt.Printf("turns of a key that each holder has for %v: medians of %d alternating rounds of %v\n\n",
+		turnHold, rounds, round)
 	fmt.Println("| contenders | Lockers | pg_advisory_lock | pglock | pglock ÷ pg_advisory_lock |")
 	fmt.Println("|---:|---:|---:|---:|---:|")
 	for _, n := range []struct{ contenders, lockers int }{{2, 1}, {2, 2}, {10, 1}, {10, 10}, {100, 1}} {
@@ -169,9 +169,9 @@ func printLeaders(watch time.Duration) error {
 		return err
 	}
 	took := time.Since(start).Seconds()
-	fmt.Printf("%d Lockers lead on the same %d keys for %.0f s, and %d keys change hands: %.1f statements/s, %.1f NOTIFY/s, "+
-		"%.0f connections, Postgres uses %.2f %% of a CPU, the Lockers %.2f %%\n", lockers, keys, took, leads.Load()-led,
-		(after.requests-before.requests)/took, (after.notifies-before.notifies)/took, after.connections,
+	fmt.Printf("%d Lockers lead on the same %d keys for %.0f s, and %d keys change hands: %.1f statements/s, "+
+		"%.1f NOTIFY/s, %.0f connections, Postgres uses %.2f %% of a CPU, the Lockers %.2f %%\n",
+		lockers, keys, took, leads.Load()-led, (after.requests-before.requests)/took, (after.notifies-before.notifies)/took, after.connections,
 		100*(after.cpu-before.cpu).Seconds()/took, 100*(cpuTime()-ownCPU).Seconds()/took)
 	return nil
 }
