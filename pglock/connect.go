@@ -218,8 +218,8 @@ func (c *connector) limit(ctx context.Context, pg *pgconn.PgConn) (uint64, error
 	}
 }
 
-// raise raises the limit. If it takes longer than ctx lasts, the connection is closed, and no more: pgx would cancel the
-// statement, upon which a server that waits for its standby makes the limit known to all without it.
+// raise raises the limit. If it takes longer than ctx lasts, the connection is closed, and no more: pgx would cancel
+// the statement, upon which a server that waits for its standby makes the limit known to all without it.
 func (c *connector) raise(ctx context.Context, pg *pgconn.PgConn) error {
 	defer context.AfterFunc(ctx, func() { _ = pg.Conn().Close() })()
 	front := pg.Frontend()

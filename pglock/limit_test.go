@@ -140,8 +140,8 @@ func TestSchemaDropped(t *testing.T) {
 	mustUnlock(t, before)
 }
 
-// TestSchemaDroppedWhileSomebodyWaits is TestSchemaDropped for a lock that is got by waiting, when what tokens come from
-// has gone since the wait began. That is told to who waits, and who waits afterwards gets the lock.
+// TestSchemaDroppedWhileSomebodyWaits is TestSchemaDropped for a lock that is got by waiting, when what tokens come
+// from has gone since the wait began. That is told to who waits, and who waits afterwards gets the lock.
 func TestSchemaDroppedWhileSomebodyWaits(t *testing.T) {
 	t.Parallel()
 	dsn, key := pgtest.URL(t), unique("key")

@@ -349,6 +349,36 @@ func TestCancelledWaitsLeaveNothing(t *testing.T) {
 	t.Logf("%d granted, %d cancelled", granted, cancelled)
 }
 
+// TestWaitThatIsCancelled: an administrator cancels the statement of a wait, which is that of all who wait for the key
+// here. It is begun anew.
+func TestWaitThatIsCancelled(t *testing.T) {
+	t.Parallel()
+	for name, prepare := range map[string]string{"as it is": "SELECT 1", "no PL/pgSQL": "DROP EXTENSION plpgsql"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url, key := pgtest.New(t, pgtest.Options{}).URL(), unique("key")
+			admin := connect(t, url)
+			admin.do(prepare)
+			held := mustTry(t, open(t, url), key)
+			l := openWatched(t, pglock.Config{}, url, locker.TTL(time.Minute))
+			waiter := inLineOf(t, l, 1, key)[0]
+			const waits = `FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE NOT granted AND ` + oneKey
+			var began string
+			eventually(t, "it waits", func() bool {
+				began = admin.text("SELECT query_start "+waits, pglock.Key(key))
+				return began != ""
+			})
+			admin.do("SELECT pg_cancel_backend(pid) "+waits, pglock.Key(key))
+			eventually(t, "it waits again", func() bool {
+				now := admin.text("SELECT query_start "+waits, pglock.Key(key))
+				return now != "" && now != began
+			})
+			mustUnlock(t, held)
+			mustUnlock(t, waiter.Get(t))
+		})
+	}
+}
+
 // TestPollThatIsCancelled: an administrator cancels a statement by which a line polls. That does not end the waits.
 func TestPollThatIsCancelled(t *testing.T) {
 	t.Parallel()

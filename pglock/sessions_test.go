@@ -213,8 +213,8 @@ func (e before) ended(cause error) {
 	e.session.ended(cause)
 }
 
-// TestToldBeforeTheServer: when a session is given up here, the holders of its locks are told, and only then the server,
-// which frees the locks.
+// TestToldBeforeTheServer: when a session is given up here, the holders of its locks are told, and only then the
+// server, which frees the locks.
 func TestToldBeforeTheServer(t *testing.T) {
 	t.Parallel()
 	w := watch(t, Config{}, defaultLifetimes, time.Minute)

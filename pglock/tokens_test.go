@@ -180,9 +180,9 @@ func TestTokensSurviveFailover(t *testing.T) {
 	t.Logf("%d tokens before the failover, %d after it", before, seen.n-before)
 }
 
-// TestReplacedPrimaryGoesOn: a standby is promoted, and the old primary lives and is reached by the holder. Then there are
-// two holders for as long as that lasts, as is documented: nothing on the old primary tells. So what is written by the
-// first has to be refused by its token.
+// TestReplacedPrimaryGoesOn: a standby is promoted, and the old primary lives and is reached by the holder. Then there
+// are two holders for as long as that lasts, as is documented: nothing on the old primary tells. So what is written by
+// the first has to be refused by its token.
 func TestReplacedPrimaryGoesOn(t *testing.T) {
 	t.Parallel()
 	const ttl = 3 * time.Second
@@ -215,8 +215,8 @@ func TestReplacedPrimaryGoesOn(t *testing.T) {
 	}
 }
 
-// TestNoTokensWithoutTheStandby: as long as the synchronous standby is down, no limit of tokens is known to it, and so no
-// token is used that it could give once more when it takes over. That somebody gives up waiting changes nothing.
+// TestNoTokensWithoutTheStandby: as long as the synchronous standby is down, no limit of tokens is known to it, and so
+// no token is used that it could give once more when it takes over. That somebody gives up waiting changes nothing.
 func TestNoTokensWithoutTheStandby(t *testing.T) {
 	t.Parallel()
 	primary := pgtest.New(t, pgtest.Options{})
@@ -234,6 +234,7 @@ func TestNoTokensWithoutTheStandby(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), d)
 		defer cancel()
 		conn := connect(t, primary.URL())
+		conn.do("SET synchronous_commit = local") // its own end does not wait
 		return pgx.BeginFunc(t.Context(), conn.Conn, func(tx pgx.Tx) error {
 			_, err := pglock.TryLockTx(ctx, tx, key)
 			return err

@@ -14,8 +14,8 @@ import (
 // not in the block, which so is the same text each time, but for the mode, for those who collect statistics of
 // statements: they are in a setting. That is emptied when the wait is cancelled, and else tells the number of a slot.
 //
-// From the moment at which the lock is granted, the next in line waits for it to be given back. So nothing is done after
-// that which would have to be planned first: the token is minted by a prepared statement (locker_waited).
+// From the moment at which the lock is granted, the next in line waits for it to be given back. So nothing is done
+// after that which would have to be planned first: the token is minted by a prepared statement (locker_waited).
 
 // waitFor is how to wait in a mode. All of these are formats: the number of the message, the key, the marks of readers
 // and of slots, the key of slot 0, how many slots there are, and what mints a token.
