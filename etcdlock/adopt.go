@@ -89,7 +89,7 @@ func (b *backend) takeOver(
 		c.dismiss()
 		return locker.Grant{}, errChanged
 	}
-	return c.hold(ctx, seen.CreateRevision, from.Slot)
+	return c.hold(ctx, seen.CreateRevision, from.Slot, c.seenAtPut())
 }
 
 // isIn reports whether a claim that is adopted has got its key: by the attempt before, whose answer got lost.

@@ -37,6 +37,8 @@ type backend struct {
 	sessions map[sessionKey]*opening
 	claims   map[locker.Owner]*claim
 	lines    map[string]*ownLine // by that of the claims
+
+	newcomers newcomers
 }
 
 var (
@@ -223,13 +225,13 @@ func (b *backend) try(ctx context.Context, s *session, r locker.Request, free of
 	outcome := parts[0].GetResponseTxn()
 	switch {
 	case outcome.Succeeded && r.Mode == locker.ModeShared:
-		return c.hold(ctx, outcome.Responses[1].GetResponseRange().Kvs[0].CreateRevision, 0)
+		return c.hold(ctx, outcome.Responses[1].GetResponseRange().Kvs[0].CreateRevision, 0, c.seenAtPut())
 	case outcome.Succeeded:
-		return c.hold(ctx, c.put.revision, free.number)
+		return c.hold(ctx, c.put.revision, free.number, c.seenAtPut())
 	}
 	kvs := outcome.Responses[0].GetResponseRange().Kvs
 	if len(kvs) > 0 && string(kvs[0].Key) == c.key { // the attempt before, whose answer got lost
-		return c.hold(ctx, kvs[0].CreateRevision, free.number)
+		return c.hold(ctx, kvs[0].CreateRevision, free.number, 0)
 	}
 	c.dismiss()
 	switch {
@@ -286,9 +288,8 @@ func (b *backend) again(ctx context.Context, c *claim) (locker.Grant, error) {
 }
 
 // Renew implements locker.Backend. A lock is as alive as its lease, so that one keep-alive renews all that are attached
-// to it. Each of them is then watched, so that its deletion by somebody else is noticed; locks that are held for less
-// than a third of their TTL are spared that. Locks that are due shortly after others do without a keep-alive, and are
-// due together with them from then on.
+// to it. Those whose keys are not watched, or not any more, are looked at, and watched from then on: see held.go.
+// Locks that are due shortly after others do without a keep-alive, and are due together with them from then on.
 func (b *backend) Renew(ctx context.Context, gs []locker.Grant, done func(int, locker.Renewal)) {
 	beats := make(map[*session]*heartbeat, 1)
 	gone := make(map[int]error)
@@ -350,7 +351,11 @@ type renewal struct {
 // do not wait for that.
 func (h *heartbeat) beat(ctx context.Context) {
 	s, b := h.session, h.session.b
-	steps := b.lookAfter(h.unwatched)
+	claims := make([]*claim, len(h.unwatched))
+	for i, r := range h.unwatched {
+		claims[i] = r.claim
+	}
+	steps := b.lookAfter(claims)
 	before := s.lastConfirmed()
 	if h.sent = before; time.Since(before) >= s.renewalInterval()/2 {
 		h.err = s.keepAlive(ctx)
@@ -393,10 +398,10 @@ func (h *heartbeat) result(c *claim, failure error) locker.Renewal {
 }
 
 // lookAfter asks whether claims are there. The answers are for learn.
-func (b *backend) lookAfter(claims []renewal) []*step {
+func (b *backend) lookAfter(claims []*claim) []*step {
 	steps := make([]*step, len(claims))
-	for i, r := range claims {
-		steps[i] = newStep(r.claim.session.ttl, len(r.claim.key), clientv3.OpGet(r.claim.key))
+	for i, c := range claims {
+		steps[i] = newStep(c.session.ttl, len(c.key), clientv3.OpGet(c.key))
 	}
 	if len(steps) > 0 {
 		b.reads.submit(steps...)
@@ -420,33 +425,6 @@ func (b *backend) learn(ctx context.Context, c *claim, s *step) error {
 	}
 	c.watchFrom(s.revision + 1)
 	return nil
-}
-
-// watchFrom has the claim watched from a revision on, before which it was there.
-func (c *claim) watchFrom(revision int64) {
-	b := c.session.b
-	b.mu.Lock()
-	c.watched = true
-	b.mu.Unlock()
-	w := b.watches.add(target{span: span{from: c.key}, puts: true}, revision, func(e watchEvent, by []*mvccpb.Event) {
-		switch e {
-		case watchChanged:
-			for _, e := range by {
-				c.changed(e)
-			}
-		case watchBroken:
-			b.mu.Lock()
-			c.watched = false // the next Renew looks after it
-			b.mu.Unlock()
-		}
-	})
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if c.gone {
-		b.watches.remove(w)
-	} else {
-		c.watch = w
-	}
 }
 
 // Release implements locker.Backend.

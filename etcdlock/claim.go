@@ -40,7 +40,7 @@ type claim struct {
 	detached bool               // nobody renews it, and another Locker may adopt it
 	keeping  bool               // its owner is done, and the key is to stay until it expires
 	keeper   clientv3.LeaseID   // the etcd lease for that; 0 until there is one
-	watched  bool               // its deletion would be told
+	watched  bool               // what is done with its key would be told
 	watch    *watch
 }
 
@@ -125,8 +125,9 @@ func unlessMade(put clientv3.Op) clientv3.Op {
 }
 
 // hold makes c the holder of the lock, or of the slot with that number. The validity of the grant counts from the last
-// keep-alive, which is at most a third of the TTL ago; where that would not do, it sends another.
-func (c *claim) hold(ctx context.Context, token int64, number int) (locker.Grant, error) {
+// keep-alive, which is at most a third of the TTL ago; where that would not do, it sends another. seen is as
+// for watchSoonLocked.
+func (c *claim) hold(ctx context.Context, token int64, number int, seen int64) (locker.Grant, error) {
 	s, b := c.session, c.session.b
 	b.mu.Lock()
 	if !c.gone && (c.request.NoRenew || s.overdueLocked()) {
@@ -147,6 +148,7 @@ func (c *claim) hold(ctx context.Context, token int64, number int) (locker.Grant
 	b.enlistLocked(c, token)
 	b.tellNextLocked(c)
 	s.expireLocked(c, expiry(s.confirmed, s.ttl))
+	b.watchSoonLocked(c, seen)
 	return c.grant(s.confirmed), nil
 }
 
@@ -170,6 +172,14 @@ func (c *claim) grant(sent time.Time) locker.Grant {
 // expiry is when a claim is deleted that was last renewed at the given time: when its holder has stopped trusting it,
 // see locker.Grant, and was told. The lease lives on for other claims, and for those that come.
 func expiry(sent time.Time, ttl time.Duration) time.Time { return sent.Add(ttl) }
+
+// seenAtPut is the revision at which the claim was made, or 0 if it may have been marked since: the request was repeated.
+func (c *claim) seenAtPut() int64 {
+	if c.put.repeated {
+		return 0
+	}
+	return c.put.revision
+}
 
 // doubtful reports whether the request that makes the claim may arrive yet. put is done.
 func (c *claim) doubtful() bool {

@@ -2,6 +2,7 @@ package etcdlock
 
 import (
 	"context"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -112,6 +113,20 @@ func LeaseOf(g locker.Grant) clientv3.LeaseID { return g.Private.(*claim).sessio
 
 // ClaimKeyOf returns the key in etcd of a grant.
 func ClaimKeyOf(g locker.Grant) string { return g.Private.(*claim).key }
+
+// IsWatched reports whether what is done with the key of a grant is told.
+func IsWatched(g locker.Grant) bool {
+	c := g.Private.(*claim)
+	c.session.b.mu.Lock()
+	defer c.session.b.mu.Unlock()
+	return c.watched
+}
+
+// WatchNoneSoon has a backend that has granted nothing yet watch only what it renews.
+func WatchNoneSoon(b locker.Backend) {
+	n := &b.(*backend).newcomers
+	n.timer, n.late = time.NewTimer(time.Hour), make([]unwatched, 1)
+}
 
 // Move has all keys of the Locker with the TTL of a lease put under another etcd lease, as after a change of the
 // leader.

@@ -60,7 +60,7 @@ func (b *backend) stand(ctx context.Context, s *session, r locker.Request) (lock
 		w.revision = c.put.revision
 		b.enlist(c, w.revision)
 		if others == 0 && !c.isForSlot() {
-			return c.hold(ctx, w.revision, 0)
+			return c.hold(ctx, w.revision, 0, w.revision)
 		}
 	}
 	defer w.unwatch()
@@ -140,7 +140,7 @@ func (w *waiter) wait(ctx context.Context) (locker.Grant, error) {
 			poll.Reset(jittered(s.ttl))
 			continue
 		case l.before == target{}:
-			return w.claim.hold(ctx, w.revision, l.number)
+			return w.claim.hold(ctx, w.revision, l.number, l.seen)
 		}
 		w.claim.request.ReportHolder(l.holder)
 		w.backend.sawHolder(c, l.holder)
@@ -182,6 +182,7 @@ type view struct {
 	holder string // the name of who holds the lock
 
 	revision int64 // of the store
+	seen     int64 // the same, or 0 if its own claim is marked as taken away: it has just got the lock
 }
 
 func (w *waiter) look(ctx context.Context) (view, error) {
@@ -193,9 +194,7 @@ func (w *waiter) look(ctx context.Context) (view, error) {
 	}
 	older := rivalsOf(c.line, c.request.Mode).get(clientv3.WithMaxCreateRev(w.revision-1), clientv3.WithLimit(1),
 		clientv3.WithKeysOnly(), clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortDescend))
-	ops := []clientv3.Op{
-		clientv3.OpGet(c.key, clientv3.WithKeysOnly()), older, firstOp(c.line, locker.ModeExclusive),
-	}
+	ops := []clientv3.Op{clientv3.OpGet(c.key), older, firstOp(c.line, locker.ModeExclusive)}
 	if c.isForSlot() {
 		ops = append(ops, firstSlotsOp(c.line, c.request.Slots), w.slotsBeforeOp())
 	}
@@ -205,7 +204,12 @@ func (w *waiter) look(ctx context.Context) (view, error) {
 		return view{}, w.backend.failure(err)
 	}
 	v := view{revision: step.revision}
-	v.there = w.sees(step.parts[0].GetResponseRange().Kvs)
+	own := step.parts[0].GetResponseRange().Kvs
+	if v.there = w.sees(own); v.there {
+		if mark, _ := markIn(own[0]); mark == nil {
+			v.seen = v.revision
+		}
+	}
 	if older := step.parts[1].GetResponseRange().Kvs; len(older) > 0 {
 		v.before = deletionOf(string(older[0].Key))
 	}

@@ -171,10 +171,12 @@ func TestRenewLookHangs(t *testing.T) {
 	key.Store("")
 	held := heldReads{key: &key, letGo: make(chan struct{}), onHold: make(chan struct{}, 100)}
 	b := bare(t, func(kv clientv3.KV) clientv3.KV { held.KV = kv; return held }, nil)
+	etcdlock.WatchNoneSoon(b)
 	watched := grantOf(t, b, ttl)
 	results, returned := renewals(t, b, watched)
 	renewed(t, results, 0)
 	<-returned
+	eventually(t, "it is watched", func() bool { return etcdlock.IsWatched(watched) })
 	fresh := grantOf(t, b, ttl)
 	key.Store(etcdlock.ClaimKeyOf(fresh))
 	results, returned = renewals(t, b, fresh, watched)

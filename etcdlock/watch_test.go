@@ -16,7 +16,13 @@ import (
 )
 
 // watchStreams returns how many streams of watches a member has been asked for so far.
-func watchStreams(t testing.TB, m *etcdtest.Member) (n int) {
+func watchStreams(t testing.TB, m *etcdtest.Member) int { return watchCount(t, m, "grpc_server_started_total") }
+
+// watchRequests returns how many watches it has been asked for, or to cancel, so far.
+func watchRequests(t testing.TB, m *etcdtest.Member) int { return watchCount(t, m, "grpc_server_msg_received_total") }
+
+// watchCount returns what a member has counted of the streams of watches.
+func watchCount(t testing.TB, m *etcdtest.Member, metric string) (n int) {
 	t.Helper()
 	resp, err := http.Get(m.URL() + "/metrics")
 	if err != nil {
@@ -25,7 +31,7 @@ func watchStreams(t testing.TB, m *etcdtest.Member) (n int) {
 	defer resp.Body.Close()
 	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
 		name, value, _ := strings.Cut(lines.Text(), " ")
-		if strings.HasPrefix(name, "grpc_server_started_total{") && strings.Contains(name, `grpc_method="Watch"`) {
+		if strings.HasPrefix(name, metric+"{") && strings.Contains(name, `grpc_method="Watch"`) {
 			if n, err = strconv.Atoi(value); err != nil {
 				t.Fatal(err)
 			}
