@@ -173,7 +173,24 @@ func (e *etcdStore) faults() []fault {
 			return func() error { return errors.Join(one(), two()) }, errors.Join(err1, err2)
 		}},
 		{6, "member cut off from members", 2 * longest, 0, e.cutOff},
+		{4, "slow disk of a member", 3 * longest, longest / 2, func(rng *rand.Rand, ev *history.Event) (func() error, error) {
+			return e.slowDisks(ev, rng, e.cluster.Member(rng.IntN(3)))
+		}},
+		{4, "slow disks of all members", 3 * longest, longest / 2, func(rng *rand.Rand, ev *history.Event) (func() error, error) {
+			return e.slowDisks(ev, rng, e.cluster.Member(0), e.cluster.Member(1), e.cluster.Member(2))
+		}},
 	}
+}
+
+// slowDisks has each write to the disks of members take from 60 to 150 ms.
+func (e *etcdStore) slowDisks(ev *history.Event, rng *rand.Rand, members ...*etcdtest.Member) (func() error, error) {
+	if slowDiskMissing() != "" {
+		return nil, errNotNow
+	}
+	for _, m := range members {
+		ev.Server += m.Addr() + " "
+	}
+	return e.soak.slowDisk(members, rng)
 }
 
 // freeze freezes a member.

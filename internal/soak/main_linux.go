@@ -89,6 +89,9 @@ func run(c config) (ok bool, err error) {
 	if skipped := compileClock(dir, c.store); skipped != "" {
 		fmt.Println("SKIPPED: a server's clock set back:", skipped)
 	}
+	if skipped := slowDiskMissing(); skipped != "" && c.store == storeEtcd {
+		fmt.Println("SKIPPED: slow disks:", skipped)
+	}
 	s := &soak{config: c, dir: dir}
 	if s.store, err = openStore(s); err != nil {
 		return false, err
