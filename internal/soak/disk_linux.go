@@ -1,20 +1,17 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/lockerkit/locker/internal/etcdtest"
 )
-
-// envSlowed is set for the server program that runs below strace already.
-const envSlowed = "LOCKER_SOAK_SLOWED"
 
 // slowDiskMissing says why disks cannot be made slow, or "".
 func slowDiskMissing() string {
@@ -24,51 +21,59 @@ func slowDiskMissing() string {
 	return ""
 }
 
-// slowDiskFile says how long each write to the disk of a server takes, if that is slow. dir is that of this run.
-func slowDiskFile(dir, server string) string { return filepath.Join(dir, "disk-"+server) }
-
-// slowed becomes strace, which runs this program again, if the disk of the server is to be slow from its start on. It
-// returns the arguments of a server whose disk counts. The tracer is no parent of the server, which can be paused and
-// killed as others.
-func slowed(args []string, server string) ([]string, error) {
-	text, err := os.ReadFile(slowDiskFile(filepath.Dir(os.Args[0]), server))
-	if err != nil {
-		return args, nil
+// slowDisks has each write to the disks of members take from 60 to 150 ms.
+func slowDisks(members []*etcdtest.Member, rng *rand.Rand) (end func() error, err error) {
+	delay := 60*time.Millisecond + below(rng, 90*time.Millisecond)
+	var ends []func() error
+	end = func() error {
+		var errs []error
+		for _, end := range ends {
+			errs = append(errs, end())
+		}
+		return errors.Join(errs...)
 	}
-	if os.Getenv(envSlowed) != "" {
-		return append(args, "--unsafe-no-fsync=false"), nil
+	for _, m := range members {
+		one, err := slowDisk(m, delay)
+		if err != nil {
+			return end, errors.Join(err, end())
+		}
+		ends = append(ends, one)
 	}
-	strace, err := exec.LookPath("strace")
-	if err != nil {
-		return nil, err
-	}
-	wait, err := strconv.Atoi(string(text))
-	if err != nil {
-		return nil, err
-	}
-	argv := []string{
-		"strace", "-D", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null",
-		"-e", fmt.Sprintf("inject=fsync,fdatasync:delay_enter=%d", wait), os.Args[0],
-	}
-	return nil, syscall.Exec(strace, append(argv, args...), append(os.Environ(), envSlowed+"=1"))
+	return end, nil
 }
 
-// slowDisk starts members again with slow disks, and at the end with fast ones, with their data each time.
-func (s *soak) slowDisk(members []*etcdtest.Member, rng *rand.Rand) (end func() error, err error) {
-	wait := 60*time.Millisecond + below(rng, 90*time.Millisecond)
-	each := func(set func(file string) error) error {
-		for _, m := range members {
-			if err := set(slowDiskFile(s.dir, strconv.Itoa(portOf(m.Addr())))); err != nil {
-				return err
-			}
-			if err := m.Restart(); err != nil {
-				return err
-			}
-		}
+func slowDisk(m *etcdtest.Member, delay time.Duration) (end func() error, err error) {
+	pid, err := m.Pid()
+	if err != nil {
+		return nil, err
+	}
+	strace := exec.Command("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync,fdatasync",
+		"-e", fmt.Sprintf("inject=fsync,fdatasync:delay_enter=%d", delay.Microseconds()), "-p", fmt.Sprint(pid))
+	if err := strace.Start(); err != nil {
+		return nil, err
+	}
+	end = func() error {
+		_ = strace.Process.Signal(syscall.SIGTERM) // it lets the member go
+		_ = strace.Wait()                          // its status is how it has ended
 		return nil
 	}
-	err = each(func(file string) error {
-		return os.WriteFile(file, []byte(strconv.FormatInt(wait.Microseconds(), 10)), 0o644)
-	})
-	return func() error { return each(os.Remove) }, err
+	for start := time.Now(); !isTraced(pid); time.Sleep(time.Millisecond) {
+		if time.Since(start) > 10*time.Second {
+			_ = end()
+			return nil, fmt.Errorf("strace does not trace %d", pid)
+		}
+	}
+	return end, nil
+}
+
+// isTraced reports whether all threads of a process are traced.
+func isTraced(pid int) bool {
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	for _, thread := range threads {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/status", pid, thread.Name()))
+		if err == nil && strings.Contains(string(status), "\nTracerPid:\t0\n") {
+			return false
+		}
+	}
+	return err == nil
 }

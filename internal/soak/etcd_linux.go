@@ -49,7 +49,11 @@ func newEtcdStore(s *soak) (*etcdStore, error) {
 	}
 	e := &etcdStore{soak: s}
 	var err error
-	if e.cluster, err = etcdtest.Start(etcdtest.Options{Members: 3}); err != nil {
+	opts := etcdtest.Options{Members: 3}
+	if slowDiskMissing() == "" {
+		opts.Flags = []string{"--unsafe-no-fsync=false"}
+	}
+	if e.cluster, err = etcdtest.Start(opts); err != nil {
 		return nil, err
 	}
 	for _, addr := range e.addrs() {
@@ -174,23 +178,24 @@ func (e *etcdStore) faults() []fault {
 		}},
 		{6, "member cut off from members", 2 * longest, 0, e.cutOff},
 		{4, "slow disk of a member", 3 * longest, longest / 2, func(rng *rand.Rand, ev *history.Event) (func() error, error) {
-			return e.slowDisks(ev, rng, e.cluster.Member(rng.IntN(3)))
+			return e.slowDisks(rng, ev, rng.IntN(3))
 		}},
-		{4, "slow disks of all members", 3 * longest, longest / 2, func(rng *rand.Rand, ev *history.Event) (func() error, error) {
-			return e.slowDisks(ev, rng, e.cluster.Member(0), e.cluster.Member(1), e.cluster.Member(2))
+		{4, "slow disks of all", 3 * longest, longest / 2, func(rng *rand.Rand, ev *history.Event) (func() error, error) {
+			return e.slowDisks(rng, ev, 0, 1, 2)
 		}},
 	}
 }
 
-// slowDisks has each write to the disks of members take from 60 to 150 ms.
-func (e *etcdStore) slowDisks(ev *history.Event, rng *rand.Rand, members ...*etcdtest.Member) (func() error, error) {
+func (e *etcdStore) slowDisks(rng *rand.Rand, ev *history.Event, numbers ...int) (func() error, error) {
 	if slowDiskMissing() != "" {
 		return nil, errNotNow
 	}
-	for _, m := range members {
-		ev.Server += m.Addr() + " "
+	var members []*etcdtest.Member
+	for _, n := range numbers {
+		members = append(members, e.cluster.Member(n))
+		ev.Server += members[len(members)-1].Addr() + " "
 	}
-	return e.soak.slowDisk(members, rng)
+	return slowDisks(members, rng)
 }
 
 // freeze freezes a member.

@@ -128,9 +128,6 @@ func runServer(args []string) error {
 	port := portArgument.FindStringSubmatch(strings.Join(args, " "))
 	dir := dirArgument.FindStringSubmatch(strings.Join(args, " "))
 	if port != nil && dir != nil {
-		if args, err = slowed(args, port[1]); err != nil {
-			return err
-		}
 		clock, err := clockEnv(filepath.Dir(os.Args[0]), port[1])
 		if err != nil {
 			return err

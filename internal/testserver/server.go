@@ -214,6 +214,20 @@ func (s *Server) Resume() error {
 	return nil
 }
 
+// Pid returns the number of the server's process. A server in a container, or
+// one that is not running, has none.
+func (s *Server) Pid() (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.checkRunning(); err != nil {
+		return 0, s.error(err)
+	}
+	if p, ok := s.child.process.(*hostProcess); ok {
+		return p.Pid, nil
+	}
+	return 0, s.error(errors.ErrUnsupported)
+}
+
 func (s *Server) checkRunning() error {
 	switch {
 	case s.closed:
