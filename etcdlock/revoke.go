@@ -17,7 +17,7 @@ import (
 
 // Revocation. To revoke a lock is to put a mark into the value of the claim that holds it. The claim keeps its create
 // revision and its etcd lease: the line is the same as before, for everybody in it, and the mark goes when the claim
-// does. The Locker that has made the claim watches it, or sees the mark when it renews the lock. It then renews the
+// does. The Locker that has made the claim watches it (see held.go), or sees the mark when it looks. It then renews the
 // lock no more, and deletes the claim as it does others: when the lock is unlocked, or its time is over. If that Locker
 // is gone, its etcd lease ends, and all its claims with it.
 //
