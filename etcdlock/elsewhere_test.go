@@ -146,17 +146,9 @@ func TestLoginsAreShared(t *testing.T) {
 	root.addRole("app", etcdlock.DefaultPrefix)
 	root.addUser("app", "app")
 	var logins atomic.Int32
-	count := func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker,
-		opts ...grpc.CallOption) error {
-		err := invoke(ctx, method, req, reply, conn, opts...)
-		if err == nil && strings.HasSuffix(method, "/Authenticate") {
-			logins.Add(1)
-		}
-		return err
-	}
 	l := with(t, connectWith(t, clientv3.Config{
 		Endpoints: cluster.Endpoints(), Username: "app", Password: secret,
-		DialOptions: []grpc.DialOption{grpc.WithChainUnaryInterceptor(count)},
+		DialOptions: []grpc.DialOption{grpc.WithChainUnaryInterceptor(countLogins(&logins))},
 	}), locker.TTL(time.Minute))
 	var ttls []time.Duration // a session each, whose requests do not share transactions
 	for i := range atOnce {

@@ -116,10 +116,13 @@ func TestKeepOfRevoked(t *testing.T) {
 	t.Parallel()
 	addr := etcdtest.Address(t)
 	root, by, key := administer(t, connect(t, addr)), operator(t, addr), unique("key")
-	l := open(t, []string{addr}, locker.TTL(time.Minute))
+	b := etcdlock.NewBackend(connect(t, addr))
+	etcdlock.WatchNoneSoon(b)
+	l := locker.New(b, locker.Prefix(etcdlock.DefaultPrefix), locker.TTL(time.Minute))
+	t.Cleanup(func() { _ = l.Close() })
 	lease := mustLock(t, l, key, locker.MinHold(time.Hour))
 	mustRevoke(t, by, key)
-	mustUnlock(t, lease) // it is watched from its first renewal on
+	mustUnlock(t, lease)
 	root.awaitLine(key, 0)
 	mustUnlock(t, mustTry(t, l, key))
 }

@@ -72,7 +72,9 @@ func pause(ctx context.Context, d time.Duration) error {
 }
 
 // logins has one request at a time have the client log in again. The server takes long to check a password, on purpose,
-// and a third of a second each for all that are under way when a token has expired would end leases.
+// and a third of a second each for all that are under way when a token has expired would end leases. One login for all
+// is soon enough when the token is refused: leases have two thirds of a TTL left when they are renewed. To log in ahead
+// of that, one would have to know when: the token is the client's, which does not tell.
 type logins struct {
 	client *clientv3.Client
 	turn   chan struct{}  // has room for one, which is whose turn it is

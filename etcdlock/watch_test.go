@@ -16,10 +16,14 @@ import (
 )
 
 // watchStreams returns how many streams of watches a member has been asked for so far.
-func watchStreams(t testing.TB, m *etcdtest.Member) int { return watchCount(t, m, "grpc_server_started_total") }
+func watchStreams(t testing.TB, m *etcdtest.Member) int {
+	return watchCount(t, m, "grpc_server_started_total")
+}
 
 // watchRequests returns how many watches it has been asked for, or to cancel, so far.
-func watchRequests(t testing.TB, m *etcdtest.Member) int { return watchCount(t, m, "grpc_server_msg_received_total") }
+func watchRequests(t testing.TB, m *etcdtest.Member) int {
+	return watchCount(t, m, "grpc_server_msg_received_total")
+}
 
 // watchCount returns what a member has counted of the streams of watches.
 func watchCount(t testing.TB, m *etcdtest.Member, metric string) (n int) {
