@@ -42,7 +42,7 @@
 // majority, nothing can be locked or unlocked, and leases end at their deadlines. A key that somebody deletes, or a
 // lease that somebody revokes, is a lost lock. The holder is told at once: by a watch, which is made when it has had the
 // lock for 50 to 100 ms, and begins at the revision of the grant. So locks that are held for a moment cost no watch. If
-// the connection breaks that would carry the news, the holder is told when there is another, at its next renewal at the
+// the connection breaks that would carry the news, the holder looks a second later, and at its next renewal at the
 // latest, a third of the TTL later; if it has died silently, it takes a second more. With locker.NoRenew, there is no
 // renewal: then it may learn of it at its deadline.
 //

@@ -13,6 +13,10 @@ import (
 // one tick to two.
 const watchTick = 50 * time.Millisecond
 
+// watchPause is how long after the end of a watch another is made: a server that ends all of them must not be asked for
+// them all the time.
+const watchPause = time.Second
+
 // unwatched is a claim that holds its lock, and is to be watched from a revision on: before that it was there, and not
 // marked as taken away. If that is 0, no such revision is known, and it is looked at first.
 type unwatched struct {
@@ -24,6 +28,7 @@ type unwatched struct {
 type newcomers struct {
 	timer         *time.Timer // nil until there is one
 	late, earlier []unwatched // of this tick, and of the one before
+	broken        []*claim    // whose watches have ended; waits for watchAgain if there are any
 }
 
 // watchSoonLocked has a claim watched that was there at a revision, without a mark, or of which that is not known.
@@ -60,8 +65,21 @@ func (b *backend) tick() {
 			unknown = append(unknown, u.claim)
 		}
 	}
-	for i, s := range b.lookAfter(unknown) {
-		_ = b.learn(b.life, unknown[i], s) // if that fails, the next Renew looks
+	b.lookAndWatch(unknown)
+}
+
+func (b *backend) watchAgain() {
+	b.mu.Lock()
+	n := &b.newcomers
+	broken := slices.DeleteFunc(n.broken, func(c *claim) bool { return c.gone })
+	n.broken = nil
+	b.mu.Unlock()
+	b.lookAndWatch(broken)
+}
+
+func (b *backend) lookAndWatch(claims []*claim) {
+	for i, s := range b.lookAfter(claims) {
+		_ = b.learn(b.life, claims[i], s) // if that fails, the next Renew looks
 	}
 }
 
@@ -88,19 +106,22 @@ func (c *claim) watchFrom(revision int64) {
 	})
 }
 
-// watchedSince takes note of whether what is done with the key is told from now on. If that was so, and is no more, the
-// claim is looked at soon, and watched again. If it has never been, that is left to the next Renew: lest a server that
-// takes no watches is asked for them all the time.
+// watchedSince takes note of whether what is done with the key is told from now on. If that has ended, the claim is
+// looked at later, and watched again.
 func (c *claim) watchedSince(now bool) {
 	b := c.session.b
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	before := c.watched
-	if c.watched = now; now {
+	c.watched = now
+	if now {
 		return
 	}
 	c.watch = nil
-	if before && !c.gone && !b.closed {
-		b.watchSoonLocked(c, 0)
+	if c.gone || b.closed {
+		return
+	}
+	n := &b.newcomers
+	if n.broken = append(n.broken, c); len(n.broken) == 1 {
+		time.AfterFunc(watchPause, func() { b.running.start(b.watchAgain) })
 	}
 }

@@ -137,6 +137,17 @@ func TestWatchedAgain(t *testing.T) {
 	told(t, two, beforeRenewal)
 }
 
+// TestForgottenBeforeWatched has a lock be taken away, and that be forgotten, before its key is watched.
+func TestForgottenBeforeWatched(t *testing.T) {
+	t.Parallel()
+	cluster := etcdtest.New(t, etcdtest.Options{})
+	root := administer(t, cluster.Client(t))
+	lease := mustLock(t, open(t, cluster.Endpoints(), locker.TTL(heldTTL)), unique("key"))
+	root.delete(etcdlock.ClaimOf(lease))
+	root.compact()
+	told(t, lease, beforeRenewal)
+}
+
 // TestShortLocksAreNotWatched has locks be held for a moment each: they are not worth a watch.
 func TestShortLocksAreNotWatched(t *testing.T) {
 	t.Parallel()

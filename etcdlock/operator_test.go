@@ -163,21 +163,24 @@ func TestKeyDeleted(t *testing.T) {
 	})
 }
 
+// compact has all be forgotten that was before now.
+func (a admin) compact() {
+	a.t.Helper()
+	a.do(func(ctx context.Context) error {
+		r, err := a.Put(ctx, "of somebody else", "")
+		if err == nil {
+			_, err = a.Compact(ctx, r.Header.Revision)
+		}
+		return err
+	})
+}
+
 // TestCompaction forgets what is before now, for a holder and a waiter whose watch began before, and then breaks it.
 func TestCompaction(t *testing.T) {
 	t.Parallel()
 	const ttl = 9 * time.Second // a restart may take seconds
 	cluster := etcdtest.New(t, etcdtest.Options{})
 	root := administer(t, cluster.Client(t))
-	compact := func() {
-		root.do(func(ctx context.Context) error {
-			r, err := root.Put(ctx, "of somebody else", "")
-			if err == nil {
-				_, err = root.Compact(ctx, r.Header.Revision)
-			}
-			return err
-		})
-	}
 	proxy := behind(t, cluster.Member(0))
 	key := unique("key")
 	lease := mustTry(t, open(t, []string{proxy.Addr()}, locker.TTL(ttl)), key)
@@ -186,9 +189,9 @@ func TestCompaction(t *testing.T) {
 	joined(key, 1)
 	outlives(t, lease, 1)
 	for _, cut := range []func(){func() {}, proxy.ResetAll, func() { _ = cluster.Restart() }} {
-		compact()
+		root.compact()
 		cut()
-		compact()
+		root.compact()
 		outlives(t, lease, 1)
 	}
 	// Both are still told of what happens.
@@ -196,6 +199,6 @@ func TestCompaction(t *testing.T) {
 	root.delete(keys[0])
 	told(t, lease, ttl/2) // at the latest by the next renewal, if the watch has not come back yet
 	next := granted(t, first, ttl/3)
-	compact()
+	root.compact()
 	mustUnlock(t, next)
 }
