@@ -40,11 +40,11 @@
 //
 // A lock survives broken connections, the restart of all members, and the loss of a minority of them. While there is no
 // majority, nothing can be locked or unlocked, and leases end at their deadlines. A key that somebody deletes, or a
-// lease that somebody revokes, is a lost lock. The holder is told at once: by a watch, which is made when it has had the
-// lock for 50 to 100 ms, and begins at the revision of the grant. So locks that are held for a moment cost no watch. If
-// the connection breaks that would carry the news, the holder looks a second later, and at its next renewal at the
-// latest, a third of the TTL later; if it has died silently, it takes a second more. With locker.NoRenew, there is no
-// renewal: then it may learn of it at its deadline.
+// lease that somebody revokes, is a lost lock. The holder is told at once: by a watch, which is made when it has had
+// the lock for 50 to 100 ms, and begins at the revision of the grant. So locks that are held for a moment cost no
+// watch. If the connection breaks that would carry the news, the holder looks a second later, and at its next renewal
+// at the latest, a third of the TTL later. If it has died silently, it takes a second more. With locker.NoRenew, there
+// is no renewal: then it may learn of it at its deadline.
 //
 // # A leader that stands still
 //
