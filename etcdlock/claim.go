@@ -173,7 +173,8 @@ func (c *claim) grant(sent time.Time) locker.Grant {
 // see locker.Grant, and was told. The lease lives on for other claims, and for those that come.
 func expiry(sent time.Time, ttl time.Duration) time.Time { return sent.Add(ttl) }
 
-// seenAtPut is the revision at which the claim was made, or 0 if it may have been marked since: the request was repeated.
+// seenAtPut is the revision at which the claim was made, or 0 if the request was repeated: it may have been marked
+// since.
 func (c *claim) seenAtPut() int64 {
 	if c.put.repeated {
 		return 0

@@ -135,6 +135,11 @@ func (e *etcdStore) faults() []fault {
 			return nil, nil
 		}}
 	}
+	slow := func(what string, members func(*rand.Rand) []int) fault {
+		return fault{4, what, 3 * longest, longest / 2, func(rng *rand.Rand, ev *history.Event) (func() error, error) {
+			return e.slowDisks(rng, ev, members(rng)...)
+		}}
+	}
 	one := func(rng *rand.Rand) node { return e.cluster.Member(rng.IntN(3)) }
 	return []fault{
 		maintain("member defragmented", func(ctx context.Context, i int) error {
@@ -177,12 +182,8 @@ func (e *etcdStore) faults() []fault {
 			return func() error { return errors.Join(one(), two()) }, errors.Join(err1, err2)
 		}},
 		{6, "member cut off from members", 2 * longest, 0, e.cutOff},
-		{4, "slow disk of a member", 3 * longest, longest / 2, func(rng *rand.Rand, ev *history.Event) (func() error, error) {
-			return e.slowDisks(rng, ev, rng.IntN(3))
-		}},
-		{4, "slow disks of all", 3 * longest, longest / 2, func(rng *rand.Rand, ev *history.Event) (func() error, error) {
-			return e.slowDisks(rng, ev, 0, 1, 2)
-		}},
+		slow("slow disk of a member", func(rng *rand.Rand) []int { return []int{rng.IntN(3)} }),
+		slow("slow disks of all", func(*rand.Rand) []int { return []int{0, 1, 2} }),
 	}
 }
 
