@@ -34,7 +34,7 @@ type check struct {
 	drew     bool // something at random
 	problems []problem
 	gaps     []gap
-	opening  sync.Mutex // held by who opens a Locker, and cuts it off
+	opening  turn // of who opens a Locker, and cuts it off
 	opened   []locker.Locker
 	cuts     []func() // what heals them
 }
@@ -229,10 +229,18 @@ func (c *check) all(n int, f func(i int)) {
 	wg.Wait()
 }
 
+// turn is a mutex for what may take time, also in a bubble of synctest, whose clock stands still while somebody waits
+// for a sync.Mutex.
+type turn chan struct{}
+
+func newTurn() turn  { return make(turn, 1) }
+func (t turn) take() { t <- struct{}{} }
+func (t turn) pass() { <-t }
+
 // open returns a new, independent Locker.
 func (c *check) open(opts ...locker.Option) locker.Locker {
-	c.opening.Lock()
-	defer c.opening.Unlock()
+	c.opening.take()
+	defer c.opening.pass()
 	return c.openLocked(opts...)
 }
 
@@ -314,8 +322,8 @@ func (c *check) notRenewed() []locker.CallOption {
 
 // abandon has a new Locker lock a key, as a process would that dies at once: nobody renews or unlocks the lease.
 func (c *check) abandon(key string, opts ...locker.CallOption) *locker.Lease {
-	c.opening.Lock()
-	defer c.opening.Unlock()
+	c.opening.take()
+	defer c.opening.pass()
 	lease, err := c.openLocked().TryLock(c.within(10*c.ttl), key, append(opts, c.notRenewed()...)...)
 	if err != nil {
 		c.record(1, "TryLock of a key that is free: %v; want a lease", err)

@@ -66,7 +66,7 @@ func (r rule) run(t *testing.T, h Harness, name string) verdict {
 			defer alone.RUnlock()
 		}
 		random := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // to be repeatable is the point
-		c := &check{t: t, h: h, rule: name, ttl: h.TTL, attempt: n, random: random}
+		c := &check{t: t, h: h, rule: name, ttl: h.TTL, attempt: n, random: random, opening: newTurn()}
 		if fake {
 			c.lasts = r.lasts
 		}

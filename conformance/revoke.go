@@ -227,11 +227,11 @@ func (c *check) afterDeadline(w *wait, before *locker.Lease, what string) {
 func frozenHolderEnds(c *check, by revoking) {
 	waiting := c.open()
 	key := c.key()
-	c.opening.Lock()
+	c.opening.take()
 	holding := c.openLocked()
 	lease := c.lock(holding, key)
 	heal := c.cut(BlackHole)
-	c.opening.Unlock()
+	c.opening.pass()
 	defer heal()
 	w := c.waits(c.within(20*c.ttl), waiting, key)
 	err := by.Revoke(c.within(10*c.ttl), key, why)

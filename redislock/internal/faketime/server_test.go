@@ -23,7 +23,6 @@ import (
 type server struct {
 	*miniredis.Miniredis
 	address string
-	latency time.Duration
 	clients []*client
 }
 
@@ -111,7 +110,7 @@ func (c *client) dial(context.Context, string, string) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	w, here := newWire(there, c.server.latency, c.fault)
+	w, here := newWire(there, c.fault)
 	c.wires = append(c.wires, w)
 	return here, nil
 }

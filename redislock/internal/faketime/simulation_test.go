@@ -154,7 +154,6 @@ func (s *simulation) process(ctx context.Context) {
 	var all sync.WaitGroup
 	var clients []redis.UniversalClient
 	for _, server := range s.servers {
-		server.latency = 3 * time.Millisecond
 		c := server.newClient()
 		defer c.Close()
 		clients = append(clients, c.Client)

@@ -1,6 +1,7 @@
 package faketime
 
 import (
+	"bytes"
 	"math/rand/v2"
 	"net"
 	"sync"
@@ -12,14 +13,18 @@ import (
 // late is a fifth of the TTL that a conformance.Harness has unless it says otherwise: see conformance.DelayReplies.
 const late = time.Second / 5
 
+// latency is how long a script takes to get to the server at most, so that they meet in other orders each time. What
+// connects takes no time: go-redis has a subscription locked meanwhile, so that nobody can close it, and the time of a
+// bubble stands still while somebody waits for a mutex.
+const latency = 4 * time.Millisecond
+
 // noFault is none of conformance's.
 const noFault conformance.Fault = -1
 
 // wire is a connection to a server that lives in the same process, with faults on request. The connections of package
 // net could not be used in a bubble of synctest: its time does not go on while somebody reads from one.
 type wire struct {
-	client, server net.Conn      // the ends that are ours
-	latency        time.Duration // of each direction, at most
+	client, server net.Conn // the ends that are ours
 
 	mu      sync.Mutex
 	changed sync.Cond // of what follows
@@ -42,9 +47,9 @@ type parcel struct {
 }
 
 // newWire returns the client's end of a wire to the server, too.
-func newWire(server net.Conn, latency time.Duration, fault conformance.Fault) (*wire, net.Conn) {
+func newWire(server net.Conn, fault conformance.Fault) (*wire, net.Conn) {
 	near, far := net.Pipe()
-	w := &wire{client: far, server: server, latency: latency, fault: fault}
+	w := &wire{client: far, server: server, fault: fault}
 	w.changed.L = &w.mu
 	for _, f := range []*flow{{from: far, to: server, toServer: true}, {from: server, to: far}} {
 		go w.read(f)
@@ -64,7 +69,7 @@ func (w *wire) read(f *flow) {
 		case w.drops(f):
 			w.lost = true
 		default:
-			f.underWay = append(f.underWay, parcel{data[:n], time.Now().Add(w.delay(f))})
+			f.underWay = append(f.underWay, parcel{data[:n], time.Now().Add(w.delay(f, data[:n]))})
 		}
 		f.exhausted = err != nil
 		w.changed.Broadcast()
@@ -79,14 +84,14 @@ func (w *wire) drops(f *flow) bool {
 	return w.fault == conformance.BlackHole || w.fault == conformance.DropReplies && !f.toServer
 }
 
-func (w *wire) delay(f *flow) time.Duration {
+func (w *wire) delay(f *flow, data []byte) time.Duration {
 	switch {
 	case w.fault == conformance.DelayReplies && !f.toServer:
 		return late
 	case w.fault == conformance.LateRequests && f.toServer:
 		return rand.N(late)
-	case w.latency > 0:
-		return rand.N(w.latency)
+	case f.toServer && bytes.Contains(data, []byte("evalsha")):
+		return rand.N(latency)
 	}
 	return 0
 }
