@@ -350,7 +350,7 @@ func (b *backend) reached(p *place, a answer) {
 	sl := p.slot
 	sl.place, p.session.place = nil, nil
 	sl.busy++
-	o := a.granted(p.request.Mode)
+	o := a.granted()
 	if !o.done {
 		if a.err != nil && !isCode(a.err, queryCanceled) {
 			b.failLine(sl, explain(a.err))

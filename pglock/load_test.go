@@ -142,7 +142,7 @@ type terminated struct {
 }
 
 // terminate has sessions terminated that have a lock for which a rival waits.
-func terminate(t *testing.T, n int) (all []terminated) {
+func terminate(t testing.TB, n int) (all []terminated) {
 	t.Helper()
 	url, key := pgtest.URL(t), unique("key")
 	admin := connect(t, url)

@@ -87,8 +87,6 @@ const leave = `least(pg_advisory_unlock(number), pg_advisory_unlock_shared(ours)
 // locker_try takes the locks of those keys that are free, and then mints a token for all that it took. The order
 // matters: a token that was minted before a lock was taken could be smaller than that of the former holder.
 //
-// locker_waited mints a token for a lock that was waited for, see waits.go.
-//
 // locker_unlock gives locks back, and then looks for the mark of somebody who polls for the key, see hints. In the
 // other order, there could be one who marks the key after the look and finds it locked.
 //
@@ -110,9 +108,6 @@ SELECT $1, CASE WHEN true = ANY (taken) THEN nextval($token) END, taken FROM tri
 
 PREPARE locker_mint (bigint) AS
 SELECT $1, nextval($token);
-
-PREPARE locker_waited AS
-SELECT word, CASE WHEN word <> '' THEN nextval($token) END FROM current_setting('locker.key') AS word;
 
 PREPARE locker_unlock_one (bigint, bigint) AS
 SELECT $1, pg_advisory_unlock($2), NOT pg_try_advisory_xact_lock(($2 >> 32)::int, ($2 << 32 >> 32)::int);
