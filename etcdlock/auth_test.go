@@ -17,13 +17,19 @@ import (
 func withPasswords(t *testing.T) (*etcdtest.Cluster, admin) {
 	t.Helper()
 	cluster := etcdtest.New(t, etcdtest.Options{Flags: []string{"--bcrypt-cost=4"}})
+	return cluster, askForPasswords(t, cluster)
+}
+
+// askForPasswords has members ask for passwords, and returns who may do everything there.
+func askForPasswords(t *testing.T, cluster *etcdtest.Cluster) admin {
+	t.Helper()
 	anybody := administer(t, cluster.Client(t))
 	anybody.addUser("root", "root")
 	anybody.do(func(ctx context.Context) error {
 		_, err := anybody.AuthEnable(ctx)
 		return err
 	})
-	return cluster, administer(t, as(t, cluster, "root"))
+	return administer(t, as(t, cluster, "root"))
 }
 
 // as returns a client of a user.

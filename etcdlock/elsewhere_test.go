@@ -187,13 +187,7 @@ func TestLoginBesideADeadEndpoint(t *testing.T) {
 	t.Parallel()
 	const ttl, many = 12 * time.Second, 6
 	cluster := etcdtest.New(t, etcdtest.Options{Members: 3, Flags: []string{"--bcrypt-cost=4", "--auth-token-ttl=2"}})
-	anybody := administer(t, cluster.Client(t))
-	anybody.addUser("root", "root")
-	anybody.do(func(ctx context.Context) error {
-		_, err := anybody.AuthEnable(ctx)
-		return err
-	})
-	root := administer(t, as(t, cluster, "root"))
+	root := askForPasswords(t, cluster)
 	root.addRole("app", etcdlock.DefaultPrefix)
 	root.addUser("app", "app")
 	one, two := behind(t, cluster.Member(0)), behind(t, cluster.Member(1))

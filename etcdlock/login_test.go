@@ -33,13 +33,7 @@ func withTokens(t *testing.T, members int, ttl time.Duration) (*etcdtest.Cluster
 	cluster := etcdtest.New(t, etcdtest.Options{Members: members, Flags: []string{
 		fmt.Sprintf("--auth-token=jwt,sign-method=HS256,priv-key=%s,ttl=%v", key, ttl),
 	}})
-	anybody := administer(t, cluster.Client(t))
-	anybody.addUser("root", "root")
-	anybody.do(func(ctx context.Context) error {
-		_, err := anybody.AuthEnable(ctx)
-		return err
-	})
-	root := administer(t, as(t, cluster, "root"))
+	root := askForPasswords(t, cluster)
 	root.addRole("app", etcdlock.DefaultPrefix)
 	root.addUser("app", "app")
 	return cluster, root

@@ -200,7 +200,8 @@ func TestTwoSessionsMemberHangs(t *testing.T) {
 		l := open(t, cluster.Endpoints(), locker.TTL(membersTTL))
 		var leases []*locker.Lease
 		for i := range 6 {
-			leases = append(leases, mustLock(t, l, unique("key"), locker.TTL(membersTTL+time.Duration(i%2)*time.Second)))
+			ttl := locker.TTL(membersTTL + time.Duration(i%2)*time.Second)
+			leases = append(leases, mustLock(t, l, unique("key"), ttl))
 		}
 		resume, paused := pause(t, cluster.Member((cluster.Leader(t)+1)%3)), time.Now()
 		for _, lease := range leases {

@@ -363,7 +363,10 @@ func TestWaitThatIsCancelled(t *testing.T) {
 			l := openWatched(t, pglock.Config{}, url, locker.TTL(time.Minute))
 			r := locker.Request{Key: key, Owner: locker.Owner{1}, TTL: time.Minute}
 			// Not by Lock, which would get into line again.
-			waiter := locktest.Started(func() error { _, err := l.backend.(locker.Queue).Wait(t.Context(), r); return err })
+			waiter := locktest.Started(func() error {
+				_, err := l.backend.(locker.Queue).Wait(t.Context(), r)
+				return err
+			})
 			const waits = `FROM pg_stat_activity JOIN pg_locks USING (pid) WHERE NOT granted AND ` + oneKey
 			var began string
 			eventually(t, "it waits", func() bool {

@@ -12,8 +12,9 @@ import (
 // column tells whether the lock was granted, and the number of its slot. The keys are not in the block, which so is the
 // same text each time, but for the mode, for those who collect statistics of statements.
 //
-// The token could be minted by a prepared statement. That would save a tenth of a millisecond after the grant, in which a
-// former holder whose session the server has ended is told so: with it, a rival on the same machine was first more often.
+// The token could be minted by a prepared statement. That would save a tenth of a millisecond after the grant, in which
+// a former holder whose session the server has ended is told so. With it, a rival on the same machine was first more
+// often.
 
 // waitFor is how to wait in a mode. All of these are formats: the number of the message, the key, the marks of readers
 // and of slots, the key of slot 0, how many slots there are, and what mints a token.

@@ -171,7 +171,8 @@ func printLeaders(watch time.Duration) error {
 	took := time.Since(start).Seconds()
 	fmt.Printf("%d Lockers lead on the same %d keys for %.0f s, and %d keys change hands: %.1f statements/s, "+
 		"%.1f NOTIFY/s, %.0f connections, Postgres uses %.2f %% of a CPU, the Lockers %.2f %%\n",
-		lockers, keys, took, leads.Load()-led, (after.requests-before.requests)/took, (after.notifies-before.notifies)/took, after.connections,
+		lockers, keys, took, leads.Load()-led,
+		(after.requests-before.requests)/took, (after.notifies-before.notifies)/took, after.connections,
 		100*(after.cpu-before.cpu).Seconds()/took, 100*(cpuTime()-ownCPU).Seconds()/took)
 	return nil
 }
