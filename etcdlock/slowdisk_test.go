@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/exec"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -22,7 +21,7 @@ import (
 // etcd's client, whose session has the same TTL. What that keeps is kept here, too, and takes no more of the disks.
 func TestBesideMutexOnSlowDisks(t *testing.T) {
 	wires.Long(t)
-	if _, err := exec.LookPath("strace"); err != nil {
+	if !etcdtest.CanSlowDisks() {
 		t.Skip("no strace, which makes disks slow")
 	}
 	// A renewal is two reads, too, which wait for the disks.

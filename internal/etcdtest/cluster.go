@@ -37,7 +37,7 @@ type Options struct {
 	// disk to the operating system, and to log nothing but warnings.
 	Flags []string
 
-	// Fsync is how long each write to the disk takes at least. It takes Linux and strace.
+	// Fsync is how long each write to the disk takes at least. It takes CanSlowDisks.
 	Fsync time.Duration
 
 	// TLS makes the members speak TLS with their clients, and ask them for a
@@ -139,19 +139,6 @@ func (m *Member) spec(program string, formation []string) testserver.Spec {
 		Busy:     []string{"address already in use"},
 		Patience: patience,
 	}
-}
-
-// slowed returns the command that runs a program with a slow disk, if the cluster has those. The tracer is no parent of
-// the server, which can be paused and killed as others.
-func (c *Cluster) slowed(program string, args []string) (string, []string) {
-	if c.fsync == 0 {
-		return program, args
-	}
-	strace := []string{
-		"-D", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null",
-		"-e", fmt.Sprintf("inject=fsync,fdatasync:delay_enter=%d", c.fsync.Microseconds()), program,
-	}
-	return "strace", append(append(strace, args...), "--unsafe-no-fsync=false")
 }
 
 // url returns the URL of a member for clients.

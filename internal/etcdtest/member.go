@@ -80,10 +80,6 @@ func (m *Member) Restart() error {
 	return err
 }
 
-// Pid returns the number of the member's process. A member in a container, or
-// one that is not running, has none.
-func (m *Member) Pid() (int, error) { return m.server.Pid() }
-
 // LogTail returns the end of what the member has logged so far.
 func (m *Member) LogTail() string { return m.server.LogTail() }
 

@@ -50,7 +50,7 @@ func newEtcdStore(s *soak) (*etcdStore, error) {
 	e := &etcdStore{soak: s}
 	var err error
 	opts := etcdtest.Options{Members: 3}
-	if slowDiskMissing() == "" {
+	if etcdtest.CanSlowDisks() {
 		opts.Flags = []string{"--unsafe-no-fsync=false"}
 	}
 	if e.cluster, err = etcdtest.Start(opts); err != nil {
@@ -187,16 +187,30 @@ func (e *etcdStore) faults() []fault {
 	}
 }
 
-func (e *etcdStore) slowDisks(rng *rand.Rand, ev *history.Event, numbers ...int) (func() error, error) {
-	if slowDiskMissing() != "" {
+// slowDisks has each write to the disks of members take from 60 to 150 ms.
+func (e *etcdStore) slowDisks(rng *rand.Rand, ev *history.Event, numbers ...int) (end func() error, err error) {
+	if !etcdtest.CanSlowDisks() {
 		return nil, errNotNow
 	}
-	var members []*etcdtest.Member
-	for _, n := range numbers {
-		members = append(members, e.cluster.Member(n))
-		ev.Server += members[len(members)-1].Addr() + " "
+	delay := 60*time.Millisecond + below(rng, 90*time.Millisecond)
+	var ends []func()
+	end = func() error {
+		for _, end := range ends {
+			end()
+		}
+		return nil
 	}
-	return slowDisks(members, rng)
+	for _, n := range numbers {
+		m := e.cluster.Member(n)
+		ev.Server += m.Addr() + " "
+		one, err := m.SlowDisk(delay)
+		if err != nil {
+			_ = end()
+			return nil, err
+		}
+		ends = append(ends, one)
+	}
+	return end, nil
 }
 
 // freeze freezes a member.
