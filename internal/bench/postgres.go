@@ -61,18 +61,25 @@ func benchPostgres(rounds int, round time.Duration, hold int, holdFor time.Durat
 
 // advisoryLock is what people write by hand: a lock is held on a connection that nobody else uses meanwhile.
 func advisoryLock(conns []*pgxpool.Conn) pair {
-	idle := make(chan *pgxpool.Conn, len(conns))
-	for _, c := range conns {
-		idle <- c
-	}
-	return func(ctx context.Context, key string) error {
-		c := <-idle
-		defer func() { idle <- c }()
+	return onIdle(conns, func(ctx context.Context, c *pgxpool.Conn, key string) error {
 		var done bool
 		k := pglock.Key(key)
 		if err := c.QueryRow(ctx, "SELECT pg_try_advisory_lock($1)", k).Scan(&done); err != nil || !done {
 			return fmt.Errorf("pg_try_advisory_lock: %v, %w", done, err)
 		}
 		return c.QueryRow(ctx, "SELECT pg_advisory_unlock($1)", k).Scan(&done)
+	})
+}
+
+// onIdle returns a pair that is done with one of some things, such as connections, which nobody else uses meanwhile.
+func onIdle[T any](all []T, do func(ctx context.Context, one T, key string) error) pair {
+	idle := make(chan T, len(all))
+	for _, one := range all {
+		idle <- one
+	}
+	return func(ctx context.Context, key string) error {
+		one := <-idle
+		defer func() { idle <- one }()
+		return do(ctx, one, key)
 	}
 }

@@ -62,67 +62,44 @@ func compareTurns(url string, contenders, lockers, rounds int, round time.Durati
 		defer conn.Release()
 		conns = append(conns, conn)
 	}
-	var ls []locker.Locker
-	for range lockers {
+	ls := make([]locker.Locker, contenders) // of each contender
+	for i := range ls {
+		if i >= lockers {
+			ls[i] = ls[i%lockers]
+			continue
+		}
 		l := pglock.New(pool)
 		defer func() { _ = l.Close() }()
-		ls = append(ls, l)
+		ls[i] = l
 	}
 	key := fmt.Sprint("turns/", contenders, "/", lockers)
-	plain := func(ctx context.Context, i int) error {
-		k := pglock.Key(key)
-		if _, err := conns[i].Exec(ctx, "SELECT pg_advisory_lock($1)", k); err != nil {
-			return err
-		}
-		time.Sleep(turnHold)
-		_, err := conns[i].Exec(ctx, "SELECT pg_advisory_unlock($1)", k)
-		return err
-	}
-	ours := func(ctx context.Context, i int) error {
-		lease, err := ls[i%lockers].Lock(ctx, key)
+	ours := onIdle(ls, func(ctx context.Context, l locker.Locker, _ string) error {
+		lease, err := l.Lock(ctx, key)
 		if err != nil {
 			return err
 		}
 		time.Sleep(turnHold)
 		return lease.Unlock()
+	})
+	raw, us, ratio, err := compare(contenders, rounds, round, advisoryTurn(conns, key), ours)
+	if err != nil {
+		return err
 	}
-	var raw, us, ratios []float64
-	for i := range rounds + 1 {
-		x, errPlain := turnsPerSecond(contenders, round, plain)
-		y, errOurs := turnsPerSecond(contenders, round, ours)
-		if err := errors.Join(errPlain, errOurs); err != nil {
-			return err
-		}
-		if i > 0 { // the first round warms up
-			raw, us, ratios = append(raw, x), append(us, y), append(ratios, y/x)
-		}
-	}
-	fmt.Printf("| %d | %d | %.0f/s | %.0f/s | %.2f |\n", contenders, lockers, median(raw), median(us), median(ratios))
+	fmt.Printf("| %d | %d | %.0f/s | %.0f/s | %.2f |\n", contenders, lockers, raw, us, ratio)
 	return nil
 }
 
-// turnsPerSecond has contenders take turns for a while.
-func turnsPerSecond(contenders int, round time.Duration, turn func(ctx context.Context, i int) error) (float64, error) {
-	var done atomic.Int64
-	errs := make(chan error, contenders)
-	var wg sync.WaitGroup
-	start := time.Now()
-	for i := range contenders {
-		wg.Go(func() {
-			for time.Since(start) < round {
-				if err := turn(context.Background(), i); err != nil {
-					errs <- err
-					return
-				}
-				if time.Since(start) < round { // those who still wait then are served all the same
-					done.Add(1)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	close(errs)
-	return float64(done.Load()) / round.Seconds(), <-errs // nil if there is none
+// advisoryTurn waits for a key on a connection of its own, and holds it for a while.
+func advisoryTurn(conns []*pgxpool.Conn, key string) pair {
+	k := pglock.Key(key)
+	return onIdle(conns, func(ctx context.Context, c *pgxpool.Conn, _ string) error {
+		if _, err := c.Exec(ctx, "SELECT pg_advisory_lock($1)", k); err != nil {
+			return err
+		}
+		time.Sleep(turnHold)
+		_, err := c.Exec(ctx, "SELECT pg_advisory_unlock($1)", k)
+		return err
+	})
 }
 
 // printLeaders has several Lockers lead on the same keys, of which each has one leader, and nothing changes hands: what
