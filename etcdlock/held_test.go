@@ -27,17 +27,15 @@ func TestToldBeforeFirstRenewal(t *testing.T) {
 	t.Parallel()
 	addr := etcdtest.Address(t)
 	root, by := administer(t, connect(t, addr)), operator(t, addr)
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Error(err)
-		}
-	}
 	ways := map[string]func(*locker.Lease){
 		"key deleted":   func(l *locker.Lease) { root.delete(etcdlock.ClaimOf(l)) },
 		"lease revoked": func(l *locker.Lease) { root.revoke(root.leaseAt(l.Key())) },
-		"Revoke":        func(l *locker.Lease) { must(by.Revoke(t.Context(), l.Key(), why)) },
-		"Break":         func(l *locker.Lease) { must(by.Break(t.Context(), l.Key())) },
+		"Revoke":        func(l *locker.Lease) { mustRevoke(t, by, l.Key()) },
+		"Break": func(l *locker.Lease) {
+			if err := by.Break(t.Context(), l.Key()); err != nil {
+				t.Error(err)
+			}
+		},
 	}
 	tried := func(t *testing.T, opts ...locker.CallOption) *locker.Lease {
 		return mustTry(t, open(t, []string{addr}, locker.TTL(heldTTL)), unique("key"), opts...)

@@ -165,13 +165,7 @@ func TestSchemaDroppedWhileSomebodyWaits(t *testing.T) {
 	admin.do("DROP SCHEMA " + config.Namespace + " CASCADE")
 	free()
 	checkError(t, waiter.Get(t), "lock", key, pglock.ErrNoTables)
-	eventually(t, "it can be locked again", func() bool {
-		lease, err := l.TryLock(t.Context(), key)
-		if err == nil {
-			mustUnlock(t, lease)
-		}
-		return err == nil
-	})
+	awaitLockable(t, l, key)
 	waiter = waits() // on the same session
 	free()
 	if err := waiter.Get(t); err != nil {
@@ -194,11 +188,5 @@ func TestSchemaDroppedDuringATry(t *testing.T) {
 	eventually(t, "it takes a token", func() bool { return look.count(blocked, l.app) == 1 })
 	admin.do("COMMIT")
 	checkError(t, try.Get(t), "trylock", key, pglock.ErrNoTables)
-	eventually(t, "it can be locked again", func() bool {
-		lease, err := l.TryLock(t.Context(), key)
-		if err == nil {
-			mustUnlock(t, lease)
-		}
-		return err == nil
-	})
+	awaitLockable(t, l, key)
 }

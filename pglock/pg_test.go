@@ -212,6 +212,18 @@ func (s *session) locks(app string) int {
 		anyLock, app)
 }
 
+// awaitLockable waits until a key can be locked, by TryLock, and unlocks it.
+func awaitLockable(t testing.TB, l locker.Locker, key string) {
+	t.Helper()
+	eventually(t, "it can be locked again", func() bool {
+		lease, err := l.TryLock(t.Context(), key)
+		if err == nil {
+			mustUnlock(t, lease)
+		}
+		return err == nil
+	})
+}
+
 // isFree takes the lock of a name, as anybody can who is not a Locker, and gives it back.
 func (s *session) isFree(name string) bool {
 	s.t.Helper()

@@ -149,14 +149,21 @@ func TestTokensSurviveRestarts(t *testing.T) {
 	t.Logf("%d tokens over %d restarts", seen.n, n+3)
 }
 
-// TestTokensSurviveFailover crashes the primary, and goes on with a standby that has all commits.
-func TestTokensSurviveFailover(t *testing.T) {
-	t.Parallel()
-	primary := pgtest.New(t, pgtest.Options{})
-	standby := primary.Standby(t, pgtest.Options{})
+// withStandby starts a server with a synchronous standby.
+func withStandby(t *testing.T) (primary, standby *pgtest.Server) {
+	t.Helper()
+	primary = pgtest.New(t, pgtest.Options{})
+	standby = primary.Standby(t, pgtest.Options{})
 	if err := primary.SetSynchronous(standby); err != nil {
 		t.Fatal(err)
 	}
+	return primary, standby
+}
+
+// TestTokensSurviveFailover crashes the primary, and goes on with a standby that has all commits.
+func TestTokensSurviveFailover(t *testing.T) {
+	t.Parallel()
+	primary, standby := withStandby(t)
 	dsn := with(t, strings.Replace(primary.URL(), primary.Addr(), primary.Addr()+","+standby.Addr(), 1),
 		"target_session_attrs", "read-write")
 	seen, keys := newTokens(), []string{"a", "b", "c"}
@@ -186,11 +193,7 @@ func TestTokensSurviveFailover(t *testing.T) {
 func TestReplacedPrimaryGoesOn(t *testing.T) {
 	t.Parallel()
 	const ttl = 3 * time.Second
-	primary := pgtest.New(t, pgtest.Options{})
-	standby := primary.Standby(t, pgtest.Options{})
-	if err := primary.SetSynchronous(standby); err != nil {
-		t.Fatal(err)
-	}
+	primary, standby := withStandby(t)
 	key := unique("key")
 	l := open(t, primary.URL(), locker.TTL(ttl))
 	first := mustTry(t, l, key)
@@ -219,11 +222,7 @@ func TestReplacedPrimaryGoesOn(t *testing.T) {
 // no token is used that it could give once more when it takes over. That somebody gives up waiting changes nothing.
 func TestNoTokensWithoutTheStandby(t *testing.T) {
 	t.Parallel()
-	primary := pgtest.New(t, pgtest.Options{})
-	standby := primary.Standby(t, pgtest.Options{})
-	if err := primary.SetSynchronous(standby); err != nil {
-		t.Fatal(err)
-	}
+	primary, standby := withStandby(t)
 	admin, key := connect(t, primary.URL()), unique("key")
 	l := open(t, primary.URL(), locker.TTL(time.Minute))
 	lease := mustTry(t, l, unique("key"))
@@ -258,13 +257,7 @@ func TestNoTokensWithoutTheStandby(t *testing.T) {
 	if err := standby.Restart(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "it can be locked again", func() bool {
-		next, err := l.TryLock(t.Context(), key)
-		if err == nil {
-			mustUnlock(t, next)
-		}
-		return err == nil
-	})
+	awaitLockable(t, l, key)
 	if err := inTx(time.Minute); err != nil {
 		t.Error(err)
 	}

@@ -45,8 +45,8 @@ func (w *Wires) Proxies(t *testing.T) []*faultproxy.Proxy {
 	return proxies
 }
 
-// late is a fifth of the TTL that a conformance.Harness has unless it says otherwise: see conformance.DelayReplies.
-const late = time.Second / 5
+// Late is a fifth of the TTL that a conformance.Harness has unless it says otherwise: see conformance.DelayReplies.
+const Late = time.Second / 5
 
 // Cut is Harness.Cut, for what the test got last.
 func (w *Wires) Cut(t *testing.T, f conformance.Fault) (heal func()) {
@@ -60,8 +60,8 @@ func (w *Wires) Cut(t *testing.T, f conformance.Fault) (heal func()) {
 			conformance.Hang:        faultproxy.Hang(),
 			conformance.DropReplies: faultproxy.DropReplies(),
 
-			conformance.DelayReplies: {ToClient: faultproxy.Flow{Delay: late}},
-			conformance.LateRequests: {ToServer: faultproxy.Flow{Jitter: late}},
+			conformance.DelayReplies: {ToClient: faultproxy.Flow{Delay: Late}},
+			conformance.LateRequests: {ToServer: faultproxy.Flow{Jitter: Late}},
 		}[f])
 	}
 	return func() {

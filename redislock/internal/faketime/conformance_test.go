@@ -11,6 +11,7 @@ import (
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/conformance"
+	"github.com/lockerkit/locker/internal/wires"
 	"github.com/lockerkit/locker/redislock"
 	redisserver "github.com/lockerkit/locker/redislock/internal/server"
 )
@@ -34,7 +35,7 @@ func TestConformance(t *testing.T) {
 		Wrap: synctest.Test,
 		Open: func(t *testing.T, opts ...locker.Option) locker.Locker {
 			c := serverOf(t).connect()
-			return closing{redislock.New(c.Client, opts...), c}
+			return wires.Closing(redislock.New(c.Client, opts...), func() { _ = c.Close() })
 		},
 		Cut:     func(t *testing.T, f conformance.Fault) (heal func()) { return serverOf(t).cut(f) },
 		Restart: func(t *testing.T) { serverOf(t).restart(t) },
@@ -48,17 +49,6 @@ func TestConformance(t *testing.T) {
 			t.Cleanup(func() { _ = b.Close() })
 			return b
 		},
-		Trials: 5,
+		Trials: wires.Trials(t, 5),
 	})
-}
-
-// closing is a Locker with a Close that closes its client, too.
-type closing struct {
-	*locker.Client
-	also *client
-}
-
-func (c closing) Close() error {
-	defer c.also.Close()
-	return c.Client.Close()
 }

@@ -3,10 +3,8 @@ package faketime
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
-	"os"
-	"strconv"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +15,7 @@ import (
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/conformance"
+	"github.com/lockerkit/locker/internal/wires"
 	"github.com/lockerkit/locker/redislock"
 	"github.com/lockerkit/locker/redislock/internal/conn"
 	"github.com/lockerkit/locker/redislock/internal/scripts"
@@ -51,25 +50,20 @@ func TestSimulation(t *testing.T) {
 func simulate(
 	t *testing.T, n int, modes map[string][]mode, open func([]redis.UniversalClient, locker.Option) *locker.Client,
 ) {
-	trials := 5
-	if s := os.Getenv("LOCKER_TRIALS"); s != "" {
-		var err error
-		if trials, err = strconv.Atoi(s); err != nil {
-			t.Fatal(err)
-		}
-	}
 	var total tally
-	for range trials {
+	for range wires.Trials(t, 5) {
 		if t.Failed() {
 			return
 		}
 		synctest.Test(t, func(t *testing.T) {
-			s := &simulation{T: t, modes: modes, open: open, keys: map[string]*held{}}
+			s := &simulation{T: t, modes: modes, open: open, keys: make(map[string]*held), tally: &total}
+			for key := range modes {
+				s.keys[key] = &held{}
+			}
 			for range n {
 				s.servers = append(s.servers, newServer(t))
 			}
 			s.run()
-			total.add(s.tally)
 		})
 	}
 	t.Logf("%+v", total)
@@ -84,23 +78,12 @@ type simulation struct {
 
 	mu   sync.Mutex
 	keys map[string]*held
-	tally
+	*tally
 }
 
 // tally is what has happened.
 type tally struct {
 	Granted, Waited, Refused, GaveUp, Unavailable, Lost, Died, Faults int
-}
-
-func (t *tally) add(o tally) {
-	t.Granted += o.Granted
-	t.Waited += o.Waited
-	t.Refused += o.Refused
-	t.GaveUp += o.GaveUp
-	t.Unavailable += o.Unavailable
-	t.Lost += o.Lost
-	t.Died += o.Died
-	t.Faults += o.Faults
 }
 
 // held is who has a key.
@@ -267,10 +250,6 @@ func (s *simulation) enter(key string, g grant) {
 	defer s.mu.Unlock()
 	s.Granted++
 	k := s.keys[key]
-	if k == nil {
-		k = &held{}
-		s.keys[key] = k
-	}
 	beside := 1
 	for _, other := range k.leases {
 		if other.Err() != nil {
@@ -297,13 +276,12 @@ func (s *simulation) leave(key string, lease *locker.Lease) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	k := s.keys[key]
-	for i, g := range k.leases {
-		if g.Lease == lease {
-			k.leases = append(k.leases[:i], k.leases[i+1:]...)
-			return
-		}
+	i := slices.IndexFunc(k.leases, func(g grant) bool { return g.Lease == lease })
+	if i < 0 {
+		s.Errorf("a lease of %s that nobody has", key)
+		return
 	}
-	s.Error(fmt.Errorf("a lease of %s that nobody has", key))
+	k.leases = slices.Delete(k.leases, i, i+1)
 }
 
 func (s *simulation) count(what *int) {

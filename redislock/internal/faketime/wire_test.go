@@ -8,10 +8,8 @@ import (
 	"time"
 
 	"github.com/lockerkit/locker/conformance"
+	"github.com/lockerkit/locker/internal/wires"
 )
-
-// late is a fifth of the TTL that a conformance.Harness has unless it says otherwise: see conformance.DelayReplies.
-const late = time.Second / 5
 
 // latency is how long a script takes to get to the server at most, so that they meet in other orders each time. What
 // connects takes no time: go-redis has a subscription locked meanwhile, so that nobody can close it, and the time of a
@@ -87,9 +85,9 @@ func (w *wire) drops(f *flow) bool {
 func (w *wire) delay(f *flow, data []byte) time.Duration {
 	switch {
 	case w.fault == conformance.DelayReplies && !f.toServer:
-		return late
+		return wires.Late
 	case w.fault == conformance.LateRequests && f.toServer:
-		return rand.N(late)
+		return rand.N(wires.Late)
 	case f.toServer && bytes.Contains(data, []byte("evalsha")):
 		return rand.N(latency)
 	}
