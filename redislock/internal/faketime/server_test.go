@@ -36,19 +36,67 @@ type client struct {
 	wires []*wire
 }
 
-// servers are those of the tests that run, by *testing.T.
-var servers sync.Map
+// servers are independent of each other.
+type servers []*server
 
-// serverOf returns the server of a test, which it starts if there is none.
-func serverOf(t *testing.T) *server {
+// inUse are the servers of the tests that run, by *testing.T.
+var inUse sync.Map
+
+// serversOf returns the servers of a test, which it starts if there are none.
+func serversOf(t *testing.T, n int) servers {
 	t.Helper()
-	if s, ok := servers.Load(t); ok {
-		return s.(*server)
+	if s, ok := inUse.Load(t); ok {
+		return s.(servers)
 	}
-	s := newServer(t)
-	servers.Store(t, s)
-	t.Cleanup(func() { servers.Delete(t) })
+	s := newServers(t, n)
+	inUse.Store(t, s)
+	t.Cleanup(func() { inUse.Delete(t) })
 	return s
+}
+
+func newServers(t *testing.T, n int) (s servers) {
+	t.Helper()
+	for range n {
+		s = append(s, newServer(t))
+	}
+	return s
+}
+
+// connect returns a client of each server, and what closes them.
+func (s servers) connect() (clients []redis.UniversalClient, closeAll func()) {
+	for _, one := range s {
+		clients = append(clients, one.connect())
+	}
+	return clients, func() {
+		for _, c := range clients {
+			_ = c.Close()
+		}
+	}
+}
+
+// cut cuts off the clients that were connected last.
+func (s servers) cut(fault conformance.Fault) (heal func()) {
+	var all []*client
+	for _, one := range s {
+		all = append(all, one.clients[len(one.clients)-1])
+	}
+	for _, c := range all {
+		c.set(fault)
+	}
+	return func() {
+		for _, c := range all {
+			c.set(noFault)
+		}
+	}
+}
+
+// restart ends all connections, and forgets all that there is, in the time that this takes a server at least.
+func (s servers) restart(t *testing.T) {
+	t.Helper()
+	for _, one := range s {
+		one.restart(t)
+	}
+	time.Sleep(10 * time.Millisecond)
 }
 
 // made counts the servers, which differ in their addresses.
@@ -94,6 +142,7 @@ func (s *server) newClient() *client {
 		Addr:            s.address,
 		Dialer:          c.dial,
 		DisableIdentity: true,
+		DialerRetries:   1, // see wire
 		// They leave a goroutine behind, which a bubble waits for.
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	})
@@ -124,14 +173,7 @@ func (c *client) set(fault conformance.Fault) {
 	}
 }
 
-// cut cuts off the client that was connected last.
-func (s *server) cut(fault conformance.Fault) (heal func()) {
-	c := s.clients[len(s.clients)-1]
-	c.set(fault)
-	return func() { c.set(noFault) }
-}
-
-// restart ends all connections, and forgets all that there is, in the time that this takes a server at least.
+// restart ends all connections, and forgets all that there is.
 func (s *server) restart(t *testing.T) {
 	t.Helper()
 	c := s.newClient()
@@ -147,5 +189,4 @@ func (s *server) restart(t *testing.T) {
 		}
 		c.mu.Unlock()
 	}
-	time.Sleep(10 * time.Millisecond)
 }

@@ -16,7 +16,6 @@ import (
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/conformance"
 	"github.com/lockerkit/locker/internal/wires"
-	"github.com/lockerkit/locker/redislock"
 	"github.com/lockerkit/locker/redislock/internal/conn"
 	"github.com/lockerkit/locker/redislock/internal/scripts"
 	"github.com/lockerkit/locker/redislock/redlock"
@@ -35,21 +34,15 @@ const (
 // seed would repeat one: Go's scheduler has a part in it.
 func TestSimulation(t *testing.T) {
 	t.Run("one server", func(t *testing.T) {
-		simulate(t, 1, everyMode, func(cs []redis.UniversalClient, opt locker.Option) *locker.Client {
-			return redislock.New(cs[0], opt)
-		})
+		simulate(t, 1, everyMode, newOnOne)
 	})
 	t.Run("Redlock", func(t *testing.T) {
-		simulate(t, 3, exclusiveOnly, func(cs []redis.UniversalClient, opt locker.Option) *locker.Client {
-			return redlock.New(cs, opt)
-		})
+		simulate(t, 3, exclusiveOnly, redlock.New)
 	})
 }
 
 // simulate runs the simulation with so many servers.
-func simulate(
-	t *testing.T, n int, modes map[string][]mode, open func([]redis.UniversalClient, locker.Option) *locker.Client,
-) {
+func simulate(t *testing.T, n int, modes map[string][]mode, open opener) {
 	var total tally
 	for range wires.Trials(t, 5) {
 		if t.Failed() {
@@ -60,9 +53,7 @@ func simulate(
 			for key := range modes {
 				s.keys[key] = &held{}
 			}
-			for range n {
-				s.servers = append(s.servers, newServer(t))
-			}
+			s.servers = newServers(t, n)
 			s.run()
 		})
 	}
@@ -72,9 +63,9 @@ func simulate(
 // simulation is one of these minutes.
 type simulation struct {
 	*testing.T
-	servers []*server
+	servers servers
 	modes   map[string][]mode // of each key
-	open    func([]redis.UniversalClient, locker.Option) *locker.Client
+	open    opener
 
 	mu   sync.Mutex
 	keys map[string]*held

@@ -11,9 +11,7 @@ import (
 	"github.com/lockerkit/locker/internal/wires"
 )
 
-// latency is how long a script takes to get to the server at most, so that they meet in other orders each time. What
-// connects takes no time: go-redis has a subscription locked meanwhile, so that nobody can close it, and the time of a
-// bubble stands still while somebody waits for a mutex.
+// latency is how long a script takes to get to the server at most, so that they meet in other orders each time.
 const latency = 4 * time.Millisecond
 
 // noFault is none of conformance's.
@@ -21,12 +19,17 @@ const noFault conformance.Fault = -1
 
 // wire is a connection to a server that lives in the same process, with faults on request. The connections of package
 // net could not be used in a bubble of synctest: its time does not go on while somebody reads from one.
+//
+// To connect takes no time, whatever the fault, unless that refuses: there is none for the first request, a greeting.
+// go-redis keeps a subscription locked while it connects, so that nobody can close it, and the time of a bubble stands
+// still while somebody waits for a mutex.
 type wire struct {
 	client, server net.Conn // the ends that are ours
 
 	mu      sync.Mutex
 	changed sync.Cond // of what follows
 	fault   conformance.Fault
+	greeted bool // the client is past its greeting
 	lost    bool // something did not arrive, so that the connection cannot be healed
 	closed  bool
 }
@@ -58,10 +61,11 @@ func newWire(server net.Conn, fault conformance.Fault) (*wire, net.Conn) {
 
 // read takes what the sender has for the other side, so that nobody has to wait until it is read there.
 func (w *wire) read(f *flow) {
-	for {
+	for first := f.toServer; ; first = false {
 		data := make([]byte, 4096)
 		n, err := f.from.Read(data)
 		w.mu.Lock()
+		w.greeted = w.greeted || f.toServer && !first
 		switch {
 		case n == 0:
 		case w.drops(f):
@@ -78,15 +82,18 @@ func (w *wire) read(f *flow) {
 	}
 }
 
+// has reports whether a fault is in force.
+func (w *wire) has(fault conformance.Fault) bool { return w.greeted && w.fault == fault }
+
 func (w *wire) drops(f *flow) bool {
-	return w.fault == conformance.BlackHole || w.fault == conformance.DropReplies && !f.toServer
+	return w.has(conformance.BlackHole) || w.has(conformance.DropReplies) && !f.toServer
 }
 
 func (w *wire) delay(f *flow, data []byte) time.Duration {
 	switch {
-	case w.fault == conformance.DelayReplies && !f.toServer:
+	case w.has(conformance.DelayReplies) && !f.toServer:
 		return wires.Late
-	case w.fault == conformance.LateRequests && f.toServer:
+	case w.has(conformance.LateRequests) && f.toServer:
 		return rand.N(wires.Late)
 	case f.toServer && bytes.Contains(data, []byte("evalsha")):
 		return rand.N(latency)
@@ -116,7 +123,7 @@ func (w *wire) next(f *flow) (p parcel, ok bool) {
 	defer w.mu.Unlock()
 	for !w.closed {
 		switch {
-		case w.fault == conformance.Hang:
+		case w.has(conformance.Hang):
 		case len(f.underWay) > 0:
 			p, f.underWay = f.underWay[0], f.underWay[1:]
 			return p, true
