@@ -9,6 +9,8 @@ package redistest
 import (
 	"testing"
 
+	"github.com/redis/go-redis/v9/logging"
+
 	"github.com/lockerkit/locker/internal/testserver"
 )
 
@@ -59,4 +61,9 @@ func New(tb testing.TB, opts Options) *Server {
 //	func TestMain(m *testing.M) { os.Exit(redistest.Main(m)) }
 //
 // Tests that have several kinds of servers use testserver.Main.
-func Main(m testserver.Tests) int { return product.Main(m, &shared) }
+//
+// go-redis tells nobody of connections that fail: tests make thousands of them, among which a failure is not found.
+func Main(m testserver.Tests) int {
+	logging.Disable()
+	return product.Main(m, &shared)
+}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/redistest"
@@ -75,7 +76,7 @@ func (r *redisStore) rules() history.Rules {
 }
 
 func newRedisStore(s *soak) (r *redisStore, err error) {
-	redis.SetLogger(quiet{})
+	logging.Disable() // of connections that fail, as they are to
 	if err := useServerProgram(s.dir, redistest.EnvProgram); err != nil {
 		return nil, err
 	}
@@ -120,10 +121,6 @@ func newRedisStore(s *soak) (r *redisStore, err error) {
 	}
 	return r, nil
 }
-
-type quiet struct{}
-
-func (quiet) Printf(context.Context, string, ...any) {}
 
 func (r *redisStore) close() (err error) {
 	if r.sentinels != nil {

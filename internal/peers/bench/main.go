@@ -12,7 +12,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 
 	"github.com/lockerkit/locker/internal/faultproxy"
 	"github.com/lockerkit/locker/internal/redistest"
@@ -58,7 +58,7 @@ func run(servers, holed, contenders, rounds int, round, latencies time.Duration)
 		defer func() { _ = proxy.Close() }()
 		addrs, proxies = append(addrs, server.Addr()), append(proxies, proxy)
 	}
-	redis.SetLogger(silence{}) // of connections that fail, as they are to
+	logging.Disable() // of connections that fail, as they are to
 
 	fmt.Printf("\n%d contenders for one key on %d servers, who do nothing else:\n", contenders, servers)
 	if err := contend(redlocks(), addrs, contenders, contenders, rounds, round, 0, 0); err != nil {

@@ -92,9 +92,3 @@ func connect(addrs []string, o redis.Options) (clients []redis.UniversalClient, 
 		}
 	}
 }
-
-// silence is a logger.
-type silence struct{}
-
-// Printf implements the interface of go-redis.
-func (silence) Printf(context.Context, string, ...any) {}
