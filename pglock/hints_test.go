@@ -241,44 +241,56 @@ func TestRefusedSessions(t *testing.T) {
 }
 
 // TestNothingInTheLog has waits cancelled, and taken up anew, which is nothing that an administrator has to be told of.
+// On a machine that is late, a wait is cancelled twice, and the second time may be an error: see firstCancel.
 func TestNothingInTheLog(t *testing.T) {
 	t.Parallel()
-	for _, test := range []struct{ name, prepare string }{
-		{"as it is", "SELECT 1"},
-		{"no PL/pgSQL", "DROP EXTENSION plpgsql"},
+	for _, test := range []struct {
+		name, prepare string
+		logged        bool
+	}{
+		{"as it is", "SELECT 1", false},
+		{"no PL/pgSQL", "DROP EXTENSION plpgsql", true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			server := pgtest.New(t, pgtest.Options{Settings: map[string]string{"log_error_verbosity": "verbose"}})
-			admin, key := connect(t, server.URL()), unique("key")
-			admin.do(pglock.SchemaSQL(pglock.DefaultNamespace)) // that it is missing would be an error
-			admin.do(test.prepare)
-			l := openWatched(t, pglock.Config{}, server.URL(), locker.TTL(time.Minute))
-			pglock.SetLifetimes(l.backend, time.Minute, 300*time.Millisecond)
-			other := open(t, server.URL())
-			lease := mustTry(t, other, key)
-			ctx, cancel := context.WithCancel(t.Context())
-			cancelled := locktest.Started(func() error { _, err := l.Lock(ctx, key); return err })
-			eventually(t, "it waits", func() bool { return admin.inLine(key) == 1 })
-			cancel()
-			if err := cancelled.Get(t); !errors.Is(err, context.Canceled) {
-				t.Error(err)
-			}
-			eventually(t, "it has left", func() bool { return admin.inLine(key) == 0 })
-			waiter := locktest.Started(func() *locker.Lease { return mustLock(t, l, key) })
-			const since = "SELECT waitstart FROM pg_locks WHERE NOT granted AND " + oneKey
-			var first string
-			eventually(t, "it waits again", func() bool { first = admin.text(since, pglock.Key(key)); return first != "" })
-			eventually(t, "it has taken its place anew", func() bool {
-				now := admin.text(since, pglock.Key(key))
-				return now != "" && now != first
+			locktest.Tries(t, func() error {
+				server := pgtest.New(t, pgtest.Options{Settings: map[string]string{"log_error_verbosity": "verbose"}})
+				cancelWaits(t, server, test.prepare)
+				if log := server.LogTail(); strings.Contains(log, "ERROR") != test.logged {
+					return fmt.Errorf("want errors in the log: %v\n%s", test.logged, log)
+				}
+				return nil
 			})
-			mustUnlock(t, lease)
-			mustUnlock(t, waiter.Get(t))
-			logged := strings.Contains(server.LogTail(), "ERROR")
-			if plain := test.prepare != "SELECT 1"; logged != plain {
-				t.Errorf("errors in the log: %v\n%s", logged, server.LogTail())
-			}
 		})
 	}
+}
+
+// cancelWaits has a caller give up a wait, and a waiter take its place anew.
+func cancelWaits(t *testing.T, server *pgtest.Server, prepare string) {
+	t.Helper()
+	admin, key := connect(t, server.URL()), unique("key")
+	admin.do(pglock.SchemaSQL(pglock.DefaultNamespace)) // that it is missing would be an error
+	admin.do(prepare)
+	l := openWatched(t, pglock.Config{}, server.URL(), locker.TTL(time.Minute))
+	pglock.SetLifetimes(l.backend, time.Minute, 300*time.Millisecond)
+	other := open(t, server.URL())
+	lease := mustTry(t, other, key)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancelled := locktest.Started(func() error { _, err := l.Lock(ctx, key); return err })
+	eventually(t, "it waits", func() bool { return admin.inLine(key) == 1 })
+	cancel()
+	if err := cancelled.Get(t); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	eventually(t, "it has left", func() bool { return admin.inLine(key) == 0 })
+	waiter := locktest.Started(func() *locker.Lease { return mustLock(t, l, key) })
+	const since = "SELECT waitstart FROM pg_locks WHERE NOT granted AND " + oneKey
+	var first string
+	eventually(t, "it waits again", func() bool { first = admin.text(since, pglock.Key(key)); return first != "" })
+	eventually(t, "it has taken its place anew", func() bool {
+		now := admin.text(since, pglock.Key(key))
+		return now != "" && now != first
+	})
+	mustUnlock(t, lease)
+	mustUnlock(t, waiter.Get(t))
 }
