@@ -156,7 +156,9 @@ func TestPollsAreRare(t *testing.T) {
 				}
 			})
 		}
-		eventually(t, "it has marked the keys that it polls for", func() bool { return pglock.Marked(b) == keys-sessions })
+		eventually(t, "it has marked the keys that it polls for", func() bool {
+			return pglock.Marked(b) == keys-sessions
+		})
 	}
 	time.Sleep(time.Second) // what marking them has brought about
 	start, messages, tries := time.Now(), d.writes.Load(), d.tries.Load()

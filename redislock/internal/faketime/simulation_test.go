@@ -30,8 +30,8 @@ const (
 
 // TestSimulation has workers of several processes lock a few keys for a minute, in all modes that there are, while
 // their connections fail in all ways, at random, each by itself. What they see must be what the contract says, at each
-// moment: in fake time, all of them have the same clock, exactly. LOCKER_TRIALS says how many such minutes there are. No
-// seed would repeat one: Go's scheduler has a part in it.
+// moment: in fake time, all of them have the same clock, exactly. LOCKER_TRIALS says how many such minutes there are.
+// No seed would repeat one: Go's scheduler has a part in it.
 func TestSimulation(t *testing.T) {
 	t.Run("one server", func(t *testing.T) {
 		simulate(t, 1, everyMode, newOnOne)
