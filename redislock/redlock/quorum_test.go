@@ -425,28 +425,35 @@ func TestLateRequest(t *testing.T) {
 			key := fmt.Sprintf("%s/%s", t.Name(), name)
 			redistest.HoldBack(proxies[0])
 			test(key)
-			clean := func() bool {
-				for _, rdb := range rdbs {
-					if rdb.Exists(context.Background(), redlock.DefaultPrefix+key, "{"+redlock.DefaultPrefix+key+"}:locker:queue:").
-						Val() >
-						0 {
-						return false
+			lock, queue := redlock.DefaultPrefix+key, "{"+redlock.DefaultPrefix+key+"}:locker:queue:"
+			marks := func(i int) (all []string) {
+				for _, mark := range rdbs[i].Keys(context.Background(), "{"+lock+"}:locker:tombstone:*").Val() {
+					all = append(all, rdbs[i].Get(context.Background(), mark).Val())
+				}
+				return all
+			}
+			left := func() (what []string) {
+				for i, rdb := range rdbs {
+					if rdb.Exists(context.Background(), lock, queue).Val() > 0 {
+						what = append(what, fmt.Sprintf("server %d: %q, in line %v, marks %v", i,
+							rdb.Get(context.Background(), lock).Val(),
+							rdb.ZRange(context.Background(), queue, 0, -1).Val(), marks(i)))
 					}
 				}
-				return true
+				return what
 			}
 			// By new connections, once the old ones are given up, which takes a while; the mark says that this was
-			// done. There is none if a new connection was used in the first place.
+			// done. There is none if a new connection was used in the first place. One that is a number is for the
+			// earlier ones of several requests, whose owner goes on.
 			begin := time.Now()
 			eventually(t, 30*time.Second, "nothing is left at any server", func() bool {
-				marks := rdbs[0].Keys(context.Background(), "{"+redlock.DefaultPrefix+key+"}:locker:tombstone:*").Val()
-				return clean() && (len(marks) > 0 || time.Since(begin) > 10*time.Second)
+				return len(left()) == 0 && (slices.Contains(marks(0), "left") || time.Since(begin) > 10*time.Second)
 			})
 			proxies[0].Heal() // what was held back arrives
 			deadline := time.Now().Add(500 * time.Millisecond)
 			for time.Now().Before(deadline) {
-				if !clean() {
-					t.Fatal("what arrived late has left something behind")
+				if what := left(); len(what) > 0 {
+					t.Fatalf("what arrived late has left something behind: %v", what)
 				}
 				time.Sleep(5 * time.Millisecond)
 			}
