@@ -99,8 +99,9 @@ func AlsoOthers() BreakOption {
 // Those who hold it together, in a mode, are all told, and others of that mode get in beside them as ever. Whoever
 // waits is not told.
 //
-// A holder whose process answers is told within about a round trip, or at its first renewal if there was none yet, on
-// stores that tell nothing before (etcd does). One that is frozen or cut off learns of it as of every other loss.
+// A holder whose process answers is told within about a round trip. If it has had the lock for less than 100 ms, it may
+// be told at its first renewal only, as always on Postgres without the option Holder. One that is frozen or cut off
+// learns of it as of every other loss.
 //
 // It returns ErrNotHeld if nobody holds the key. It returns errors.ErrUnsupported if the backend cannot do it, or the
 // holder is a client of another kind. Other errors are ErrInvalidKey, ErrInvalidOption for a reason longer than

@@ -54,8 +54,8 @@
 //
 // Client.Revoke marks the owner in the lock, "locker:revoked:" and then what it was: no renewal succeeds any more, and
 // Unlock does. The lock ends with the lease as it was last renewed, and others find it taken until then. The holder is
-// told by a message on the channel "locker:revoked", if its lease has been renewed before, and else when it renews. For
-// that, a process with leases that are renewed has one connection that listens, the same as for its waiters.
+// told by a message on the channel "locker:revoked", and if that does not arrive, when it renews. For that, a Locker
+// has one connection that listens, the same as for its waiters, from when a lock has been held for 50 to 100 ms.
 // Client.Break deletes the lock, and mints a token.
 //
 // # What it does not guarantee

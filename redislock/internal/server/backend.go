@@ -42,6 +42,7 @@ func (b *Server) Acquire(ctx context.Context, r locker.Request) (locker.Grant, e
 	case refusal != nil:
 		return locker.Grant{}, &locker.Held{Holder: scripts.HolderIn(refusal.Value), Remaining: refusal.Remaining}
 	}
+	b.Line.leases.granted(r)
 	return locker.Grant{Request: r, Token: a.Token, Slot: a.Slot}, nil
 }
 
@@ -186,7 +187,6 @@ func remainingOf(pttl int64) time.Duration {
 // Renew implements locker.Backend.
 func (b *Server) Renew(ctx context.Context, gs []locker.Grant, done func(i int, r locker.Renewal)) {
 	b.Line.leases.renewed(gs)
-	b.Line.start()
 	value := func(i int) string { return scripts.ValueOf(gs[i].Owner.String(), gs[i].Holder) }
 	var asking sync.WaitGroup
 	defer asking.Wait()

@@ -125,7 +125,7 @@ type Listener interface {
 func NewProcess() string { return fmt.Sprintf("%016x%016x", rand.Uint64(), rand.Uint64()) }
 
 func newLine(c *conn.Client, set *scripts.Set, prefix, process string) *Line {
-	return &Line{
+	l := &Line{
 		client:  c,
 		scripts: set,
 		prefix:  prefix,
@@ -134,6 +134,8 @@ func newLine(c *conn.Client, set *scripts.Set, prefix, process string) *Line {
 		keys:    make(map[string]*lineKey),
 		kick:    make(chan struct{}, 1),
 	}
+	l.leases.listen = l.start
+	return l
 }
 
 // Join makes a waiter that can be called.

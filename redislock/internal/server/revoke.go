@@ -2,14 +2,11 @@ package server
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"maps"
 	"net/url"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/lockerkit/locker"
@@ -113,93 +110,4 @@ func (b *Server) whyRevoked(ctx context.Context, g locker.Grant) error {
 		why = "" // it does not matter more than to tell the holder
 	}
 	return fmt.Errorf("%w: %w", locker.ErrLost, decodeWhy(why, false))
-}
-
-// leases are those of this Locker that have been renewed, by their owners. Their holders are told at once when somebody
-// takes a lock away; those of younger leases when they renew.
-type leases struct {
-	mu   sync.Mutex
-	held map[locker.Owner]lease
-	most int // more than so many are looked through for those that are over
-}
-
-type lease struct {
-	request locker.Request
-	until   time.Time
-}
-
-// renewed notes that some leases are about to be renewed.
-func (l *leases) renewed(gs []locker.Grant) {
-	const few = 1000
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.held == nil {
-		l.held = make(map[locker.Owner]lease)
-	}
-	now := time.Now()
-	for _, g := range gs {
-		l.held[g.Owner] = lease{g.Request, now.Add(g.TTL)}
-	}
-	if len(l.held) > l.most { // some were not released
-		maps.DeleteFunc(l.held, func(_ locker.Owner, held lease) bool { return now.After(held.until) })
-		l.most = 2*len(l.held) + few
-	}
-}
-
-// any reports whether there is one that is not over, and forgets those that it finds before.
-func (l *leases) any() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	now := time.Now()
-	for owner, held := range l.held {
-		if now.Before(held.until) {
-			return true
-		}
-		delete(l.held, owner)
-	}
-	return false
-}
-
-// released notes that a lease is being given back.
-func (l *leases) released(owner locker.Owner) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.held, owner)
-}
-
-// parseOwner is the reverse of Owner.String.
-func parseOwner(text string) (o locker.Owner, ok bool) {
-	if len(text) != hex.EncodedLen(len(o)) {
-		return o, false // Decode would write on behind the end
-	}
-	_, err := hex.Decode(o[:], []byte(text))
-	return o, err == nil
-}
-
-// heard tells those of this Locker who had a lock that was taken away.
-func (l *leases) heard(message string) {
-	kind, rest, _ := strings.Cut(message, " ")
-	end := strings.LastIndexByte(rest, ' ')
-	if end < 0 || kind != "r" && kind != "b" {
-		return // not one of ours
-	}
-	l.takenAway(rest[end+1:], decodeWhy(rest[:end], kind == "b"))
-}
-
-// takenAway tells those of some owners who are holders here.
-func (l *leases) takenAway(owners string, r *locker.Revocation) {
-	var lost []locker.Request
-	l.mu.Lock()
-	for text := range strings.SplitSeq(owners, ",") {
-		if owner, ok := parseOwner(text); ok {
-			if held, ok := l.held[owner]; ok {
-				lost = append(lost, held.request)
-				delete(l.held, owner)
-			}
-		}
-	}
-	l.mu.Unlock()
-	if len(lost) > 0 {
-		locker.ReportLost(lost, r)
-	}
 }

@@ -43,6 +43,7 @@ func (b *Server) WaitFrom(ctx context.Context, r locker.Request, place *Place) (
 		refused, err := b.Try(ctx, &a)
 		switch {
 		case err == nil && refused == nil:
+			b.Line.leases.granted(r)
 			return locker.Grant{Request: r, Token: a.Token, Slot: a.Slot, Sent: sent}, nil
 		case err == nil:
 			failures = 0
