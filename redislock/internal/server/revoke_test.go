@@ -139,25 +139,61 @@ func TestRevokeLeavesOutNobody(t *testing.T) {
 
 // TestLeasesAreForgotten: what is kept of leases that nobody renews or releases any more is bounded.
 func TestLeasesAreForgotten(t *testing.T) {
+	for name, note := range map[string]func(*leases, locker.Request){
+		"granted": (*leases).granted,
+		"renewed": func(l *leases, r locker.Request) { l.renewed([]locker.Grant{{Request: r}}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := leases{listen: func() {}}
+				longest := 0
+				for i := range 50_000 {
+					note(&l, locker.Request{Owner: locker.Owner{byte(i), byte(i >> 8), byte(i >> 16)}, TTL: time.Second})
+					longest = max(longest, len(l.held))
+					time.Sleep(10 * time.Millisecond) // a hundred are alive
+				}
+				if longest > 5000 {
+					t.Errorf("%d leases were kept, of which a hundred were alive", longest)
+				}
+				if !l.any() {
+					t.Error("those that are alive are forgotten")
+				}
+				time.Sleep(time.Second)
+				if l.any() || len(l.held) > 0 {
+					t.Errorf("%d leases are kept that are over", len(l.held))
+				}
+			})
+		})
+	}
+}
+
+// TestShortLocksAreNotListenedFor: a Locker that holds each lock for a moment needs no connection to listen, whatever
+// their number; one that holds a lock for longer does, once.
+func TestShortLocksAreNotListenedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var l leases
-		longest := 0
-		for i := range 50_000 {
-			l.renewed([]locker.Grant{{Request: locker.Request{
-				Owner: locker.Owner{byte(i), byte(i >> 8), byte(i >> 16)}, TTL: time.Second,
-			}}})
-			longest = max(longest, len(l.held))
-			time.Sleep(10 * time.Millisecond) // a hundred are alive
+		var listens atomic.Int32
+		l := leases{listen: func() { listens.Add(1) }}
+		owner := func(i int) locker.Owner { return locker.Owner{byte(i), byte(i >> 8)} }
+		for i := range 1000 {
+			l.granted(locker.Request{Owner: owner(i), TTL: time.Minute})
+			time.Sleep(listenAfter / 5)
+			l.released(owner(i - i%2)) // half of them a little later
+			l.released(owner(i - 1))
 		}
-		if longest > 5000 {
-			t.Errorf("%d leases were kept, of which a hundred were alive", longest)
+		if n := listens.Load(); n > 0 {
+			t.Errorf("%d times, for locks that were held for %v", n, listenAfter/5*2)
 		}
-		if !l.any() {
-			t.Error("those that are alive are forgotten")
+		begun := time.Now()
+		l.granted(locker.Request{Owner: owner(0), TTL: time.Minute})
+		for listens.Load() == 0 && time.Since(begun) < time.Second {
+			time.Sleep(time.Millisecond)
 		}
-		time.Sleep(time.Second)
-		if l.any() || len(l.held) > 0 {
-			t.Errorf("%d leases are kept that are over", len(l.held))
+		if took := time.Since(begun); took < listenAfter || took > 2*listenAfter+time.Millisecond {
+			t.Errorf("it listens after %v; want %v to twice that", took, listenAfter)
+		}
+		time.Sleep(time.Minute)
+		if n := listens.Load(); n != 1 {
+			t.Errorf("it began to listen %d times for one lock", n)
 		}
 	})
 }
@@ -184,7 +220,7 @@ func TestRevokeOfAnotherKind(t *testing.T) {
 // TestListensForLeases: there is somebody to listen for while any lease goes on, whoever has renewed last.
 func TestListensForLeases(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := new(Line)
+		l := &Line{leases: leases{listen: func() {}}}
 		if !l.retire() {
 			t.Error("it listens for nobody")
 		}
