@@ -30,42 +30,50 @@ func setUser(t *testing.T, admin *redis.Client, rules string) {
 // useAll does with two Lockers all that they can do.
 func useAll(t *testing.T, a, b locker.Locker, keys int) {
 	t.Helper()
+	const ttl = 6 * time.Second // its renewals are in time also when the machine is busy
 	late := 0
+	var modes []locktest.Pending[bool]
 	for i := range keys {
 		key := "k" + strconv.Itoa(i)
-		lease := mustLock(t, a, key, locker.TTL(3*time.Second))
+		lease := mustLock(t, a, key, locker.TTL(ttl))
 		if _, err := b.TryLock(t.Context(), key); !errors.Is(err, locker.ErrLocked) {
 			t.Errorf("TryLock: %v; want ErrLocked", err)
 		}
-		next := make(chan *locker.Lease, 1)
-		go func() { next <- mustLock(t, b, key) }()
-		time.Sleep(1500 * time.Millisecond) // a renewal and a poll
+		next := locktest.Started(func() *locker.Lease { return mustLock(t, b, key) })
+		locktest.Outlives(t, lease, 1) // a renewal, and polls meanwhile
 		released := time.Now()
 		mustUnlock(t, lease)
-		mustUnlock(t, <-next)
+		mustUnlock(t, next.Get(t))
 		if took := time.Since(released); took > 800*time.Millisecond { // or the machine is very busy
 			late++
 		}
-		useModes(t, a, b, key)
+		modes = append(modes, locktest.Started(func() bool { useModes(t, a, b, key, ttl); return true }))
 	}
 	if late == keys {
 		t.Errorf("all %d handoffs took long: no message arrived", keys)
 	}
+	for _, used := range modes {
+		used.Get(t)
+	}
 }
 
 // useModes has readers, and holders of slots, come and go while others wait for them.
-func useModes(t *testing.T, a, b locker.Locker, key string) {
+func useModes(t *testing.T, a, b locker.Locker, key string, ttl time.Duration) {
 	t.Helper()
 	for _, mode := range []locker.CallOption{locker.Shared(), locker.Slots(2)} {
-		leases := []*locker.Lease{mustLock(t, a, key, mode, locker.TTL(3*time.Second)), mustLock(t, b, key, mode)}
-		next := locktest.Started(func() *locker.Lease { return mustLock(t, a, key) })
+		leases := []*locker.Lease{mustLock(t, a, key, mode, locker.TTL(ttl)), mustLock(t, b, key, mode)}
+		// Each unlocks by itself: on a machine that is busy, the one who is to be behind may be the first in line.
+		wait := func(l locker.Locker, opts ...locker.CallOption) locktest.Pending[bool] {
+			return locktest.Started(func() bool { mustUnlock(t, mustLock(t, l, key, opts...)); return true })
+		}
+		next := wait(a)
 		time.Sleep(50 * time.Millisecond) // or else it is no different from what is above
-		behind := locktest.Started(func() *locker.Lease { return mustLock(t, b, key, mode) })
+		behind := wait(b, mode)
 		locktest.Outlives(t, leases[0], 1)
 		mustUnlock(t, leases[0])
 		mustUnlock(t, leases[1])
-		mustUnlock(t, next.Get(t))
-		mustUnlock(t, behind.Get(t))
+		next.Get(t)
+		behind.Get(t)
 	}
 }
 

@@ -148,7 +148,7 @@ func TestPermissions(t *testing.T) {
 		return rdb
 	}
 	t.Run("those documented are enough", func(t *testing.T) {
-		const ttl = 3 * time.Second // its renewals are in time also when the machine is busy
+		const ttl = 9 * time.Second // its renewals are in time also when the machine is busy
 		a, b := open(t, user("app", documentedACL), locker.TTL(ttl)), open(t, user("app", documentedACL))
 		renewed := mustLock(t, a, "renewed")
 		deadline := renewed.Deadline()

@@ -24,7 +24,7 @@ func TestFailover(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := redistest.NewSentinels(t, redistest.SentinelOptions{})
-			ttl := 20 * time.Second
+			ttl := 90 * time.Second // sentinels that were late do nothing for half a minute
 			a, b := open(t, s.Client(t), locker.TTL(ttl)), open(t, s.Client(t), locker.TTL(ttl))
 			old := s.Master(t)
 			stale := open(t, dial(t, old.Addr()), locker.TTL(ttl)) // somebody who does not hear of the failover
@@ -35,10 +35,10 @@ func TestFailover(t *testing.T) {
 			if err := test.down(old); err != nil {
 				t.Fatal(err)
 			}
-			s.AwaitFailover(t, old)
+			master := s.Admin(s.AwaitFailover(t, old))
 			rivals := func(l locker.Locker, until func(err error) bool, what string) {
 				t.Helper()
-				eventually(t, 20*time.Second, what, func() bool {
+				eventually(t, 60*time.Second, what, func() bool {
 					second, err := l.TryLock(t.Context(), "k")
 					if err == nil {
 						t.Errorf("there is a second holder, with token %d after %d", second.Token(), lease.Token())
@@ -48,6 +48,10 @@ func TestFailover(t *testing.T) {
 			}
 			isLocked := func(err error) bool { return errors.Is(err, locker.ErrLocked) }
 			rivals(b, isLocked, "the new master says that the lock is held")
+			expiry := func() time.Time {
+				return time.Now().Add(master.PTTL(t.Context(), redislock.DefaultPrefix+"k").Val())
+			}
+			before := expiry()
 			if err := test.up(old); err != nil {
 				t.Fatal(err)
 			}
@@ -55,7 +59,8 @@ func TestFailover(t *testing.T) {
 				rivals(stale, func(err error) bool { return errors.Is(err, redislock.ErrReadOnly) }, "the old master is a replica")
 			}
 			s.AwaitHealthy(t)
-			time.Sleep(ttl/3 + ttl/10) // the lease is renewed
+			eventually(t, ttl, "the lease is renewed at the new master, or lost",
+				func() bool { return expiry().After(before.Add(time.Second)) || lease.Err() != nil })
 			if err := lease.Err(); err != nil {
 				t.Errorf("the lease: %v", err)
 			}

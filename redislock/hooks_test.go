@@ -53,7 +53,7 @@ func TestHooksSeeScripts(t *testing.T) {
 			l := open(t, locker.TTL(time.Minute))
 			awaits := func(what string, scripts int64) {
 				t.Helper()
-				eventually(t, 20*time.Second, "the hook sees "+what, func() bool { return seen.Load() >= scripts })
+				eventually(t, 40*time.Second, "the hook sees "+what, func() bool { return seen.Load() >= scripts })
 				seen.Store(0)
 			}
 			lease := mustLock(t, l, "k")
@@ -65,7 +65,7 @@ func TestHooksSeeScripts(t *testing.T) {
 			awaits("an unlock", 1)
 			mustUnlock(t, <-waited)
 			seen.Store(0)
-			lease = mustLock(t, l, "renewed", locker.TTL(time.Second))
+			lease = mustLock(t, l, "renewed", locker.TTL(6*time.Second))
 			seen.Store(0)
 			awaits("renewals", 3)
 			mustUnlock(t, lease)

@@ -220,20 +220,24 @@ func TestLostMessages(t *testing.T) {
 	proxy.SetWhere(isSubscription, faultproxy.BlackHole())
 	holder, waiter := open(t, dial(t, server.Addr())), open(t, deaf)
 	for range 3 {
-		lease := mustLock(t, holder, "k")
-		granted := make(chan time.Time, 1)
-		var next *locker.Lease
-		go func() {
-			next = mustLock(t, waiter, "k")
-			granted <- time.Now()
-		}()
-		eventually(t, 5*time.Second, "the waiter is in line", func() bool { return inLine(t, rdb, "k") == 1 })
-		released := time.Now()
-		mustUnlock(t, lease)
-		if took := (<-granted).Sub(released); took > 1500*time.Millisecond {
-			t.Errorf("without its message, the waiter had the lock %v after Unlock; want a second at most", took)
-		}
-		mustUnlock(t, next)
+		locktest.Tries(t, func() error {
+			key := locktest.Unique("k")
+			lease := mustLock(t, holder, key)
+			var granted time.Time
+			next := locktest.Started(func() *locker.Lease {
+				lease := mustLock(t, waiter, key)
+				granted = time.Now()
+				return lease
+			})
+			eventually(t, 5*time.Second, "the waiter is in line", func() bool { return inLine(t, rdb, key) == 1 })
+			released := time.Now()
+			mustUnlock(t, lease)
+			mustUnlock(t, next.Get(t))
+			if took := granted.Sub(released); took > 1500*time.Millisecond {
+				return fmt.Errorf("without its message, the waiter had the lock after %v; want a second at most", took)
+			}
+			return nil
+		})
 	}
 }
 
@@ -303,7 +307,17 @@ func TestLineSurvivesFlush(t *testing.T) {
 func TestOneSubscriptionForManyKeys(t *testing.T) {
 	server := redistest.New(t, redistest.Options{})
 	rdb := dial(t, server.Addr())
-	holder, waiter := open(t, dial(t, server.Addr())), open(t, dial(t, server.Addr()))
+	named := redis.NewClient(&redis.Options{Addr: server.Addr(), ClientName: "waiter"})
+	t.Cleanup(func() { _ = named.Close() })
+	holder, waiter := open(t, dial(t, server.Addr())), open(t, named)
+	subscriptions := func() (n int) { // of the waiter: who holds locks subscribes, too
+		for conn := range strings.Lines(rdb.ClientList(context.Background()).Val()) {
+			if strings.Contains(conn, " name=waiter ") && !strings.Contains(conn, " sub=0 ") {
+				n++
+			}
+		}
+		return n
+	}
 	const keys = 200
 	var leases []*locker.Lease
 	var waits sync.WaitGroup
@@ -313,11 +327,12 @@ func TestOneSubscriptionForManyKeys(t *testing.T) {
 		waits.Go(func() { mustUnlock(t, mustLock(t, waiter, key)) })
 	}
 	eventually(t, 10*time.Second, "all of them wait", func() bool { return inLine(t, rdb, strconv.Itoa(keys-1)) == 1 })
-	clients := rdb.ClientList(t.Context()).Val()
-	if n := strings.Count(clients, "sub=2"); n != 1 {
+	eventually(t, 10*time.Second, "the waiter has subscribed", func() bool { return subscriptions() > 0 })
+	if n := subscriptions(); n != 1 {
 		t.Errorf("%d subscriptions for %d waiters of one Locker; want 1", n, keys)
 	}
-	if n := strings.Count(clients, "\n"); n > 24 { // two Lockers: eight direct, one shared, one subscription; batches
+	// Two Lockers: eight direct, one shared, one subscription each; batches, and what a busy machine makes them redial.
+	if n := strings.Count(rdb.ClientList(t.Context()).Val(), "\n"); n > 40 {
 		t.Errorf("%d connections for %d locks and as many waiters", n, keys)
 	}
 	// While nothing happens, the waiters of a process ask together.
@@ -342,7 +357,7 @@ func TestGivesUpUnanswered(t *testing.T) {
 	locktest.Tries(t, func() error { return givesUpUnanswered(t, server, locktest.Unique("k")) })
 }
 
-// givesUpUnanswered returns an error if the machine was so busy that the waiter has given up by itself.
+// givesUpUnanswered returns an error if the machine was so busy that the waiter has given up, or was taken for dead.
 func givesUpUnanswered(t *testing.T, server *redistest.Server, key string) error {
 	t.Helper()
 	const ttl = 300 * time.Millisecond
@@ -371,10 +386,10 @@ func givesUpUnanswered(t *testing.T, server *redistest.Server, key string) error
 	if err := waits.Get(t); !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("Lock: %w; want Canceled", err)
 	}
+	stalled := watchStalls(t)
 	// The next one keeps the line from expiring.
 	next := locktest.Started(func() *locker.Lease { return mustLock(t, other, key) })
 	time.Sleep(4 * ttl) // Release has given up: an attempt to connect takes half a second
-	stalled := watchStalls(t)
 	proxy.Heal()
 	alive := "{" + redislock.DefaultPrefix + key + "}:locker:alive:"
 	till := admin.ZScore(t.Context(), alive, member).Val()
@@ -384,14 +399,13 @@ func givesUpUnanswered(t *testing.T, server *redistest.Server, key string) error
 	now := admin.Time(t.Context()).Val()
 	left := time.UnixMicro(int64(till * 1000)).Sub(now)
 	t.Logf("out of line %v before it would have been taken for dead", left)
-	switch {
-	case left > 0:
-	case stalled() > 500*time.Millisecond:
-		t.Skip("the machine stood still")
-	default:
-		t.Error("it was in line until it was taken for dead")
-	}
 	mustUnlock(t, lease)
 	lease = next.Within(t, 10*time.Second, "the next one has the lock")
+	if worst := stalled(); left <= 0 && worst > 500*time.Millisecond {
+		return fmt.Errorf("it was in line until it was taken for dead, and the machine stood still for %v", worst)
+	}
+	if left <= 0 {
+		t.Error("it was in line until it was taken for dead")
+	}
 	return nil
 }

@@ -116,9 +116,9 @@ func TestManyWaitersOfOneKey(t *testing.T) {
 	if most > together {
 		t.Errorf("a script asked for %d waiters; want %d at most", most, together)
 	}
-	if after := membersInLine(t, admin, "k"); !slices.Equal(after, before) {
-		t.Errorf("%d waiters have become %d, or have other places", len(before), len(after))
-	}
+	// Who was taken for dead, on a machine that stood still, takes the old place again.
+	eventually(t, 10*time.Second, "all have the places that they had",
+		func() bool { return slices.Equal(membersInLine(t, admin, "k"), before) })
 	t.Logf("a script asks for %d waiters; the slowest took %v", most, slowest(t, admin))
 	cancel()
 	waits.Wait()

@@ -106,7 +106,7 @@ func TestRevokeMany(t *testing.T) {
 	leases := make([]*locker.Lease, readers)
 	var all sync.WaitGroup
 	for i := range leases {
-		all.Go(func() { leases[i] = mustLock(t, l, "k", locker.Shared(), locker.TTL(3*time.Second)) })
+		all.Go(func() { leases[i] = mustLock(t, l, "k", locker.Shared(), locker.TTL(9*time.Second)) })
 	}
 	all.Wait()
 	if t.Failed() {
@@ -142,7 +142,7 @@ func TestRevokedWithoutAMessage(t *testing.T) {
 	for name, mode := range map[string][]locker.CallOption{
 		"exclusive": nil, "shared": {locker.Shared()}, "slots": {locker.Slots(2)},
 	} {
-		l := client(t, dial(t, server.Addr()), locker.TTL(2*time.Second), locker.Holder("x"))
+		l := client(t, dial(t, server.Addr()), locker.TTL(9*time.Second), locker.Holder("x"))
 		lease := mustLock(t, l, name, mode...) // too young to listen
 		other := mustLock(t, l, name+"/other", mode...)
 		if err := by.Revoke(t.Context(), name, "100 % \x00stuck, é"); err != nil {

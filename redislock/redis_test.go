@@ -109,13 +109,18 @@ func TestHolderIsNamed(t *testing.T) {
 		err.Error() != want {
 		t.Errorf("TryLock: %v\nwant     %s", err, want)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	_, err = b.Lock(ctx, t.Name())
-	var e *locker.Error
-	if !errors.As(err, &e) || e.Holder != "worker-7 on host-3" || !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("Lock: %v; want DeadlineExceeded, naming the holder", err)
-	}
+	// When the first answer is late, nobody knows of a holder yet.
+	eventually(t, 10*time.Second, "Lock returns DeadlineExceeded, naming the holder", func() bool {
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		_, err := b.Lock(ctx, t.Name())
+		var e *locker.Error
+		named := errors.As(err, &e) && e.Holder == "worker-7 on host-3" && errors.Is(err, context.DeadlineExceeded)
+		if !named {
+			t.Logf("Lock: %v", err)
+		}
+		return named
+	})
 }
 
 // TestTokensIncrease loses Redis's memory of the tokens in every way that one server has.
@@ -197,12 +202,12 @@ func TestLeavesNoGarbage(t *testing.T) {
 func TestSurvivesScriptFlush(t *testing.T) {
 	server := redistest.New(t, redistest.Options{})
 	rdb := dial(t, server.Addr())
-	const ttl = 3 * time.Second // its renewals are in time also when the machine is busy
+	const ttl = 6 * time.Second // its renewals are in time also when the machine is busy
 	a, b := open(t, rdb, locker.TTL(ttl)), open(t, rdb, locker.TTL(ttl))
 	lease := mustLock(t, a, "k")
 	waited := make(chan *locker.Lease, 1)
 	go func() { waited <- mustLock(t, b, "k") }()
-	stop := time.After(2 * ttl) // some renewals and polls
+	stop := time.After(3 * ttl / 2) // some renewals and polls
 	for flushing := true; flushing; {
 		select {
 		case <-stop:

@@ -63,7 +63,7 @@ func TestTokensAfterTheirRetention(t *testing.T) {
 	admin := dial(t, server.Addr())
 	rdb := redis.NewClient(&redis.Options{Addr: server.Addr()})
 	t.Cleanup(func() { _ = rdb.Close() })
-	l := redislock.Config{TokenRetention: time.Second}.New(rdb, locker.TTL(3*time.Second))
+	l := redislock.Config{TokenRetention: time.Second}.New(rdb, locker.TTL(6*time.Second))
 	t.Cleanup(func() { _ = l.Close() })
 	left := func(keys int64) func() bool {
 		return func() bool { return admin.DBSize(t.Context()).Val() == keys }

@@ -3,6 +3,7 @@ package locktest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
@@ -60,14 +61,22 @@ var classes = []error{locker.ErrUnavailable, locker.ErrDenied, locker.ErrUnfit}
 // CheckClass checks that err is of one class of package locker, and of no other.
 func CheckClass(t testing.TB, what string, err, want error) {
 	t.Helper()
+	if wrong := WrongClass(what, err, want); wrong != nil {
+		t.Error(wrong)
+	}
+}
+
+// WrongClass returns what CheckClass finds wrong, and nil if that is nothing.
+func WrongClass(what string, err, want error) error {
 	if !errors.Is(err, want) {
-		t.Errorf("%s: %v; want %v", what, err, want)
+		return fmt.Errorf("%s: %v; want %w", what, err, want) //nolint:errorlint // err may be nil
 	}
 	for _, other := range classes {
 		if other != want && errors.Is(err, other) { //nolint:errorlint // want is one of these
-			t.Errorf("%s: %v, which is also %v", what, err, other)
+			return fmt.Errorf("%s: %w, which is also %w", what, err, other)
 		}
 	}
+	return nil
 }
 
 // CheckAcquires checks that Lock and TryLock fail with want. It returns the errors.
