@@ -94,8 +94,9 @@ func (s *deposedStream) Recv() (*pb.LeaseKeepAliveResponse, error) {
 // nothing is asked beside keep-alives that come in due time.
 func TestDeposedLeader(t *testing.T) {
 	t.Parallel()
-	const ttl = 5 * time.Second
-	cluster := etcdtest.New(t, etcdtest.Options{}) // in raft term 2 or later
+	const ttl = 8 * time.Second // in a third of it, it can be renewed also when the machine is busy
+	// The cluster is in raft term 2 or later.
+	cluster := etcdtest.New(t, etcdtest.Options{})
 	d := &deposed{changed: make(chan struct{})}
 	l := etcdlock.NewWith(connect(t, cluster.Endpoints()...),
 		func(c pb.LeaseClient) pb.LeaseClient { return deposedLeases{c, d} }, locker.TTL(ttl))

@@ -256,7 +256,7 @@ func (s slowLook) Range(ctx context.Context, r *pb.RangeRequest, opts ...grpc.Ca
 // each keep-alive counts when it is verified.
 func TestVerifiedLate(t *testing.T) {
 	t.Parallel()
-	const ttl = 6 * time.Second
+	const ttl = 8 * time.Second // there is time left for a keep-alive also when the machine is busy
 	addr := etcdtest.Address(t)
 	slow := func(kv pb.KVClient) pb.KVClient { return slowLook{kv, ttl/3 + ttl/30} }
 	l := etcdlock.NewByKV(connect(t, addr, addr, addr), slow, locker.TTL(ttl))

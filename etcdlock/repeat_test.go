@@ -148,9 +148,16 @@ func TestSlowDisk(t *testing.T) {
 		slow := func(kv pb.KVClient) pb.KVClient { return slowDisk{kv, delay, &sent} }
 		l := etcdlock.NewByKV(connect(t, endpoints...), slow, locker.TTL(ttl))
 		defer func() { _ = l.Close() }()
-		held := mustLock(t, l, unique("key"))
+		held, err := lock(l, unique("key"))
+		if err != nil {
+			return err
+		}
 		for range pairs {
-			mustUnlock(t, mustLock(t, l, unique("key")))
+			lease, err := lock(l, unique("key"))
+			if err != nil {
+				return err
+			}
+			mustUnlock(t, lease)
 		}
 		mustUnlock(t, held)
 		if n := sent.Load(); n != 2+2*pairs {

@@ -3,6 +3,7 @@ package etcdlock_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -50,7 +51,7 @@ func (a admin) drain() {
 
 func TestNoSpace(t *testing.T) {
 	t.Parallel()
-	const ttl = 3 * time.Second
+	const ttl = 9 * time.Second // a third of it bounds an attempt, which takes a while on a machine that is busy
 	cluster := etcdtest.New(t, etcdtest.Options{Flags: []string{"--quota-backend-bytes=4194304"}})
 	root := administer(t, cluster.Client(t))
 	l := open(t, cluster.Endpoints(), locker.TTL(ttl))
@@ -68,9 +69,9 @@ func TestNoSpace(t *testing.T) {
 	failures.CheckAcquires(t, l, unique("key"), etcdlock.ErrNoSpace)
 	failures.CheckAcquires(t, open(t, cluster.Endpoints()), unique("key"), etcdlock.ErrNoSpace) // who has no lease either
 	isLocked(t, l, key)
-	outlives(t, lease, 2)
+	outlives(t, lease, 1) // it is renewed after there was no space
 	mustUnlock(t, lease)
-	mustUnlock(t, granted(t, next, ttl/3))
+	mustUnlock(t, granted(t, next, patience))
 
 	ctx, cancel := context.WithCancel(t.Context())
 	refused := make(chan struct{})
@@ -84,19 +85,22 @@ func TestNoSpace(t *testing.T) {
 			refused <- struct{}{}
 		}()
 	}
-	start, slowest := time.Now(), time.Duration(0)
+	start, took := time.Now(), []time.Duration(nil)
 	for _, lease := range leases {
 		start := time.Now()
 		mustUnlock(t, lease)
-		slowest = max(slowest, time.Since(start))
+		took = append(took, time.Since(start))
 	}
 	cancel()
 	for range 8 {
 		<-refused
 	}
-	t.Logf("%d Unlocks among refused Locks took %v, the slowest %v", len(leases), time.Since(start), slowest)
-	if slowest > ttl/6 {
-		t.Errorf("among refused Locks, an Unlock took %v", slowest)
+	slices.Sort(took)
+	most := took[len(took)*9/10] // the slowest say how busy the machine is
+	t.Logf("%d Unlocks among refused Locks took %v, most of them no more than %v, and the slowest %v", len(leases),
+		time.Since(start), most, took[len(took)-1])
+	if most > 500*time.Millisecond {
+		t.Errorf("among refused Locks, a tenth of the Unlocks took %v and longer", most)
 	}
 
 	root.drain()

@@ -160,7 +160,7 @@ func TestGrantsToBreak(t *testing.T) {
 // TestGrantsToBeSeen: a role without the permissions to be seen locks and renews all the same.
 func TestGrantsToBeSeen(t *testing.T) {
 	t.Parallel()
-	const ttl = 2 * time.Second
+	const ttl = 6 * time.Second // renewals are in time also when the machine is busy
 	server := pgtest.New(t, pgtest.Options{})
 	admin := connect(t, server.URL())
 	admin.do(pglock.SchemaSQL(pglock.DefaultNamespace))
@@ -170,11 +170,11 @@ func TestGrantsToBeSeen(t *testing.T) {
 		l := openWatched(t, pglock.Config{}, granted(t, admin, server.URL(), grants), locker.TTL(ttl),
 			locker.Holder("worker"))
 		lease := mustTry(t, l, key)
-		works(t, l, l, 1)
+		works(t, l, l, 0)
 		locktest.Outlives(t, lease, 1)
-		known = inspect(t, by, key).Holders[0].Name == "worker"
+		known = locktest.Within(ttl, func() bool { return inspect(t, by, key).Holders[0].Name == "worker" })
 		mustRevoke(t, by, key)
-		locktest.Within(3*ttl, func() bool { return lease.Err() != nil })
+		locktest.Within(ttl, func() bool { return lease.Err() != nil })
 		told = errors.Is(lease.Err(), locker.ErrRevoked)
 		if !told && lease.Err() != nil {
 			t.Error(lease.Err())

@@ -212,7 +212,7 @@ func TestRefusedSessions(t *testing.T) {
 	}))
 	defer func() { _ = l.Close() }()
 	mustUnlock(t, mustTry(t, l, "any"))
-	before := proxy.Accepted()
+	before, start := proxy.Accepted(), time.Now()
 	served := make(chan struct{}, keys)
 	for i := range keys {
 		go func() {
@@ -231,8 +231,10 @@ func TestRefusedSessions(t *testing.T) {
 	}
 	time.Sleep(5 * time.Second)
 	// One for each key and one for hints at first; then one after 1 to 2 seconds, and so on.
-	if n, most := proxy.Accepted()-before, keys+1+4; n > most {
-		t.Errorf("%d connections were tried in 5 s; want %d at most", n, most)
+	n := proxy.Accepted() - before
+	took := time.Since(start) // may be longer, on a machine that is busy
+	if most := keys + 1 + int((took-time.Second)/time.Second); n > most {
+		t.Errorf("%d connections were tried in %v; want %d at most", n, took, most)
 	}
 	for _, lease := range leases {
 		mustUnlock(t, lease)

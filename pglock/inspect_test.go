@@ -328,7 +328,7 @@ func TestInspectSession(t *testing.T) {
 			t.Errorf("%+v; want a holder", info)
 		}
 	}
-	if n := admin.connections(l.app); n != 2 {
+	if n := admin.connections(l.app); n > 2 { // the one to inspect may be closed already, on a machine that is busy
 		t.Errorf("%d connections; want one for the lock, and one to inspect", n)
 	}
 	eventually(t, "the one to inspect is closed", func() bool { return admin.connections(l.app) == 1 })

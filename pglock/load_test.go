@@ -20,16 +20,24 @@ import (
 	"github.com/lockerkit/locker/pglock"
 )
 
-// TestManyLocksOneConnection holds a thousand locks at once for some TTLs, or for as long as the environment says.
+// TestManyLocksOneConnection holds a thousand locks at once for longer than their TTL, or for as long as the
+// environment says.
 func TestManyLocksOneConnection(t *testing.T) { // not in parallel: it needs the processor in time
-	const n, ttl = 1000, 3 * time.Second
-	hold := 2 * ttl
+	const ttl = 9 * time.Second // renewals are in time also when the machine is busy
+	hold := ttl * 5 / 4
 	if s := os.Getenv("LOCKER_HOLD"); s != "" {
 		var err error
 		if hold, err = time.ParseDuration(s); err != nil {
 			t.Fatalf("LOCKER_HOLD: %v", err)
 		}
 	}
+	locktest.Tries(t, func() error { return holdMany(t, ttl, hold) })
+}
+
+// holdMany returns an error if it takes more connections than it should, as a connection may be given up that is
+// silent since the machine is busy.
+func holdMany(t *testing.T, ttl, hold time.Duration) error {
+	const n = 1000
 	server := pgtest.New(t, pgtest.Options{})
 	admin := connect(t, server.URL())
 	l := openWatched(t, pglock.Config{}, server.URL(), locker.TTL(ttl))
@@ -64,8 +72,9 @@ func TestManyLocksOneConnection(t *testing.T) { // not in parallel: it needs the
 		t.Errorf("%d locks are left", locks)
 	}
 	if n := most(); n != 2 {
-		t.Errorf("%d connections; want one for the locks, and one to look", n)
+		return fmt.Errorf("%d connections; want one for the locks, and one to look", n)
 	}
+	return nil
 }
 
 // TestManyTTLs has leases of more TTLs than there are sessions for. Each ends at its own, and the key is free then.
@@ -197,7 +206,9 @@ func TestStatementsCancelled(t *testing.T) {
 		mustUnlock(t, mustLock(t, l, "warm")) // connects
 		lockers = append(lockers, l)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(wires.Trials(t, 20))*100*time.Millisecond)
+	const enough = 100 // locks that are taken
+	least := time.Duration(wires.Trials(t, 20)) * 100 * time.Millisecond
+	ctx, cancel := context.WithTimeout(t.Context(), least+locktest.Patience)
 	defer cancel()
 	var mu sync.Mutex
 	counts := make(map[string]int)
@@ -246,14 +257,20 @@ func TestStatementsCancelled(t *testing.T) {
 			})
 		}
 	}
+	done := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return counts["done"]
+	}
 	cancels := 0
-	for ctx.Err() == nil {
+	for start := time.Now(); ctx.Err() == nil && (time.Since(start) < least || done() < enough); {
 		for _, l := range lockers {
 			cancels += admin.count(`SELECT count(pg_cancel_backend(pid)) FROM pg_stat_activity
 				WHERE application_name = $1 AND random() < 0.3`, l.app)
 		}
 		time.Sleep(rand.N(4 * time.Millisecond))
 	}
+	cancel()
 	wg.Wait()
 	t.Logf("%d statements cancelled, or none: %v", cancels, counts)
 	eventually(t, "no lock is left", func() bool {
@@ -262,7 +279,7 @@ func TestStatementsCancelled(t *testing.T) {
 	for _, l := range lockers {
 		works(t, l, lockers[0], 0)
 	}
-	if counts["done"] < 100 {
+	if counts["done"] < enough {
 		t.Errorf("only %d locks were taken", counts["done"])
 	}
 }

@@ -16,7 +16,7 @@ import (
 // candidate starts the program to lead, with a command that says so, and ends with the number that it reads.
 func candidate(t *testing.T, store, key string, args ...string) *process {
 	t.Helper()
-	args = append(append([]string{"lead", "-ttl", "1s"}, args...), key, "--",
+	args = append(append([]string{"lead", "-ttl", "5s"}, args...), key, "--",
 		"sh", "-c", "echo leads; read code; exit $code")
 	return lockerOn(t, store, args...)
 }
@@ -114,7 +114,7 @@ func TestLeaderRevoked(t *testing.T) {
 func TestLeaderAfterReload(t *testing.T) {
 	t.Parallel()
 	url, key := redisURL(t), locktest.Unique("key")
-	p := lockerOn(t, url, "lead", "-ttl", "1s", key, "--", "sh", "-c",
+	p := lockerOn(t, url, "lead", "-ttl", "5s", key, "--", "sh", "-c",
 		`trap 'echo hup' HUP; trap 'echo usr1' USR1; trap 'exit 0' TERM; echo leads; while :; do sleep 0.01; done`)
 	p.says("leads")
 	p.signal(syscall.SIGHUP)

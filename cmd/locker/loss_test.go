@@ -225,14 +225,15 @@ func blocked(t *testing.T) *os.File {
 // the command on loss, nor that of the program.
 func TestMessagesThatCannotBeWritten(t *testing.T) {
 	t.Parallel()
-	url, key, file := redisURL(t), locktest.Unique("key"), t.TempDir()+"/stamps"
+	url := redisURL(t)
 	c := observer(t, url)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, args := range [][]string{{"run"}, {"run", "-v"}, {"run", "-json"}, {"lead"}} {
-		args = append(args, "-ttl", "1s", key, "--", "env", actAs+"=stamps", self, file)
+	test := func(t *testing.T, args ...string) {
+		key, file := locktest.Unique("key"), t.TempDir()+"/stamps"
+		args = append(args, "-ttl", "5s", key, "--", "env", actAs+"=stamps", self, file)
 		p := command(t, url, args...)
 		p.cmd.Stderr = blocked(t)
 		p.start()
@@ -253,5 +254,11 @@ func TestMessagesThatCannotBeWritten(t *testing.T) {
 		}
 		_ = rival.stdin.Close()
 		rival.exits(1)
+	}
+	for _, args := range [][]string{{"run"}, {"run", "-v"}, {"run", "-json"}, {"lead"}} {
+		t.Run(strings.Join(args, " "), func(t *testing.T) {
+			t.Parallel()
+			test(t, args...)
+		})
 	}
 }

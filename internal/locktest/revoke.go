@@ -55,14 +55,16 @@ func revokeTime(t *testing.T, kind string, by, l, next *locker.Client, cut func(
 	var lease *locker.Lease
 	var err error
 	Within(Patience, func() bool { // a connection may be over since it was cut off the last time
-		lease, err = l.Lock(t.Context(), key)
-		return !errors.Is(err, locker.ErrUnavailable)
+		if lease, err = l.Lock(t.Context(), key); err != nil {
+			return !errors.Is(err, locker.ErrUnavailable)
+		}
+		for at := lease.Deadline(); lease.Deadline().Equal(at) && lease.Err() == nil; time.Sleep(RevokedTTL / 100) {
+			// until it is renewed: from then on it is told at once
+		}
+		return lease.Err() == nil // or it was not renewed in time, on a machine that is busy
 	})
 	if err != nil {
 		return 0, err
-	}
-	for at := lease.Deadline(); lease.Deadline().Equal(at) && lease.Err() == nil; time.Sleep(RevokedTTL / 100) {
-		// until it is renewed: from then on it is told at once
 	}
 	heal := func() {}
 	if kind == "cut off" {
@@ -92,5 +94,8 @@ func revokeTime(t *testing.T, kind string, by, l, next *locker.Client, cut func(
 	case kind != "polite" && got.Before(lease.Deadline()):
 		return 0, errors.New("the next holder had the lock before the end of the lease of one that had not unlocked")
 	}
-	return got.Sub(start), second.Unlock()
+	if err := second.Unlock(); !errors.Is(err, locker.ErrLost) { // as it may be when the machine is busy
+		return got.Sub(start), err
+	}
+	return got.Sub(start), nil
 }
