@@ -16,6 +16,7 @@ import (
 	"github.com/lockerkit/locker/internal/redistest"
 	"github.com/lockerkit/locker/internal/wires"
 	"github.com/lockerkit/locker/redislock"
+	"github.com/lockerkit/locker/redislock/internal/conn"
 )
 
 // throughProxies returns a dialer that goes to each address by way of the proxy in the same place.
@@ -56,6 +57,7 @@ func onCluster(t *testing.T, c *redistest.Cluster) conformance.Harness {
 		rdb := redis.NewClusterClient(&redis.ClusterOptions{
 			Addrs: c.Addrs(), DisableIdentity: true, DialerRetries: 1, Dialer: throughProxies(c.Addrs(), proxies),
 		})
+		conn.Redialing(rdb) // as Open does
 		return rdb, closer(t, rdb, proxies)
 	}
 	return conformance.Harness{
@@ -145,6 +147,7 @@ func onSentinel(t *testing.T, s *redistest.Sentinels) conformance.Harness {
 		o := s.FailoverOptions()
 		o.Dialer = throughProxies(addrs, proxies)
 		rdb := redis.NewFailoverClient(o)
+		conn.Redialing(rdb) // as Open does
 		return rdb, closer(t, rdb, proxies)
 	}
 	return conformance.Harness{

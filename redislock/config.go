@@ -9,6 +9,7 @@ import (
 
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/internal/backends"
+	"github.com/lockerkit/locker/redislock/internal/conn"
 	"github.com/lockerkit/locker/redislock/internal/server"
 )
 
@@ -60,6 +61,7 @@ func (c Config) Open(ctx context.Context, url string, opts ...locker.Option) (*l
 		return nil, err
 	}
 	rdb := redis.NewUniversalClient(o)
+	conn.Redialing(rdb)
 	b, err := c.newBackend(rdb, rdb.Close)
 	if err != nil {
 		_ = rdb.Close()

@@ -75,5 +75,6 @@
 // is a server that will never do, such as Postgres, or a node of a cluster with a client for one server. Everything
 // else is ErrUnavailable. Lock and TryLock return an error after three attempts, or when a TTL has passed. How long an
 // attempt takes to fail is up to the client: go-redis dials five times by default (DialerRetries); Open sets that to
-// one.
+// one. And when as many dials have failed as its pool has room for (PoolSize), go-redis dials once in a second only:
+// at the end of an outage, leases with less than that left are lost. The clients of Open do not do that.
 package redislock

@@ -6,16 +6,20 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
 	"github.com/lockerkit/locker"
+	"github.com/lockerkit/locker/internal/faultproxy"
 	"github.com/lockerkit/locker/internal/locktest"
 	"github.com/lockerkit/locker/internal/redistest"
 	"github.com/lockerkit/locker/internal/strangers"
+	"github.com/lockerkit/locker/internal/wires"
 	"github.com/lockerkit/locker/redislock"
+	"github.com/lockerkit/locker/redislock/internal/conn"
 	"github.com/lockerkit/locker/redislock/redlock"
 )
 
@@ -368,4 +372,62 @@ func TestProtectedMode(t *testing.T) {
 			t.Errorf("%s: %v; want ErrAuth", server, err)
 		}
 	}
+}
+
+// TestOpenDialsAtOnce has dials fail more often than go-redis would have it, and the server come back.
+func TestOpenDialsAtOnce(t *testing.T) {
+	t.Parallel()
+	for name, open := range map[string]func(t *testing.T) (l *locker.Client, proxies []*faultproxy.Proxy){
+		"one server": func(t *testing.T) (*locker.Client, []*faultproxy.Proxy) {
+			proxy := faultproxy.New(t, redistest.New(t, redistest.Options{}).Addr())
+			return mustOpenURL(t, "redis://"+proxy.Addr()+"/?pool_size=1"), []*faultproxy.Proxy{proxy}
+		},
+		"Redlock": func(t *testing.T) (*locker.Client, []*faultproxy.Proxy) {
+			proxies, addresses := redistest.NewIndependent(t, 3).Proxied(t)
+			return mustOpenURL(t, "redlock://"+strings.Join(addresses, ",")+"/?pool_size=1"), proxies
+		},
+		"cluster": func(t *testing.T) (*locker.Client, []*faultproxy.Proxy) { // whose nodes say where they are, so by hand
+			c := redistest.NewCluster(t, redistest.ClusterOptions{})
+			proxies := wires.New(c.Addrs()...).Proxies(t)
+			rdb := redis.NewClusterClient(&redis.ClusterOptions{
+				Addrs: c.Addrs(), DialerRetries: 1, PoolSize: 1, Dialer: throughProxies(c.Addrs(), proxies),
+			})
+			t.Cleanup(func() { _ = rdb.Close() })
+			conn.Redialing(rdb)
+			l := client(t, rdb)
+			mustUnlock(t, mustLock(t, l, "k"))
+			return l, proxies
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l, proxies := open(t)
+			for _, proxy := range proxies {
+				proxy.Set(faultproxy.Refuse())
+			}
+			for range 3 {
+				if _, err := l.TryLock(t.Context(), "k"); !errors.Is(err, syscall.ECONNREFUSED) {
+					t.Errorf("while connections are refused: %v; want to be told", err)
+				}
+			}
+			for _, proxy := range proxies {
+				proxy.Heal()
+			}
+			lease, err := l.TryLock(t.Context(), "k")
+			if err != nil {
+				t.Fatalf("when the server can be reached again: %v", err)
+			}
+			mustUnlock(t, lease)
+		})
+	}
+}
+
+func mustOpenURL(t *testing.T, url string) *locker.Client {
+	t.Helper()
+	l, err := openURL(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return l
 }

@@ -69,7 +69,9 @@ func (c Config) Open(ctx context.Context, url string, opts ...locker.Option) (*l
 	}
 	var clients []redis.UniversalClient
 	for _, server := range servers {
-		clients = append(clients, redis.NewClient(server))
+		client := redis.NewClient(server)
+		conn.Redialing(client)
+		clients = append(clients, client)
 	}
 	b, err := newBackend(c, clients, true)
 	if err != nil {
