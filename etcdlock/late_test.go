@@ -36,7 +36,7 @@ func (a admin) exists(key string) (yes bool) {
 // time that is, it must not leave a key that nobody will ever delete.
 func TestLateRequest(t *testing.T) {
 	t.Parallel()
-	const ttl = 3 * time.Second
+	const ttl = 6 * time.Second
 	addr := etcdtest.Address(t)
 	other := open(t, []string{addr})
 	for name, c := range map[string]struct {

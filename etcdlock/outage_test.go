@@ -78,7 +78,7 @@ func TestManyWithoutAnswer(t *testing.T) {
 // TestOutage has connections refused for so long that a client takes long pauses between its attempts to connect.
 func TestOutage(t *testing.T) {
 	t.Parallel()
-	const ttl = 6 * time.Second // a third of it bounds an attempt, which takes a while on a machine that is busy
+	const ttl = 9 * time.Second // a third of it bounds an attempt, which takes a while on a machine that is busy
 	cluster := etcdtest.New(t, etcdtest.Options{})
 	for name, asks := range map[string]bool{"asks all the time": true, "is idle": false} {
 		t.Run(name, func(t *testing.T) {
@@ -87,7 +87,7 @@ func TestOutage(t *testing.T) {
 			l := open(t, []string{proxy.Addr()}, locker.TTL(ttl))
 			mustUnlock(t, mustLock(t, l, key))
 			proxy.Set(faultproxy.Refuse())
-			for outage := time.Now(); time.Since(outage) < 10*time.Second; time.Sleep(300 * time.Millisecond) {
+			for outage := time.Now(); time.Since(outage) < ttl+2*time.Second; time.Sleep(300 * time.Millisecond) {
 				if !asks {
 					continue
 				}
