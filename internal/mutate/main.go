@@ -56,7 +56,9 @@ var targets = map[string]target{
 	"redislock": {
 		globs: []string{"redislock/*.go", "redislock/internal/*/*.go", "redislock/internal/scripts/lua/*.lua"},
 		suite: tests{"redislock/internal/faketime", []string{"."}},
-		own:   tests{args: []string{"-skip=^TestConformance", "./redislock", "./redislock/internal/..."}},
+		own: tests{args: []string{
+			"-skip=^TestConformance", "./redislock", "./redislock/internal/...", "./redislock/redlock",
+		}},
 	},
 }
 
