@@ -2,8 +2,10 @@ package server
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"testing"
 	"time"
@@ -52,12 +54,9 @@ func renewAll(t *testing.T, b locker.Backend, grants ...locker.Grant) []error {
 }
 
 func newRequest(t *testing.T, owner byte) locker.Request {
-	return locker.Request{
-		Prefix: "test:",
-		Key:    t.Name(),
-		Owner:  locker.Owner{owner, 1: byte(time.Now().UnixNano())},
-		TTL:    10 * time.Second,
-	}
+	r := locker.Request{Prefix: "test:", Key: t.Name(), Owner: locker.Owner{owner}, TTL: 10 * time.Second}
+	binary.NativeEndian.PutUint64(r.Owner[1:], rand.Uint64()) // what an earlier one has left is not for this one
+	return r
 }
 
 func TestAcquireTwiceIsOneGrant(t *testing.T) {

@@ -14,8 +14,8 @@ import (
 // and twice that is the most. Most locks are held for a moment, and are not worth a connection.
 const listenAfter = 50 * time.Millisecond
 
-// leases are those of this Locker, by their owners. Their holders are told at once when somebody takes a lock away. What
-// is said before the Locker listens is not heard: then they are told when they renew.
+// leases are those of this Locker, by their owners. Their holders are told at once when somebody takes a lock away.
+// What is said before the Locker listens is not heard: then they are told when they renew.
 type leases struct {
 	listen func() // begins to listen, unless that has been done
 

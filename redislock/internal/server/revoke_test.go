@@ -148,7 +148,8 @@ func TestLeasesAreForgotten(t *testing.T) {
 				l := leases{listen: func() {}}
 				longest := 0
 				for i := range 50_000 {
-					note(&l, locker.Request{Owner: locker.Owner{byte(i), byte(i >> 8), byte(i >> 16)}, TTL: time.Second})
+					owner := locker.Owner{byte(i), byte(i >> 8), byte(i >> 16)}
+					note(&l, locker.Request{Owner: owner, TTL: time.Second})
 					longest = max(longest, len(l.held))
 					time.Sleep(10 * time.Millisecond) // a hundred are alive
 				}
