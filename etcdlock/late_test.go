@@ -92,9 +92,11 @@ func TestLateRequest(t *testing.T) {
 				key := unique("key")
 				d := &delayed{which: func(r request) bool { return r.claims(key) }}
 				l := hooked(t, connect(t, slices.Repeat([]string{addr}, c.endpoints)...), d.hook, locker.TTL(ttl))
+				begun := time.Now()
 				keeper := mustLock(t, l, unique("key")) // the etcd lease must not end with the claim
+				late := time.Since(begun) > ttl/12      // so that it may have needed a second attempt
 				fence := etcdlock.FenceOf(keeper)
-				if root.exists(fence) {
+				if root.exists(fence) && !late {
 					t.Error("the fence is raised without need")
 				}
 				c.useless(t, root, l, d, key)

@@ -65,7 +65,7 @@ func TestDeadBeforeRival(t *testing.T) {
 	smallest := time.Hour
 	for range trials() {
 		key, file := locktest.Unique("key"), t.TempDir()+"/stamps"
-		p := stamping(t, "redis://"+proxy.Addr(), file, "run", "--ttl", "1s", key)
+		p := stamping(t, "redis://"+proxy.Addr(), file, "run", "--ttl", "4s", key)
 		rival := lockerOn(t, "redis://"+server.Addr(), "run", key, "--", "sh", "-c", "echo up; read x")
 		proxy.Set(faultproxy.BlackHole())
 		rival.says("up")
