@@ -341,8 +341,11 @@ func TestReaderLeavesWhenItIsServed(t *testing.T) {
 			t.Error("a writer has the key, and others could read")
 		}
 		mustUnlock(t, lease)
+		if err == nil {
+			return errors.New("the reader that gave up was served")
+		}
 		if !errors.Is(err, context.Canceled) {
-			return fmt.Errorf("the reader that gave up: %v; want Canceled", err)
+			return fmt.Errorf("the reader that gave up: %w; want Canceled", err)
 		}
 		return nil
 	})
