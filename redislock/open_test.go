@@ -386,7 +386,8 @@ func TestOpenDialsAtOnce(t *testing.T) {
 			proxies, addresses := redistest.NewIndependent(t, 3).Proxied(t)
 			return mustOpenURL(t, "redlock://"+strings.Join(addresses, ",")+"/?pool_size=1"), proxies
 		},
-		"cluster": func(t *testing.T) (*locker.Client, []*faultproxy.Proxy) { // whose nodes say where they are, so by hand
+		// Its nodes say where they are, so it is not opened by a URL.
+		"cluster": func(t *testing.T) (*locker.Client, []*faultproxy.Proxy) {
 			c := redistest.NewCluster(t, redistest.ClusterOptions{})
 			proxies := wires.New(c.Addrs()...).Proxies(t)
 			rdb := redis.NewClusterClient(&redis.ClusterOptions{
