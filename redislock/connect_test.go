@@ -64,11 +64,14 @@ func TestRefusedConnections(t *testing.T) {
 				return err
 			})
 			eventually(t, 10*time.Second, "the waiter is in line, and listens", func() bool {
-				channels := 0
+				channels, waiters := 0, 0 // the holder listens, too
 				for _, admin := range admins {
 					channels += len(admin.PubSubChannels(t.Context(), "locker:*").Val())
+					waiters += inDatabase1(t, admin, func(p redis.Pipeliner) *redis.IntCmd {
+						return p.ZCard(t.Context(), "{"+redislock.DefaultPrefix+"held}:locker:queue:")
+					})
 				}
-				return channels > 0
+				return channels > 0 && waiters > 0
 			})
 			check := func(what string, err error) {
 				t.Helper()
@@ -159,4 +162,18 @@ func TestRefusedConnections(t *testing.T) {
 			})
 		})
 	}
+}
+
+// inDatabase1 returns what a command returns in that database, or, on a node of a cluster, in the only one: 0 if the
+// key is on another.
+func inDatabase1(t *testing.T, admin *redis.Client, do func(redis.Pipeliner) *redis.IntCmd) int {
+	t.Helper()
+	var result *redis.IntCmd
+	_, _ = admin.Pipelined(t.Context(), func(p redis.Pipeliner) error {
+		p.Do(t.Context(), "select", 1)
+		result = do(p)
+		p.Do(t.Context(), "select", 0)
+		return nil
+	})
+	return int(result.Val())
 }

@@ -34,10 +34,15 @@ func membersInLine(t testing.TB, rdb *redis.Client, key string) []string {
 // inLine returns how many do.
 func inLine(t testing.TB, rdb *redis.Client, key string) int { return len(membersInLine(t, rdb, key)) }
 
-// listening returns how many Lockers have subscribed to the channel of their own.
-func listening(t testing.TB, rdb *redis.Client) int {
+// listening returns how many of those who wait for a key are in a Locker that has subscribed to the channel of its own.
+func listening(t testing.TB, rdb *redis.Client, key string) (n int) {
 	channels := rdb.PubSubChannels(context.Background(), "*").Val()
-	return len(slices.DeleteFunc(channels, func(name string) bool { return strings.HasSuffix(name, "revoked") }))
+	for _, member := range membersInLine(t, rdb, key) {
+		if slices.ContainsFunc(channels, func(name string) bool { return strings.HasSuffix(name, member[:32]) }) {
+			n++
+		}
+	}
+	return n
 }
 
 // commandCalls returns how many commands of clients the server has executed since CONFIG RESETSTAT: scripts, and

@@ -77,7 +77,7 @@ func awaitWaiters(t *testing.T, servers []*redis.Client, n int) {
 	t.Helper()
 	eventually(t, 10*time.Second, "the waiters are in line", func() bool {
 		return !slices.ContainsFunc(servers, func(rdb *redis.Client) bool {
-			return inLine(t, rdb, "k") != n || listening(t, rdb) < n
+			return inLine(t, rdb, "k") != n || listening(t, rdb, "k") < n
 		})
 	})
 }
