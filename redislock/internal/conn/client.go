@@ -66,7 +66,7 @@ func withTimeout(plain *redis.Client, timeout time.Duration) *redis.Client {
 		clone.Options().ContextTimeoutEnabled = true // else go-redis ignores a ctx while it waits for an answer
 		clone.Options().MaxRetries = 0               // Server.Try repeats what may be repeated
 		clone.AddHook(connectHook{})
-		clone.AddHook(hooksOf{plain})
+		clone.AddHook(hooksOf{plain: plain})
 	}
 	return clone
 }

@@ -7,17 +7,23 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// connectHook has go-redis return what a server says that hangs up on a new connection. Otherwise it takes that for the
-// answer of a server which does not know HELLO, goes on, and returns that the connection is broken.
-type connectHook struct{}
+// passOn is a hook that changes nothing, for others to begin with.
+type passOn struct{}
 
 // DialHook implements redis.Hook.
-func (connectHook) DialHook(next redis.DialHook) redis.DialHook { return next }
+func (passOn) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+// ProcessHook implements redis.Hook.
+func (passOn) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
 
 // ProcessPipelineHook implements redis.Hook.
-func (connectHook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+func (passOn) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return next
 }
+
+// connectHook has go-redis return what a server says that hangs up on a new connection. Otherwise it takes that for the
+// answer of a server which does not know HELLO, goes on, and returns that the connection is broken.
+type connectHook struct{ passOn }
 
 // ProcessHook implements redis.Hook.
 func (connectHook) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
@@ -48,11 +54,11 @@ type hungUp string
 func (e hungUp) Error() string { return string(e) }
 
 // hooksOf has the hooks of a client see the commands of its clone: clones of go-redis 9.23 have none. They are those
-// that the client has when the clone gets this one.
-type hooksOf struct{ plain *redis.Client }
-
-// DialHook implements redis.Hook. Connections are made by the client itself.
-func (h hooksOf) DialHook(next redis.DialHook) redis.DialHook { return next }
+// that the client has when the clone gets this one. Connections are made by the client itself.
+type hooksOf struct {
+	passOn
+	plain *redis.Client
+}
 
 // ProcessHook implements redis.Hook.
 func (h hooksOf) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
@@ -83,12 +89,10 @@ func (h hooksOf) around(f instead) *redis.Conn {
 
 // instead is the innermost hook: it has the clone do what the client would.
 type instead struct {
+	passOn
 	process  redis.ProcessHook
 	pipeline redis.ProcessPipelineHook
 }
-
-// DialHook implements redis.Hook.
-func (i instead) DialHook(next redis.DialHook) redis.DialHook { return next }
 
 // ProcessHook implements redis.Hook.
 func (i instead) ProcessHook(redis.ProcessHook) redis.ProcessHook { return i.process }

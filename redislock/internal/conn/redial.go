@@ -20,7 +20,7 @@ func Redialing(uc redis.UniversalClient) {
 	}
 }
 
-type redialHook struct{}
+type redialHook struct{ passOn }
 
 // DialHook implements redis.Hook.
 func (redialHook) DialHook(next redis.DialHook) redis.DialHook {
@@ -31,14 +31,6 @@ func (redialHook) DialHook(next redis.DialHook) redis.DialHook {
 		}
 		return c, nil
 	}
-}
-
-// ProcessHook implements redis.Hook.
-func (redialHook) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
-
-// ProcessPipelineHook implements redis.Hook.
-func (redialHook) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
-	return next
 }
 
 // undialed is a connection that could not be made, which whoever is to use it learns.
