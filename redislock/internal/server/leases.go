@@ -20,11 +20,15 @@ type leases struct {
 	listen func() // begins to listen, unless that has been done
 
 	mu      sync.Mutex
-	began   time.Time // what the times of leases are counted from
+	began   time.Time // what the times of leases are counted from; set once
 	held    map[locker.Owner]lease
 	most    int         // more than so many are looked through for those that are over
 	timer   *time.Timer // nil until there is one; calls tick
 	ticking bool
+}
+
+func newLeases(listen func()) *leases {
+	return &leases{listen: listen, began: time.Now(), held: make(map[locker.Owner]lease)}
 }
 
 // lease is small enough for a map to need no memory of its own for each.
@@ -37,7 +41,7 @@ type lease struct {
 func (l *leases) granted(r locker.Request) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.noteLocked(r, l.nowLocked())
+	l.noteLocked(r, l.now())
 	switch {
 	case l.ticking:
 		return
@@ -52,7 +56,7 @@ func (l *leases) granted(r locker.Request) {
 // tick listens if there is a lease that was there at the last tick, and else comes again for those there are.
 func (l *leases) tick() {
 	l.mu.Lock()
-	now, old := l.nowLocked(), false
+	now, old := l.now(), false
 	for _, held := range l.held {
 		if old = held.until-now <= held.request.TTL-listenAfter; old {
 			break
@@ -70,7 +74,7 @@ func (l *leases) tick() {
 // renewed notes that some leases are about to be renewed, and listens.
 func (l *leases) renewed(gs []locker.Grant) {
 	l.mu.Lock()
-	now := l.nowLocked()
+	now := l.now()
 	for _, g := range gs {
 		l.noteLocked(g.Request, now)
 	}
@@ -78,12 +82,7 @@ func (l *leases) renewed(gs []locker.Grant) {
 	l.listen()
 }
 
-func (l *leases) nowLocked() time.Duration {
-	if l.held == nil {
-		l.began, l.held = time.Now(), make(map[locker.Owner]lease)
-	}
-	return time.Since(l.began)
-}
+func (l *leases) now() time.Duration { return time.Since(l.began) }
 
 func (l *leases) noteLocked(r locker.Request, now time.Duration) {
 	const few = 1000
@@ -98,7 +97,7 @@ func (l *leases) noteLocked(r locker.Request, now time.Duration) {
 func (l *leases) any() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	now := l.nowLocked()
+	now := l.now()
 	for owner, held := range l.held {
 		if now < held.until {
 			return true

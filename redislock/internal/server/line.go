@@ -63,7 +63,7 @@ type Line struct {
 	running    sync.WaitGroup
 	kick       chan struct{} // has room for one: look at the times again
 
-	leases leases
+	leases *leases
 }
 
 // lineKey is a key with waiters.
@@ -134,7 +134,7 @@ func newLine(c *conn.Client, set *scripts.Set, prefix, process string) *Line {
 		keys:    make(map[string]*lineKey),
 		kick:    make(chan struct{}, 1),
 	}
-	l.leases.listen = l.start
+	l.leases = newLeases(l.start)
 	return l
 }
 

@@ -29,7 +29,8 @@ func FuzzRevokedMessage(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, message string) {
-		l := &leases{held: map[locker.Owner]lease{owner: {}}}
+		l := newLeases(func() {})
+		l.held[owner] = lease{}
 		l.heard(message)
 		last := message[strings.LastIndexByte(message, ' ')+1:]
 		named := slices.Contains(strings.Split(strings.ToLower(last), ","), owner.String())
@@ -145,11 +146,11 @@ func TestLeasesAreForgotten(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				l := leases{listen: func() {}}
+				l := newLeases(func() {})
 				longest := 0
 				for i := range 50_000 {
 					owner := locker.Owner{byte(i), byte(i >> 8), byte(i >> 16)}
-					note(&l, locker.Request{Owner: owner, TTL: time.Second})
+					note(l, locker.Request{Owner: owner, TTL: time.Second})
 					longest = max(longest, len(l.held))
 					time.Sleep(10 * time.Millisecond) // a hundred are alive
 				}
@@ -173,7 +174,7 @@ func TestLeasesAreForgotten(t *testing.T) {
 func TestShortLocksAreNotListenedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var listens atomic.Int32
-		l := leases{listen: func() { listens.Add(1) }}
+		l := newLeases(func() { listens.Add(1) })
 		owner := func(i int) locker.Owner { return locker.Owner{byte(i), byte(i >> 8)} }
 		for i := range 1000 {
 			l.granted(locker.Request{Owner: owner(i), TTL: time.Minute})
@@ -221,7 +222,7 @@ func TestRevokeOfAnotherKind(t *testing.T) {
 // TestListensForLeases: there is somebody to listen for while any lease goes on, whoever has renewed last.
 func TestListensForLeases(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := &Line{leases: leases{listen: func() {}}}
+		l := &Line{leases: newLeases(func() {})}
 		if !l.retire() {
 			t.Error("it listens for nobody")
 		}
