@@ -80,14 +80,13 @@ func (s servers) cut(fault conformance.Fault) (heal func()) {
 	for _, one := range s {
 		all = append(all, one.clients[len(one.clients)-1])
 	}
-	for _, c := range all {
-		c.set(fault)
-	}
-	return func() {
+	set := func(fault conformance.Fault) {
 		for _, c := range all {
-			c.set(noFault)
+			c.set(fault)
 		}
 	}
+	set(fault)
+	return func() { set(noFault) }
 }
 
 // restart ends all connections, and forgets all that there is, in the time that this takes a server at least.

@@ -16,7 +16,6 @@ import (
 	"github.com/lockerkit/locker"
 	"github.com/lockerkit/locker/conformance"
 	"github.com/lockerkit/locker/internal/wires"
-	"github.com/lockerkit/locker/redislock/internal/conn"
 	"github.com/lockerkit/locker/redislock/internal/scripts"
 	"github.com/lockerkit/locker/redislock/redlock"
 )
@@ -139,9 +138,6 @@ func (s *simulation) process(ctx context.Context) {
 		all.Go(func() { s.work(ctx, l) })
 	}
 	all.Wait()
-	// A subscription that is being made cannot be closed: go-redis has locked it, and the time of a bubble does not go
-	// on while somebody waits for a mutex.
-	time.Sleep(conn.MaxTimeout)
 	if err := l.Close(); err != nil {
 		s.Error("Close:", err)
 	}
