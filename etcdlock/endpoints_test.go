@@ -3,7 +3,6 @@ package etcdlock_test
 import (
 	"fmt"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
@@ -77,29 +76,7 @@ func TestEndpointSilent(t *testing.T) {
 				l := open(t, []string{bad.Addr(), behind(t, cluster.Member(0)).Addr()}, locker.TTL(ttl))
 				mustUnlock(t, mustLock(t, l, unique("key")))
 				bad.Set(fault)
-				var mu sync.Mutex
-				var took []time.Duration
-				var all sync.WaitGroup
-				for range atOnce {
-					all.Go(func() {
-						for range each {
-							start := time.Now()
-							lease, err := lock(l, unique("key"))
-							if err != nil {
-								t.Error(err)
-								continue
-							}
-							locked := time.Now()
-							if err := lease.Unlock(); err != nil {
-								t.Error(err)
-							}
-							mu.Lock()
-							took = append(took, locked.Sub(start), time.Since(locked))
-							mu.Unlock()
-						}
-					})
-				}
-				all.Wait()
+				took := slices.Concat(lockMany(t, l, atOnce, each))
 				slices.Sort(took)
 				t.Logf("half of the Locks and Unlocks take no more than %v, the slowest %v", took[len(took)/2],
 					took[len(took)-1])

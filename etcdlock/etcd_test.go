@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
@@ -179,6 +180,35 @@ func waits(l locker.Locker, key string, opts ...locker.CallOption) locktest.Pend
 		lease, err := lock(l, key, opts...)
 		return acquired{lease, err}
 	})
+}
+
+// lockMany locks and unlocks keys that nobody else wants, so many at once. It returns how long each Lock and each Unlock
+// took.
+func lockMany(t testing.TB, l locker.Locker, atOnce, each int) (locked, unlocked []time.Duration) {
+	t.Helper()
+	var mu sync.Mutex
+	var all sync.WaitGroup
+	for range atOnce {
+		all.Go(func() {
+			for range each {
+				start := time.Now()
+				lease, err := lock(l, unique("key"))
+				if err != nil {
+					t.Error(err)
+					continue
+				}
+				granted := time.Now()
+				if err := lease.Unlock(); err != nil {
+					t.Error(err)
+				}
+				mu.Lock()
+				locked, unlocked = append(locked, granted.Sub(start)), append(unlocked, time.Since(granted))
+				mu.Unlock()
+			}
+		})
+	}
+	all.Wait()
+	return locked, unlocked
 }
 
 // granted waits for a Lock that is to succeed.

@@ -298,28 +298,7 @@ func TestMemberFrozen(t *testing.T) {
 	l := open(t, cluster.Endpoints(), locker.TTL(membersTTL))
 	works(t, l, l, 1)
 	resume, paused := pause(t, cluster.Member((cluster.Leader(t)+1)%3)), time.Now()
-	var mu sync.Mutex
-	var took []time.Duration
-	var all sync.WaitGroup
-	for range atOnce {
-		all.Go(func() {
-			for range each {
-				start := time.Now()
-				lease, err := lock(l, unique("key"))
-				if err != nil {
-					t.Error(err)
-					continue
-				}
-				mu.Lock()
-				took = append(took, time.Since(start))
-				mu.Unlock()
-				if err := lease.Unlock(); err != nil {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	all.Wait()
+	took, _ := lockMany(t, l, atOnce, each)
 	slices.Sort(took)
 	median := took[len(took)/2]
 	if median > membersTTL/6 { // half the time that one attempt would have, if there was one endpoint

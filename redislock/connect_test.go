@@ -67,9 +67,7 @@ func TestRefusedConnections(t *testing.T) {
 				channels, waiters := 0, 0 // the holder listens, too
 				for _, admin := range admins {
 					channels += len(admin.PubSubChannels(t.Context(), "locker:*").Val())
-					waiters += inDatabase1(t, admin, func(p redis.Pipeliner) *redis.IntCmd {
-						return p.ZCard(t.Context(), "{"+redislock.DefaultPrefix+"held}:locker:queue:")
-					})
+					waiters += inLineOfDatabase1(t, admin, "held")
 				}
 				return channels > 0 && waiters > 0
 			})
@@ -164,16 +162,16 @@ func TestRefusedConnections(t *testing.T) {
 	}
 }
 
-// inDatabase1 returns what a command returns in that database, or, on a node of a cluster, in the only one: 0 if the
-// key is on another.
-func inDatabase1(t *testing.T, admin *redis.Client, do func(redis.Pipeliner) *redis.IntCmd) int {
+// inLineOfDatabase1 returns how many wait for a key in that database, or, on a node of a cluster, in the only one: 0 if
+// the key is on another node.
+func inLineOfDatabase1(t *testing.T, admin *redis.Client, key string) int {
 	t.Helper()
-	var result *redis.IntCmd
+	var waiters *redis.IntCmd
 	_, _ = admin.Pipelined(t.Context(), func(p redis.Pipeliner) error {
 		p.Do(t.Context(), "select", 1)
-		result = do(p)
+		waiters = p.ZCard(t.Context(), "{"+redislock.DefaultPrefix+key+"}:locker:queue:")
 		p.Do(t.Context(), "select", 0)
 		return nil
 	})
-	return int(result.Val())
+	return int(waiters.Val())
 }

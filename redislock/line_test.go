@@ -45,6 +45,17 @@ func listening(t testing.TB, rdb *redis.Client, key string) (n int) {
 	return n
 }
 
+// subscriptions returns how many connections of a client of that name have subscribed to anything.
+func subscriptions(t testing.TB, rdb *redis.Client, name string) (n int) {
+	t.Helper()
+	for conn := range strings.Lines(rdb.ClientList(t.Context()).Val()) {
+		if strings.Contains(conn, " name="+name+" ") && !strings.Contains(conn, " sub=0 ") {
+			n++
+		}
+	}
+	return n
+}
+
 // commandCalls returns how many commands of clients the server has executed since CONFIG RESETSTAT: scripts, and
 // whatever else does not run inside them.
 func commandCalls(t testing.TB, rdb *redis.Client) (total, evalsha int) {
@@ -315,14 +326,6 @@ func TestOneSubscriptionForManyKeys(t *testing.T) {
 	named := redis.NewClient(&redis.Options{Addr: server.Addr(), ClientName: "waiter"})
 	t.Cleanup(func() { _ = named.Close() })
 	holder, waiter := open(t, dial(t, server.Addr())), open(t, named)
-	subscriptions := func() (n int) { // of the waiter: who holds locks subscribes, too
-		for conn := range strings.Lines(rdb.ClientList(context.Background()).Val()) {
-			if strings.Contains(conn, " name=waiter ") && !strings.Contains(conn, " sub=0 ") {
-				n++
-			}
-		}
-		return n
-	}
 	const keys = 200
 	var leases []*locker.Lease
 	var waits sync.WaitGroup
@@ -332,8 +335,8 @@ func TestOneSubscriptionForManyKeys(t *testing.T) {
 		waits.Go(func() { mustUnlock(t, mustLock(t, waiter, key)) })
 	}
 	eventually(t, 10*time.Second, "all of them wait", func() bool { return inLine(t, rdb, strconv.Itoa(keys-1)) == 1 })
-	eventually(t, 10*time.Second, "the waiter has subscribed", func() bool { return subscriptions() > 0 })
-	if n := subscriptions(); n != 1 {
+	eventually(t, 10*time.Second, "the waiter has subscribed", func() bool { return subscriptions(t, rdb, "waiter") > 0 })
+	if n := subscriptions(t, rdb, "waiter"); n != 1 { // who holds locks subscribes, too
 		t.Errorf("%d subscriptions for %d waiters of one Locker; want 1", n, keys)
 	}
 	// Two Lockers: eight direct, one shared, one subscription each; batches, and what a busy machine makes them redial.

@@ -2,7 +2,6 @@ package redislock_test
 
 import (
 	"errors"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -23,18 +22,16 @@ func TestToldBeforeFirstRenewal(t *testing.T) {
 	server := redistest.New(t, redistest.Options{})
 	rdb := dial(t, server.Addr())
 	by := client(t, rdb)
-	ways := map[string]func(t *testing.T, l *locker.Client, key string, opts ...locker.CallOption) *locker.Lease{
-		"Lock": func(t *testing.T, l *locker.Client, key string, opts ...locker.CallOption) *locker.Lease {
-			return mustLock(t, l, key, opts...)
-		},
-		"in line": func(t *testing.T, l *locker.Client, key string, opts ...locker.CallOption) *locker.Lease {
+	ways := map[string]func(t testing.TB, l locker.Locker, key string, opts ...locker.CallOption) *locker.Lease{
+		"Lock": mustLock,
+		"in line": func(t testing.TB, l locker.Locker, key string, opts ...locker.CallOption) *locker.Lease {
 			before := mustLock(t, by, key)
 			waiter := locktest.Started(func() *locker.Lease { return mustLock(t, l, key, opts...) })
 			eventually(t, 10*time.Second, "it waits", func() bool { return inLine(t, rdb, key) == 1 })
 			mustUnlock(t, before)
 			return waiter.Get(t)
 		},
-		"adopted": func(t *testing.T, l *locker.Client, key string, opts ...locker.CallOption) *locker.Lease {
+		"adopted": func(t testing.TB, l locker.Locker, key string, opts ...locker.CallOption) *locker.Lease {
 			ticket, err := mustLock(t, by, key, opts...).Detach()
 			if err != nil {
 				t.Fatal(err)
@@ -62,7 +59,7 @@ func TestToldBeforeFirstRenewal(t *testing.T) {
 					holder := redis.NewClient(&redis.Options{Addr: server.Addr(), ClientName: key})
 					t.Cleanup(func() { _ = holder.Close() })
 					lease := get(t, client(t, holder, locker.TTL(ttl)), key, opts...)
-					eventually(t, ttl/6, "it listens", func() bool { return listens(t, rdb, key) })
+					eventually(t, ttl/6, "it listens", func() bool { return subscriptions(t, rdb, key) > 0 })
 					if err := takeAway(key); err != nil {
 						t.Fatal(err)
 					}
@@ -78,17 +75,4 @@ func TestToldBeforeFirstRenewal(t *testing.T) {
 			}
 		}
 	}
-}
-
-// listens reports whether a client of this name has subscribed to what Lockers listen to.
-func listens(t *testing.T, rdb *redis.Client, name string) bool {
-	t.Helper()
-	clients, err := rdb.Do(t.Context(), "client", "list", "type", "pubsub").Text()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return slices.ContainsFunc(strings.Split(clients, "\n"), func(client string) bool {
-		fields := strings.Fields(client)
-		return slices.Contains(fields, "name="+name) && slices.Contains(fields, "sub=2")
-	})
 }
