@@ -119,7 +119,7 @@ func TestGrace(t *testing.T) {
 func TestKillsGrandchildren(t *testing.T) {
 	t.Parallel()
 	_, proxy := proxied(t)
-	p := lockerOn(t, "redis://"+proxy.Addr(), "run", "--ttl", "1s", "k", "--", "sh", "-c", `trap '' TERM
+	p := lockerOn(t, "redis://"+proxy.Addr(), "run", "--ttl", "3s", "k", "--", "sh", "-c", `trap '' TERM
 		(trap '' TERM; sleep 1000) & echo $!
 		setsid sh -c 'trap "" TERM; echo $$; sleep 1000' &
 		while :; do sleep 0.01; done`)
@@ -137,7 +137,7 @@ func TestKillsGrandchildren(t *testing.T) {
 func TestFrozen(t *testing.T) {
 	t.Parallel()
 	url, key, file := redisURL(t), locktest.Unique("key"), t.TempDir()+"/stamps"
-	p := stamping(t, url, file, "run", "--ttl", "1s", key)
+	p := stamping(t, url, file, "run", "--ttl", "3s", key)
 	p.signal(syscall.SIGSTOP)
 	rival := lockerOn(t, url, "run", key, "--", "sh", "-c", "echo up; read x")
 	rival.says("up")
@@ -153,7 +153,7 @@ func TestOnLoss(t *testing.T) {
 	server, proxy := proxied(t)
 	c := observer(t, "redis://"+server.Addr())
 	start := func(onLoss, key string) *process {
-		return lockerOn(t, "redis://"+proxy.Addr(), "run", "--ttl", "1s", "--on-loss", onLoss, key, "--", "sh", "-c",
+		return lockerOn(t, "redis://"+proxy.Addr(), "run", "--ttl", "3s", "--on-loss", onLoss, key, "--", "sh", "-c",
 			"trap 'echo told' TERM; echo up; while ! read x; do :; done; echo $x; exit 4")
 	}
 	term, warn := start("term", "t"), start("warn", "w")

@@ -402,7 +402,7 @@ func TestKilled(t *testing.T) {
 	t.Parallel()
 	url, key := redisURL(t), locktest.Unique("key")
 	c := observer(t, url)
-	p := lockerOn(t, url, "run", "--ttl", "1s", key, "--",
+	p := lockerOn(t, url, "run", "--ttl", "3s", key, "--",
 		"sh", "-c", "trap '' TERM HUP; echo $$; while :; do sleep 0.01; done")
 	pid := p.line()
 	p.signal(syscall.SIGKILL)

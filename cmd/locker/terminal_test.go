@@ -142,7 +142,7 @@ func TestJobControl(t *testing.T) {
 func TestStoppedForTooLong(t *testing.T) {
 	t.Parallel()
 	url, key := redisURL(t), locktest.Unique("key")
-	term := newTerminal(t, url, `$locker run -ttl 1s `+key+` -- sh -c '
+	term := newTerminal(t, url, `$locker run -ttl 3s `+key+` -- sh -c '
 		trap "" TERM; echo child=$$; while :; do sleep 0.01; done'
 		echo stopped=$?; read x; fg; echo ended=$?`)
 	pid := strings.TrimPrefix(term.shows(`child=\d+`), "child=")
