@@ -246,6 +246,10 @@ func (b *backend) bury() {
 	b.mu.Lock()
 	now := time.Now()
 	b.ghosts = slices.DeleteFunc(b.ghosts, func(g ghost) bool { return now.After(g.until) })
+	if len(b.ghosts) == 0 {
+		b.mu.Unlock()
+		return
+	}
 	i := slices.IndexFunc(b.leases,
 		func(l *leaseSession) bool { return l.session != nil && l.session.silentFor(now) < silence })
 	if i < 0 { // there will be one, if anything is to be locked

@@ -242,16 +242,15 @@ func TestToldBeforeTheServer(t *testing.T) {
 // wait gets the lock from another one, and nobody is told that the Locker is closed, which would be final.
 func TestSessionClosesUnderARequest(t *testing.T) {
 	t.Parallel()
-	w := watch(t, Config{}, defaultLifetimes, time.Minute)
-	for name, ask := range map[string]func(key string) error{
-		"Lock": func(key string) error {
+	for name, ask := range map[string]func(w *watched, key string) error{
+		"Lock": func(w *watched, key string) error {
 			lease, err := w.Lock(t.Context(), key)
 			if err == nil {
 				err = lease.Unlock()
 			}
 			return err
 		},
-		"TryLock": func(key string) error {
+		"TryLock": func(w *watched, key string) error {
 			_, err := w.TryLock(t.Context(), key)
 			if err != nil && errors.Is(err, errUnneeded) && !errors.Is(err, locker.ErrClosed) {
 				return nil
@@ -259,6 +258,9 @@ func TestSessionClosesUnderARequest(t *testing.T) {
 			return fmt.Errorf("%w; want errUnneeded", err)
 		},
 	} {
+		// A Locker whose session was closed before would look after what is left of that, and wait for the mutex that is
+		// locked below.
+		w := watch(t, Config{}, defaultLifetimes, time.Minute)
 		lease, err := w.TryLock(t.Context(), "warm") // there is a session
 		if err == nil {
 			err = lease.Unlock()
@@ -271,7 +273,7 @@ func TestSessionClosesUnderARequest(t *testing.T) {
 		s := w.b.leases[0].session
 		w.b.mu.Unlock()
 		s.mu.Lock() // keeps all from sending
-		asked := locktest.Started(func() error { return ask(key) })
+		asked := locktest.Started(func() error { return ask(w, key) })
 		locktest.Eventually(t, "the session was chosen", func() bool { return Unsettled(w.b, key) == 1 })
 		w.b.mu.Lock()
 		w.b.leases = nil // as attend has it, which then closes it

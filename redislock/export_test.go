@@ -34,10 +34,13 @@ local us = t[1] * 1000000 + t[2] + (redis.call('GET', ` + scripts.QuoteLua(ahead
 return {string.format('%.0f', math.floor(us / 1000000)), string.format('%.0f', us % 1000000)}
 end)()`
 	lying := func(s *scripts.Script) *scripts.Script {
-		return scripts.NewScript(strings.ReplaceAll(s.Source, "redis.call('TIME')", clock), strings.NewReplacer())
+		changed := scripts.NewScript(strings.ReplaceAll(s.Source, "redis.call('TIME')", clock), strings.NewReplacer())
+		changed.Part = s.Part
+		return changed
 	}
 	s := *scripts.Default()
-	s.Acquire, s.Release, s.Poll, s.LineUp = lying(s.Acquire), lying(s.Release), lying(s.Poll), lying(s.LineUp)
+	s.Take, s.Acquire, s.Release = lying(s.Take), lying(s.Acquire), lying(s.Release)
+	s.Poll, s.LineUp = lying(s.Poll), lying(s.LineUp)
 	b := server.WithScripts(rdb, &s, scripts.DefaultChannelPrefix, server.NewProcess(), nil)
 	return server.ClientOf(b, opts)
 }

@@ -372,10 +372,12 @@ func givesUpUnanswered(t *testing.T, server *redistest.Server, key string) error
 	admin := dial(t, server.Addr())
 	rdb, proxy := wired(t, server)
 	other, l := open(t, dial(t, server.Addr())), open(t, rdb, locker.TTL(ttl))
-	locktest.Warm(l, 5) // connect
+	locktest.Warm(l, 5)                                    // connect
+	mustUnlock(t, mustLock(t, l, "warm", locker.Shared())) // the server knows the script that joins the line
 	lease := mustLock(t, other, key)
 	defer func() { mustUnlock(t, lease) }()
-	proxy.Set(faultproxy.DropReplies())
+	joins := func(sent []byte) bool { return bytes.Contains(sent, []byte(":locker:alive:")) }
+	proxy.SetWhere(joins, faultproxy.DropReplies())
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	waits := locktest.Started(func() error { _, err := l.Lock(ctx, key); return err })

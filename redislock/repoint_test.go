@@ -54,10 +54,10 @@ func TestNameIsRepointed(t *testing.T) {
 			held := mustLock(t, l, "held")
 			waited := make(chan *locker.Lease, 1)
 			go func() { waited <- mustLock(t, waiting, "held") }()
-			work := func(key string) error {
+			work := func(key string, opts ...locker.CallOption) error {
 				ctx, cancel := context.WithTimeout(t.Context(), ttl)
 				defer cancel()
-				lease, err := l.TryLock(ctx, key)
+				lease, err := l.TryLock(ctx, key, opts...)
 				if err == nil {
 					err = lease.Unlock()
 				}
@@ -66,9 +66,13 @@ func TestNameIsRepointed(t *testing.T) {
 			ctx, stop := context.WithCancel(t.Context())
 			defer stop()
 			for i := range test.keys - 1 {
+				var opts []locker.CallOption
+				if i%2 == 0 {
+					opts = []locker.CallOption{locker.Shared()} // which is another script
+				}
 				go func() {
 					for ctx.Err() == nil {
-						_ = work("k" + strconv.Itoa(i))
+						_ = work("k"+strconv.Itoa(i), opts...)
 					}
 				}()
 			}

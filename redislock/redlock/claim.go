@@ -147,7 +147,9 @@ func (c *claim) ask(ctx context.Context) {
 	c.phase = protocol.Asking
 	before := c.names
 	c.names = c.nextNames()
-	a := server.Attempt{Names: c.names, TTL: c.request.TTL, Join: c.join, Arrival: c.arrival, Least: c.b.least()}
+	a := server.Attempt{
+		Names: c.names, TTL: c.request.TTL, Join: c.join, Arrival: c.arrival, Least: c.b.least(), Quickly: true,
+	}
 	ctx = context.WithoutCancel(ctx) // cut short, the outcome would be unknown
 	for i := range c.places {
 		p := &c.places[i]

@@ -132,7 +132,7 @@ func (n *node) giveBack(ctx context.Context, names scripts.Names, tombstone stri
 	case inLine:
 		return n.ReleaseWith(ctx, names.ReleaseWords(false))
 	}
-	return n.ReleaseWith(ctx, names.FreeWords())
+	return n.Free(ctx, names, false)
 }
 
 // yes executes a script that returns 1 or 0, and may be executed twice, which late says that it may be.

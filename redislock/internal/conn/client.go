@@ -94,10 +94,15 @@ func (Once) NoRetry() bool { return true }
 func command(ctx context.Context, s *scripts.Script, w scripts.Words) Once {
 	args := make([]any, 3, 3+len(w.All))
 	args[0], args[1], args[2] = "evalsha", &s.SHA, w.Keys
-	for i := range w.All {
-		args = append(args, &w.All[i]) // a pointer, to save copying each into an interface of its own
+	return Once{redis.NewCmd(ctx, addWords(args, w.All)...), s}
+}
+
+// addWords adds pointers to words, to save copying each into an interface of its own.
+func addWords(args []any, words []string) []any {
+	for i := range words {
+		args = append(args, &words[i])
 	}
-	return Once{redis.NewCmd(ctx, args...), s}
+	return args
 }
 
 // source turns the EVALSHA of a script that the server does not know into an EVAL, which also teaches it.
@@ -271,6 +276,11 @@ func (c *Client) send(ctx context.Context, cmds []Once) error {
 	if err == nil {
 		return nil
 	}
+	if i := slices.IndexFunc(cmds, func(cmd Once) bool { return isReadOnly(cmd.Err()) }); i >= 0 {
+		// go-redis drops a connection to what is a replica by now, but not after a pipeline. This command is likely to go
+		// by the same one, and was not executed.
+		_ = c.Process(ctx, cmds[i])
+	}
 	unanswered := false
 	for _, cmd := range cmds {
 		if cmd.Err() == nil && cmd.Val() == nil { // also when the server has refused the connection with an answer
@@ -283,6 +293,8 @@ func (c *Client) send(ctx context.Context, cmds []Once) error {
 	}
 	return err
 }
+
+func isReadOnly(err error) bool { return err != nil && strings.HasPrefix(err.Error(), "READONLY") }
 
 func isNoScript(err error) bool {
 	return err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT")

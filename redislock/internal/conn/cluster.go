@@ -183,6 +183,8 @@ func (c *cluster) run(ctx context.Context, s *scripts.Script, w scripts.Words) (
 		switch {
 		case err == nil:
 			return reply, nil
+		case IsUnsettled(err) && s.Part != scripts.None:
+			return nil, nil // nothing was done, and the script for all cases is next
 		case IsUnsettled(err):
 			reply, err = c.follow(ctx, command(ctx, s, w))
 		case !IsReply(err):

@@ -17,7 +17,7 @@ const (
 	// together is how many calls are under way at the same time. Whoever comes while there are so many goes with the
 	// next one: the busier the server, the more requests share a call. More of them do not make it faster, and fewer
 	// make it slower for a handful of goroutines, which then wait for one another.
-	together = 8
+	together = 4
 
 	// groupSize is how many requests share a call at most. Redis does nothing else meanwhile, for less than a
 	// millisecond.
@@ -84,6 +84,16 @@ func (g *group) newRequest() *request {
 	return &request{wake: make(chan struct{}, 2)}
 }
 
+// done returns the reply to a request that its caller alone knows now, and keeps what can be used again.
+func (g *group) done(r *request) (any, error) {
+	reply, err := r.reply, r.err
+	if !r.heeds { // else there is something in wake, or about to be
+		*r = request{wake: r.wake}
+		g.unused.Put(r)
+	}
+	return reply, err
+}
+
 // run sends a request and waits for its reply, or until ctx ends, or the given time has come, if there is one.
 func (g *group) run(ctx context.Context, until time.Time, s *scripts.Script, w scripts.Words) (any, error) {
 	if ctx.Err() != nil {
@@ -95,15 +105,15 @@ func (g *group) run(ctx context.Context, until time.Time, s *scripts.Script, w s
 		return nil, &unsentError{redis.ErrClosed}
 	}
 	near := g.near
+	r := g.newRequest()
+	r.script, r.words, r.ctx, r.heeds, r.since = s, w, ctx, !near, g.ticks
 	if near && g.calls < together && len(g.waiting) == 0 && g.client.impatient.PoolStats().IdleConns > 0 {
 		g.calls++
 		g.mu.Unlock()
-		reply, err := g.client.briefly(ctx, s, w)
-		g.answered(err == nil || IsReply(err))
-		return reply, err
+		g.client.briefly(ctx, r)
+		g.answered(r.err == nil || IsReply(r.err))
+		return g.done(r)
 	}
-	r := g.newRequest()
-	r.script, r.words, r.ctx, r.heeds, r.since = s, w, ctx, !near, g.ticks
 	g.waiting = append(g.waiting, r)
 	if g.calls < together {
 		g.callLocked()
@@ -113,12 +123,7 @@ func (g *group) run(ctx context.Context, until time.Time, s *scripts.Script, w s
 	if near {
 		<-r.wake
 		if r.answered.Load() {
-			reply, err := r.reply, r.err
-			if !r.heeds { // else there is something in wake, or about to be
-				*r = request{wake: r.wake}
-				g.unused.Put(r)
-			}
-			return reply, err
+			return g.done(r)
 		}
 	}
 	return g.await(ctx, until, r)
@@ -229,11 +234,12 @@ func (g *group) close() {
 
 // briefly sends a request on this goroutine, and does not wait long for the reply: that costs less than to have ctx
 // end it.
-func (c *Client) briefly(ctx context.Context, s *scripts.Script, w scripts.Words) (any, error) {
+func (c *Client) briefly(ctx context.Context, r *request) {
 	ctx = context.WithoutCancel(ctx)
 	process := func(cmd Once) error { return c.impatient.Process(ctx, cmd) }
-	cmd, err := command(ctx, s, w).by(ctx, process)
-	return cmd.Val(), err
+	alone := call{r}
+	cmd, _ := alone.command(ctx).by(ctx, process)
+	alone.answer(cmd)
 }
 
 // patiently sends requests, and reports whether they have been answered.
@@ -252,51 +258,55 @@ func (c *Client) patiently(rs []*request) bool {
 	return err == nil
 }
 
-// call is one command for one or several requests.
+// call is one command for one request, or for several that are parts of quick.lua.
 type call []*request
 
-// share returns the calls for requests. To one server, those that can be of one script are one call.
+// share returns the calls for requests. To one server, parts of quick.lua are one call.
 func (c *Client) share(rs []*request) []call {
 	var calls []call
-	var shared call
+	var gives, takes call // in this order
 	for _, r := range rs {
-		if c.Cluster || r.script.Group == nil {
+		switch {
+		case c.Cluster || r.script.Part == scripts.None:
 			calls = append(calls, call{r})
-		} else {
-			shared = append(shared, r)
+		case r.script.Part == scripts.Gives:
+			gives = append(gives, r)
+		default:
+			takes = append(takes, r)
 		}
 	}
-	if len(shared) > 0 {
-		calls = append(calls, shared)
+	if quick := append(gives, takes...); len(quick) > 0 {
+		calls = append(calls, quick)
 	}
 	return calls
 }
 
-// command returns the command for a call, see group.lua.
+// command returns the command for a call.
 func (c call) command(ctx context.Context) Once {
-	if len(c) == 1 {
-		return command(ctx, c[0].script, c[0].words)
+	script := c[0].script
+	if script.Part == scripts.None {
+		return command(ctx, script, c[0].words)
 	}
-	size := 0
+	const most = 4 + 3 // keys and arguments of one
+	args := make([]any, 3, 4+most*len(c))
+	gives := 0
 	for _, r := range c {
-		size += len(r.words.All) + 1
+		args = addWords(args, r.words.All[:r.words.Keys])
+		if r.script.Part == scripts.Gives {
+			gives++
+		}
 	}
-	w := scripts.Words{All: make([]string, 0, size)}
+	args[0], args[1], args[2] = "evalsha", &script.SHA, len(args)-3
+	args = append(args, gives)
 	for _, r := range c {
-		w.Keys += r.words.Keys
-		w.All = append(w.All, r.words.All[:r.words.Keys]...)
+		args = addWords(args, r.words.All[r.words.Keys:])
 	}
-	for _, r := range c {
-		arguments := r.words.All[r.words.Keys:]
-		w.All = append(w.All, r.script.Header(r.words.Keys, len(arguments)))
-		w.All = append(w.All, arguments...)
-	}
-	return command(ctx, c[0].script.Group, w)
+	return Once{redis.NewCmd(ctx, args...), script}
 }
 
 // answer gives each request its part of the reply.
 func (c call) answer(cmd Once) {
-	if len(c) == 1 || cmd.Err() != nil {
+	if c[0].script.Part == scripts.None || cmd.Err() != nil {
 		for _, r := range c {
 			r.reply, r.err = cmd.Val(), cmd.Err()
 		}
@@ -304,14 +314,10 @@ func (c call) answer(cmd Once) {
 	}
 	replies, _ := cmd.Val().([]any)
 	for i, r := range c {
-		if len(replies) != len(c) {
+		if len(replies) == len(c) {
+			r.reply = replies[i]
+		} else {
 			r.err = fmt.Errorf("redis: unexpected reply %v to %d requests", cmd.Val(), len(c))
-			continue
-		}
-		r.reply = replies[i]
-		if reply, ok := r.reply.([]any); ok && len(reply) == 1 {
-			text, _ := reply[0].(string)
-			r.reply, r.err = nil, ScriptError(text)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package scripts
 
 import (
+	"encoding/hex"
 	"fmt"
 	"strconv"
 	"strings"
@@ -41,17 +42,23 @@ func modeOf(r locker.Request) string {
 
 // NamesOf returns the names for a request that process makes.
 func NamesOf(r locker.Request, process string) Names {
-	lock := r.Name()
-	tag := hashTag(lock)
-	owner := r.Owner.String()
-	rest := lock // what tells the companions from those of other locks with the same tag
-	if tag == lock {
-		rest = ""
-	}
+	const mark, kinds = len("{") + len(companionMark), len("fence:queue:alive:holders:slots:tombstone:")
+	var owner [2 * len(r.Owner)]byte
+	hex.Encode(owner[:], r.Owner[:])
 	mode := modeOf(r)
 	// One string holds all of these: this is done for every operation.
 	var b strings.Builder
-	b.Grow(6*(len(tag)+len(companionMark)+len(rest)+8) + 2*len(owner) + len(process) + len(mode) + 3)
+	name := len(r.Prefix) + len(r.Key)
+	b.Grow(name + 6*(mark+name) + kinds + len(":") + len(owner) + len(":") + len(r.Holder) +
+		len(process) + len(":") + len(owner) + len(":") + len(mode))
+	b.WriteString(r.Prefix)
+	b.WriteString(r.Key)
+	lock := b.String()
+	tag, rest := hashTag(lock), "" // the rest tells the companions from those of other locks with the same tag
+	if tag != lock {
+		rest = lock
+		b.Grow(6 * len(tag))
+	}
 	var ends [6]int
 	for i, kind := range [...]string{"fence:", "queue:", "alive:", "holders:", "slots:", "tombstone:"} {
 		b.WriteByte('{')
@@ -59,24 +66,29 @@ func NamesOf(r locker.Request, process string) Names {
 		b.WriteString(companionMark)
 		b.WriteString(kind)
 		b.WriteString(rest)
-		if kind == "tombstone:" {
-			b.WriteByte(':')
-			b.WriteString(owner)
-		}
 		ends[i] = b.Len()
 	}
+	b.WriteByte(':')
+	value := b.Len()
+	b.Write(owner[:])
+	tombstone := b.Len()
+	if r.Holder != "" {
+		b.WriteByte(':')
+		b.WriteString(r.Holder)
+	}
+	member := b.Len()
 	b.WriteString(process)
 	b.WriteByte(':')
-	b.WriteString(owner)
+	b.Write(owner[:])
 	if mode != "" {
 		b.WriteByte(':')
 		b.WriteString(mode)
 	}
 	all := b.String()
 	return Names{
-		Lock: lock, Fence: all[:ends[0]], Queue: all[ends[0]:ends[1]], Alive: all[ends[1]:ends[2]],
-		Holders: all[ends[2]:ends[3]], Slots: all[ends[3]:ends[4]], Tombstone: all[ends[4]:ends[5]],
-		Mode: mode, Value: ValueOf(owner, r.Holder), Member: all[ends[5]:],
+		Lock: lock, Fence: all[len(lock):ends[0]], Queue: all[ends[0]:ends[1]], Alive: all[ends[1]:ends[2]],
+		Holders: all[ends[2]:ends[3]], Slots: all[ends[3]:ends[4]], Tombstone: all[ends[4]:tombstone],
+		Mode: mode, Value: all[value:member], Member: all[member:],
 	}
 }
 

@@ -17,14 +17,16 @@ import (
 var (
 	//go:embed lua/line.lua
 	lineLua string
+	//go:embed lua/token.lua
+	tokenLua string
 	//go:embed lua/holders.lua
 	holdersLua string
 	//go:embed lua/acquire.lua
 	acquireLua string
 	//go:embed lua/release.lua
 	releaseLua string
-	//go:embed lua/group.lua
-	groupLua string
+	//go:embed lua/quick.lua
+	quickLua string
 	//go:embed lua/renew.lua
 	renewLua string
 	//go:embed lua/extend.lua
@@ -75,7 +77,7 @@ const (
 )
 
 // Set are the scripts of a backend: what its Config says is in their source.
-type Set struct{ Acquire, Release, Renew, Extend, Poll, Confirm, LineUp, Inspect, Revoke, Keep, Adopt *Script }
+type Set struct{ Take, Give, Acquire, Release, Renew, Extend, Poll, Confirm, LineUp, Inspect, Revoke, Keep, Adopt *Script }
 
 // What a configuration says that says nothing.
 const (
@@ -109,11 +111,9 @@ func newScripts(channelPrefix string, retention time.Duration) *Set {
 		LineUp: NewScript(lineupLua, constants), Inspect: NewScript(inspectLua, constants),
 		Revoke: NewScript(revokeLua, constants), Keep: NewScript(keepLua, constants),
 		Adopt: NewScript(adoptLua, constants),
+		Take:  NewScript(quickLua, constants), Give: NewScript(quickLua, constants),
 	}
-	s.Acquire.letter, s.Release.letter = 'a', 'r'
-	inGroup := strings.NewReplacer("$acquire", inGroup(acquireLua), "$release", inGroup(releaseLua))
-	s.Acquire.Group = NewScript(inGroup.Replace(groupLua), constants)
-	s.Release.Group = s.Acquire.Group
+	s.Take.Part, s.Give.Part = Takes, Gives
 	return s
 }
 
@@ -136,24 +136,22 @@ func QuoteLua(s string) string {
 // Script is a Lua script and the name by which a server that has seen it knows it.
 type Script struct {
 	Source, SHA string
-
-	Group  *Script // runs several of this and others; nil if there is none
-	letter byte    // by which group knows it
+	Part        Part // of quick.lua
 }
 
-// Header returns what group expects before the arguments of a request that has so many, and so many keys.
-func (s *Script) Header(keys, words int) string {
-	return string([]byte{s.letter, '0' + byte(keys), '0' + byte(words)})
-}
+// Part is what a Script is of one that does several runs at once, for different locks.
+type Part int
 
-// inGroup returns a script as a part of group.lua, which asks for the time but once.
-func inGroup(lua string) string {
-	return strings.ReplaceAll(withFunctions(lua), "redis.call('TIME')", "clock()")
-}
+// The parts.
+const (
+	None  Part = iota // it is a script by itself
+	Gives             // a lock back
+	Takes             // a lock
+)
 
 // withFunctions fills in the functions that scripts share.
 func withFunctions(lua string) string {
-	return strings.NewReplacer("$line", lineLua, "$holders", holdersLua).Replace(lua)
+	return strings.NewReplacer("$line", lineLua, "$holders", holdersLua, "$token", tokenLua).Replace(lua)
 }
 
 // NewScript fills in what stands for constants, and for the functions that scripts share. It removes comments and

@@ -28,7 +28,7 @@ func FuzzQuoteLua(f *testing.F) {
 		}
 		ours, usual := newScripts(prefix, DefaultTokenRetention), Default()
 		all := func(s *Set) []*Script {
-			return []*Script{s.Acquire, s.Release, s.Renew, s.Extend, s.Poll, s.Confirm, s.LineUp, s.Acquire.Group}
+			return []*Script{s.Acquire, s.Release, s.Renew, s.Extend, s.Poll, s.Confirm, s.LineUp, s.Take}
 		}
 		for i, s := range all(ours) {
 			base := all(usual)[i]

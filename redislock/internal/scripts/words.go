@@ -28,6 +28,14 @@ func (n Names) JoinWords(ttl time.Duration, unanswered int, least, arrival strin
 	return w
 }
 
+// TakeWords are AcquireWords for an owner who wants the lock alone, and has asked for nothing else yet.
+func (n Names) TakeWords(ttl time.Duration, least string) Words {
+	return Words{4, []string{n.Lock, n.Fence, n.Tombstone, n.Queue, n.Value, Milliseconds(ttl), least}}
+}
+
+// GiveWords are FreeWords for an owner who has the lock alone.
+func (n Names) GiveWords() Words { return Words{2, []string{n.Lock, n.Queue, n.Value}} }
+
 // FreeWords are for an owner who is not in line.
 func (n Names) FreeWords() Words {
 	words := append(make([]string, 0, 8), n.Lock, n.Queue, n.Alive, n.Tombstone)

@@ -19,7 +19,7 @@ func (b *Server) Adopt(ctx context.Context, r locker.Request, from locker.Grant)
 	case err != nil:
 		return locker.Grant{}, err
 	case reply == int64(1):
-		b.Line.leases.granted(r)
+		b.Line.leases.granted(r, false)
 		return locker.Grant{Request: r, Token: from.Token, Slot: from.Slot}, nil
 	case reply == int64(0):
 		return locker.Grant{}, locker.ErrNotHeld

@@ -34,7 +34,7 @@ func (b *Server) Acquire(ctx context.Context, r locker.Request) (locker.Grant, e
 	if err := b.Check(r); err != nil {
 		return locker.Grant{}, err
 	}
-	a := Attempt{Names: scripts.NamesOf(r, b.Line.Process), TTL: r.TTL}
+	a := Attempt{Names: scripts.NamesOf(r, b.Line.Process), TTL: r.TTL, Quickly: true}
 	refusal, err := b.Try(ctx, &a)
 	switch {
 	case err != nil:
@@ -42,7 +42,7 @@ func (b *Server) Acquire(ctx context.Context, r locker.Request) (locker.Grant, e
 	case refusal != nil:
 		return locker.Grant{}, &locker.Held{Holder: scripts.HolderIn(refusal.Value), Remaining: refusal.Remaining}
 	}
-	b.Line.leases.granted(r)
+	b.Line.leases.granted(r, false)
 	return locker.Grant{Request: r, Token: a.Token, Slot: a.Slot}, nil
 }
 
@@ -59,6 +59,9 @@ type Attempt struct {
 	TTL     time.Duration
 	Join    bool   // the line, if refused
 	Arrival string // in the line; "" if it has not joined it yet
+	Quickly bool   // the lock is likely to be free, and then that is all
+
+	enter func() // called before the first request that may join the line; may be nil
 
 	// Least is the least token that will do, for one of several servers; "" where there is but one. clock is then set
 	// to that of the server, in microseconds, and again if the owner had the lock already.
@@ -92,7 +95,7 @@ func (a *Attempt) words() scripts.Words {
 func (b *Server) Try(ctx context.Context, a *Attempt) (*Refusal, error) {
 	var failure error
 	for i := 1; ; i++ {
-		reply, err := b.Client.Run(ctx, a.Until, b.Scripts.Acquire, a.words())
+		reply, err := b.tryOnce(ctx, a)
 		if err == nil {
 			a.Sent = true
 			return a.answer(reply)
@@ -120,6 +123,30 @@ func (b *Server) Try(ctx context.Context, a *Attempt) (*Refusal, error) {
 		err = locker.NotAcquired(err)
 	}
 	return nil, err
+}
+
+// simple reports whether the quick script may do: if the lock can be had now, all that there is to do is to take it.
+func (a *Attempt) simple() bool { return a.Arrival == "" && a.Unanswered == 0 && a.Names.Mode == "" }
+
+// tryOnce makes one request for the lock, and a second one if the quick script does not suffice.
+func (b *Server) tryOnce(ctx context.Context, a *Attempt) (any, error) {
+	if a.Quickly && a.simple() {
+		reply, err := b.Client.Run(ctx, a.Until, b.Scripts.Take, a.Names.TakeWords(a.TTL, a.Least))
+		if err != nil || a.suffices(reply) {
+			return reply, err
+		}
+	}
+	if a.enter != nil {
+		a.enter()
+		a.enter = nil
+	}
+	return b.Client.Run(ctx, a.Until, b.Scripts.Acquire, a.words())
+}
+
+// suffices reports whether the reply of the quick script is the answer.
+func (a *Attempt) suffices(reply any) bool {
+	_, granted := reply.(string)
+	return granted || reply != nil && !a.Join
 }
 
 // ask runs a script that may be run again, as its answer is the same.
@@ -320,7 +347,7 @@ func (b *Server) renewedOne(result any) error {
 
 // Release implements locker.Backend.
 func (b *Server) Release(ctx context.Context, g locker.Grant) error {
-	b.Line.leases.released(g.Owner)
+	waited := b.Line.leases.released(g.Owner)
 	n := scripts.NamesOf(g.Request, b.Line.Process)
 	if g.Token == 0 { // unknown outcome: it may be in line, or still on its way
 		return Final(b.leave(ctx, n, true))
@@ -328,7 +355,19 @@ func (b *Server) Release(ctx context.Context, g locker.Grant) error {
 	if g.Keep > 0 {
 		return Final(b.releaseWith(ctx, b.Scripts.Keep, n.KeepWords(g.Keep)))
 	}
-	return Final(b.free(ctx, n))
+	return Final(b.Free(ctx, n, waited))
+}
+
+// Free gives back a lock of an owner who is not in line, and asks at once for what is to be done if others are, if that
+// is likely.
+func (b *Server) Free(ctx context.Context, n scripts.Names, likely bool) error {
+	if !likely && n.Mode == "" {
+		reply, err := b.Client.Run(ctx, time.Time{}, b.Scripts.Give, n.GiveWords())
+		if reply != nil || err != nil {
+			return b.released(reply, err)
+		}
+	}
+	return b.ReleaseWith(ctx, n.FreeWords())
 }
 
 // Final marks the error of a release that is the same for ever.
@@ -337,11 +376,6 @@ func Final(err error) error {
 		return locker.Final(err)
 	}
 	return err
-}
-
-// free gives back a lock of an owner who is not in line.
-func (b *Server) free(ctx context.Context, n scripts.Names) error {
-	return b.ReleaseWith(ctx, n.FreeWords())
 }
 
 // leave takes the owner out of line and gives back what it has. If there is doubt, requests of it that arrive later are
@@ -356,8 +390,12 @@ func (b *Server) ReleaseWith(ctx context.Context, w scripts.Words) error {
 }
 
 func (b *Server) releaseWith(ctx context.Context, s *scripts.Script, w scripts.Words) error {
-	// Not run again on errors: the second answer would say that the lock was not ours any more. Who called knows that.
-	reply, err := b.Client.Run(ctx, time.Time{}, s, w)
+	return b.released(b.Client.Run(ctx, time.Time{}, s, w))
+}
+
+// released turns the reply to a release into its error. A release is not run again after an error: the second answer
+// would say that the lock was not ours any more. Who called knows that.
+func (b *Server) released(reply any, err error) error {
 	switch {
 	case err != nil:
 		return b.Client.Explain(err)

@@ -35,13 +35,14 @@ func newLeases(listen func()) *leases {
 type lease struct {
 	request locker.Request
 	until   time.Duration
+	waited  bool // for it in line, where others may have come meanwhile
 }
 
 // granted notes a lease, for which it listens when it has been held for a while.
-func (l *leases) granted(r locker.Request) {
+func (l *leases) granted(r locker.Request, waited bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.noteLocked(r, l.now())
+	l.noteLocked(lease{r, l.now() + r.TTL, waited})
 	switch {
 	case l.ticking:
 		return
@@ -76,7 +77,7 @@ func (l *leases) renewed(gs []locker.Grant) {
 	l.mu.Lock()
 	now := l.now()
 	for _, g := range gs {
-		l.noteLocked(g.Request, now)
+		l.noteLocked(lease{g.Request, now + g.TTL, l.held[g.Owner].waited})
 	}
 	l.mu.Unlock()
 	l.listen()
@@ -84,10 +85,11 @@ func (l *leases) renewed(gs []locker.Grant) {
 
 func (l *leases) now() time.Duration { return time.Since(l.began) }
 
-func (l *leases) noteLocked(r locker.Request, now time.Duration) {
+func (l *leases) noteLocked(held lease) {
 	const few = 1000
-	l.held[r.Owner] = lease{r, now + r.TTL}
+	l.held[held.request.Owner] = held
 	if len(l.held) > l.most { // some were not released
+		now := l.now()
 		maps.DeleteFunc(l.held, func(_ locker.Owner, held lease) bool { return now > held.until })
 		l.most = 2*len(l.held) + few
 	}
@@ -107,11 +109,13 @@ func (l *leases) any() bool {
 	return false
 }
 
-// released notes that a lease is being given back.
-func (l *leases) released(owner locker.Owner) {
+// released notes that a lease is being given back, and reports whether its owner had waited for it in line.
+func (l *leases) released(owner locker.Owner) (waited bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	waited = l.held[owner].waited
 	delete(l.held, owner)
+	return waited
 }
 
 // parseOwner is the reverse of Owner.String.

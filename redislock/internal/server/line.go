@@ -163,6 +163,13 @@ func (l *Line) Leave(w *Waiter) {
 	}
 }
 
+// awaits reports whether somebody here waits for a lock, who was refused.
+func (l *Line) awaits(lock string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.keys[lock] != nil
+}
+
 // Expect makes sure that w will be called: by a message, or else by the poll when the holder's lease ends.
 func (l *Line) Expect(w *Waiter, remaining time.Duration) {
 	l.mu.Lock()

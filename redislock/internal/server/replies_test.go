@@ -3,6 +3,7 @@ package server
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -34,13 +35,13 @@ func FuzzAcquireReply(f *testing.F) {
 			var a Attempt
 			want.Token = token
 			refused, err := a.answer(reply)
-			if refused != nil || err != nil || a != want {
+			if refused != nil || err != nil || !reflect.DeepEqual(a, want) {
 				t.Errorf("%q: %+v, refusal %v, %v", reply, a, refused, err)
 			}
 		}
 		var inSlot Attempt
 		refused, err := inSlot.answer([]any{fmt.Sprint(token), left})
-		if want := (Attempt{Token: token, Slot: int(left)}); refused != nil || err != nil || inSlot != want {
+		if want := (Attempt{Token: token, Slot: int(left)}); refused != nil || err != nil || !reflect.DeepEqual(inSlot, want) {
 			t.Errorf("a slot: %+v, refusal %v, %v; want %+v", inSlot, refused, err, want)
 		}
 		var a Attempt

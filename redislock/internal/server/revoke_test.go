@@ -141,7 +141,7 @@ func TestRevokeLeavesOutNobody(t *testing.T) {
 // TestLeasesAreForgotten: what is kept of leases that nobody renews or releases any more is bounded.
 func TestLeasesAreForgotten(t *testing.T) {
 	for name, note := range map[string]func(*leases, locker.Request){
-		"granted": (*leases).granted,
+		"granted": func(l *leases, r locker.Request) { l.granted(r, false) },
 		"renewed": func(l *leases, r locker.Request) { l.renewed([]locker.Grant{{Request: r}}) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -177,7 +177,7 @@ func TestShortLocksAreNotListenedFor(t *testing.T) {
 		l := newLeases(func() { listens.Add(1) })
 		owner := func(i int) locker.Owner { return locker.Owner{byte(i), byte(i >> 8)} }
 		for i := range 1000 {
-			l.granted(locker.Request{Owner: owner(i), TTL: time.Minute})
+			l.granted(locker.Request{Owner: owner(i), TTL: time.Minute}, false)
 			time.Sleep(listenAfter / 5)
 			l.released(owner(i - i%2)) // half of them a little later
 			l.released(owner(i - 1))
@@ -186,7 +186,7 @@ func TestShortLocksAreNotListenedFor(t *testing.T) {
 			t.Errorf("%d times, for locks that were held for %v", n, listenAfter/5*2)
 		}
 		begun := time.Now()
-		l.granted(locker.Request{Owner: owner(0), TTL: time.Minute})
+		l.granted(locker.Request{Owner: owner(0), TTL: time.Minute}, false)
 		for listens.Load() == 0 && time.Since(begun) < time.Second {
 			time.Sleep(time.Millisecond)
 		}

@@ -129,16 +129,13 @@ func slowed(set *scripts.Set, clock string) *scripts.Set {
 	}
 	replace := strings.NewReplacer(changes...)
 	slow := func(s *scripts.Script) *scripts.Script {
-		return scripts.NewScript(replace.Replace(s.Source), strings.NewReplacer())
+		changed := scripts.NewScript(replace.Replace(s.Source), strings.NewReplacer())
+		changed.Part = s.Part
+		return changed
 	}
 	all := *set
-	group := slow(all.Acquire.Group)
-	for _, s := range []**scripts.Script{&all.Acquire, &all.Release} {
-		one := **s
-		slower := slow(*s)
-		one.Source, one.SHA, one.Group = slower.Source, slower.SHA, group
-		*s = &one
-	}
+	all.Acquire, all.Release = slow(all.Acquire), slow(all.Release)
+	all.Take, all.Give = slow(all.Take), slow(all.Give)
 	all.Extend, all.Poll = slow(all.Extend), slow(all.Poll)
 	all.Inspect, all.Revoke = slow(all.Inspect), slow(all.Revoke)
 	return &all
@@ -270,22 +267,22 @@ func (s *simulation) newcomer() *party {
 	return p
 }
 
-// run executes a script, by itself or as requests that share a call.
+// run executes a script.
 func (s *simulation) run(script *scripts.Script, w scripts.Words) any {
 	s.Helper()
-	shared := script.Group != nil && s.chance(50)
-	keys, words := w.All[:w.Keys], w.All[w.Keys:]
-	if shared {
-		words = append([]string{script.Header(len(keys), len(words))}, words...)
-		script = script.Group
+	args := make([]any, 0, len(w.All)+1)
+	switch script.Part {
+	case scripts.Takes:
+		args = append(args, 0)
+	case scripts.Gives:
+		args = append(args, 1)
 	}
-	args := make([]any, len(words))
-	for i, word := range words {
-		args[i] = word
+	for _, word := range w.All[w.Keys:] {
+		args = append(args, word)
 	}
-	reply, err := redis.NewScript(script.Source).Run(s.Context(), s.client, keys, args...).Result()
+	reply, err := redis.NewScript(script.Source).Run(s.Context(), s.client, w.All[:w.Keys], args...).Result()
 	s.must(err)
-	if !shared {
+	if script.Part == scripts.None {
 		return reply
 	}
 	replies, _ := reply.([]any)
@@ -293,6 +290,17 @@ func (s *simulation) run(script *scripts.Script, w scripts.Words) any {
 		s.wrong("a call for one has the replies %v", replies)
 	}
 	return replies[0]
+}
+
+// acquire runs the script for an attempt: most times the quick one, if it will do.
+func (s *simulation) acquire(a *Attempt) any {
+	s.Helper()
+	if a.simple() && s.chance(80) {
+		if reply := s.run(s.scripts.Take, a.Names.TakeWords(a.TTL, a.Least)); a.suffices(reply) {
+			return reply
+		}
+	}
+	return s.run(s.scripts.Acquire, a.words())
 }
 
 // ask makes a request of p, who may have the lock already, or be in line.
@@ -306,7 +314,7 @@ func (s *simulation) ask(p *party, join bool) {
 	s.say("%v asks, join %v: %v", p, join, granted)
 	before, taken, in := p.Attempt, s.slotsTaken(p), s.places()
 	p.Join = join
-	refused, err := p.answer(s.run(s.scripts.Acquire, p.words()))
+	refused, err := p.answer(s.acquire(&p.Attempt))
 	if has && p.revoked {
 		if !errors.Is(err, locker.ErrRevoked) {
 			s.wrong("%v is revoked, and has %+v, %v", p, refused, err)
@@ -381,7 +389,7 @@ func (s *simulation) late(p *party) {
 	a := p.Attempt
 	a.Join, a.Unanswered = s.chance(50), s.random.IntN(min(p.refuses, 3))
 	s.say("a late request of %v, join %v", p, a.Join)
-	refused, err := a.answer(s.run(s.scripts.Acquire, a.words()))
+	refused, err := a.answer(s.acquire(&a))
 	if err == nil && (refused == nil || a.Join) || err != nil && !errors.Is(err, conn.ErrGivenUp) {
 		s.wrong("it is refused: %v, %v", refused, err)
 	}
@@ -391,7 +399,15 @@ func (s *simulation) late(p *party) {
 func (s *simulation) release(p *party) {
 	has := slices.Contains(s.holders, p)
 	s.say("%v releases, has it: %v", p, has)
-	s.released(p, p.Names.FreeWords(), has)
+	var reply any
+	in := s.places()
+	if p.Names.Mode == "" && s.chance(80) {
+		reply = s.run(s.scripts.Give, p.Names.GiveWords())
+	}
+	if reply == nil {
+		reply = s.run(s.scripts.Release, p.Names.FreeWords())
+	}
+	s.released(p, reply, has, in)
 	s.receive()
 	if has {
 		s.woken(math.MaxInt)
@@ -402,7 +418,8 @@ func (s *simulation) release(p *party) {
 func (s *simulation) giveUp(p *party) {
 	doubt := s.chance(50)
 	s.say("%v gives up, in doubt: %v", p, doubt)
-	s.released(p, p.Names.ReleaseWords(doubt), slices.Contains(s.holders, p))
+	in := s.places()
+	s.released(p, s.run(s.scripts.Release, p.Names.ReleaseWords(doubt)), slices.Contains(s.holders, p), in)
 	if doubt {
 		p.refuses = math.MaxInt
 	}
@@ -410,10 +427,10 @@ func (s *simulation) giveUp(p *party) {
 	s.woken(math.MaxInt)
 }
 
-func (s *simulation) released(p *party, w scripts.Words, has bool) {
+// released has an owner gone, who was in one of these places, and was told so.
+func (s *simulation) released(p *party, reply any, has bool, in places) {
 	s.Helper()
-	in := s.places()
-	if reply := s.run(s.scripts.Release, w); reply != int64(1) && has || reply != int64(0) && !has {
+	if reply != int64(1) && has || reply != int64(0) && !has {
 		s.wrong("release of %v: %v", p, reply)
 	}
 	s.holders, s.line = without(s.holders, p), without(s.line, p)

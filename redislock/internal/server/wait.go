@@ -32,10 +32,19 @@ func (b *Server) WaitFrom(ctx context.Context, r locker.Request, place *Place) (
 		Names: scripts.NamesOf(r, b.Line.Process), TTL: r.TTL, Join: true,
 		Arrival: place.Arrival, Unanswered: place.Unanswered,
 	}
-	defer func() { *place = Place{a.Arrival, a.Unanswered} }()
-	events := &waitEvents{called: make(chan struct{}, 1), failed: make(chan error, 1), request: r}
-	w := b.Line.Join(a.Names, events)
-	defer b.Line.Leave(w)
+	a.Quickly = !b.Line.awaits(a.Names.Lock)
+	var events *waitEvents
+	var w *Waiter
+	a.enter = func() {
+		events = newWaitEvents(r)
+		w = b.Line.Join(a.Names, events)
+	}
+	defer func() {
+		if w != nil {
+			b.Line.Leave(w)
+		}
+		*place = Place{a.Arrival, a.Unanswered}
+	}()
 	failures := 0
 	for {
 		sent := time.Now()
@@ -43,7 +52,7 @@ func (b *Server) WaitFrom(ctx context.Context, r locker.Request, place *Place) (
 		refused, err := b.Try(ctx, &a)
 		switch {
 		case err == nil && refused == nil:
-			b.Line.leases.granted(r)
+			b.Line.leases.granted(r, a.Arrival != "")
 			return locker.Grant{Request: r, Token: a.Token, Slot: a.Slot, Sent: sent}, nil
 		case err == nil:
 			failures = 0
@@ -103,6 +112,10 @@ type waitEvents struct {
 	failed chan error    // has room for one
 
 	request locker.Request
+}
+
+func newWaitEvents(r locker.Request) *waitEvents {
+	return &waitEvents{called: make(chan struct{}, 1), failed: make(chan error, 1), request: r}
 }
 
 // Call implements listener.

@@ -10,9 +10,8 @@
 local lock, fence, tombstone, queue, alive, holders = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local value, before, least, mode, member, arrival = ARGV[1], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 
--- The clock in us, as text: numbers of this size take longer to print than anything else here.
-local time = redis.call('TIME')
-local now = time[1] .. string.sub('00000' .. time[2], -6)
+$token
+local now = clock()
 
 -- The mark says how many requests of this owner are refused, or, if it is no number, that all are. It is left for the
 -- earlier ones, which do no harm while the owner has the lock, or is in line.
@@ -24,20 +23,9 @@ local function refuse_earlier()
   end
 end
 
--- The token is max(previous + 1, clock, least): greater than every one before, also when Redis has forgotten the
--- previous one. It remembers that for as long as this owner may ask again, at least.
 local function grant()
   refuse_earlier()
-  local token = now
-  if least > now then token = least end
-  local keep = tonumber(ARGV[2]) > $retention and ARGV[2] or '$retention'
-  local previous = redis.call('SET', fence, token, 'PX', keep, 'GET')
-  if previous and (#previous ~= #token or previous >= token) then
-    token = string.format('%.0f', math.max(tonumber(token), tonumber(previous) + 1))
-    redis.call('SET', fence, token, 'PX', keep)
-  end
-  if least == '' then return token end
-  return token .. ' ' .. now
+  return next_token(redis.call, fence, ARGV[2], least, now)
 end
 
 -- There is a write in any case: a read-only replica, a full or a loading server has to say so, and not "locked". All
@@ -47,7 +35,6 @@ local says = value
 if mode ~= '' then says = mode == 's' and $shared or $slots end
 local free = redis.call('SET', lock, says, 'NX', 'PX', ARGV[2])
 if mode == '' then
-  if free and not special then return grant() end
   local there = not free and redis.call('GET', lock)
   if there == value then
     -- The answer to an earlier attempt of this owner got lost.
