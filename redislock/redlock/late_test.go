@@ -36,7 +36,7 @@ func TestLeavesTheLineLate(t *testing.T) {
 	locktest.Warm(b, 1)
 	name := redlock.DefaultPrefix + "k"
 	get := func(i int) string { return rdbs[i].Get(context.Background(), name).Val() }
-	rdbs[0].Set(t.Context(), name, "a minority of somebody", ttl/12)
+	rdbs[0].Set(t.Context(), name, "a minority of somebody", ttl/3)
 
 	release := redlock.ReleaseSHA + "\r\n$1\r\n6\r\n$" + strconv.Itoa(len(name)) + "\r\n" + name + "\r\n"
 	caught := holdWhere(proxies[0], sends(release))
