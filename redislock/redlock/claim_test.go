@@ -125,10 +125,12 @@ func TestMinorityOfAWaiter(t *testing.T) {
 	}
 	proxies[0].SetWhere(sends(redlock.LineupSHA), faultproxy.BlackHole())
 	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_, _ = l.Lock(ctx, "k")
+	waits := locktest.Started(func() error { _, err := l.Lock(ctx, "k"); return err })
+	defer func() {
+		cancel()
+		if err := waits.Get(t); !errors.Is(err, context.Canceled) {
+			t.Errorf("Lock: %v; want Canceled", err)
+		}
 	}()
 	eventually(t, 5*time.Second, "it has a minority", func() bool { return rdbs[0].Exists(ctx, name).Val() == 1 })
 	eventually(t, 10*time.Second, "it is in line elsewhere", func() bool { return inLine(t, rdbs[1], "k") == 1 })
@@ -136,8 +138,6 @@ func TestMinorityOfAWaiter(t *testing.T) {
 	proxies[0].Heal()
 	eventually(t, 10*time.Second, "the minority is given back, though the waiter still waits",
 		func() bool { return rdbs[0].Exists(ctx, name).Val() == 0 })
-	cancel()
-	<-done
 }
 
 // TestLateAfterTTL cuts a server off for longer than a TTL: what was sent to it then arrives when all is over.
