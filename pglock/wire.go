@@ -185,7 +185,13 @@ func (w *wire) longest() time.Duration {
 
 // fail ends the session. The leases that it carries are lost; their holders are told before the connection is closed,
 // by which the server learns that the locks are free.
-func (w *wire) fail(err error) {
+func (w *wire) fail(err error) { w.end(err, nil) }
+
+// close ends a session that has no locks, and lets the server know. It is over before that: else the server's end of it
+// might be taken for the reason.
+func (w *wire) close(reason error) { w.end(reason, []byte{'X', 0, 0, 0, 4}) }
+
+func (w *wire) end(err error, farewell []byte) {
 	w.mu.Lock()
 	if w.cause != nil {
 		w.mu.Unlock()
@@ -198,6 +204,9 @@ func (w *wire) fail(err error) {
 	w.mu.Unlock()
 	close(w.over)
 	w.events.ended(cause)
+	if farewell != nil {
+		_ = w.write(farewell)
+	}
 	_ = w.conn.Conn().Close()
 	w.events.closed()
 	for _, m := range out {
@@ -219,12 +228,6 @@ func (w *wire) failIf(err error) {
 	if err != nil {
 		w.fail(err)
 	}
-}
-
-// close ends a session that has no locks, and lets the server know.
-func (w *wire) close(reason error) {
-	_ = w.write([]byte{'X', 0, 0, 0, 4})
-	w.fail(reason)
 }
 
 // cancel ends the statement that the session executes, if it still does. When it has returned without an error, the

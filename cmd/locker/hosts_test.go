@@ -115,7 +115,7 @@ func TestTwoHosts(t *testing.T) {
 		if i%2 == 1 {
 			one, other = other, one
 		}
-		p := h.locker(one, stores[one], "run", "-ttl", "4s", key, "--", "env", actAs+"=stamps", self, file).start()
+		p := h.locker(one, stores[one], "run", "-ttl", "8s", key, "--", "env", actAs+"=stamps", self, file).start()
 		p.says("up")
 		rival := h.locker(other, stores[other], "run", key, "--", "sh", "-c", "echo up; read x").start()
 		rival.tells("waiting")
