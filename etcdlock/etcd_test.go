@@ -182,8 +182,8 @@ func waits(l locker.Locker, key string, opts ...locker.CallOption) locktest.Pend
 	})
 }
 
-// lockMany locks and unlocks keys that nobody else wants, so many at once. It returns how long each Lock and each Unlock
-// took.
+// lockMany locks and unlocks keys that nobody else wants, so many at once. It returns how long each Lock and each
+// Unlock took.
 func lockMany(t testing.TB, l locker.Locker, atOnce, each int) (locked, unlocked []time.Duration) {
 	t.Helper()
 	var mu sync.Mutex

@@ -258,8 +258,8 @@ func TestSessionClosesUnderARequest(t *testing.T) {
 			return fmt.Errorf("%w; want errUnneeded", err)
 		},
 	} {
-		// A Locker whose session was closed before would look after what is left of that, and wait for the mutex that is
-		// locked below.
+		// A Locker whose session was closed before would look after what is left of that, and wait for the mutex that
+		// is locked below.
 		w := watch(t, Config{}, defaultLifetimes, time.Minute)
 		lease, err := w.TryLock(t.Context(), "warm") // there is a session
 		if err == nil {

@@ -191,6 +191,7 @@ func (w *wire) fail(err error) { w.end(err, nil) }
 // might be taken for the reason.
 func (w *wire) close(reason error) { w.end(reason, []byte{'X', 0, 0, 0, 4}) }
 
+// end ends the session, of which the server hears by a last message, if there is one, and as the connection is closed.
 func (w *wire) end(err error, farewell []byte) {
 	w.mu.Lock()
 	if w.cause != nil {

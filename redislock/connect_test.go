@@ -90,9 +90,8 @@ func TestRefusedConnections(t *testing.T) {
 				do(t, admins, "client", "kill", "type", kind, "skipme", "yes")
 			}
 			check("Unlock", freed.Unlock())
-			for what, acquire := range map[string]func(context.Context, string, ...locker.CallOption) (*locker.Lease, error){
-				"TryLock": l.TryLock, "Lock": l.Lock,
-			} {
+			type call = func(context.Context, string, ...locker.CallOption) (*locker.Lease, error)
+			for what, acquire := range map[string]call{"TryLock": l.TryLock, "Lock": l.Lock} {
 				eventually(t, limit, what+" is told why", func() bool {
 					_, err := acquire(t.Context(), "free")
 					check(what, err)

@@ -21,9 +21,9 @@
 // redsync, bsm/redislock or node-redlock. Use Prefix(""), or their prefix; the default is "locker:".
 //
 // Each operation is one script and one round trip. Those that come while others are under way share a call, if they are
-// simple: to take a lock alone, and to give it back; and so do renewals. Nobody waits for others to come. What turns out
-// not to be that simple takes a second round trip: to give a lock back the first time that others wait for it, and to
-// try one that is kept for those.
+// simple: to take a lock alone, and to give it back; and so do renewals. Nobody waits for others to come. What turns
+// out not to be that simple takes a second round trip: to give a lock back the first time that others wait for it, and
+// to try one that is kept for those.
 //
 // # Fencing tokens
 //

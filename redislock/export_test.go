@@ -33,11 +33,8 @@ local t = redis.call('TIME')
 local us = t[1] * 1000000 + t[2] + (redis.call('GET', ` + scripts.QuoteLua(ahead) + `) or 0)
 return {string.format('%.0f', math.floor(us / 1000000)), string.format('%.0f', us % 1000000)}
 end)()`
-	lying := func(s *scripts.Script) *scripts.Script {
-		changed := scripts.NewScript(strings.ReplaceAll(s.Source, "redis.call('TIME')", clock), strings.NewReplacer())
-		changed.Part = s.Part
-		return changed
-	}
+	text := strings.NewReplacer("redis.call('TIME')", clock)
+	lying := func(s *scripts.Script) *scripts.Script { return s.Changed(text) }
 	s := *scripts.Default()
 	s.Take, s.Acquire, s.Release = lying(s.Take), lying(s.Acquire), lying(s.Release)
 	s.Poll, s.LineUp = lying(s.Poll), lying(s.LineUp)

@@ -335,7 +335,8 @@ func TestOneSubscriptionForManyKeys(t *testing.T) {
 		waits.Go(func() { mustUnlock(t, mustLock(t, waiter, key)) })
 	}
 	eventually(t, 10*time.Second, "all of them wait", func() bool { return inLine(t, rdb, strconv.Itoa(keys-1)) == 1 })
-	eventually(t, 10*time.Second, "the waiter has subscribed", func() bool { return subscriptions(t, rdb, "waiter") > 0 })
+	eventually(t, 10*time.Second, "the waiter has subscribed",
+		func() bool { return subscriptions(t, rdb, "waiter") > 0 })
 	if n := subscriptions(t, rdb, "waiter"); n != 1 { // who holds locks subscribes, too
 		t.Errorf("%d subscriptions for %d waiters of one Locker; want 1", n, keys)
 	}

@@ -147,9 +147,7 @@ func (c *claim) ask(ctx context.Context) {
 	c.phase = protocol.Asking
 	before := c.names
 	c.names = c.nextNames()
-	a := server.Attempt{
-		Names: c.names, TTL: c.request.TTL, Join: c.join, Arrival: c.arrival, Least: c.b.least(), Quickly: true,
-	}
+	a := server.Attempt{Names: c.names, TTL: c.request.TTL, Join: c.join, Arrival: c.arrival, Least: c.b.least()}
 	ctx = context.WithoutCancel(ctx) // cut short, the outcome would be unknown
 	for i := range c.places {
 		p := &c.places[i]

@@ -276,9 +276,9 @@ func (c *Client) send(ctx context.Context, cmds []Once) error {
 	if err == nil {
 		return nil
 	}
-	if i := slices.IndexFunc(cmds, func(cmd Once) bool { return isReadOnly(cmd.Err()) }); i >= 0 {
-		// go-redis drops a connection to what is a replica by now, but not after a pipeline. This command is likely to go
-		// by the same one, and was not executed.
+	if i := slices.IndexFunc(cmds, func(cmd Once) bool { return redis.IsReadOnlyError(cmd.Err()) }); i >= 0 {
+		// go-redis drops a connection to what is a replica by now, but not after a pipeline. This command is likely to
+		// go by the same one, and was not executed.
 		_ = c.Process(ctx, cmds[i])
 	}
 	unanswered := false
@@ -293,8 +293,6 @@ func (c *Client) send(ctx context.Context, cmds []Once) error {
 	}
 	return err
 }
-
-func isReadOnly(err error) bool { return err != nil && strings.HasPrefix(err.Error(), "READONLY") }
 
 func isNoScript(err error) bool {
 	return err != nil && strings.HasPrefix(err.Error(), "NOSCRIPT")

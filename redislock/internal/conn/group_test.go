@@ -94,7 +94,7 @@ func TestOneRequestFails(t *testing.T) {
 			}
 		}
 		if rs[2].reply != nil || rs[2].err != nil {
-			t.Errorf("a hash: %v, %v; want nothing, as the script for all cases has to say that", rs[2].reply, rs[2].err)
+			t.Errorf("a hash: %v, %v; want nothing: the script for all cases has to say that", rs[2].reply, rs[2].err)
 		}
 		if refused, ok := rs[3].reply.([]any); !ok || len(refused) != 3 || refused[0] != "somebody" {
 			t.Errorf("a lock of somebody: %v, %v; want his value", rs[3].reply, rs[3].err)
@@ -130,7 +130,8 @@ func TestReadOnlyDropsTheConnection(t *testing.T) {
 		"not": func(keys ...string) []*request {
 			rs := requestsFor(keys...)
 			for i, r := range rs {
-				r.script, r.words = scripts.Default().Acquire, testNames(keys[i], byte(i)).AcquireWords(time.Minute, 0, "")
+				r.script = scripts.Default().Acquire
+				r.words = testNames(keys[i], byte(i)).AcquireWords(time.Minute, 0, "")
 			}
 			return rs
 		},

@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// The scripts. Each operation is one of them, so that it is atomic and one round trip. They use no command newer than
-// Redis 6.2, write only under the keys that they are given, and keep time by the server's clock alone.
+// The scripts. Each operation is one of them, so that it is atomic. They use no command newer than Redis 6.2, write
+// only under the keys that they are given, and keep time by the server's clock alone.
 var (
 	//go:embed lua/line.lua
 	lineLua string
@@ -77,7 +77,10 @@ const (
 )
 
 // Set are the scripts of a backend: what its Config says is in their source.
-type Set struct{ Take, Give, Acquire, Release, Renew, Extend, Poll, Confirm, LineUp, Inspect, Revoke, Keep, Adopt *Script }
+type Set struct {
+	Take, Give                                                                           *Script // parts of quick.lua
+	Acquire, Release, Renew, Extend, Poll, Confirm, LineUp, Inspect, Revoke, Keep, Adopt *Script
+}
 
 // What a configuration says that says nothing.
 const (
@@ -105,15 +108,15 @@ func newScripts(channelPrefix string, retention time.Duration) *Set {
 		"$revoked", QuoteLua(saysRevoked), "$longest", strconv.Itoa(longestValue-1),
 		"$channel", QuoteLua(channelPrefix))
 	s := &Set{
-		Acquire: NewScript(acquireLua, constants), Release: NewScript(releaseLua, constants),
-		Renew: NewScript(renewLua, constants), Extend: NewScript(extendLua, constants),
-		Poll: NewScript(pollLua, constants), Confirm: NewScript(confirmLua, constants),
-		LineUp: NewScript(lineupLua, constants), Inspect: NewScript(inspectLua, constants),
-		Revoke: NewScript(revokeLua, constants), Keep: NewScript(keepLua, constants),
-		Adopt: NewScript(adoptLua, constants),
-		Take:  NewScript(quickLua, constants), Give: NewScript(quickLua, constants),
+		Acquire: newScript(acquireLua, constants), Release: newScript(releaseLua, constants),
+		Renew: newScript(renewLua, constants), Extend: newScript(extendLua, constants),
+		Poll: newScript(pollLua, constants), Confirm: newScript(confirmLua, constants),
+		LineUp: newScript(lineupLua, constants), Inspect: newScript(inspectLua, constants),
+		Revoke: newScript(revokeLua, constants), Keep: newScript(keepLua, constants),
+		Adopt: newScript(adoptLua, constants),
 	}
-	s.Take.Part, s.Give.Part = Takes, Gives
+	quick := newScript(quickLua, constants)
+	s.Take, s.Give = &Script{quick.Source, quick.SHA, Takes}, &Script{quick.Source, quick.SHA, Gives}
 	return s
 }
 
@@ -154,9 +157,16 @@ func withFunctions(lua string) string {
 	return strings.NewReplacer("$line", lineLua, "$holders", holdersLua, "$token", tokenLua).Replace(lua)
 }
 
-// NewScript fills in what stands for constants, and for the functions that scripts share. It removes comments and
+// Changed returns the script with other text in some places.
+func (s *Script) Changed(text *strings.Replacer) *Script {
+	changed := newScript(s.Source, text)
+	changed.Part = s.Part
+	return changed
+}
+
+// newScript fills in what stands for constants, and for the functions that scripts share. It removes comments and
 // indentation, which the server would have to keep.
-func NewScript(lua string, constants *strings.Replacer) *Script {
+func newScript(lua string, constants *strings.Replacer) *Script {
 	lua = constants.Replace(withFunctions(lua))
 	var b strings.Builder
 	for line := range strings.Lines(lua) {

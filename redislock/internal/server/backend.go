@@ -34,7 +34,7 @@ func (b *Server) Acquire(ctx context.Context, r locker.Request) (locker.Grant, e
 	if err := b.Check(r); err != nil {
 		return locker.Grant{}, err
 	}
-	a := Attempt{Names: scripts.NamesOf(r, b.Line.Process), TTL: r.TTL, Quickly: true}
+	a := Attempt{Names: scripts.NamesOf(r, b.Line.Process), TTL: r.TTL}
 	refusal, err := b.Try(ctx, &a)
 	switch {
 	case err != nil:
@@ -59,7 +59,6 @@ type Attempt struct {
 	TTL     time.Duration
 	Join    bool   // the line, if refused
 	Arrival string // in the line; "" if it has not joined it yet
-	Quickly bool   // the lock is likely to be free, and then that is all
 
 	enter func() // called before the first request that may join the line; may be nil
 
@@ -130,7 +129,7 @@ func (a *Attempt) simple() bool { return a.Arrival == "" && a.Unanswered == 0 &&
 
 // tryOnce makes one request for the lock, and a second one if the quick script does not suffice.
 func (b *Server) tryOnce(ctx context.Context, a *Attempt) (any, error) {
-	if a.Quickly && a.simple() {
+	if a.simple() && !b.Line.awaits(a.Names.Lock) {
 		reply, err := b.Client.Run(ctx, a.Until, b.Scripts.Take, a.Names.TakeWords(a.TTL, a.Least))
 		if err != nil || a.suffices(reply) {
 			return reply, err
@@ -358,10 +357,10 @@ func (b *Server) Release(ctx context.Context, g locker.Grant) error {
 	return Final(b.Free(ctx, n, waited))
 }
 
-// Free gives back a lock of an owner who is not in line, and asks at once for what is to be done if others are, if that
-// is likely.
-func (b *Server) Free(ctx context.Context, n scripts.Names, likely bool) error {
-	if !likely && n.Mode == "" {
+// Free gives back a lock of an owner who is not in line. If it is contended, so that others are likely to be, the
+// script that calls them is asked at once.
+func (b *Server) Free(ctx context.Context, n scripts.Names, contended bool) error {
+	if !contended && n.Mode == "" {
 		reply, err := b.Client.Run(ctx, time.Time{}, b.Scripts.Give, n.GiveWords())
 		if reply != nil || err != nil {
 			return b.released(reply, err)

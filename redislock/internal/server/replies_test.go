@@ -41,7 +41,8 @@ func FuzzAcquireReply(f *testing.F) {
 		}
 		var inSlot Attempt
 		refused, err := inSlot.answer([]any{fmt.Sprint(token), left})
-		if want := (Attempt{Token: token, Slot: int(left)}); refused != nil || err != nil || !reflect.DeepEqual(inSlot, want) {
+		want := Attempt{Token: token, Slot: int(left)}
+		if refused != nil || err != nil || !reflect.DeepEqual(inSlot, want) {
 			t.Errorf("a slot: %+v, refusal %v, %v; want %+v", inSlot, refused, err, want)
 		}
 		var a Attempt

@@ -128,11 +128,7 @@ func slowed(set *scripts.Set, clock string) *scripts.Set {
 		}
 	}
 	replace := strings.NewReplacer(changes...)
-	slow := func(s *scripts.Script) *scripts.Script {
-		changed := scripts.NewScript(replace.Replace(s.Source), strings.NewReplacer())
-		changed.Part = s.Part
-		return changed
-	}
+	slow := func(s *scripts.Script) *scripts.Script { return s.Changed(replace) }
 	all := *set
 	all.Acquire, all.Release = slow(all.Acquire), slow(all.Release)
 	all.Take, all.Give = slow(all.Take), slow(all.Give)

@@ -32,11 +32,10 @@ func (b *Server) WaitFrom(ctx context.Context, r locker.Request, place *Place) (
 		Names: scripts.NamesOf(r, b.Line.Process), TTL: r.TTL, Join: true,
 		Arrival: place.Arrival, Unanswered: place.Unanswered,
 	}
-	a.Quickly = !b.Line.awaits(a.Names.Lock)
 	var events *waitEvents
 	var w *Waiter
 	a.enter = func() {
-		events = newWaitEvents(r)
+		events = &waitEvents{called: make(chan struct{}, 1), failed: make(chan error, 1), request: r}
 		w = b.Line.Join(a.Names, events)
 	}
 	defer func() {
@@ -112,10 +111,6 @@ type waitEvents struct {
 	failed chan error    // has room for one
 
 	request locker.Request
-}
-
-func newWaitEvents(r locker.Request) *waitEvents {
-	return &waitEvents{called: make(chan struct{}, 1), failed: make(chan error, 1), request: r}
 }
 
 // Call implements listener.
