@@ -244,6 +244,12 @@ func (c *check) open(opts ...locker.Option) locker.Locker {
 	return c.openLocked(opts...)
 }
 
+// openForMany is open for a rule whose Lockers hold many keys, and which is not about how long they last: on a busy
+// machine, the renewals of all of them may come late.
+func (c *check) openForMany(opts ...locker.Option) locker.Locker {
+	return c.open(append([]locker.Option{locker.TTL(10 * c.ttl)}, opts...)...)
+}
+
 func (c *check) openLocked(opts ...locker.Option) locker.Locker {
 	l := c.h.Open(c.t, append([]locker.Option{locker.TTL(c.ttl)}, opts...)...)
 	c.mu.Lock()

@@ -61,7 +61,7 @@ var closeRules = []rule{
 }
 
 func closeUnlocksHeld(c *check) {
-	a, b := c.open(), c.open()
+	a, b := c.openForMany(), c.openForMany()
 	const n = 50
 	keys := make([]string, n)
 	leases := make([]*locker.Lease, n)

@@ -59,7 +59,7 @@ var nameRules = []rule{
 
 func keysAreIndependent(c *check) {
 	base := c.key()
-	a, b := c.open(), c.open()
+	a, b := c.openForMany(), c.openForMany()
 	keys := []string{ // some of them before those that they begin with, some after
 		"", "orders/42", "orders", "orders/", "orders//", "orders/4", "orders/42/", "Orders/42", "ORDERS/42", "orders/42 ",
 		" orders/42", "orders:42", "orders.42", "orders", "order", "{orders}", "{orders}/42", "{orders}/43", "orders\x00",
@@ -96,7 +96,7 @@ func keysAreIndependent(c *check) {
 func keyAlphabet(c *check) {
 	// With a prefix of its own, the test can use keys as short as it likes.
 	prefix := c.key() + ":"
-	a, b := c.open(locker.Prefix(prefix)), c.open(locker.Prefix(prefix))
+	a, b := c.openForMany(locker.Prefix(prefix)), c.openForMany(locker.Prefix(prefix))
 	keys := []string{
 		"a", " ", "  ", "\x00", "\x00\x00", "\n", "\r\n", "\t", "\x7f", "\xff", "\xff\xfe\xfd", "a\x00b", "a\xc3", "é",
 		"e\u0301", "🔒", "🔒🔒", "{", "}", "{}", "}{", "{{}}", "{a}", "{a}b", "a{b}c", "a}b", "a{b", "{}a", "a{}b{c}",

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"math/rand/v2"
 	"os"
-	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -294,30 +292,4 @@ func errorText(err error) string {
 		err = inner
 	}
 	return fmt.Sprintf("%.60v", err)
-}
-
-// TestGoTogether checks that who asks at the same time as others shares a message with them.
-func TestGoTogether(t *testing.T) { // not in parallel: there is one processor, so that they ask in turns
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
-	b := pglock.NewBackend(pool(t, pgtest.New(t, pgtest.Options{}).URL()))
-	l := locker.New(b)
-	t.Cleanup(func() { _ = l.Close() })
-	const together = 64
-	least := int64(math.MaxInt64)
-	for i := 0; least > 3; i++ { // it is 5 at least if nobody waits for the others
-		before := pglock.Messages(b)
-		var wg sync.WaitGroup
-		for j := range together {
-			wg.Go(func() {
-				if _, err := l.TryLock(t.Context(), fmt.Sprint("key ", i, " ", j)); err != nil {
-					t.Error(err)
-				}
-			})
-		}
-		wg.Wait()
-		least = min(least, pglock.Messages(b)-before)
-		if i == 200 { // nobody does for a while when it has taken long
-			t.Fatalf("at least %d messages for %d locks", least, together)
-		}
-	}
 }

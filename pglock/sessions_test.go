@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -300,6 +301,39 @@ func TestKeyInSQL(t *testing.T) {
 			Scan(&key)
 		if err != nil || key != Key(name) {
 			t.Errorf("%q: %d in SQL (%v), %d by Key", name, key, err, Key(name))
+		}
+	}
+}
+
+// TestGoTogether checks that who asks at the same time as others shares a message with them, if many do.
+func TestGoTogether(t *testing.T) { // not in parallel: there is one processor, so that they ask in turns
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	w := watch(t, Config{}, defaultLifetimes, time.Minute)
+	s, err := w.b.open(time.Minute, toLock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const askers, rounds = 64, 20
+	for round, most := 0, 0; most < askers/2; round++ { // the scheduler has turns that begin in the middle
+		if round == rounds {
+			t.Fatalf("at most %d of %d who ask at once share a message", most, askers)
+		}
+		s.mu.Lock()
+		s.came, s.hurry = fewOut+1, 0
+		s.mu.Unlock()
+		outcomes := make(chan outcome, askers)
+		for i := range askers {
+			key := int64(round*askers + i)
+			go s.submitAndRead(&request{key: key, then: func(o outcome) { outcomes <- o }}, func() bool { return true })
+		}
+		messages := make(map[time.Time]int)
+		for range askers {
+			o := <-outcomes
+			if o.err != nil || !o.done {
+				t.Fatalf("a lock that nobody has: %+v", o)
+			}
+			messages[o.sent]++
+			most = max(most, messages[o.sent])
 		}
 	}
 }

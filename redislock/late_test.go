@@ -79,8 +79,13 @@ func TestFailedWaiterLeavesTheLine(t *testing.T) {
 		failed := locktest.Started(func() error { _, err := l.Lock(ctx, key); return err })
 		eventually(t, 5*time.Second, "the waiter is in line", func() bool { return inLine(t, admin, key) == 1 })
 		name := redislock.DefaultPrefix + key
-		admin.Del(ctx, name)
-		admin.HSet(ctx, name, "somebody's", "data")
+		if _, err := admin.TxPipelined(ctx, func(p redis.Pipeliner) error {
+			p.Del(ctx, name)
+			p.HSet(ctx, name, "somebody's", "data")
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
 		if err := failed.Get(t); !errors.Is(err, redislock.ErrWrongType) { // at its next poll
 			t.Errorf("Lock: %v; want ErrWrongType", err)
 		}

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
+	"fmt"
 	"time"
 
 	gopglock "github.com/allisson/go-pglock/v3"
@@ -49,7 +50,14 @@ func (l goPglockLibrary) close() error { return l.db.Close() }
 
 type goPglockLease struct{ *gopglock.Lock }
 
-func (h goPglockLease) extend(ctx context.Context, _ time.Duration) error {
+// extend may come when the session ends, where pgx's driver for database/sql has been seen to panic in Rows.Next: the
+// answer had no columns.
+func (h goPglockLease) extend(ctx context.Context, _ time.Duration) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v", p)
+		}
+	}()
 	again, err := h.Lock.Lock(ctx)
 	switch {
 	case err != nil:

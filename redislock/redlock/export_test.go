@@ -22,3 +22,6 @@ var (
 	ConfirmSHA = scripts.Default().Confirm.SHA
 	ReleaseSHA = scripts.Default().Release.SHA
 )
+
+// ContestFor is for how long a TryLock that meets others goes on, at the most.
+const ContestFor = contestFor

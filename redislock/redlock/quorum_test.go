@@ -147,6 +147,7 @@ func TestTryLockContest(t *testing.T) {
 	nobody := 0
 	for range 30 {
 		leases := make(chan *locker.Lease, len(ls))
+		start := time.Now()
 		var wg sync.WaitGroup
 		for _, l := range ls {
 			wg.Go(func() {
@@ -162,7 +163,9 @@ func TestTryLockContest(t *testing.T) {
 		close(leases)
 		switch len(leases) {
 		case 0:
-			nobody++
+			if time.Since(start) < redlock.ContestFor { // else who has tried for so long may give up
+				nobody++
+			}
 		case 1:
 			mustUnlock(t, <-leases)
 		default:
@@ -368,8 +371,8 @@ func TestCloseMinorityBlackHoled(t *testing.T) {
 	defer proxies[0].Heal() // go-redis waits for answers when it is closed, for seconds
 	other := openRedlock(t, servers.Addresses())
 	held := mustLock(t, other, "k")
-	// closing closes a new Locker that waits, and returns how long that takes.
-	closing := func() time.Duration {
+	// closing closes a new Locker that waits, and returns how long that takes, and what the wait has come to.
+	closing := func() (took time.Duration, waited error) {
 		l := openRedlock(t, addresses)
 		waits := make(chan error, 1)
 		go func() {
@@ -383,17 +386,19 @@ func TestCloseMinorityBlackHoled(t *testing.T) {
 		if err := l.Close(); err != nil {
 			t.Errorf("Close: %v", err)
 		}
-		took := time.Since(start)
-		if err := <-waits; !errors.Is(err, locker.ErrClosed) {
-			t.Errorf("Lock while its Locker was closed: %v; want ErrClosed", err)
-		}
+		took = time.Since(start)
+		waited = <-waits
 		for _, rdb := range rdbs[1:] {
 			eventually(t, 10*time.Second, "Close has left the line", func() bool { return inLine(t, rdb, "k") == 0 })
 		}
-		return took
+		return took, waited
 	}
 	locktest.Tries(t, func() error {
-		if took := closing(); took >= 1500*time.Millisecond { // the bound of a request is two seconds
+		took, err := closing()
+		if !errors.Is(err, locker.ErrClosed) { // where the machine is busy, the other servers may be late, too
+			return fmt.Errorf("Lock while its Locker was closed: %w; want ErrClosed", err)
+		}
+		if took >= 1500*time.Millisecond { // the bound of a request is two seconds
 			return fmt.Errorf("it took %v to close a Locker, with one server of three black-holed", took)
 		}
 		return nil
