@@ -196,6 +196,7 @@ func (b *fewLines) Wait(ctx context.Context, r locker.Request) (locker.Grant, er
 
 // TestSharesKeys is about a rule that is relaxed in part: a store may share locks, but not lose them.
 func TestSharesKeys(t *testing.T) {
+	withoutRaces(t)
 	t.Parallel()
 	for _, test := range []struct {
 		name  string

@@ -436,6 +436,7 @@ func callingBackend(_ *testing.T, c *client) locker.Backend { return calling{c} 
 
 // TestReferenceThatCalls proves that the suite asks of no line that the key is handed over while it is freed.
 func TestReferenceThatCalls(t *testing.T) {
+	withoutRaces(t)
 	d := &defect{store: callsFirst(nil), backend: callingBackend}
 	Run(t, d.harness())
 }
@@ -778,6 +779,7 @@ func (b countsFromHearing) Wait(ctx context.Context, r locker.Request) (locker.G
 
 // TestReferenceThatPolls proves that the suite asks for nothing impossible of a backend without a line.
 func TestReferenceThatPolls(t *testing.T) {
+	withoutRaces(t)
 	h := (&defect{backend: func(_ *testing.T, c *client) locker.Backend { return c }}).harness()
 	h.Features.Unordered = "it polls"
 	Run(t, h)

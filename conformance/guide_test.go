@@ -1,4 +1,4 @@
-package conformance_test
+package conformance
 
 import (
 	"bytes"
@@ -23,6 +23,7 @@ import (
 //	sh        commands
 //	text      a part of what the commands before have printed; "..." stands for what is left out
 func TestGuide(t *testing.T) {
+	withoutRaces(t)
 	t.Parallel()
 	for _, program := range []string{"go", "sh"} {
 		if _, err := exec.LookPath(program); err != nil {
@@ -162,10 +163,10 @@ func (g *guide) run(commands string) {
 
 // What differs from run to run, or with any change of the suite, and in the lines of benchmarks.
 var (
-	benchmark  = regexp.MustCompile(`(?m)^Benchmark\S+ .*`)
-	processors = regexp.MustCompile(`-\d+$`)
-	number     = regexp.MustCompile(`\b\d+(\.\d+)?\b`)
-	varying    = regexp.MustCompile(
+	benchmark       = regexp.MustCompile(`(?m)^Benchmark\S+ .*`)
+	processorCounts = regexp.MustCompile(`-\d+$`)
+	number          = regexp.MustCompile(`\b\d+(\.\d+)?\b`)
+	varyingOutput   = regexp.MustCompile(
 		`"conformance/[0-9a-f]{16}"|\b[a-z]+\.go:\d+\b|\b\d+(\.\d+)?(s|ms|µs|ns)\b|\[\d( \d)+\]|\b\d+ more like it|\b\d of 9 waiters`,
 	)
 )
@@ -175,9 +176,9 @@ func (g *guide) has(block string) {
 	same := func(s string) string {
 		s = benchmark.ReplaceAllStringFunc(s, func(line string) string {
 			name, figures, _ := strings.Cut(line, " ")
-			return processors.ReplaceAllString(name, "") + number.ReplaceAllString(figures, "~")
+			return processorCounts.ReplaceAllString(name, "") + number.ReplaceAllString(figures, "~")
 		})
-		return strings.Join(strings.Fields(varying.ReplaceAllString(s, "~")), " ")
+		return strings.Join(strings.Fields(varyingOutput.ReplaceAllString(s, "~")), " ")
 	}
 	rest := same(g.output)
 	for _, part := range strings.Split("\n"+block, "\n...\n") {

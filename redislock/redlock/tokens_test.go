@@ -21,7 +21,7 @@ import (
 func TestTokensIncrease(t *testing.T) {
 	t.Parallel()
 	const ttl = 400 * time.Millisecond
-	acquisitions := int64(1000 * wires.Trials(t, 2))
+	acquisitions := int64(1000 * wires.Trials(t, 1))
 	keepsData := func(i int) bool { return i%2 == 0 }
 	persistent := []string{"--appendonly", "yes", "--appendfsync", "always"}
 	var servers redistest.Independent
