@@ -219,9 +219,10 @@ func TestTokenIsWrittenBack(t *testing.T) {
 // TestRepair restarts servers without data under a lease: a minority gets it back, a majority is a loss.
 func TestRepair(t *testing.T) {
 	t.Parallel()
+	const ttl = 6 * time.Second // renewals are in time also when the machine is busy
 	servers := redistest.NewIndependent(t, 5)
 	rdbs := servers.DialEach(t)
-	l := openRedlock(t, servers.Addresses(), locker.TTL(3*time.Second))
+	l := openRedlock(t, servers.Addresses(), locker.TTL(ttl))
 	lease := mustLock(t, l, "k")
 	value := func(i int) string { return rdbs[i].Get(context.Background(), redlock.DefaultPrefix+"k").Val() }
 	everywhere := func() bool {
@@ -232,12 +233,12 @@ func TestRepair(t *testing.T) {
 		}
 		return true
 	}
-	eventually(t, 5*time.Second, "the lock is everywhere", everywhere)
+	eventually(t, 3*ttl, "the lock is everywhere", everywhere)
 	for i := range servers { // one after the other: a rolling restart
 		if err := servers[i].Restart(); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 10*time.Second, "the lock is everywhere again", everywhere)
+		eventually(t, 3*ttl, "the lock is everywhere again", everywhere)
 	}
 	if err := lease.Err(); err != nil {
 		t.Fatalf("after each server was restarted: %v", err)
@@ -247,7 +248,7 @@ func TestRepair(t *testing.T) {
 	locktest.Tries(t, func() error {
 		lease := mustLock(t, l, "k")
 		defer func() { _ = lease.Unlock() }()
-		eventually(t, 5*time.Second, "the lock is everywhere", everywhere)
+		eventually(t, 3*ttl, "the lock is everywhere", everywhere)
 		for i := range 3 { // all are down before one is up, and could be repaired
 			servers[i].Kill()
 		}
@@ -258,7 +259,7 @@ func TestRepair(t *testing.T) {
 		}
 		select {
 		case <-lease.Done():
-		case <-time.After(10 * time.Second):
+		case <-time.After(3 * ttl):
 			return errors.New("a majority has lost the lock, and its holder is not told")
 		}
 		if err := lease.Err(); !errors.Is(err, locker.ErrLost) {
