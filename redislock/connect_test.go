@@ -75,8 +75,8 @@ func TestRefusedConnections(t *testing.T) {
 			check := func(what string, err error) {
 				t.Helper()
 				checkClass(t, what, err, test.class)
-				// Who is late may find the connection closed, or get no answer in time: the last failure counts of those
-				// that may pass by themselves.
+				// Who is late may find the connection closed, or get no answer in time: of failures that may pass by
+				// themselves, the last one counts.
 				if test.accept == nil && !errors.Is(err, test.want) {
 					t.Errorf("%s: %v; want %v", what, err, test.want)
 				}
