@@ -99,8 +99,8 @@ func serialFirst(t *testing.T, judge func(serial bool)) {
 	judge(false)
 }
 
-// withoutRaces skips what takes half a minute with the race detector, and has nothing for it to look at that others have
-// not: whole runs of the suite, on correct backends beside TestReference's, for their reports, or by other programs.
+// withoutRaces skips what takes half a minute with the race detector, and has nothing for it to look at that others
+// have not: whole runs of the suite, on correct backends beside TestReference, for their reports, or by other programs.
 func withoutRaces(t *testing.T) {
 	if raceDetector {
 		t.Skip("run it without the race detector, as scripts/test does")
