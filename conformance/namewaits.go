@@ -45,11 +45,12 @@ func eachNameWakes(c *check) {
 
 	names, toExpire := c.namesToWaitFor(small, big), c.namesToWaitFor(expiring)
 	each := c.pace(ps[small][waiting])
-	if c.polls() {
+	switch {
+	case c.polls():
 		// Who polls asks every 40 ms or so: for a quarter of the time, if the store does one thing after the other.
 		names = c.someOf(names, asMany(6*time.Millisecond, each, 24, min(200, len(names))))
 		toExpire = c.someOf(toExpire, asMany(4*time.Millisecond, each, 12, min(100, len(toExpire))))
-	} else {
+	case !inFakeTime(): // where a slow store is no reason to ask for fewer
 		names = c.someOf(names, asMany(c.ttl/2, each, 24, len(names)))
 		toExpire = c.someOf(toExpire, asMany(c.ttl/4, each, 12, len(toExpire))) // nearly all at the same time
 	}
