@@ -373,8 +373,9 @@ func givesUpUnanswered(t *testing.T, server *redistest.Server, key string) error
 	admin := dial(t, server.Addr())
 	rdb, proxy := wired(t, server)
 	other, l := open(t, dial(t, server.Addr())), open(t, rdb, locker.TTL(ttl))
-	locktest.Warm(l, 5)                                    // connect
-	mustUnlock(t, mustLock(t, l, "warm", locker.Shared())) // the server knows the script that joins the line
+	locktest.Warm(l, 5) // connect
+	// The server knows the script that joins the line.
+	mustUnlock(t, mustLock(t, l, "warm", locker.Shared(), locker.TTL(time.Minute)))
 	lease := mustLock(t, other, key)
 	defer func() { mustUnlock(t, lease) }()
 	joins := func(sent []byte) bool { return bytes.Contains(sent, []byte(":locker:alive:")) }
