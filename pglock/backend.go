@@ -29,7 +29,7 @@ type backend struct {
 	end     context.CancelFunc
 	running sync.WaitGroup // what goes on without a caller
 
-	mu       sync.Mutex
+	mu       monitor
 	closed   bool
 	slots    map[int64]*slot
 	sessions map[*session]struct{} // all of them
@@ -156,31 +156,36 @@ func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 	b.mu.Lock()
 	s, err := b.settle(ctx, r, until)
 	if err != nil {
+		b.mu.Unlock()
 		return locker.Grant{}, err
 	}
-	switch {
-	case s.holdingOf(r.Owner) != nil:
-		return b.again(ctx, s.holdingOf(r.Owner))
-	case !s.admits(r) || len(s.line) > 0:
+	if h := s.holdingOf(r.Owner); h != nil {
+		b.mu.Unlock()
+		return b.again(ctx, h)
+	}
+	if !s.admits(r) || len(s.line) > 0 {
 		b.mu.Unlock()
 		return locker.Grant{}, locker.ErrLocked
 	}
-	d := b.try(ctx, s, &attempt{request: r, until: until})
+	a := &attempt{request: r, until: until}
+	b.try(s, a)
+	b.mu.Unlock()
+	d := b.await(ctx, a)
 	return d.grant, d.err
 }
 
 // settle returns the slot of the key of r when it is settled and all that came before have left, or gives up at the
-// given time. It is called with b.mu held, and returns so unless there is an error.
+// given time. b.mu is held, but not all the time.
 func (b *backend) settle(ctx context.Context, r locker.Request, until time.Time) (*slot, error) {
 	key := Key(r.Name())
 	s := b.slots[key]
-	for h := s.expired(time.Now()); h != nil; h = s.expired(time.Now()) {
-		b.evict(h)
-		s = b.slots[key]
-	}
 	if s == nil {
 		s = &slot{key: key}
 		b.slots[key] = s
+	}
+	for h := s.expired(time.Now()); h != nil; h = s.expired(time.Now()) { // of whom nobody has said that he is
+		h.request.ReportLost(errExpired) // before anybody else can get the lock
+		b.letGo(h, false)
 	}
 	if len(s.unsettled) == 0 && b.settled(s, r) {
 		return s, nil
@@ -202,20 +207,12 @@ func (b *backend) settle(ctx context.Context, r locker.Request, until time.Time)
 			s.unsettled = slices.DeleteFunc(s.unsettled, func(other *arrival) bool { return other == a })
 			b.goOn(s)
 			b.tidy(s)
-			b.mu.Unlock()
 			return nil, locker.NotAcquired(context.Cause(ctx))
 		}
 	}
 	s.unsettled = slices.Delete(s.unsettled, 0, 1)
 	b.goOn(s) // when b.mu is free again
 	return s, nil
-}
-
-// evict begins to give a lock back whose lease is over, though nobody has said so. b.mu is held, but not all the time.
-func (b *backend) evict(h *holding) {
-	h.request.ReportLost(errExpired) // before anybody else can get the lock
-	b.letGo(h, false)                // releases b.mu
-	b.mu.Lock()
 }
 
 // settled reports whether it is known what to do for who wants the key of a slot: somebody has it or waits for it here,
@@ -284,9 +281,11 @@ func (b *backend) tidy(s *slot) {
 // attempt is a try for a lock that somebody waits for.
 type attempt struct {
 	slot    *slot
+	on      *leaseSession
 	request locker.Request
 	until   time.Time // when it is given up
 	queues  bool      // if it is refused, it gets into line
+	sent    bool      // the session has been asked, or is about to be
 	left    bool      // nobody waits any more
 	done    chan attempted
 }
@@ -297,28 +296,32 @@ type attempted struct {
 	inLine *waiter // of an attempt that queues, when it was refused
 }
 
-// try asks for the lock of a slot once. It is called with b.mu held, which it releases.
-func (b *backend) try(ctx context.Context, s *slot, a *attempt) attempted {
-	a.slot, a.done = s, make(chan attempted, 1)
-	l := b.ask(s, a.request.TTL)
-	if l.session == nil {
-		b.mu.Unlock()
-		ctx, cancel := context.WithDeadlineCause(ctx, a.until, errNoAnswer)
-		err := l.await(ctx)
-		cancel()
-		b.mu.Lock()
-		if err != nil {
-			b.answered(s, l)
-			b.mu.Unlock()
+// isDone reports whether it is known what has become of it.
+func (a *attempt) isDone() bool { return len(a.done) > 0 }
+
+// try begins to ask for the lock of a slot once, which await goes on with. b.mu is held.
+func (b *backend) try(s *slot, a *attempt) {
+	a.slot, a.on, a.done = s, b.ask(s, a.request.TTL), make(chan attempted, 1)
+	if a.on.session != nil {
+		b.send(a)
+	}
+}
+
+// send asks the session of an attempt. b.mu is held.
+func (b *backend) send(a *attempt) {
+	a.sent = true
+	b.askOn(a.slot, a.on.session, a.slot.want(a.request, func(o outcome) { b.tried(a, o) }), a.isDone)
+}
+
+// await returns what becomes of an attempt.
+func (b *backend) await(ctx context.Context, a *attempt) attempted {
+	if !a.sent {
+		if err := b.sendWhenReady(ctx, a); err != nil {
 			return attempted{err: locker.NotAcquired(err)}
 		}
 	}
-	ask := s.want(a.request, func(o outcome) { b.tried(a, l, o) })
-	b.askOn(s, l.session, ask, func() bool { return len(a.done) > 0 }) // releases b.mu
-	select {
-	case d := <-a.done:
-		return d
-	default:
+	if a.isDone() {
+		return <-a.done
 	}
 	patience := time.NewTimer(time.Until(a.until)) // cheaper than a context
 	defer patience.Stop()
@@ -345,35 +348,50 @@ func (b *backend) try(ctx context.Context, s *slot, a *attempt) attempted {
 	return attempted{err: locker.NotAcquired(err)}
 }
 
-// tried deals with the outcome of an attempt.
-func (b *backend) tried(a *attempt, l *leaseSession, o outcome) {
+// sendWhenReady sends an attempt when its session has been made.
+func (b *backend) sendWhenReady(ctx context.Context, a *attempt) error {
+	ctx, cancel := context.WithDeadlineCause(ctx, a.until, errNoAnswer)
+	defer cancel()
+	err := a.on.await(ctx)
 	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err != nil {
+		b.answered(a.slot, a.on)
+		return err
+	}
+	b.send(a)
+	return nil
+}
+
+// tried deals with the outcome of an attempt.
+func (b *backend) tried(a *attempt, o outcome) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	session := a.on.session
 	var d attempted
 	if a.queues {
 		o = o.orRefused()
 	}
-	b.hasJoined(a.slot, l.session, o)
+	b.hasJoined(a.slot, session, o)
 	switch {
 	case o.err != nil:
 		d.err = locker.NotAcquired(explain(o.err))
-		b.heedMissing(l, d.err)
-		b.leaveRest(a.slot, l.session, a.request.Mode, o)
+		b.heedMissing(a.on, d.err)
+		b.leaveRest(a.slot, session, a.request.Mode, o)
 	case !o.done:
 		d.err = locker.ErrLocked
-		b.leaveRest(a.slot, l.session, a.request.Mode, o)
+		b.leaveRest(a.slot, session, a.request.Mode, o)
 		if a.queues && !a.left { // here, and before those that have come later
 			d.inLine = b.getInLine(&waiter{slot: a.slot, request: a.request, refused: true}, 0)
 		}
 	case a.left:
-		b.mu.Unlock()
-		b.giveBack(a.slot, l.session, a.request.Mode, o.number, func() { b.answered(a.slot, l) })
+		b.giveBack(a.slot, session, a.request.Mode, o.number, func() { b.answered(a.slot, a.on) })
 		return
 	default:
-		d.grant, d.err = b.hold(a.slot, l.session, a.request, o)
+		d.grant, d.err = b.hold(a.slot, session, a.request, o)
 	}
-	b.answered(a.slot, l)
+	b.answered(a.slot, a.on)
 	a.done <- d
-	b.mu.Unlock()
 }
 
 // heedMissing has nothing more asked of a session that lacks what tokens come from: the next one creates it, if it may.
@@ -396,7 +414,7 @@ func (b *backend) hold(sl *slot, s *session, r locker.Request, o outcome) (locke
 	if o.token < newest && o.sent.Before(sl.granted) {
 		// Another session was granted the lock after this one, and its answer was faster: this one is over, which we
 		// have yet to hear. (If the lock was asked for when the other was known to have it, tokens have gone back.)
-		b.giveBackSoon(sl, s, r.Mode, o.number)
+		b.giveRestBack(sl, s, r.Mode, o.number)
 		return locker.Grant{}, locker.NotAcquired(&sessionOver{errUnowned})
 	}
 	for old := sl.against(r.Mode, o.number); old != nil; old = sl.against(r.Mode, o.number) {
@@ -441,37 +459,41 @@ func (b *backend) dropHolding(h *holding) {
 }
 
 // giveBack gives a lock back that nobody wants, and then calls then, with b.mu held, to note that the request is over.
+// b.mu is held.
 func (b *backend) giveBack(sl *slot, s *session, mode locker.Mode, number int, then func()) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	back := sl.back(s, mode, number, func(outcome) {
+	b.sendBack(sl, s, mode, number, nil, func(outcome) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		then()
 	})
-	if back == nil {
-		then()
-		return
-	}
-	b.mu.Unlock()
-	s.submit(back)
-	b.mu.Lock()
 }
 
-// giveBackSoon is giveBack with b.mu held.
-func (b *backend) giveBackSoon(sl *slot, s *session, mode locker.Mode, number int) {
+// giveRestBack is giveBack beside another request that is under way. b.mu is held.
+func (b *backend) giveRestBack(sl *slot, s *session, mode locker.Mode, number int) {
 	sl.busy++
-	b.begin(func() {
-		b.giveBack(sl, s, mode, number, func() {
-			b.finish(sl)
-			b.parkLocked(s)
-		})
+	b.giveBack(sl, s, mode, number, func() {
+		b.finish(sl)
+		b.park(s)
 	})
 }
 
-// again is Acquire for an owner that has the lock already. It is called with b.mu held, which it releases.
+// sendBack has a session give back what one holder has, who is not in the table any more. b.mu is held. If arrived is
+// not nil, whoever unlocks it may read answers then, until arrived reports true.
+func (b *backend) sendBack(
+	sl *slot, s *session, mode locker.Mode, number int, arrived func() bool, then func(outcome),
+) {
+	back := sl.back(s, mode, number, then)
+	b.mu.afterwards(func() {
+		if back == nil {
+			then(outcome{done: true}) // it is not free, and nobody needs to know
+		} else {
+			s.submitAndRead(back, arrived)
+		}
+	})
+}
+
+// again is Acquire for an owner that has the lock already.
 func (b *backend) again(ctx context.Context, h *holding) (locker.Grant, error) {
-	b.mu.Unlock()
 	g := locker.Grant{Request: h.request, Token: h.token, Slot: h.number, Sent: time.Now()}
 	err := error(errNoAnswer)
 	b.Renew(ctx, []locker.Grant{g}, func(_ int, r locker.Renewal) { err = r.Err })
@@ -596,10 +618,9 @@ func (b *backend) Expired(gs []locker.Grant) {
 			g.ReportLost(errExpired) // has no effect if its holder has been told, before anybody else can get the lock
 			b.mu.Lock()
 			if h := b.heldBy(g); h != nil {
-				b.letGo(h, false) // releases b.mu
-			} else {
-				b.mu.Unlock()
+				b.letGo(h, false)
 			}
+			b.mu.Unlock()
 		}
 	})
 }
@@ -607,19 +628,20 @@ func (b *backend) Expired(gs []locker.Grant) {
 // Release implements locker.Backend.
 func (b *backend) Release(ctx context.Context, g locker.Grant) error {
 	b.mu.Lock()
-	s, h := b.slots[Key(g.Name())], b.heldBy(g)
-	var rel *release
-	switch {
-	case h != nil:
-		rel = b.letGo(h, true) // releases b.mu
-	default:
-		if rel = s.leavingOf(g.Owner); rel != nil && rel.failed {
-			return b.confirm(ctx, s, rel, g.TTL) // releases b.mu
-		}
-		b.mu.Unlock() // what there is has been under way since a call that has not waited for the end
+	s := b.slots[Key(g.Name())]
+	rel := s.leavingOf(g.Owner) // under way since a call that has not waited for the end
+	var other *leaseSession
+	if h := s.holdingOf(g.Owner); h != nil {
+		rel = b.letGo(h, true)
+	} else if rel != nil && rel.failed {
+		other = b.leaseSession(g.TTL)
 	}
-	if rel == nil {
+	b.mu.Unlock()
+	switch {
+	case rel == nil:
 		return locker.ErrLost
+	case other != nil:
+		return b.confirm(ctx, s, rel, other)
 	}
 	select {
 	case <-rel.done:
@@ -629,7 +651,8 @@ func (b *backend) Release(ctx context.Context, g locker.Grant) error {
 	}
 }
 
-// letGo gives back a lock that is held, and may wait for the answer. It is called with b.mu held, which it releases.
+// letGo gives back a lock that is held. b.mu is held. If wait is set, whoever unlocks it may read answers then, until
+// there is that of this one.
 func (b *backend) letGo(h *holding, wait bool) *release {
 	s, session := h.slot, h.session
 	rel := &release{owner: h.request.Owner, session: session, done: make(chan struct{})}
@@ -670,27 +693,19 @@ func (b *backend) letGo(h *holding, wait bool) *release {
 		}
 		s.returning -= returning
 		b.finish(s)
-		b.parkLocked(session)
+		b.park(session)
 		b.arrange(s)
 		if h.revoked != nil { // nobody needs to be told of that any more
 			b.look()
 		}
 	}
-	back := s.back(session, h.request.Mode, h.number, then)
-	b.mu.Unlock()
-	if back == nil {
-		then(outcome{done: true}) // it is not free, and nobody needs to know
-	} else {
-		session.submitAndRead(back, arrived)
-	}
+	b.sendBack(s, session, h.request.Mode, h.number, arrived, then)
 	return rel
 }
 
 // confirm is Release for a lock whose session ended before the server had confirmed that it was given back: it is, if
-// the server has ended the session too, and if not, it is made to. It is called with b.mu held, which it releases.
-func (b *backend) confirm(ctx context.Context, s *slot, rel *release, ttl time.Duration) error {
-	l := b.leaseSession(ttl)
-	b.mu.Unlock()
+// the server has ended the session too, and if not, it is made to, by way of another one.
+func (b *backend) confirm(ctx context.Context, s *slot, rel *release, l *leaseSession) error {
 	if err := l.await(ctx); err != nil {
 		return explain(err)
 	}

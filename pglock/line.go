@@ -146,17 +146,22 @@ func (b *backend) getOrQueue(ctx context.Context, r locker.Request) (g locker.Gr
 	b.mu.Lock()
 	s, err := b.settle(ctx, r, until)
 	if err != nil {
+		b.mu.Unlock()
 		return locker.Grant{}, nil, err
 	}
-	switch {
-	case s.holdingOf(r.Owner) != nil:
-		g, err = b.again(ctx, s.holdingOf(r.Owner))
+	if h := s.holdingOf(r.Owner); h != nil {
+		b.mu.Unlock()
+		g, err = b.again(ctx, h)
 		return g, nil, err
-	case !s.admits(r) || len(s.line) > 0:
+	}
+	if !s.admits(r) || len(s.line) > 0 {
 		defer b.mu.Unlock()
 		return locker.Grant{}, b.getInLine(&waiter{slot: s, request: r}, len(s.line)), nil
 	}
-	d := b.try(ctx, s, &attempt{request: r, until: until, queues: true})
+	a := &attempt{request: r, until: until, queues: true}
+	b.try(s, a)
+	b.mu.Unlock()
+	d := b.await(ctx, a)
 	return d.grant, d.inLine, d.err
 }
 
@@ -263,7 +268,7 @@ func (b *backend) openSpare(timeout time.Duration) {
 		w.connected(err)
 		if err == nil && !s.dead {
 			w.add(s)
-			b.parkLocked(s)
+			b.park(s)
 			return
 		}
 		w.count-- // if it cannot be had, who needs it will be told
@@ -274,40 +279,38 @@ func (b *backend) openSpare(timeout time.Duration) {
 func (b *backend) openPlace(p *place, timeout time.Duration) {
 	s, err := b.open(timeout, toLock)
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.waits.connected(err)
-	switch {
-	case err == nil && !s.dead:
-		b.waits.add(s)
-		left := p.left
-		if !left {
-			s.setTimeout(p.slot.line[0].request.TTL) // who was the first when this began may have left
-			p.stand(s)
-		}
-		b.mu.Unlock()
-		if left {
-			b.park(s)
-		} else {
-			b.enqueue(p)
-		}
-		return
-	case err == nil:
+	if err == nil && s.dead {
 		err = &sessionOver{errSilent}
 	}
-	b.waits.count--
-	if p.left {
-		b.mu.Unlock()
-		return
+	switch {
+	case err != nil:
+		b.waits.count--
+		if !p.left {
+			b.noPlace(p, err)
+		}
+	case p.left:
+		b.waits.add(s)
+		b.park(s)
+	default:
+		b.waits.add(s)
+		s.setTimeout(p.slot.line[0].request.TTL) // who was the first when this began may have left
+		p.stand(s)
+		b.mu.afterwards(func() { b.enqueue(p) })
 	}
+}
+
+// noPlace is called when there can be no session for a place. b.mu is held.
+func (b *backend) noPlace(p *place, err error) {
 	p.slot.place = nil
 	if !errors.Is(err, ErrTooManyConnections) {
 		b.failLine(p.slot, err)
-		b.mu.Unlock()
 		return
 	}
 	first := p.slot.line[0].request
-	b.startPolling(p.slot) // the session for leases may be all that it takes
-	b.mu.Unlock()
-	first.ReportRetry(classified(err)) // not with b.mu held, as an observer may do anything
+	b.startPolling(p.slot)                                         // the session for leases may be all that it takes
+	b.mu.afterwards(func() { first.ReportRetry(classified(err)) }) // an observer may do anything
 }
 
 // enqueue gets into Postgres's line.
@@ -343,42 +346,41 @@ func (b *backend) stand(p *place, statement string, answered func(answer)) {
 func (b *backend) reached(p *place, a answer) {
 	close(p.ended)
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	if p.left { // whoever gave it up sees to the rest
-		b.mu.Unlock()
 		return
 	}
 	sl := p.slot
 	sl.place, p.session.place = nil, nil
 	sl.busy++
-	o := a.granted()
-	if !o.done {
-		if a.err != nil && !isCode(a.err, queryCanceled) {
-			b.failLine(sl, explain(a.err))
-		}
-		b.mu.Unlock()
-		// A wait that was cancelled may have been granted all the same.
+	if o := a.granted(); o.done {
+		b.serve(sl, p.session, p.request, o)
+		return
+	}
+	if a.err != nil && !isCode(a.err, queryCanceled) {
+		b.failLine(sl, explain(a.err))
+	}
+	// A wait that was cancelled may have been granted all the same.
+	b.mu.afterwards(func() {
 		p.session.unlockAll(func() {
 			b.mu.Lock()
 			defer b.mu.Unlock()
-			b.finish(sl)
-			b.parkLocked(p.session)
-			b.arrange(sl)
+			b.vacated(sl, p.session)
 		})
-		return
-	}
-	b.serve(sl, p.session, p.request, o)
+	})
 }
 
-// serve hands a lock that a session has got by waiting, for a request like r, to the first in line. It is called with
-// b.mu held, which it releases.
+// vacated notes that a session that somebody has waited on has nothing of the key any more. b.mu is held.
+func (b *backend) vacated(sl *slot, s *session) {
+	b.finish(sl)
+	b.park(s)
+	b.arrange(sl)
+}
+
+// serve hands a lock that a session has got by waiting, for a request like r, to the first in line. b.mu is held.
 func (b *backend) serve(sl *slot, s *session, r locker.Request, o outcome) {
 	if len(sl.line) == 0 || !alike(sl.line[0].request, r) { // as who was the first has left
-		b.mu.Unlock()
-		b.giveBack(sl, s, r.Mode, o.number, func() {
-			b.finish(sl)
-			b.parkLocked(s)
-			b.arrange(sl)
-		})
+		b.giveBack(sl, s, r.Mode, o.number, func() { b.vacated(sl, s) })
 		return
 	}
 	w := sl.line[0]
@@ -387,7 +389,6 @@ func (b *backend) serve(sl *slot, s *session, r locker.Request, o outcome) {
 	b.deserted(sl) // unless there is a next, who is to be in Postgres's line before those that come later get there
 	b.arrange(sl)
 	s.setTimeout(w.request.TTL)
-	b.mu.Unlock()
 	// When the lock was granted is not known here: the time for which the lease is valid is counted from when the wait
 	// began, if that was not long ago.
 	if time.Since(o.sent) < w.request.TTL/16 && s.mayUse(o.token) && !s.needsTimeout() {
@@ -395,18 +396,21 @@ func (b *backend) serve(sl *slot, s *session, r locker.Request, o outcome) {
 		return
 	}
 	// Else from a further message, by which the server also begins to count anew.
-	ask := sl.want(w.request, func(o outcome) { b.served(sl, s, w, o) })
+	ask := sl.want(w.request, func(o outcome) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.served(sl, s, w, o)
+	})
 	ask.number = o.number
-	s.mint([]*request{ask}, true)
+	b.mu.afterwards(func() { s.mint([]*request{ask}, true) })
 }
 
-// served delivers a lock to a waiter.
+// served delivers a lock to a waiter. b.mu is held.
 func (b *backend) served(sl *slot, s *session, w *waiter, o outcome) {
-	b.mu.Lock()
 	sl.entering = locker.ModeExclusive
 	switch {
 	case o.err != nil: // and the lock is given back, or the session over
-		b.parkLocked(s)
+		b.park(s)
 		w.done <- attempted{err: locker.NotAcquired(explain(o.err))}
 	case w.left:
 		b.serve(sl, s, w.request, o)
@@ -417,7 +421,6 @@ func (b *backend) served(sl *slot, s *session, w *waiter, o outcome) {
 	}
 	b.finish(sl)
 	b.arrange(sl) // for the next
-	b.mu.Unlock()
 }
 
 // deserted is called when somebody has left the line of a slot. b.mu is held.
@@ -449,7 +452,7 @@ func (b *backend) leavePlace(p *place) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		p.slot.returning--
-		b.parkLocked(p.session)
+		b.park(p.session)
 		b.arrange(p.slot)
 	})
 }
@@ -492,14 +495,8 @@ func (p *place) cancel(ctx context.Context) error {
 }
 
 // park puts a session that somebody has waited on to what it is needed for next. For other sessions, it does nothing.
+// b.mu is held.
 func (b *backend) park(s *session) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.parkLocked(s)
-}
-
-// parkLocked is park with b.mu held.
-func (b *backend) parkLocked(s *session) {
 	if s.dead || !b.waits.has(s) || slices.Contains(b.waits.idle, s) {
 		return
 	}

@@ -70,42 +70,37 @@ func (b *backend) pollSoon(sl *slot) {
 // pollOnce tries to get the lock for the first in line.
 func (b *backend) pollOnce(sl *slot) {
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	switch {
 	case !sl.starved || !sl.admits(sl.line[0].request): // this Locker has it, and polls when it gives it back
-		b.mu.Unlock()
 		return
 	case b.waits.available(): // since a session has ended
 		b.stopPolling(sl)
 		b.arrange(sl)
-		b.mu.Unlock()
 		return
 	case !b.mayAsk(sl):
 		sl.pollAgain = true
-		b.mu.Unlock()
 		return
 	}
 	first := sl.line[0].request
 	l := b.ask(sl, first.TTL)
-	if l.session == nil && b.begin(func() { b.pollOn(sl, l, first) }) { // it is being made: the other lines do not wait
-		b.mu.Unlock()
-		return
+	poll := func() { b.pollOn(sl, l, first) }
+	if l.session != nil || !b.begin(poll) { // else it is being made: the other lines do not wait
+		b.mu.afterwards(poll)
 	}
-	b.mu.Unlock()
-	b.pollOn(sl, l, first)
 }
 
 // pollOn is pollOnce on a session that ask has chosen for the first in line.
 func (b *backend) pollOn(sl *slot, l *leaseSession, first locker.Request) {
 	<-l.ready // within a bounded time
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if l.err != nil {
-		b.mu.Lock()
 		b.failLine(sl, l.err)
 		b.answered(sl, l)
-		b.mu.Unlock()
 		return
 	}
-	b.mu.Lock()
-	b.askOn(sl, l.session, sl.want(first, func(o outcome) { b.polled(sl, l, first, o) }), nil) // releases b.mu
+	b.askOn(sl, l.session, sl.want(first, func(o outcome) { b.polled(sl, l, first, o) }), nil)
 }
 
 // polled deals with the outcome of a poll for who was the first in line.
@@ -136,11 +131,9 @@ func (b *backend) polled(sl *slot, l *leaseSession, first locker.Request, o outc
 	case !o.done:
 		b.arrange(sl)
 	case len(sl.line) == 0 || !covers(first, sl.line[0].request):
-		b.begin(func() { // not here, as b.mu is held
-			b.giveBack(sl, l.session, first.Mode, o.number, func() {
-				b.answered(sl, l)
-				b.arrange(sl)
-			})
+		b.giveBack(sl, l.session, first.Mode, o.number, func() {
+			b.answered(sl, l)
+			b.arrange(sl)
 		})
 		return
 	default:

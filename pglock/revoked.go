@@ -256,11 +256,10 @@ func (b *backend) takeAway(hs []*holding, r *locker.Revocation) {
 // free gives a lock back that is still held.
 func (b *backend) free(h *holding) {
 	b.mu.Lock()
-	if h.slot.holdingOf(h.request.Owner) != h {
-		b.mu.Unlock()
-		return
+	defer b.mu.Unlock()
+	if h.slot.holdingOf(h.request.Owner) == h {
+		b.letGo(h, false)
 	}
-	b.letGo(h, false) // releases b.mu
 }
 
 // heard is told that somebody who has a key has to look whether his lock was taken away.

@@ -160,11 +160,8 @@ func (s *slot) holdingOf(o locker.Owner) *holding {
 	return nil
 }
 
-// expired returns something whose lease is over, nil if there is nothing. The slot may be nil.
+// expired returns something whose lease is over, nil if there is nothing.
 func (s *slot) expired(now time.Time) *holding {
-	if s == nil {
-		return nil
-	}
 	for _, h := range s.held {
 		if h.isExpired(now) {
 			return h
@@ -220,52 +217,47 @@ func (b *backend) letJoin(s *slot) {
 	b.begin(func() { b.pollOn(s, l, first) })
 }
 
-// askOn asks a session for a key. The caller may read the answer until arrived reports true, if that is not nil. It is
-// called with b.mu held, which it releases.
+// askOn asks a session for a key. b.mu is held. If arrived is not nil, whoever unlocks it may read answers then, until
+// arrived reports true.
 func (b *backend) askOn(sl *slot, s *session, ask *request, arrived func() bool) {
 	switch {
 	case !ask.together():
-		b.mu.Unlock()
-		s.submitAndRead(ask, arrived)
+		b.mu.afterwards(func() { s.submitAndRead(ask, arrived) })
 	case !sl.standsOn(s):
-		b.enter(sl, s, ask, arrived) // releases b.mu
+		b.enter(sl, s, ask, arrived)
 	case b.closed:
-		b.mu.Unlock()
-		ask.then(outcome{err: locker.ErrClosed})
+		b.mu.afterwards(func() { ask.then(outcome{err: locker.ErrClosed}) })
 	default:
 		b.hints.probes = append(b.hints.probes, probe{ask, func(free bool, err error) {
 			if free {
 				b.mu.Lock()
-				b.enter(sl, s, ask, nil) // releases b.mu
+				defer b.mu.Unlock()
+				b.enter(sl, s, ask, nil)
 			} else {
 				ask.then(outcome{err: err, unknown: err != nil})
 			}
 		}})
 		b.tend()
-		b.mu.Unlock()
 	}
 }
 
 // enter has a session get a key, beside others if there are any by now. If something of the key is being given back,
-// that has to be over: what is repeated of it might give back what is taken now. It is called with b.mu held, which it
-// releases.
+// that has to be over: what is repeated of it might give back what is taken now. b.mu is held.
 func (b *backend) enter(sl *slot, s *session, ask *request, arrived func() bool) {
 	switch {
 	case sl.busy > 0:
 		sl.delayed = append(sl.delayed, func() {
 			b.mu.Lock()
+			defer b.mu.Unlock()
 			b.enter(sl, s, ask, nil)
 		})
-		b.mu.Unlock()
 	case sl.standsOn(s):
 		sl.joined = append(sl.joined, s)
 		ask.beside = true
 		ask.gaps = sl.gaps(s, ask.slots)
-		b.mu.Unlock()
-		s.join(ask)
+		b.mu.afterwards(func() { s.join(ask) })
 	default:
-		b.mu.Unlock()
-		s.submitAndRead(ask, arrived)
+		b.mu.afterwards(func() { s.submitAndRead(ask, arrived) })
 	}
 }
 
@@ -282,7 +274,7 @@ func (b *backend) hasJoined(sl *slot, s *session, o outcome) {
 // is held.
 func (b *backend) leaveRest(sl *slot, s *session, mode locker.Mode, o outcome) {
 	if o.beside && !sl.standsOn(s) {
-		b.giveBackSoon(sl, s, mode, none)
+		b.giveRestBack(sl, s, mode, none)
 	}
 }
 

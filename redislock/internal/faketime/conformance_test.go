@@ -37,7 +37,7 @@ func TestConformance(t *testing.T) {
 	h := harness(t, 1, newOnOne)
 	h.Backend = func(t *testing.T) locker.Backend {
 		c := serversOf(t, 1)[0].connect()
-		b, err := redisserver.Config{}.New(c.Client, redisserver.NewProcess(), c.Close)
+		b, err := redisserver.Config{}.New(c, redisserver.NewProcess(), c.Close)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -65,7 +65,7 @@ func harness(t *testing.T, n int, open opener) conformance.Harness {
 	return conformance.Harness{
 		Wrap: synctest.Test,
 		Open: func(t *testing.T, opts ...locker.Option) locker.Locker {
-			clients, closeAll := serversOf(t, n).connect()
+			clients, _, closeAll := serversOf(t, n).connect()
 			return wires.Closing(open(clients, opts...), closeAll)
 		},
 		Cut:     func(t *testing.T, f conformance.Fault) (heal func()) { return serversOf(t, n).cut(f) },

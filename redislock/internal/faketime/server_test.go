@@ -1,13 +1,12 @@
 package faketime
 
 import (
-	"context"
+	"bytes"
 	"errors"
 	"fmt"
-	"net"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -16,24 +15,18 @@ import (
 	"github.com/redis/go-redis/v9/maintnotifications"
 
 	"github.com/lockerkit/locker/conformance"
+	"github.com/lockerkit/locker/internal/faketime"
 	"github.com/lockerkit/locker/redislock"
 )
+
+// latency is how long a script takes to get to the server at most.
+const latency = 4 * time.Millisecond
 
 // server is that of one test: it has to live in its bubble.
 type server struct {
 	*miniredis.Miniredis
 	address string
-	clients []*client
-}
-
-// client is a client and its connections.
-type client struct {
-	*redis.Client
-	server *server
-
-	mu    sync.Mutex
-	fault conformance.Fault // of connections to come, too
-	wires []*wire
+	pipes   []*faketime.Pipes // of each client
 }
 
 // servers are independent of each other.
@@ -62,12 +55,13 @@ func newServers(t *testing.T, n int) (s servers) {
 	return s
 }
 
-// connect returns a client of each server, and what closes them.
-func (s servers) connect() (clients []redis.UniversalClient, closeAll func()) {
+// connect returns a client of each server, with connections of its own, and what closes them.
+func (s servers) connect() (clients []redis.UniversalClient, pipes []*faketime.Pipes, closeAll func()) {
 	for _, one := range s {
-		clients = append(clients, one.connect())
+		c := one.connect()
+		clients, pipes = append(clients, c), append(pipes, one.pipes[len(one.pipes)-1])
 	}
-	return clients, func() {
+	return clients, pipes, func() {
 		for _, c := range clients {
 			_ = c.Close()
 		}
@@ -76,17 +70,17 @@ func (s servers) connect() (clients []redis.UniversalClient, closeAll func()) {
 
 // cut cuts off the clients that were connected last.
 func (s servers) cut(fault conformance.Fault) (heal func()) {
-	var all []*client
+	var all []*faketime.Pipes
 	for _, one := range s {
-		all = append(all, one.clients[len(one.clients)-1])
+		all = append(all, one.pipes[len(one.pipes)-1])
 	}
 	set := func(fault conformance.Fault) {
-		for _, c := range all {
-			c.set(fault)
+		for _, p := range all {
+			p.Set(fault)
 		}
 	}
 	set(fault)
-	return func() { set(noFault) }
+	return func() { set(faketime.None) }
 }
 
 // restart ends all connections, and forgets all that there is, in the time that this takes a server at least.
@@ -115,9 +109,9 @@ func newServer(t *testing.T) *server {
 // and a fault between them means something else than between a request and its answer.
 func (s *server) learn(t *testing.T) {
 	t.Helper()
-	c := s.newClient()
+	c, _ := s.newClient()
 	defer c.Close()
-	l := redislock.New(c.Client)
+	l := redislock.New(c)
 	lease, err := l.Lock(t.Context(), "learn")
 	if err == nil {
 		err = lease.Unlock()
@@ -128,64 +122,44 @@ func (s *server) learn(t *testing.T) {
 	s.FlushAll()
 }
 
-// connect returns a client with connections of its own.
-func (s *server) connect() *client {
-	c := s.newClient()
-	s.clients = append(s.clients, c)
+// connect returns a client with connections of its own, which can be cut off, and end when the server does.
+func (s *server) connect() *redis.Client {
+	c, p := s.newClient()
+	s.pipes = append(s.pipes, p)
 	return c
 }
 
-func (s *server) newClient() *client {
-	c := &client{server: s, fault: noFault}
-	c.Client = redis.NewClient(&redis.Options{
+func (s *server) newClient() (*redis.Client, *faketime.Pipes) {
+	p := faketime.NewPipes(faketime.Server{
+		Connect: s.Dial,
+		Latency: func(request []byte) time.Duration {
+			if bytes.Contains(request, []byte("evalsha")) {
+				return rand.N(latency)
+			}
+			return 0
+		},
+		Greets: true, // go-redis keeps a subscription locked while it connects, so that nobody can close it
+	})
+	return redis.NewClient(&redis.Options{
 		Addr:            s.address,
-		Dialer:          c.dial,
+		Dialer:          p.Dial,
 		DisableIdentity: true,
-		DialerRetries:   1, // see wire
+		DialerRetries:   1, // between which it waits, with that mutex locked
 		// They leave a goroutine behind, which a bubble waits for.
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
-	})
-	return c
-}
-
-func (c *client) dial(context.Context, string, string) (net.Conn, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.fault == conformance.Refuse {
-		return nil, &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED}
-	}
-	there, err := c.server.Dial()
-	if err != nil {
-		return nil, err
-	}
-	w, here := newWire(there, c.fault)
-	c.wires = append(c.wires, w)
-	return here, nil
-}
-
-func (c *client) set(fault conformance.Fault) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.fault = fault
-	for _, w := range c.wires {
-		w.set(fault)
-	}
+	}), p
 }
 
 // restart ends all connections, and forgets all that there is.
 func (s *server) restart(t *testing.T) {
 	t.Helper()
-	c := s.newClient()
+	c, _ := s.newClient()
 	defer c.Close()
 	if err := c.ScriptFlush(t.Context()).Err(); err != nil {
 		t.Error(err)
 	}
 	s.FlushAll()
-	for _, c := range s.clients {
-		c.mu.Lock()
-		for _, w := range c.wires {
-			w.close()
-		}
-		c.mu.Unlock()
+	for _, p := range s.pipes {
+		p.Break()
 	}
 }
