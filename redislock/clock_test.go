@@ -63,7 +63,7 @@ func orderIn(t *testing.T, c steppedClock, step func()) []int {
 			mu.Unlock()
 			mustUnlock(t, next)
 		})
-		eventually(t, 10*time.Second, "the waiter is in line", func() bool { return inLine(t, c.admin, "k") == i+1 })
+		eventually(t, "the waiter is in line", func() bool { return inLine(t, c.admin, "k") == i+1 })
 	}
 	mustUnlock(t, lease)
 	waits.Wait()
@@ -82,7 +82,7 @@ func TestLineKeepsItsOrderWhenTheClockIsSet(t *testing.T) {
 				c.step(t, by)
 				// Each process finds the others dead when the clock goes ahead, and these come back to their places.
 				asked := polls(t, c.admin)
-				eventually(t, 20*time.Second, "both processes have asked twice, and all are at their old places", func() bool {
+				eventually(t, "both processes have asked twice, and all are at their old places", func() bool {
 					return polls(t, c.admin) >= asked+4 && slices.Equal(membersInLine(t, c.admin, "k"), before)
 				})
 			})
@@ -129,7 +129,7 @@ func TestDeadWaitersWhenTheClockIsSetBack(t *testing.T) {
 	lease := mustLock(t, l, "k")
 	dieInLine(t, c.admin, "k", 40) // each of them would be waited for, for a second
 	next := locktest.Started(func() *locker.Lease { return mustLock(t, l, "k") })
-	eventually(t, 10*time.Second, "the waiter is in line", func() bool { return inLine(t, c.admin, "k") == 41 })
+	eventually(t, "the waiter is in line", func() bool { return inLine(t, c.admin, "k") == 41 })
 	c.step(t, -time.Minute)
 	mustUnlock(t, lease)
 	// They are dropped after three seconds; the rest is for a busy machine.
@@ -152,7 +152,7 @@ func TestTryLockWhenTheClockIsSetBack(t *testing.T) {
 		t.Errorf("TryLock behind somebody who may be alive: %v; want ErrLocked", err)
 	}
 	var lease *locker.Lease
-	eventually(t, 20*time.Second, "the dead waiter has been dropped", func() (ok bool) {
+	eventuallyWithin(t, 20*time.Second, "the dead waiter has been dropped", func() (ok bool) {
 		var err error
 		lease, err = l.TryLock(t.Context(), "k")
 		return err == nil

@@ -70,7 +70,7 @@ func TestRefusedConnections(t *testing.T) {
 				_, err := l.Lock(t.Context(), "held")
 				return err
 			})
-			eventually(t, 10*time.Second, "the waiter is in line, and listens", func() bool {
+			eventually(t, "the waiter is in line, and listens", func() bool {
 				channels, waiters := 0, 0 // the holder listens, too
 				for _, admin := range admins {
 					channels += len(admin.PubSubChannels(t.Context(), "locker:*").Val())
@@ -93,7 +93,7 @@ func TestRefusedConnections(t *testing.T) {
 			check("Unlock", freed.Unlock())
 			type call = func(context.Context, string, ...locker.CallOption) (*locker.Lease, error)
 			for what, acquire := range map[string]call{"TryLock": l.TryLock, "Lock": l.Lock} {
-				eventually(t, limit, what+" is told why", func() bool {
+				eventuallyWithin(t, limit, what+" is told why", func() bool {
 					_, err := acquire(t.Context(), "free")
 					check(what, err)
 					return errors.Is(err, test.want)
@@ -110,7 +110,7 @@ func TestRefusedConnections(t *testing.T) {
 			if test.accept == nil {
 				return
 			}
-			eventually(t, limit, "a retry of who waits is told why", func() bool {
+			eventuallyWithin(t, limit, "a retry of who waits is told why", func() bool {
 				return errors.Is(locktest.Receive(t, retried), test.want)
 			})
 			do(t, admins, test.accept...)

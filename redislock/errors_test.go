@@ -50,7 +50,7 @@ func TestWrongType(t *testing.T) {
 	if _, err := l.TryLock(ctx, key); !errors.Is(err, redislock.ErrWrongType) {
 		t.Errorf("TryLock: %v; want ErrWrongType", err)
 	}
-	eventually(t, 5*time.Second, "nothing is left of the lock",
+	eventually(t, "nothing is left of the lock",
 		func() bool { return rdb.Exists(ctx, names[0]).Val() == 0 })
 
 	// Somebody overwrites a lock that is held: it is lost, and not theirs to delete.
@@ -72,7 +72,7 @@ func TestReadOnlyReplica(t *testing.T) {
 	onMaster, onReplica := dial(t, master.Addr()), dial(t, replica.Addr())
 	l, stale := open(t, onMaster), open(t, onReplica)
 	lease := mustLock(t, l, "held")
-	eventually(t, 10*time.Second, "the lock is replicated", func() bool {
+	eventually(t, "the lock is replicated", func() bool {
 		return onReplica.Exists(t.Context(), redislock.DefaultPrefix+"held").Val() == 1
 	})
 	checkFailure(t, stale, "free", redislock.ErrReadOnly)
@@ -152,7 +152,7 @@ func TestPermissions(t *testing.T) {
 		a, b := open(t, user("app", documentedACL), locker.TTL(ttl)), open(t, user("app", documentedACL))
 		renewed := mustLock(t, a, "renewed")
 		deadline := renewed.Deadline()
-		eventually(t, 2*ttl, "the lease is renewed, or lost", func() bool {
+		eventuallyWithin(t, 2*ttl, "the lease is renewed, or lost", func() bool {
 			return renewed.Deadline().After(deadline) || renewed.Err() != nil
 		})
 		mustUnlock(t, renewed)
@@ -239,7 +239,7 @@ func TestUnreachable(t *testing.T) {
 	if err := server.Restart(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, "a lock after the restart", func() bool {
+	eventually(t, "a lock after the restart", func() bool {
 		again, err := l.TryLock(t.Context(), "held")
 		return err == nil && again.Unlock() == nil
 	})

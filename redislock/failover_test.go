@@ -38,7 +38,7 @@ func TestFailover(t *testing.T) {
 			master := s.Admin(s.AwaitFailover(t, old))
 			rivals := func(l locker.Locker, until func(err error) bool, what string) {
 				t.Helper()
-				eventually(t, 60*time.Second, what, func() bool {
+				eventuallyWithin(t, 60*time.Second, what, func() bool {
 					second, err := l.TryLock(t.Context(), "k")
 					if err == nil {
 						t.Errorf("there is a second holder, with token %d after %d", second.Token(), lease.Token())
@@ -59,7 +59,7 @@ func TestFailover(t *testing.T) {
 				rivals(stale, func(err error) bool { return errors.Is(err, redislock.ErrReadOnly) }, "the old master is a replica")
 			}
 			s.AwaitHealthy(t)
-			eventually(t, ttl, "the lease is renewed at the new master, or lost",
+			eventuallyWithin(t, ttl, "the lease is renewed at the new master, or lost",
 				func() bool { return expiry().After(before.Add(time.Second)) || lease.Err() != nil })
 			if err := lease.Err(); err != nil {
 				t.Errorf("the lease: %v", err)
@@ -67,7 +67,7 @@ func TestFailover(t *testing.T) {
 			rivals(b, isLocked, "the new master says that the lock is held")
 			next := make(chan *locker.Lease, 1)
 			go func() { next <- mustLock(t, b, "k") }()
-			eventually(t, 10*time.Second, "somebody waits in line",
+			eventually(t, "somebody waits in line",
 				func() bool { return inLine(t, s.Admin(s.Master(t)), "k") == 1 })
 			mustUnlock(t, lease)
 			mustUnlock(t, <-next)
@@ -91,7 +91,7 @@ func TestFailoverToAReplicaWithoutTheLock(t *testing.T) {
 	old.Kill()
 	s.AwaitFailover(t, old)
 	var second *locker.Lease
-	eventually(t, 20*time.Second, "the new master grants the lock", func() (ok bool) {
+	eventually(t, "the new master grants the lock", func() (ok bool) {
 		var err error
 		second, err = b.TryLock(t.Context(), "k")
 		return err == nil
@@ -127,7 +127,7 @@ func cutReplicas(t *testing.T, s *redistest.Sentinels, master *redistest.Server)
 	if err := admin.ClientKillByFilter(ctx, "type", "replica").Err(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, "the master has no replicas", func() bool {
+	eventually(t, "the master has no replicas", func() bool {
 		return strings.Contains(admin.Info(ctx, "replication").Val(), "connected_slaves:0")
 	})
 }
@@ -168,7 +168,7 @@ func TestReplicated(t *testing.T) {
 	lease := mustLock(t, one, "k")
 	next := make(chan *locker.Lease, 1)
 	go func() { next <- mustLock(t, two, "k") }()
-	eventually(t, 10*time.Second, "somebody waits in line",
+	eventually(t, "somebody waits in line",
 		func() bool { return inLine(t, s.Admin(s.Master(t)), "k") == 1 })
 	mustUnlock(t, lease)
 	mustUnlock(t, <-next)
@@ -186,7 +186,7 @@ func TestReplicated(t *testing.T) {
 		_, err := waits.Lock(ctx, "k")
 		return err
 	})
-	eventually(t, 10*time.Second, "somebody waits in line",
+	eventually(t, "somebody waits in line",
 		func() bool { return inLine(t, s.Admin(s.Master(t)), "k") == 1 })
 	mustUnlock(t, lease)
 	if err := waited.Get(t); !errors.Is(err, context.Canceled) {

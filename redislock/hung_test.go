@@ -195,7 +195,7 @@ func TestWaiterOnAHealthyShard(t *testing.T) {
 		return c.Admin(master).ZCard(t.Context(), queue(key)).Val() == 1
 	}
 	waits.Go(func() { _, _ = waiter.Lock(ctx, "sick") })
-	eventually(t, 10*time.Second, "one waits at the node that will hang", func() bool { return inLineAt("sick") })
+	eventually(t, "one waits at the node that will hang", func() bool { return inLineAt("sick") })
 	if err := sick.Pause(); err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +204,7 @@ func TestWaiterOnAHealthyShard(t *testing.T) {
 		var longest time.Duration
 		for range 3 {
 			next := locktest.Started(func() *locker.Lease { return mustLock(t, waiter, key) })
-			eventually(t, 10*time.Second, "one waits at the other", func() bool { return inLineAt(key) })
+			eventually(t, "one waits at the other", func() bool { return inLineAt(key) })
 			released := time.Now()
 			mustUnlock(t, first)
 			first = next.Get(t)

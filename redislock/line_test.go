@@ -119,7 +119,7 @@ func TestLine(t *testing.T) {
 			mu.Unlock()
 			mustUnlock(t, lease)
 		})
-		eventually(t, 10*time.Second, "the waiter is in line", func() bool { return inLine(t, rdb, "k") == i+1 })
+		eventually(t, "the waiter is in line", func() bool { return inLine(t, rdb, "k") == i+1 })
 	}
 	rdb.ConfigResetStat(t.Context())
 	mu.Lock()
@@ -200,7 +200,7 @@ func TestCancelledAcquiresLeaveNothing(t *testing.T) {
 		}
 		mustUnlock(t, lease)
 	}
-	eventually(t, 6*time.Second, "nothing but fences and tombstones is left", func() bool {
+	eventuallyWithin(t, 6*time.Second, "nothing but fences and tombstones is left", func() bool {
 		for _, name := range rdb.Keys(context.Background(), "*").Val() {
 			if !strings.Contains(name, "}:locker:fence:") && !strings.Contains(name, "}:locker:tombstone:") {
 				return false
@@ -214,7 +214,7 @@ func TestCancelledAcquiresLeaveNothing(t *testing.T) {
 		}
 		_ = clients[i].Close()
 	}
-	eventually(t, 5*time.Second, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= before })
+	eventually(t, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= before })
 	t.Logf("%d of %d acquires were granted", granted.Load(), acquires)
 }
 
@@ -245,7 +245,7 @@ func TestLostMessages(t *testing.T) {
 				granted = time.Now()
 				return lease
 			})
-			eventually(t, 5*time.Second, "the waiter is in line", func() bool { return inLine(t, rdb, key) == 1 })
+			eventually(t, "the waiter is in line", func() bool { return inLine(t, rdb, key) == 1 })
 			released := time.Now()
 			mustUnlock(t, lease)
 			mustUnlock(t, next.Get(t))
@@ -268,11 +268,11 @@ func TestBrokenSubscription(t *testing.T) {
 	subscribed := func() bool {
 		return strings.Contains(rdb.ClientList(context.Background()).Val(), "sub=2")
 	}
-	eventually(t, 5*time.Second, "the waiter has subscribed", subscribed)
+	eventually(t, "the waiter has subscribed", subscribed)
 	if err := rdb.Do(t.Context(), "client", "kill", "type", "pubsub").Err(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 5*time.Second, "the waiter has subscribed again", subscribed)
+	eventually(t, "the waiter has subscribed again", subscribed)
 	mustUnlock(t, lease)
 	mustUnlock(t, <-granted)
 }
@@ -287,10 +287,10 @@ func TestDeadWaiterIsSkipped(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	go func() { _, _ = first.Lock(ctx, "k") }()
-	eventually(t, 5*time.Second, "the first waiter is in line", func() bool { return inLine(t, rdb, "k") == 1 })
+	eventually(t, "the first waiter is in line", func() bool { return inLine(t, rdb, "k") == 1 })
 	granted := make(chan *locker.Lease, 1)
 	go func() { granted <- mustLock(t, second, "k") }()
-	eventually(t, 5*time.Second, "the second waiter is in line", func() bool { return inLine(t, rdb, "k") == 2 })
+	eventually(t, "the second waiter is in line", func() bool { return inLine(t, rdb, "k") == 2 })
 	proxy.Set(faultproxy.BlackHole())
 	released := time.Now()
 	mustUnlock(t, lease)
@@ -299,7 +299,7 @@ func TestDeadWaiterIsSkipped(t *testing.T) {
 		t.Errorf("behind a dead waiter it took %v to get the lock", took)
 	}
 	mustUnlock(t, next)
-	eventually(t, 5*time.Second, "the dead waiter has left the line", func() bool { return inLine(t, rdb, "k") == 0 })
+	eventuallyWithin(t, 5*time.Second, "the dead waiter has left the line", func() bool { return inLine(t, rdb, "k") == 0 })
 }
 
 // TestLineSurvivesFlush loses the line itself: those who wait join it again, at their old places.
@@ -311,7 +311,7 @@ func TestLineSurvivesFlush(t *testing.T) {
 	var waits sync.WaitGroup
 	for i := range 3 {
 		waits.Go(func() { mustUnlock(t, mustLock(t, l, "k")) })
-		eventually(t, 5*time.Second, "the waiter is in line", func() bool { return inLine(t, rdb, "k") == i+1 })
+		eventually(t, "the waiter is in line", func() bool { return inLine(t, rdb, "k") == i+1 })
 	}
 	rdb.FlushAll(t.Context())
 	waits.Wait() // as the lock was lost with everything else, they get it: in order, or nearly
@@ -334,8 +334,8 @@ func TestOneSubscriptionForManyKeys(t *testing.T) {
 		leases = append(leases, mustLock(t, holder, key))
 		waits.Go(func() { mustUnlock(t, mustLock(t, waiter, key)) })
 	}
-	eventually(t, 10*time.Second, "all of them wait", func() bool { return inLine(t, rdb, strconv.Itoa(keys-1)) == 1 })
-	eventually(t, 10*time.Second, "the waiter has subscribed",
+	eventually(t, "all of them wait", func() bool { return inLine(t, rdb, strconv.Itoa(keys-1)) == 1 })
+	eventually(t, "the waiter has subscribed",
 		func() bool { return subscriptions(t, rdb, "waiter") > 0 })
 	if n := subscriptions(t, rdb, "waiter"); n != 1 { // who holds locks subscribes, too
 		t.Errorf("%d subscriptions for %d waiters of one Locker; want 1", n, keys)
@@ -405,7 +405,7 @@ func givesUpUnanswered(t *testing.T, server *redistest.Server, key string) error
 	proxy.Heal()
 	alive := "{" + redislock.DefaultPrefix + key + "}:locker:alive:"
 	till := admin.ZScore(t.Context(), alive, member).Val()
-	eventually(t, 10*time.Second, "it is out of line", func() bool {
+	eventually(t, "it is out of line", func() bool {
 		return !slices.Contains(membersInLine(t, admin, key), member)
 	})
 	now := admin.Time(t.Context()).Val()

@@ -94,14 +94,14 @@ func TestManyWaitersOfOneKey(t *testing.T) {
 	for range waiters {
 		waits.Go(func() { _, _ = l.Lock(ctx, "k") })
 	}
-	eventually(t, time.Minute, "all are in line", func() bool { return inLine(t, admin, "k") == waiters })
+	eventuallyWithin(t, time.Minute, "all are in line", func() bool { return inLine(t, admin, "k") == waiters })
 	before := membersInLine(t, admin, "k")
 	if err := admin.Do(t.Context(), "slowlog", "reset").Err(); err != nil {
 		t.Fatal(err)
 	}
 	// As many words as it takes to ask for all of them twice.
 	var most int
-	eventually(t, time.Minute, "all have been asked for twice", func() bool {
+	eventuallyWithin(t, time.Minute, "all have been asked for twice", func() bool {
 		asked := 0
 		most = 0
 		for _, entry := range admin.SlowLogGet(context.Background(), -1).Val() {
@@ -117,7 +117,7 @@ func TestManyWaitersOfOneKey(t *testing.T) {
 		t.Errorf("a script asked for %d waiters; want %d at most", most, together)
 	}
 	// Who was taken for dead, on a machine that stood still, takes the old place again.
-	eventually(t, 10*time.Second, "all have the places that they had",
+	eventually(t, "all have the places that they had",
 		func() bool { return slices.Equal(membersInLine(t, admin, "k"), before) })
 	t.Logf("a script asks for %d waiters; the slowest took %v", most, slowest(t, admin))
 	cancel()
@@ -186,7 +186,7 @@ func waitForKeys(t *testing.T, keys int, watched time.Duration) {
 			served[i] = make(chan *locker.Lease, 1)
 		}
 		if i > 0 && i%step == 0 {
-			eventually(t, time.Minute, "those before are in line", func() bool {
+			eventuallyWithin(t, time.Minute, "those before are in line", func() bool {
 				return admin.Exists(ctx, "{"+redislock.DefaultPrefix+key(i-1)+"}:locker:queue:").Val() == 1
 			})
 		}
@@ -202,7 +202,7 @@ func waitForKeys(t *testing.T, keys int, watched time.Duration) {
 			}
 		})
 	}
-	eventually(t, time.Minute, "all are in line", func() bool { return missing() == 0 })
+	eventuallyWithin(t, time.Minute, "all are in line", func() bool { return missing() == 0 })
 
 	stalled := watchStalls(t)
 	begun, before, cpu, own := time.Now(), polls(t, admin), serverCPU(t, admin), ownCPU()

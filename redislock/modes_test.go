@@ -25,7 +25,7 @@ func inLineAs(
 			waiting = append(waiting, locktest.Started(func() *locker.Lease { return mustLock(t, l, key, opts...) }))
 		}
 	}
-	eventually(t, 20*time.Second, "they stand in line", func() bool {
+	eventually(t, "they stand in line", func() bool {
 		return inLine(t, rdb, key) == before+len(waiting)
 	})
 	return waiting

@@ -88,7 +88,7 @@ func TestClusterScriptFlush(t *testing.T) {
 	waited := make(chan *locker.Lease, 1)
 	go func() { waited <- mustLock(t, b, "k0") }()
 	granted := time.Now()
-	eventually(t, 2*ttl, "every lease is renewed, or lost", func() bool {
+	eventuallyWithin(t, 2*ttl, "every lease is renewed, or lost", func() bool {
 		for _, node := range c.Nodes()[:3] {
 			if err := c.Admin(node).ScriptFlush(t.Context()).Err(); err != nil {
 				t.Fatal(err)
@@ -131,7 +131,7 @@ func TestSlotThatIsBeingMoved(t *testing.T) {
 		}
 	}
 	slot := c.Slot(t, name)
-	eventually(t, 5*time.Second, "the waiter is in line", func() bool {
+	eventually(t, "the waiter is in line", func() bool {
 		return c.Admin(from).ZCard(ctx, "{"+name+"}:locker:queue:").Val() == 1
 	})
 	for _, step := range []func(context.Context, int, *redistest.Server, *redistest.Server) error{c.BeginMove, c.MoveKeys} {
@@ -213,14 +213,14 @@ func TestClusterNodeDies(t *testing.T) {
 				}
 				return err == nil || errors.Is(err, locker.ErrLocked)
 			}
-			eventually(t, 20*time.Second, "the new master is found", isLocked)
+			eventually(t, "the new master is found", isLocked)
 			t.Logf("it was found after %v", time.Since(start))
 			if err := test.up(old); err != nil {
 				t.Fatal(err)
 			}
 			c.AwaitHealthy(t)
 			time.Sleep(ttl/3 + ttl/10) // every lease is renewed
-			eventually(t, time.Second, "the lock is held", isLocked)
+			eventuallyWithin(t, time.Second, "the lock is held", isLocked)
 			for key, lease := range leases {
 				if err := lease.Err(); err != nil {
 					t.Errorf("%s: %v", key, err)
@@ -254,7 +254,7 @@ func TestFailoverClusterClient(t *testing.T) {
 	old := s.Master(t)
 	old.Kill()
 	s.AwaitFailover(t, old)
-	eventually(t, 20*time.Second, "the new master is found", func() bool {
+	eventually(t, "the new master is found", func() bool {
 		lease, err := l.TryLock(t.Context(), "k")
 		return err == nil && lease.Unlock() == nil
 	})

@@ -342,7 +342,7 @@ func TestChannelPrefix(t *testing.T) {
 	lease := mustLock(t, a, "k")
 	next := make(chan *locker.Lease, 1)
 	go func() { next <- mustLock(t, b, "k") }()
-	eventually(t, 10*time.Second, "the waiter is in line", func() bool { return inLine(t, admin, "k") == 1 })
+	eventually(t, "the waiter is in line", func() bool { return inLine(t, admin, "k") == 1 })
 	mustUnlock(t, lease)
 	mustUnlock(t, <-next)
 	message, err := watch.ReceiveTimeout(t.Context(), 10*time.Second)

@@ -65,7 +65,7 @@ func TestInspectForeignClient(t *testing.T) {
 		t.Errorf("Revoke: %v; want ErrUnsupported", err)
 	}
 	next := locktest.Started(func() *locker.Lease { return mustLock(t, l, "k") })
-	eventually(t, 10*time.Second, "somebody waits", func() bool { return inLine(t, rdb, "k") == 1 })
+	eventually(t, "somebody waits", func() bool { return inLine(t, rdb, "k") == 1 })
 	if err := l.Break(t.Context(), "k"); err != nil {
 		t.Error(err)
 	}
@@ -172,7 +172,7 @@ func TestInspectModes(t *testing.T) {
 	var waiting []locktest.Pending[*locker.Lease]
 	for i, mode := range [][]locker.CallOption{nil, {locker.Shared()}, {locker.Slots(3)}} {
 		waiting = append(waiting, locktest.Started(func() *locker.Lease { return mustLock(t, l, "k", mode...) }))
-		eventually(t, 10*time.Second, "they stand in line", func() bool { return inLine(t, rdb, "k") == i+1 })
+		eventually(t, "they stand in line", func() bool { return inLine(t, rdb, "k") == i+1 })
 	}
 	info, err := l.Inspect(t.Context(), "k")
 	if err != nil || len(info.Holders) != 1 || info.Waiting != 3 || len(info.Waiters) != 3 {

@@ -33,12 +33,13 @@ func openRedlock(t testing.TB, addresses []string, opts ...locker.Option) locker
 
 // What the tests of all stores use.
 var (
-	mustLock   = locktest.MustLock
-	mustUnlock = locktest.MustUnlock
-	eventually = locktest.EventuallyWithin
-	checkClass = locktest.CheckClass
-	failures   = locktest.Failures{Backend: "redis"}
-	dial       = redistest.Dial
+	mustLock         = locktest.MustLock
+	mustUnlock       = locktest.MustUnlock
+	eventually       = locktest.Eventually
+	eventuallyWithin = locktest.EventuallyWithin
+	checkClass       = locktest.CheckClass
+	failures         = locktest.Failures{Backend: "redis"}
+	dial             = redistest.Dial
 )
 
 func TestKeyIsAPlainString(t *testing.T) {
@@ -110,7 +111,7 @@ func TestHolderIsNamed(t *testing.T) {
 		t.Errorf("TryLock: %v\nwant     %s", err, want)
 	}
 	// When the first answer is late, nobody knows of a holder yet.
-	eventually(t, 10*time.Second, "Lock returns DeadlineExceeded, naming the holder", func() bool {
+	eventuallyWithin(t, 10*time.Second, "Lock returns DeadlineExceeded, naming the holder", func() bool {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
 		_, err := b.Lock(ctx, t.Name())
@@ -133,7 +134,7 @@ func TestTokensIncrease(t *testing.T) {
 	next := func(after string) {
 		t.Helper()
 		var lease *locker.Lease
-		eventually(t, 10*time.Second, "a lock after "+after, func() (ok bool) {
+		eventually(t, "a lock after "+after, func() (ok bool) {
 			var err error
 			lease, err = l.TryLock(ctx, key)
 			return err == nil
@@ -184,7 +185,7 @@ func TestLeavesNoGarbage(t *testing.T) {
 		mustUnlock(t, <-done)
 	}
 	ctx := t.Context()
-	eventually(t, 5*time.Second, "only fences and tombstones are left", func() bool {
+	eventually(t, "only fences and tombstones are left", func() bool {
 		for _, name := range rdb.Keys(ctx, "*").Val() {
 			if !strings.Contains(name, "}:locker:fence:") && !strings.Contains(name, "}:locker:tombstone:") {
 				return false
@@ -249,7 +250,7 @@ func TestOpenOwnsItsClient(t *testing.T) {
 	server := redistest.New(t, redistest.Options{})
 	admin := dial(t, server.Addr())
 	connections := func() int { return strings.Count(admin.ClientList(context.Background()).Val(), "\n") }
-	eventually(t, 5*time.Second, "only this client is connected", func() bool { return connections() == 1 })
+	eventually(t, "only this client is connected", func() bool { return connections() == 1 })
 	l, err := redislock.Open(t.Context(), server.URL()+"?client_name=opened")
 	if err != nil {
 		t.Fatal(err)
@@ -264,7 +265,7 @@ func TestOpenOwnsItsClient(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 5*time.Second, "Close closes every connection", func() bool { return connections() == 1 })
+	eventually(t, "Close closes every connection", func() bool { return connections() == 1 })
 	if lease.Err() == nil {
 		t.Error("Close did not unlock")
 	}

@@ -76,7 +76,7 @@ func TestNameIsRepointed(t *testing.T) {
 					}
 				}()
 			}
-			eventually(t, ttl, "somebody waits in line", func() bool { return inLine(t, oldAdmin, "held") == 1 })
+			eventuallyWithin(t, ttl, "somebody waits in line", func() bool { return inLine(t, oldAdmin, "held") == 1 })
 			conn := oldAdmin.Conn() // WAIT is about what its own connection has written
 			if err := conn.Set(t.Context(), "the last", 1, 0).Err(); err != nil {
 				t.Fatal(err)
@@ -92,9 +92,9 @@ func TestNameIsRepointed(t *testing.T) {
 			replicate(t, oldAdmin, next.Addr())
 			name.Store(next.Addr())
 			repointed := time.Now()
-			eventually(t, ttl, "locks at the new server", func() bool { return work("k") == nil })
+			eventuallyWithin(t, ttl, "locks at the new server", func() bool { return work("k") == nil })
 			t.Logf("locks could be had %v after the name was repointed", time.Since(repointed).Round(time.Millisecond))
-			eventually(t, 4*ttl, "20 locks in a row after that", func() bool { // one answer may be late
+			eventuallyWithin(t, 4*ttl, "20 locks in a row after that", func() bool { // one answer may be late
 				for range 20 {
 					if err := work("k"); err != nil {
 						t.Logf("after that: %v", err)

@@ -27,7 +27,7 @@ func TestToldBeforeFirstRenewal(t *testing.T) {
 		"in line": func(t testing.TB, l locker.Locker, key string, opts ...locker.CallOption) *locker.Lease {
 			before := mustLock(t, by, key)
 			waiter := locktest.Started(func() *locker.Lease { return mustLock(t, l, key, opts...) })
-			eventually(t, 10*time.Second, "it waits", func() bool { return inLine(t, rdb, key) == 1 })
+			eventually(t, "it waits", func() bool { return inLine(t, rdb, key) == 1 })
 			mustUnlock(t, before)
 			return waiter.Get(t)
 		},
@@ -59,7 +59,7 @@ func TestToldBeforeFirstRenewal(t *testing.T) {
 					holder := redis.NewClient(&redis.Options{Addr: server.Addr(), ClientName: key})
 					t.Cleanup(func() { _ = holder.Close() })
 					lease := get(t, client(t, holder, locker.TTL(ttl)), key, opts...)
-					eventually(t, ttl/6, "it listens", func() bool { return subscriptions(t, rdb, key) > 0 })
+					eventuallyWithin(t, ttl/6, "it listens", func() bool { return subscriptions(t, rdb, key) > 0 })
 					if err := takeAway(key); err != nil {
 						t.Fatal(err)
 					}

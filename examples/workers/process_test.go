@@ -357,17 +357,17 @@ func testPoliteLeader(t *testing.T, s testStore) {
 	leader := c.start()
 	leader.await(`job 1 \.\.\.`)
 	var gaps []string
-	bestOf(t, "from SIGTERM to the next leader", s.left, 10, func() time.Duration {
+	bestOf(t, "from SIGTERM to the next leader", told, 10, func() time.Duration {
 		next := c.start()
 		next.await("joins")
 		c.awaitWaiting()
-		told := leader.signal(syscall.SIGTERM)
+		asked := leader.signal(syscall.SIGTERM)
 		led := next.await("leads, token .*: " + leader.name + ` left \S+ ago`)
 		next.await(`job 1 \.\.\.`)
 		leader.expectExit(0)
 		leader = next
 		gaps = append(gaps, strings.Fields(led.text)[5])
-		return led.at.Sub(told)
+		return led.at.Sub(asked)
 	})
 	t.Logf("from leaving to the next leader, as printed: %v", gaps)
 	best := time.Hour
@@ -378,7 +378,7 @@ func testPoliteLeader(t *testing.T, s testStore) {
 		}
 		best = min(best, d)
 	}
-	if best > s.left {
+	if best > told {
 		t.Errorf("the handover took %v at best, from leaving", best)
 	}
 	leader.signal(syscall.SIGTERM)

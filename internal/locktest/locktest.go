@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"testing"
 	"time"
 
@@ -25,10 +26,15 @@ func Lock(l locker.Locker, key string, opts ...locker.CallOption) (*locker.Lease
 	return l.Lock(ctx, key, opts...)
 }
 
-// MustLock is Lock for what has to work.
+// MustLock is Lock for what has to work. On a goroutine that outlasts the test, it ends that.
 func MustLock(t testing.TB, l locker.Locker, key string, opts ...locker.CallOption) *locker.Lease {
 	t.Helper()
-	lease, err := Lock(l, key, opts...)
+	ctx, cancel := context.WithTimeout(t.Context(), Patience)
+	defer cancel()
+	lease, err := l.Lock(ctx, key, opts...)
+	if t.Context().Err() != nil {
+		runtime.Goexit() // to fail a test that is over would end those of the whole package
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,9 +43,8 @@ func TestCalledBeforeTheAnswer(t *testing.T) {
 	}
 
 	held := mustLock(t, a, "k")
-	first := make(chan *locker.Lease)
-	go func() { first <- mustLock(t, b, "k") }() // subscribes
-	eventually(t, 5*time.Second, "the subscriptions are there", func() bool {
+	first := locktest.Started(func() *locker.Lease { return mustLock(t, b, "k") }) // subscribes
+	eventually(t, "the subscriptions are there", func() bool {
 		for _, rdb := range rdbs {
 			if len(rdb.PubSubChannels(context.Background(), "locker:*").Val()) == 0 {
 				return false
@@ -54,7 +53,7 @@ func TestCalledBeforeTheAnswer(t *testing.T) {
 		return samePlace()
 	})
 	mustUnlock(t, held)
-	mustUnlock(t, <-first)
+	mustUnlock(t, first.Get(t))
 
 	const later = 200 * time.Millisecond
 	for _, proxy := range proxies {
@@ -79,15 +78,14 @@ func TestCalledBeforeTheAnswer(t *testing.T) {
 				for _, rdb := range behind {
 					rdb.ZAdd(t.Context(), queue, redis.Z{Score: score, Member: stranger})
 				}
-				got := make(chan *locker.Lease, 1)
-				go func() { got <- mustLock(t, b, "k") }()
-				eventually(t, 5*time.Second, "it is in line", samePlace)
+				got := locktest.Started(func() *locker.Lease { return mustLock(t, b, "k") })
+				eventually(t, "it is in line", samePlace)
 				for _, rdb := range rdbs {
 					rdb.ZRem(t.Context(), queue, stranger)
 				}
 				mustUnlock(t, held)
 				start := time.Now()
-				lease := <-got
+				lease := got.Get(t)
 				took = time.Since(start)
 				mustUnlock(t, lease)
 				return took, 5*later + 2*late + 100*time.Millisecond
@@ -133,7 +131,7 @@ func TestMinorityOfAWaiter(t *testing.T) {
 		over := make(chan struct{})
 		go func() { defer close(over); _, err = l.Lock(ctx, key) }()
 		until := func(what string, done func() bool) {
-			eventually(t, 10*time.Second, what, func() bool {
+			eventually(t, what, func() bool {
 				select {
 				case <-over: // on a busy machine, another server may be late, too: then there is no quorum
 					return true
@@ -200,7 +198,7 @@ func TestRepairAfterContest(t *testing.T) {
 	lease := mustLock(t, a, "k")
 	value := ""
 	for _, rdb := range rdbs { // on a bare majority, it would not outlive the first restart
-		eventually(t, 3*ttl, "the lock is everywhere", func() bool {
+		eventuallyWithin(t, 3*ttl, "the lock is everywhere", func() bool {
 			value = rdb.Get(t.Context(), redlock.DefaultPrefix+"k").Val()
 			return value != ""
 		})
@@ -211,7 +209,7 @@ func TestRepairAfterContest(t *testing.T) {
 			t.Fatal(err)
 		}
 		rdb := dial(t, server.Addr())
-		eventually(t, 10*time.Second, "the server answers", func() bool { return rdb.Ping(t.Context()).Err() == nil })
+		eventually(t, "the server answers", func() bool { return rdb.Ping(t.Context()).Err() == nil })
 		if _, err := b.TryLock(t.Context(), "k"); !errors.Is(err, locker.ErrLocked) {
 			t.Errorf("TryLock: %v; want ErrLocked", err)
 		}
@@ -235,15 +233,15 @@ func TestLateRepair(t *testing.T) {
 	l, proxies, rdbs := behindProxies(t, 6*time.Second, 3)
 	name := redlock.DefaultPrefix + "k"
 	lease := mustLock(t, l, "k")
-	eventually(t, 5*time.Second, "the lock is everywhere",
+	eventually(t, "the lock is everywhere",
 		func() bool { return rdbs[0].Exists(t.Context(), name).Val() == 1 })
 	rdbs[0].FlushAll(t.Context())
 	// The first request to repair is held back; its repetition, on another connection, is not.
 	held := holdWhere(proxies[0], repairs)
-	eventually(t, 15*time.Second, "the server is repaired",
+	eventuallyWithin(t, 15*time.Second, "the server is repaired",
 		func() bool { return rdbs[0].Exists(t.Context(), name).Val() == 1 })
 	mustUnlock(t, lease)
-	eventually(t, 5*time.Second, "all is over", func() bool { return rdbs[0].Exists(t.Context(), name).Val() == 0 })
+	eventuallyWithin(t, 5*time.Second, "all is over", func() bool { return rdbs[0].Exists(t.Context(), name).Val() == 0 })
 	if !held() {
 		t.Error("no request was held back")
 	}
@@ -277,7 +275,7 @@ func TestReleaseOfATry(t *testing.T) {
 		_, _ = l.Lock(ctx, "k")
 	}()
 	everywhere := func() bool { return inLine(t, rdbs[0], "k")+inLine(t, rdbs[1], "k")+inLine(t, rdbs[2], "k") == 3 }
-	eventually(t, 10*time.Second, "it is in line everywhere", everywhere)
+	eventually(t, "it is in line everywhere", everywhere)
 	time.Sleep(2500 * time.Millisecond) // whatever is not answered has been given up
 	callHead(t, rdbs)                   // for nothing: another try, which is refused, too
 	time.Sleep(500 * time.Millisecond)
@@ -290,7 +288,7 @@ func TestReleaseOfATry(t *testing.T) {
 		}
 		return nil
 	})
-	eventually(t, 5*time.Second, "it is in line everywhere", everywhere)
+	eventually(t, "it is in line everywhere", everywhere)
 	cancel()
 	<-done
 }
@@ -309,7 +307,7 @@ func TestManyTries(t *testing.T) {
 		_, _ = l.Lock(ctx, "k")
 	}()
 	rdbs[2].Set(t.Context(), name, "foreign", 0)
-	eventually(t, 10*time.Second, "it is in line",
+	eventually(t, "it is in line",
 		func() bool { return inLine(t, rdbs[1], "k") == 1 && inLine(t, rdbs[2], "k") == 1 })
 	most := func(during time.Duration) (n int) {
 		for start := time.Now(); time.Since(start) < during; time.Sleep(time.Millisecond) {

@@ -42,11 +42,11 @@ func TestLeavesTheLineLate(t *testing.T) {
 	caught := holdWhere(proxies[0], sends(release))
 	lease := mustLock(t, a, "k")
 	value := get(2)
-	eventually(t, ttl, "the request to leave the line is on its way", caught)
-	eventually(t, 3*ttl, "the server has been repaired", func() bool { return get(0) == value })
+	eventuallyWithin(t, ttl, "the request to leave the line is on its way", caught)
+	eventuallyWithin(t, 3*ttl, "the server has been repaired", func() bool { return get(0) == value })
 
 	proxies[1].Set(faultproxy.BlackHole()) // one of those that granted the lock is cut off, and lets it expire
-	eventually(t, 3*ttl, "the lock has expired there", func() bool { return get(1) == "" })
+	eventuallyWithin(t, 3*ttl, "the lock has expired there", func() bool { return get(1) == "" })
 	proxies[0].Heal() // it arrives
 	mustUnlock(t, mustLock(t, a, "later"))
 	second, err := b.TryLock(t.Context(), "k")
@@ -252,7 +252,7 @@ func TestLateAfterRefusal(t *testing.T) {
 		mustUnlock(t, lease)
 		rdb.Del(t.Context(), name)
 		// What the server is told after Unlock has returned, it is told when its request before that is given up.
-		eventually(t, ttl, "the server refuses what comes late", func() bool {
+		eventuallyWithin(t, ttl, "the server refuses what comes late", func() bool {
 			marks := rdb.Keys(t.Context(), "{"+name+"}:locker:tombstone:*").Val() // not those of other keys
 			for _, mark := range marks {
 				if rdb.Get(t.Context(), mark).Val() == "left" {
@@ -298,7 +298,7 @@ func TestLateAfterRefusal(t *testing.T) {
 		locktest.Warm(l, 60)
 		name := redlock.DefaultPrefix + "k"
 		lease := mustLock(t, l, "k")
-		eventually(t, ttl/3, "the lock is everywhere", func() bool { return rdb.Exists(t.Context(), name).Val() == 1 })
+		eventuallyWithin(t, ttl/3, "the lock is everywhere", func() bool { return rdb.Exists(t.Context(), name).Val() == 1 })
 		rdb.Del(t.Context(), name)
 		var requests atomic.Int32
 		caught := holdWhere(proxy, func(sent []byte) bool {
@@ -310,7 +310,7 @@ func TestLateAfterRefusal(t *testing.T) {
 			}
 			return true
 		})
-		eventually(t, 2*ttl, "a request is on its way, and its repetition has been sent", func() bool {
+		eventuallyWithin(t, 2*ttl, "a request is on its way, and its repetition has been sent", func() bool {
 			return caught() && requests.Load() > 1
 		})
 		end(t, rdb, proxy, lease, name)

@@ -74,7 +74,7 @@ func TestEvenSplit(t *testing.T) {
 	}
 	granted := make(chan *locker.Lease)
 	go func() { granted <- mustLock(t, l, "k") }()
-	eventually(t, 10*time.Second, "the waiter is in line everywhere", func() bool {
+	eventually(t, "the waiter is in line everywhere", func() bool {
 		for _, rdb := range rdbs {
 			if inLine(t, rdb, "k") != 1 {
 				return false
@@ -233,12 +233,12 @@ func TestRepair(t *testing.T) {
 		}
 		return true
 	}
-	eventually(t, 3*ttl, "the lock is everywhere", everywhere)
+	eventuallyWithin(t, 3*ttl, "the lock is everywhere", everywhere)
 	for i := range servers { // one after the other: a rolling restart
 		if err := servers[i].Restart(); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 3*ttl, "the lock is everywhere again", everywhere)
+		eventuallyWithin(t, 3*ttl, "the lock is everywhere again", everywhere)
 	}
 	if err := lease.Err(); err != nil {
 		t.Fatalf("after each server was restarted: %v", err)
@@ -248,7 +248,7 @@ func TestRepair(t *testing.T) {
 	locktest.Tries(t, func() error {
 		lease := mustLock(t, l, "k")
 		defer func() { _ = lease.Unlock() }()
-		eventually(t, 3*ttl, "the lock is everywhere", everywhere)
+		eventuallyWithin(t, 3*ttl, "the lock is everywhere", everywhere)
 		for i := range 3 { // all are down before one is up, and could be repaired
 			servers[i].Kill()
 		}
@@ -289,7 +289,7 @@ func TestMajorityDead(t *testing.T) {
 				}
 				return err == nil
 			}
-			eventually(t, 20*time.Second, "the lock can be had", canLock)
+			eventually(t, "the lock can be had", canLock)
 			for _, proxy := range proxies[:3] {
 				proxy.Set(fault)
 			}
@@ -310,7 +310,7 @@ func TestMajorityDead(t *testing.T) {
 			for _, proxy := range proxies {
 				proxy.Heal()
 			}
-			eventually(t, 20*time.Second, "the lock can be had again", canLock)
+			eventually(t, "the lock can be had again", canLock)
 		})
 	}
 }
@@ -381,7 +381,7 @@ func TestCloseMinorityBlackHoled(t *testing.T) {
 			waits <- err
 		}()
 		for _, rdb := range rdbs[1:] {
-			eventually(t, 10*time.Second, "the waiter is in line", func() bool { return inLine(t, rdb, "k") == 1 })
+			eventually(t, "the waiter is in line", func() bool { return inLine(t, rdb, "k") == 1 })
 		}
 		start := time.Now()
 		if err := l.Close(); err != nil {
@@ -390,7 +390,7 @@ func TestCloseMinorityBlackHoled(t *testing.T) {
 		took = time.Since(start)
 		waited = <-waits
 		for _, rdb := range rdbs[1:] {
-			eventually(t, 10*time.Second, "Close has left the line", func() bool { return inLine(t, rdb, "k") == 0 })
+			eventually(t, "Close has left the line", func() bool { return inLine(t, rdb, "k") == 0 })
 		}
 		return took, waited
 	}
@@ -460,7 +460,7 @@ func TestLateRequest(t *testing.T) {
 			// done. There is none if a new connection was used in the first place. One that is a number is for the
 			// earlier ones of several requests, whose owner goes on.
 			begin := time.Now()
-			eventually(t, 30*time.Second, "nothing is left at any server", func() bool {
+			eventually(t, "nothing is left at any server", func() bool {
 				return len(left()) == 0 && (slices.Contains(marks(0), "left") || time.Since(begin) > 10*time.Second)
 			})
 			proxies[0].Heal() // what was held back arrives

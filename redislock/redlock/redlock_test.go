@@ -20,10 +20,11 @@ import (
 
 // What the tests of all stores use.
 var (
-	mustLock   = locktest.MustLock
-	mustUnlock = locktest.MustUnlock
-	eventually = locktest.EventuallyWithin
-	dial       = redistest.Dial
+	mustLock         = locktest.MustLock
+	mustUnlock       = locktest.MustUnlock
+	eventually       = locktest.Eventually
+	eventuallyWithin = locktest.EventuallyWithin
+	dial             = redistest.Dial
 )
 
 // inLine returns how many wait for a key, according to Redis.
