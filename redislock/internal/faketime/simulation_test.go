@@ -3,6 +3,7 @@ package faketime
 import (
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/lockerkit/locker"
@@ -11,6 +12,32 @@ import (
 	"github.com/lockerkit/locker/redislock/internal/scripts"
 	"github.com/lockerkit/locker/redislock/redlock"
 )
+
+// TestTokensWhenTheClockStandsStill: the tokens of two locks at the same microsecond differ.
+func TestTokensWhenTheClockStandsStill(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		servers := newServers(t, 1)
+		servers[0].SetTime(time.Now())
+		clients, _, closeAll := servers.connect()
+		defer closeAll()
+		l := newOnOne(clients)
+		defer l.Close()
+		var last uint64
+		for range 3 {
+			lease, err := l.Lock(t.Context(), "k")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if lease.Token() <= last {
+				t.Errorf("token %d after %d", lease.Token(), last)
+			}
+			last = lease.Token()
+			if err := lease.Unlock(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
 
 // TestSimulation: LOCKER_TRIALS says how many minutes there are.
 func TestSimulation(t *testing.T) {
