@@ -53,7 +53,8 @@ func TestHooksSeeScripts(t *testing.T) {
 			l := open(t, locker.TTL(time.Minute))
 			awaits := func(what string, scripts int64) {
 				t.Helper()
-				eventuallyWithin(t, 40*time.Second, "the hook sees "+what, func() bool { return seen.Load() >= scripts })
+				eventuallyWithin(t, 40*time.Second, "the hook sees "+what,
+					func() bool { return seen.Load() >= scripts })
 				seen.Store(0)
 			}
 			lease := mustLock(t, l, "k")

@@ -299,7 +299,8 @@ func TestDeadWaiterIsSkipped(t *testing.T) {
 		t.Errorf("behind a dead waiter it took %v to get the lock", took)
 	}
 	mustUnlock(t, next)
-	eventuallyWithin(t, 5*time.Second, "the dead waiter has left the line", func() bool { return inLine(t, rdb, "k") == 0 })
+	eventuallyWithin(t, 5*time.Second, "the dead waiter has left the line",
+		func() bool { return inLine(t, rdb, "k") == 0 })
 }
 
 // TestLineSurvivesFlush loses the line itself: those who wait join it again, at their old places.

@@ -241,7 +241,8 @@ func TestLateRepair(t *testing.T) {
 	eventuallyWithin(t, 15*time.Second, "the server is repaired",
 		func() bool { return rdbs[0].Exists(t.Context(), name).Val() == 1 })
 	mustUnlock(t, lease)
-	eventuallyWithin(t, 5*time.Second, "all is over", func() bool { return rdbs[0].Exists(t.Context(), name).Val() == 0 })
+	eventuallyWithin(t, 5*time.Second, "all is over",
+		func() bool { return rdbs[0].Exists(t.Context(), name).Val() == 0 })
 	if !held() {
 		t.Error("no request was held back")
 	}

@@ -298,7 +298,8 @@ func TestLateAfterRefusal(t *testing.T) {
 		locktest.Warm(l, 60)
 		name := redlock.DefaultPrefix + "k"
 		lease := mustLock(t, l, "k")
-		eventuallyWithin(t, ttl/3, "the lock is everywhere", func() bool { return rdb.Exists(t.Context(), name).Val() == 1 })
+		eventuallyWithin(t, ttl/3, "the lock is everywhere",
+			func() bool { return rdb.Exists(t.Context(), name).Val() == 1 })
 		rdb.Del(t.Context(), name)
 		var requests atomic.Int32
 		caught := holdWhere(proxy, func(sent []byte) bool {

@@ -34,6 +34,27 @@ func simulationOf(t *testing.T) *simulation {
 	return s.(*simulation)
 }
 
+// crash ends all sessions, and with them their locks, in the time that this takes a server at least.
+func (s *simulated) crash() {
+	s.mu.Lock()
+	for _, p := range s.processes {
+		p.end()
+	}
+	s.mu.Unlock()
+	time.Sleep(10 * time.Millisecond)
+}
+
+// takeAway ends the session that has a key, as an administrator would.
+func (s *simulated) takeAway(t *testing.T, key int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for p := range s.lock(lockID{key: key}).had {
+		p.end()
+		return
+	}
+	t.Error("nobody has it")
+}
+
 func TestConformance(t *testing.T) {
 	conformance.Run(t, conformance.Harness{
 		Wrap: synctest.Test,

@@ -78,27 +78,6 @@ func (s *simulated) newPool(t *testing.T) (*pgxpool.Pool, *faketime.Pipes) {
 	return pool, pipes
 }
 
-// crash ends all sessions, and with them their locks, in the time that this takes a server at least.
-func (s *simulated) crash() {
-	s.mu.Lock()
-	for _, p := range s.processes {
-		p.end()
-	}
-	s.mu.Unlock()
-	time.Sleep(10 * time.Millisecond)
-}
-
-// takeAway ends the session that has a key, as an administrator would.
-func (s *simulated) takeAway(t *testing.T, key int64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for p := range s.lock(lockID{key: key}).had {
-		p.end()
-		return
-	}
-	t.Error("nobody has it")
-}
-
 func (s *simulated) serve(conn net.Conn) {
 	defer conn.Close()
 	backend := pgproto3.NewBackend(conn, conn)
