@@ -277,30 +277,70 @@ func TestBrokenSubscription(t *testing.T) {
 	mustUnlock(t, <-granted)
 }
 
-// TestDeadWaiterIsSkipped cuts off the first in line: it delays the next one by its reservation, and no more.
+// TestDeadWaiterIsSkipped cuts off the first in line: it delays the next one by its reservation, which is a second, and
+// not until it is taken to be dead, which takes three.
 func TestDeadWaiterIsSkipped(t *testing.T) {
 	server := redistest.New(t, redistest.Options{})
 	rdb := dial(t, server.Addr())
 	dying, proxy := wired(t, server)
 	holder, first, second := open(t, dial(t, server.Addr())), open(t, dying), open(t, dial(t, server.Addr()))
-	lease := mustLock(t, holder, "k")
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	go func() { _, _ = first.Lock(ctx, "k") }()
-	eventually(t, "the first waiter is in line", func() bool { return inLine(t, rdb, "k") == 1 })
-	granted := make(chan *locker.Lease, 1)
-	go func() { granted <- mustLock(t, second, "k") }()
-	eventually(t, "the second waiter is in line", func() bool { return inLine(t, rdb, "k") == 2 })
-	proxy.Set(faultproxy.BlackHole())
-	released := time.Now()
-	mustUnlock(t, lease)
-	next := <-granted
-	if took := time.Since(released); took > 3*time.Second {
-		t.Errorf("behind a dead waiter it took %v to get the lock", took)
-	}
-	mustUnlock(t, next)
-	eventuallyWithin(t, 5*time.Second, "the dead waiter has left the line",
-		func() bool { return inLine(t, rdb, "k") == 0 })
+	locktest.Tries(t, func() error {
+		defer proxy.Heal()
+		key := locktest.Unique("k")
+		lease := mustLock(t, holder, key)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go func() { _, _ = first.Lock(ctx, key) }()
+		eventually(t, "the first waiter is in line", func() bool { return inLine(t, rdb, key) == 1 })
+		granted := locktest.Started(func() *locker.Lease { return mustLock(t, second, key) })
+		eventually(t, "the second waiter is in line", func() bool { return inLine(t, rdb, key) == 2 })
+		proxy.Set(faultproxy.BlackHole())
+		released := time.Now()
+		mustUnlock(t, lease)
+		next := granted.Get(t)
+		took := time.Since(released)
+		mustUnlock(t, next)
+		eventually(t, "the dead waiter has left the line", func() bool { return inLine(t, rdb, key) == 0 })
+		if took > 3*time.Second {
+			return fmt.Errorf("behind a dead waiter it took %v to get the lock", took)
+		}
+		return nil
+	})
+}
+
+// TestTurnIsKept has the first in line, whose turn it is, ask late: nobody gets the lock before it meanwhile.
+func TestTurnIsKept(t *testing.T) {
+	server := redistest.New(t, redistest.Options{})
+	rdb := dial(t, server.Addr())
+	slow, proxy := wired(t, server)
+	holder, first := open(t, dial(t, server.Addr())), open(t, slow)
+	const late = 300 * time.Millisecond // of the second that it has
+	locktest.Tries(t, func() error {
+		defer proxy.Heal()
+		key := locktest.Unique("k")
+		lease := mustLock(t, holder, key)
+		granted := locktest.Started(func() *locker.Lease { return mustLock(t, first, key) })
+		eventually(t, "it is in line", func() bool { return inLine(t, rdb, key) == 1 })
+		proxy.Set(faultproxy.Fault{ToServer: faultproxy.Flow{Delay: late}})
+		mustUnlock(t, lease)
+		for {
+			select {
+			case lease := <-granted.Done:
+				mustUnlock(t, lease)
+				return nil
+			case <-time.After(late / 30):
+			}
+			stolen, err := holder.TryLock(t.Context(), key)
+			if err == nil {
+				mustUnlock(t, stolen)
+				mustUnlock(t, granted.Get(t))
+				return errors.New("somebody else got the lock before the first in line")
+			}
+			if !errors.Is(err, locker.ErrLocked) {
+				t.Fatal(err)
+			}
+		}
+	})
 }
 
 // TestLineSurvivesFlush loses the line itself: those who wait join it again, at their old places.
