@@ -39,9 +39,9 @@ var nameRules = []rule{
 	},
 	{
 		name: "EveryByteCounts", body: everyByteCounts, relaxes: sharesKeys, since: "v0.1.0",
-		did: "A Locker holds a thousand names for longer than a TTL: each single byte, long ones that differ in one byte, " +
-			"random ones, and what looks alike in case, spaces, separators, escapes, patterns, accents, emoji. Another tries " +
-			"them all; then they are unlocked, half of them first.",
+		did: "A Locker holds a thousand names for longer than a TTL, or as many as a slow store can: each single byte, " +
+			"long ones that differ in one byte, random ones, and what looks alike in case, spaces, separators, escapes, " +
+			"patterns, accents, emoji. Another tries them all; then they are unlocked, half of them first.",
 		text: "Names that differ in any byte are different locks, while they are taken, held, renewed and unlocked.",
 		hint: "Use the same encoding of Request.Name(), one without loss, wherever the store is asked: to acquire, renew " +
 			"and release, and in lists of names, which need more than a separator. Names of your own beside the locks must " +
