@@ -8,7 +8,6 @@
 package etcdtest
 
 import (
-	"runtime"
 	"sync"
 	"testing"
 
@@ -54,18 +53,13 @@ func Address(tb testing.TB) string {
 	return shared.For(tb, product).Member(0).Addr()
 }
 
-// turns are for those who start several members, each of which keeps a processor busy now and then: with many of them
-// at the same time, none gets the heartbeats of its leader in time, and what is tested is an overloaded machine.
-var turns = make(chan struct{}, max(1, runtime.NumCPU()/2))
-
 // New starts a cluster for one test (or benchmark), which the test may pause, kill and restart as it likes, and
 // closes it when the test is over. If it has several members, it may have to wait until those of other tests have
 // ended. Without a server program, the test is skipped or fails.
 func New(tb testing.TB, opts Options) *Cluster {
 	tb.Helper()
 	if opts.Members > 1 {
-		turns <- struct{}{}
-		tb.Cleanup(func() { <-turns })
+		takeTurn(tb)
 	}
 	return testserver.New(tb, product, func() (*Cluster, error) { return Start(opts) })
 }
