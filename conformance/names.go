@@ -356,7 +356,7 @@ func everyByteCounts(c *check) {
 	c.shuffle(len(stores), func(i, j int) { stores[i], stores[j] = stores[j], stores[i] })
 	if !inFakeTime() { // a store that takes long for each is asked for some of them
 		const some = 200
-		names = names[:asMany(4*c.ttl, c.pace(ps[""][holder]), some, len(names))]
+		names = c.someOf(names, asMany(4*c.ttl, c.pace(ps[""][holder]), some, len(names)))
 	}
 
 	// What stores may use comes last: it is taken if they do, and the others are then locked once more.

@@ -151,27 +151,34 @@ func (b *backend) Acquire(ctx context.Context, r locker.Request) (locker.Grant, 
 	if err := b.check(r); err != nil {
 		return locker.Grant{}, err
 	}
-	r = plain(r)
-	until := time.Now().Add(r.TTL)
+	d := b.take(ctx, &attempt{request: plain(r), until: time.Now().Add(r.TTL)})
+	return d.grant, d.err
+}
+
+// take takes a lock if it is free. If not, an attempt that queues gets into line.
+func (b *backend) take(ctx context.Context, a *attempt) attempted {
+	r := a.request
 	b.mu.Lock()
-	s, err := b.settle(ctx, r, until)
+	s, err := b.settle(ctx, r, a.until)
 	if err != nil {
 		b.mu.Unlock()
-		return locker.Grant{}, err
+		return attempted{err: err}
 	}
 	if h := s.holdingOf(r.Owner); h != nil {
 		b.mu.Unlock()
-		return b.again(ctx, h)
+		g, err := b.again(ctx, h)
+		return attempted{grant: g, err: err}
 	}
 	if !s.admits(r) || len(s.line) > 0 {
-		b.mu.Unlock()
-		return locker.Grant{}, locker.ErrLocked
+		defer b.mu.Unlock()
+		if a.queues {
+			return attempted{inLine: b.getInLine(&waiter{slot: s, request: r}, len(s.line))}
+		}
+		return attempted{err: locker.ErrLocked}
 	}
-	a := &attempt{request: r, until: until}
 	b.try(s, a)
 	b.mu.Unlock()
-	d := b.await(ctx, a)
-	return d.grant, d.err
+	return b.await(ctx, a)
 }
 
 // settle returns the slot of the key of r when it is settled and all that came before have left, or gives up at the

@@ -127,42 +127,18 @@ func (b *backend) Wait(ctx context.Context, r locker.Request) (locker.Grant, err
 		return locker.Grant{}, err
 	}
 	r = plain(r)
-	for attempt := 1; ; attempt++ {
-		g, w, err := b.getOrQueue(ctx, r)
-		if w != nil {
+	for try := 1; ; try++ {
+		// For the answer that tells whether to wait. A TTL may be shorter than it takes to make the first connection.
+		until := time.Now().Add(max(r.TTL, silence))
+		d := b.take(ctx, &attempt{request: r, until: until, queues: true})
+		if d.inLine != nil {
 			r.ReportHolder("") // nobody knows who it is
-			return b.wait(ctx, w)
+			return b.wait(ctx, d.inLine)
 		}
-		if over := (*sessionOver)(nil); !errors.As(err, &over) || attempt == attempts || ctx.Err() != nil {
-			return g, err
+		if over := (*sessionOver)(nil); !errors.As(d.err, &over) || try == attempts || ctx.Err() != nil {
+			return d.grant, d.err
 		}
 	}
-}
-
-// getOrQueue takes the lock if it is free, or gets into line for it.
-func (b *backend) getOrQueue(ctx context.Context, r locker.Request) (g locker.Grant, inLine *waiter, err error) {
-	// For the answer that tells whether to wait. A TTL may be shorter than it takes to make the first connection.
-	until := time.Now().Add(max(r.TTL, silence))
-	b.mu.Lock()
-	s, err := b.settle(ctx, r, until)
-	if err != nil {
-		b.mu.Unlock()
-		return locker.Grant{}, nil, err
-	}
-	if h := s.holdingOf(r.Owner); h != nil {
-		b.mu.Unlock()
-		g, err = b.again(ctx, h)
-		return g, nil, err
-	}
-	if !s.admits(r) || len(s.line) > 0 {
-		defer b.mu.Unlock()
-		return locker.Grant{}, b.getInLine(&waiter{slot: s, request: r}, len(s.line)), nil
-	}
-	a := &attempt{request: r, until: until, queues: true}
-	b.try(s, a)
-	b.mu.Unlock()
-	d := b.await(ctx, a)
-	return d.grant, d.inLine, d.err
 }
 
 // wait waits for the turn of somebody who is in line.

@@ -175,7 +175,7 @@ func TestPermissionsOnSentinels(t *testing.T) {
 	old := s.Master(t)
 	old.Kill()
 	s.AwaitFailover(t, old)
-	eventually(t, "the new master is found", func() bool {
+	eventuallyWithin(t, 20*time.Second, "the new master is found", func() bool {
 		lease, err := l.TryLock(t.Context(), "k")
 		return err == nil && lease.Unlock() == nil
 	})
@@ -240,7 +240,7 @@ func TestErrorsOfServers(t *testing.T) {
 		admin := dial(t, server.Addr())
 		go func() { _ = admin.Eval(t.Context(), "while true do end", nil).Err() }()
 		l := open(t, dial(t, server.Addr()))
-		eventually(t, "TryLock says that the server is busy", func() bool {
+		eventuallyWithin(t, 10*time.Second, "TryLock says that the server is busy", func() bool {
 			_, err := l.TryLock(t.Context(), "k")
 			return errors.Is(err, redislock.ErrBusy)
 		})

@@ -82,7 +82,8 @@ func TestLineKeepsItsOrderWhenTheClockIsSet(t *testing.T) {
 				c.step(t, by)
 				// Each process finds the others dead when the clock goes ahead, and these come back to their places.
 				asked := polls(t, c.admin)
-				eventually(t, "both processes have asked twice, and all are at their old places", func() bool {
+				const what = "both processes have asked twice, and all are at their old places"
+				eventuallyWithin(t, 20*time.Second, what, func() bool {
 					return polls(t, c.admin) >= asked+4 && slices.Equal(membersInLine(t, c.admin, "k"), before)
 				})
 			})

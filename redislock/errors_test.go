@@ -50,7 +50,7 @@ func TestWrongType(t *testing.T) {
 	if _, err := l.TryLock(ctx, key); !errors.Is(err, redislock.ErrWrongType) {
 		t.Errorf("TryLock: %v; want ErrWrongType", err)
 	}
-	eventually(t, "nothing is left of the lock",
+	eventuallyWithin(t, 5*time.Second, "nothing is left of the lock",
 		func() bool { return rdb.Exists(ctx, names[0]).Val() == 0 })
 
 	// Somebody overwrites a lock that is held: it is lost, and not theirs to delete.
@@ -239,7 +239,7 @@ func TestUnreachable(t *testing.T) {
 	if err := server.Restart(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "a lock after the restart", func() bool {
+	eventuallyWithin(t, 10*time.Second, "a lock after the restart", func() bool {
 		again, err := l.TryLock(t.Context(), "held")
 		return err == nil && again.Unlock() == nil
 	})

@@ -91,7 +91,7 @@ func TestFailoverToAReplicaWithoutTheLock(t *testing.T) {
 	old.Kill()
 	s.AwaitFailover(t, old)
 	var second *locker.Lease
-	eventually(t, "the new master grants the lock", func() (ok bool) {
+	eventuallyWithin(t, 20*time.Second, "the new master grants the lock", func() (ok bool) {
 		var err error
 		second, err = b.TryLock(t.Context(), "k")
 		return err == nil

@@ -49,7 +49,7 @@ func TestLateFirstAttempt(t *testing.T) {
 			test(t, l, other)
 			dropped := proxy.Dropped()
 			proxy.Heal() // what was held back arrives
-			eventually(t, "the late request has been executed", func() bool {
+			eventuallyWithin(t, 5*time.Second, "the late request has been executed", func() bool {
 				return strings.Contains(admin.Info(context.Background(), "commandstats").Val(), "evalsha") &&
 					proxy.Dropped() == dropped
 			})
@@ -204,7 +204,7 @@ func TestLateRevocation(t *testing.T) {
 			if err := test.takeAway(t.Context(), l); (err != nil) != test.givenUp {
 				t.Fatalf("its requests are held back: %v", err)
 			}
-			eventually(t, "the server knows that it is over", func() bool {
+			eventuallyWithin(t, 10*time.Second, "the server knows that it is over", func() bool {
 				return len(admin.Keys(context.Background(), "*:tombstone:*").Val()) > 0
 			})
 			_ = held.Unlock()
@@ -212,7 +212,7 @@ func TestLateRevocation(t *testing.T) {
 			value := admin.Get(t.Context(), redislock.DefaultPrefix+"k").Val()
 			before := callsOf(t, admin, "evalsha")
 			proxy.Heal()
-			eventually(t, "the late request has been executed",
+			eventuallyWithin(t, 10*time.Second, "the late request has been executed",
 				func() bool { return callsOf(t, admin, "evalsha") > before })
 			if now := admin.Get(t.Context(), redislock.DefaultPrefix+"k").Val(); now != value || value == "" {
 				t.Errorf("who has the lock by now: %q; after a late request about who had it before: %q", value, now)

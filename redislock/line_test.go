@@ -214,7 +214,7 @@ func TestCancelledAcquiresLeaveNothing(t *testing.T) {
 		}
 		_ = clients[i].Close()
 	}
-	eventually(t, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= before })
+	eventuallyWithin(t, 5*time.Second, "no goroutine is left", func() bool { return runtime.NumGoroutine() <= before })
 	t.Logf("%d of %d acquires were granted", granted.Load(), acquires)
 }
 
@@ -272,7 +272,7 @@ func TestBrokenSubscription(t *testing.T) {
 	if err := rdb.Do(t.Context(), "client", "kill", "type", "pubsub").Err(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the waiter has subscribed again", subscribed)
+	eventuallyWithin(t, 5*time.Second, "the waiter has subscribed again", subscribed)
 	mustUnlock(t, lease)
 	mustUnlock(t, <-granted)
 }
@@ -313,7 +313,8 @@ func TestDeadWaiterIsSkipped(t *testing.T) {
 				next := granted.Get(t)
 				took := time.Since(free)
 				mustUnlock(t, next)
-				eventually(t, "the dead waiter has left the line", func() bool { return inLine(t, rdb, key) == 0 })
+				eventuallyWithin(t, 5*time.Second, "the dead waiter has left the line",
+					func() bool { return inLine(t, rdb, key) == 0 })
 				if took > 1500*time.Millisecond {
 					return fmt.Errorf("behind a dead waiter it took %v to get the lock", took)
 				}
@@ -461,7 +462,7 @@ func givesUpUnanswered(t *testing.T, server *redistest.Server, key string) error
 	proxy.Heal()
 	alive := "{" + redislock.DefaultPrefix + key + "}:locker:alive:"
 	till := admin.ZScore(t.Context(), alive, member).Val()
-	eventually(t, "it is out of line", func() bool {
+	eventuallyWithin(t, 10*time.Second, "it is out of line", func() bool {
 		return !slices.Contains(membersInLine(t, admin, key), member)
 	})
 	now := admin.Time(t.Context()).Val()

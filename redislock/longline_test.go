@@ -117,7 +117,7 @@ func TestManyWaitersOfOneKey(t *testing.T) {
 		t.Errorf("a script asked for %d waiters; want %d at most", most, together)
 	}
 	// Who was taken for dead, on a machine that stood still, takes the old place again.
-	eventually(t, "all have the places that they had",
+	eventuallyWithin(t, 10*time.Second, "all have the places that they had",
 		func() bool { return slices.Equal(membersInLine(t, admin, "k"), before) })
 	t.Logf("a script asks for %d waiters; the slowest took %v", most, slowest(t, admin))
 	cancel()

@@ -213,7 +213,7 @@ func TestClusterNodeDies(t *testing.T) {
 				}
 				return err == nil || errors.Is(err, locker.ErrLocked)
 			}
-			eventually(t, "the new master is found", isLocked)
+			eventuallyWithin(t, 20*time.Second, "the new master is found", isLocked)
 			t.Logf("it was found after %v", time.Since(start))
 			if err := test.up(old); err != nil {
 				t.Fatal(err)
@@ -254,7 +254,7 @@ func TestFailoverClusterClient(t *testing.T) {
 	old := s.Master(t)
 	old.Kill()
 	s.AwaitFailover(t, old)
-	eventually(t, "the new master is found", func() bool {
+	eventuallyWithin(t, 20*time.Second, "the new master is found", func() bool {
 		lease, err := l.TryLock(t.Context(), "k")
 		return err == nil && lease.Unlock() == nil
 	})

@@ -134,7 +134,7 @@ func TestTokensIncrease(t *testing.T) {
 	next := func(after string) {
 		t.Helper()
 		var lease *locker.Lease
-		eventually(t, "a lock after "+after, func() (ok bool) {
+		eventuallyWithin(t, 10*time.Second, "a lock after "+after, func() (ok bool) {
 			var err error
 			lease, err = l.TryLock(ctx, key)
 			return err == nil
@@ -185,7 +185,7 @@ func TestLeavesNoGarbage(t *testing.T) {
 		mustUnlock(t, <-done)
 	}
 	ctx := t.Context()
-	eventually(t, "only fences and tombstones are left", func() bool {
+	eventuallyWithin(t, 5*time.Second, "only fences and tombstones are left", func() bool {
 		for _, name := range rdb.Keys(ctx, "*").Val() {
 			if !strings.Contains(name, "}:locker:fence:") && !strings.Contains(name, "}:locker:tombstone:") {
 				return false
@@ -250,7 +250,7 @@ func TestOpenOwnsItsClient(t *testing.T) {
 	server := redistest.New(t, redistest.Options{})
 	admin := dial(t, server.Addr())
 	connections := func() int { return strings.Count(admin.ClientList(context.Background()).Val(), "\n") }
-	eventually(t, "only this client is connected", func() bool { return connections() == 1 })
+	eventuallyWithin(t, 5*time.Second, "only this client is connected", func() bool { return connections() == 1 })
 	l, err := redislock.Open(t.Context(), server.URL()+"?client_name=opened")
 	if err != nil {
 		t.Fatal(err)
@@ -265,7 +265,7 @@ func TestOpenOwnsItsClient(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "Close closes every connection", func() bool { return connections() == 1 })
+	eventuallyWithin(t, 5*time.Second, "Close closes every connection", func() bool { return connections() == 1 })
 	if lease.Err() == nil {
 		t.Error("Close did not unlock")
 	}

@@ -70,7 +70,7 @@ func TestTokensAfterTheirRetention(t *testing.T) {
 	}
 	lease := mustLock(t, l, "k")
 	first := lease.Token()
-	eventually(t, "only the lock is left", left(1))
+	eventuallyWithin(t, 20*time.Second, "only the lock is left", left(1))
 	if err := lease.Err(); err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +78,7 @@ func TestTokensAfterTheirRetention(t *testing.T) {
 	lease = mustLock(t, l, "k")
 	second := lease.Token()
 	mustUnlock(t, lease)
-	eventually(t, "nothing is left", left(0))
+	eventuallyWithin(t, 20*time.Second, "nothing is left", left(0))
 	lease = mustLock(t, l, "k")
 	if third := lease.Token(); first >= second || second >= third {
 		t.Errorf("the tokens are %d, %d, %d", first, second, third)

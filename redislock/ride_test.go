@@ -63,7 +63,7 @@ func waitersKeepPlaces(t *testing.T, servers []*redis.Client, open func(opts ...
 		return true
 	})
 	// If it took longer than they are taken for alive, they have to come back, to their old places.
-	eventually(t, "all are at their old places", func() bool {
+	eventuallyWithin(t, 20*time.Second, "all are at their old places", func() bool {
 		return slices.EqualFunc(places(t, servers), before, slices.Equal)
 	})
 	mustUnlock(t, lease)
@@ -99,7 +99,7 @@ func TestWaitersRideOutARestart(t *testing.T) {
 		func(opts ...locker.Option) locker.Locker { return open(t, dial(t, server.Addr()), opts...) },
 		func(ridden func() bool) {
 			server.Kill()
-			eventually(t, "every waiter has told that it rides out a failure", ridden)
+			eventuallyWithin(t, 20*time.Second, "every waiter has told that it rides out a failure", ridden)
 			if err := server.Restart(); err != nil {
 				t.Fatal(err)
 			}
@@ -122,7 +122,7 @@ func TestWaitersRideOutARefusal(t *testing.T) {
 				proxy.Set(faultproxy.Refuse())
 			}
 			begun := time.Now()
-			eventually(t, "every waiter has told that it rides out a failure", func() bool {
+			eventuallyWithin(t, 20*time.Second, "every waiter has told that it rides out a failure", func() bool {
 				return ridden() && time.Since(begun) > 2*time.Second
 			})
 			for _, proxy := range proxies {
@@ -144,7 +144,7 @@ func TestRedlockWaitersRideOut(t *testing.T) {
 		func(ridden func() bool) {
 			servers[0].Kill()
 			servers[1].Kill()
-			eventually(t, "every waiter has told that it rides out a failure", ridden)
+			eventuallyWithin(t, 20*time.Second, "every waiter has told that it rides out a failure", ridden)
 			for _, server := range servers[:2] {
 				if err := server.Restart(); err != nil {
 					t.Fatal(err)

@@ -23,10 +23,6 @@ import (
 	"github.com/lockerkit/locker/redislock/redlock"
 )
 
-// told bounds the time to replace a leader, at best, where the next one is told that there is none: who has to find out
-// polls once a second.
-const told = 500 * time.Millisecond
-
 // testStore is a kind of store with a server, as far as tests have to know about it.
 type testStore struct {
 	name   string
@@ -39,6 +35,8 @@ type testStore struct {
 	// waiters returns how many wait in line for the lock of a key.
 	waiters func(t *testing.T, url, key string) int
 
+	// left bounds the time to replace a leader that leaves.
+	left time.Duration
 	// ttl is one with which a leader that is killed is replaced within killed.
 	ttl, killed time.Duration
 	// restartFrees says that locks do not outlive a crash of the server.
@@ -68,6 +66,7 @@ var redisStore = testStore{
 	},
 	history: redisHistory,
 	waiters: redisWaiters,
+	left:    50 * time.Millisecond,
 	// Nobody tells Redis that a process has died.
 	ttl:    time.Second,
 	killed: time.Second + slack,
@@ -83,9 +82,12 @@ var pgStore = testStore{
 	},
 	history: pgHistory,
 	waiters: pgWaiters,
+	// Only a leader has a connection for the queue, as connections are dear to Postgres: the next one has to make its
+	// own.
+	left: 100 * time.Millisecond,
 	// The kernel closes the connections of a process that dies, and locks end with their connection.
 	ttl:          10 * time.Second,
-	killed:       told,
+	killed:       100 * time.Millisecond,
 	restartFrees: true,
 }
 
@@ -99,6 +101,7 @@ var etcdStore = testStore{
 	},
 	history: etcdHistory,
 	waiters: etcdWaiters,
+	left:    50 * time.Millisecond,
 	// Nobody tells etcd that a process has died, and it looks twice a second for leases that have run out.
 	ttl:    time.Second,
 	killed: time.Second + slack,

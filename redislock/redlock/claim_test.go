@@ -131,7 +131,7 @@ func TestMinorityOfAWaiter(t *testing.T) {
 		over := make(chan struct{})
 		go func() { defer close(over); _, err = l.Lock(ctx, key) }()
 		until := func(what string, done func() bool) {
-			eventually(t, what, func() bool {
+			eventuallyWithin(t, 10*time.Second, what, func() bool {
 				select {
 				case <-over: // on a busy machine, another server may be late, too: then there is no quorum
 					return true
@@ -209,7 +209,8 @@ func TestRepairAfterContest(t *testing.T) {
 			t.Fatal(err)
 		}
 		rdb := dial(t, server.Addr())
-		eventually(t, "the server answers", func() bool { return rdb.Ping(t.Context()).Err() == nil })
+		eventuallyWithin(t, 10*time.Second, "the server answers",
+			func() bool { return rdb.Ping(t.Context()).Err() == nil })
 		if _, err := b.TryLock(t.Context(), "k"); !errors.Is(err, locker.ErrLocked) {
 			t.Errorf("TryLock: %v; want ErrLocked", err)
 		}
@@ -233,7 +234,7 @@ func TestLateRepair(t *testing.T) {
 	l, proxies, rdbs := behindProxies(t, 6*time.Second, 3)
 	name := redlock.DefaultPrefix + "k"
 	lease := mustLock(t, l, "k")
-	eventually(t, "the lock is everywhere",
+	eventuallyWithin(t, 5*time.Second, "the lock is everywhere",
 		func() bool { return rdbs[0].Exists(t.Context(), name).Val() == 1 })
 	rdbs[0].FlushAll(t.Context())
 	// The first request to repair is held back; its repetition, on another connection, is not.
@@ -276,7 +277,7 @@ func TestReleaseOfATry(t *testing.T) {
 		_, _ = l.Lock(ctx, "k")
 	}()
 	everywhere := func() bool { return inLine(t, rdbs[0], "k")+inLine(t, rdbs[1], "k")+inLine(t, rdbs[2], "k") == 3 }
-	eventually(t, "it is in line everywhere", everywhere)
+	eventuallyWithin(t, 10*time.Second, "it is in line everywhere", everywhere)
 	time.Sleep(2500 * time.Millisecond) // whatever is not answered has been given up
 	callHead(t, rdbs)                   // for nothing: another try, which is refused, too
 	time.Sleep(500 * time.Millisecond)
@@ -289,7 +290,7 @@ func TestReleaseOfATry(t *testing.T) {
 		}
 		return nil
 	})
-	eventually(t, "it is in line everywhere", everywhere)
+	eventuallyWithin(t, 5*time.Second, "it is in line everywhere", everywhere)
 	cancel()
 	<-done
 }

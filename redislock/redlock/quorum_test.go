@@ -289,7 +289,7 @@ func TestMajorityDead(t *testing.T) {
 				}
 				return err == nil
 			}
-			eventually(t, "the lock can be had", canLock)
+			eventuallyWithin(t, 20*time.Second, "the lock can be had", canLock)
 			for _, proxy := range proxies[:3] {
 				proxy.Set(fault)
 			}
@@ -310,7 +310,7 @@ func TestMajorityDead(t *testing.T) {
 			for _, proxy := range proxies {
 				proxy.Heal()
 			}
-			eventually(t, "the lock can be had again", canLock)
+			eventuallyWithin(t, 20*time.Second, "the lock can be had again", canLock)
 		})
 	}
 }
@@ -390,7 +390,8 @@ func TestCloseMinorityBlackHoled(t *testing.T) {
 		took = time.Since(start)
 		waited = <-waits
 		for _, rdb := range rdbs[1:] {
-			eventually(t, "Close has left the line", func() bool { return inLine(t, rdb, "k") == 0 })
+			eventuallyWithin(t, 10*time.Second, "Close has left the line",
+				func() bool { return inLine(t, rdb, "k") == 0 })
 		}
 		return took, waited
 	}
@@ -460,7 +461,7 @@ func TestLateRequest(t *testing.T) {
 			// done. There is none if a new connection was used in the first place. One that is a number is for the
 			// earlier ones of several requests, whose owner goes on.
 			begin := time.Now()
-			eventually(t, "nothing is left at any server", func() bool {
+			eventuallyWithin(t, 30*time.Second, "nothing is left at any server", func() bool {
 				return len(left()) == 0 && (slices.Contains(marks(0), "left") || time.Since(begin) > 10*time.Second)
 			})
 			proxies[0].Heal() // what was held back arrives

@@ -3,7 +3,6 @@
 package faketime
 
 import (
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,23 +14,21 @@ import (
 	"github.com/lockerkit/locker/pglock"
 )
 
-// simulations are the servers of the tests that run, and the connections of the last Locker, by *testing.T.
-var simulations sync.Map
-
+// simulation is a server, and the connections of the last Locker.
 type simulation struct {
 	*simulated
 	last *faketime.Pipes
 }
 
+var inUse faketime.PerTest[*simulation]
+
+// simulationOf returns the server of a test, which it starts if there is none.
 func simulationOf(t *testing.T) *simulation {
-	s, there := simulations.LoadOrStore(t, &simulation{simulated: newSimulated()})
-	if !there {
-		t.Cleanup(func() {
-			simulations.Delete(t)
-			time.Sleep(2 * time.Second) // until the server's processes have ended: afterwards, time stands still
-		})
-	}
-	return s.(*simulation)
+	return inUse.Of(t, func() *simulation {
+		// Until its processes have ended: afterwards, time stands still.
+		t.Cleanup(func() { time.Sleep(2 * time.Second) })
+		return &simulation{simulated: newSimulated()}
+	})
 }
 
 // crash ends all sessions, and with them their locks, in the time that this takes a server at least.

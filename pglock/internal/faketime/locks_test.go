@@ -20,7 +20,7 @@ type wait struct {
 	granted chan struct{}
 }
 
-// lock returns an advisory lock. s.mu is held, as in all that follow but execute and await.
+// lock returns an advisory lock. s.mu is held, as in all that follow but await.
 func (s *simulated) lock(id lockID) *advisory {
 	if s.locks[id] == nil {
 		s.locks[id] = &advisory{had: make(map[*process]*[2]int)}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -32,19 +31,12 @@ type server struct {
 // servers are independent of each other.
 type servers []*server
 
-// inUse are the servers of the tests that run, by *testing.T.
-var inUse sync.Map
+var inUse faketime.PerTest[servers]
 
 // serversOf returns the servers of a test, which it starts if there are none.
 func serversOf(t *testing.T, n int) servers {
 	t.Helper()
-	if s, ok := inUse.Load(t); ok {
-		return s.(servers)
-	}
-	s := newServers(t, n)
-	inUse.Store(t, s)
-	t.Cleanup(func() { inUse.Delete(t) })
-	return s
+	return inUse.Of(t, func() servers { return newServers(t, n) })
 }
 
 func newServers(t *testing.T, n int) (s servers) {
