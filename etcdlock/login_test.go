@@ -39,11 +39,10 @@ func withTokens(t *testing.T, members int, ttl time.Duration) (*etcdtest.Cluster
 	return cluster, root
 }
 
-// TestTokensExpireUnderLoad has tokens expire every one to two seconds, beside many who lock: what is held, and what
+// testLoginsExpire has tokens expire every one to two seconds, beside many who lock: what is held, and what
 // waits, outlives that. The TTL is such that a renewal finds an expired token each time, and a login, which is work for
 // the processor by design, may take some seconds beside everything else that a machine does.
-func TestTokensExpireUnderLoad(t *testing.T) {
-	t.Parallel()
+func testLoginsExpire(t *testing.T) {
 	wires.Long(t)
 	for _, members := range []int{1, 3} {
 		t.Run(fmt.Sprint("members: ", members), func(t *testing.T) {

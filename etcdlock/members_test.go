@@ -20,6 +20,23 @@ import (
 // membersTTL is that of the leases here: an election takes a second, and several on a busy machine.
 const membersTTL = 5 * time.Second
 
+// TestMembers has the tests of clusters of several members, which take turns: with many such clusters at the same time,
+// none hears of its leader in time, and what is tested is a machine that has too much to do.
+func TestMembers(t *testing.T) {
+	t.Parallel()
+	t.Run("Fails", testMemberFails)
+	t.Run("Frozen", testMemberFrozen)
+	t.Run("MajorityLost", testMajorityLost)
+	t.Run("LeaderKilled", testLeaderKilled)
+	t.Run("LeaderResumes", testLeaderResumes)
+	t.Run("LeaderStandsStill", testLeaderStandsStill)
+	t.Run("Tokens", testTokens)
+	t.Run("TwoSessions", testTwoSessions)
+	t.Run("LoginBesideADeadEndpoint", testLoginBesideADeadEndpoint)
+	t.Run("LoginsExpire", testLoginsExpire)
+	t.Run("Conformance", testConformanceOfMembers)
+}
+
 // relay checks that no two hold a lock at once, and that tokens increase.
 type relay struct {
 	t    testing.TB
@@ -40,9 +57,8 @@ func (r *relay) granted(lease *locker.Lease) {
 	r.last = lease
 }
 
-// TestMemberFails has something happen to a member of a cluster while a lock is held and others wait for it.
-func TestMemberFails(t *testing.T) {
-	t.Parallel()
+// testMemberFails has something happen to a member of a cluster while a lock is held and others wait for it.
+func testMemberFails(t *testing.T) {
 	for name, fail := range map[string]func(t *testing.T, c *etcdtest.Cluster, leader int) (heal func()){
 		"leader killed": func(t *testing.T, c *etcdtest.Cluster, leader int) func() {
 			c.Member(leader).Kill()
@@ -118,9 +134,8 @@ func pause(t *testing.T, m *etcdtest.Member) (resume func()) {
 	}
 }
 
-// TestMajorityLost has the majority of the members gone for a while.
-func TestMajorityLost(t *testing.T) {
-	t.Parallel()
+// testMajorityLost has the majority of the members gone for a while.
+func testMajorityLost(t *testing.T) {
 	cluster := etcdtest.New(t, etcdtest.Options{Members: 3})
 	key := unique("key")
 	r := &relay{t: t}
@@ -168,9 +183,8 @@ func TestMajorityLost(t *testing.T) {
 	mustUnlock(t, next)
 }
 
-// TestTokens has the token of a lock increase, whatever happens to the servers.
-func TestTokens(t *testing.T) {
-	t.Parallel()
+// testTokens has the token of a lock increase, whatever happens to the servers.
+func testTokens(t *testing.T) {
 	cluster := etcdtest.New(t, etcdtest.Options{Members: 3})
 	key := unique("key")
 	last := uint64(0)
@@ -205,10 +219,9 @@ func TestTokens(t *testing.T) {
 	}
 }
 
-// TestLeaderKilled has holders cut off in each way that a network has, and the leader killed soon after. The new one
+// testLeaderKilled has holders cut off in each way that a network has, and the leader killed soon after. The new one
 // gives each lease its whole TTL anew, which makes rivals wait longer: what counts is that the holders are told before.
-func TestLeaderKilled(t *testing.T) {
-	t.Parallel()
+func testLeaderKilled(t *testing.T) {
 	const ttl = 3 * time.Second // all are still held when they are cut off, also on a machine that is busy
 	cluster := etcdtest.New(t, etcdtest.Options{Members: 3})
 	w := wires.New(cluster.Endpoints()...)
@@ -286,9 +299,8 @@ func TestLeaderKilled(t *testing.T) {
 	t.Logf("a rival waited up to %v after the holder's deadline", longest)
 }
 
-// TestMemberFrozen has a member of three that accepts everything, and does nothing.
-func TestMemberFrozen(t *testing.T) {
-	t.Parallel()
+// testMemberFrozen has a member of three that accepts everything, and does nothing.
+func testMemberFrozen(t *testing.T) {
 	const holders, atOnce, each = 8, 8, 8
 	cluster := etcdtest.New(t, etcdtest.Options{Members: 3})
 	var leases []*locker.Lease

@@ -192,9 +192,8 @@ func TestRenewLookHangs(t *testing.T) {
 	<-returned
 }
 
-// TestTwoSessionsMemberHangs has leases of two TTLs, and a member of three that hangs.
-func TestTwoSessionsMemberHangs(t *testing.T) {
-	t.Parallel()
+// testTwoSessions has leases of two TTLs, and a member of three that hangs.
+func testTwoSessions(t *testing.T) {
 	for range wires.Trials(t, 1) {
 		cluster := etcdtest.New(t, etcdtest.Options{Members: 3})
 		l := open(t, cluster.Endpoints(), locker.TTL(membersTTL))

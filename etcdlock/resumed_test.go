@@ -17,11 +17,10 @@ import (
 	"github.com/lockerkit/locker/internal/wires"
 )
 
-// TestLeaderResumes has the leader stand still, time and again, for about as long as a TTL, in which the others renew
+// testLeaderResumes has the leader stand still, time and again, for about as long as a TTL, in which the others renew
 // leases, and go on. By its clock all leases are over, and at times it has the new leader revoke those that it knew. No
 // lock is lost by that, and nobody loses the place in line.
-func TestLeaderResumes(t *testing.T) {
-	t.Parallel()
+func testLeaderResumes(t *testing.T) {
 	cluster := etcdtest.New(t, etcdtest.Options{Members: 3})
 	endpoints := cluster.Endpoints()
 	l, key := open(t, endpoints, locker.TTL(membersTTL)), unique("key")
@@ -80,10 +79,9 @@ func TestLeaderResumes(t *testing.T) {
 	}
 }
 
-// TestLeaderStandsStill has the leader, the only one to be asked, stand still for a little less than a TTL. When it
+// testLeaderStandsStill has the leader, the only one to be asked, stand still for a little less than a TTL. When it
 // goes on, it answers at times keep-alives of which the leader since knows nothing: see session.renew.
-func TestLeaderStandsStill(t *testing.T) {
-	t.Parallel()
+func testLeaderStandsStill(t *testing.T) {
 	cluster := etcdtest.New(t, etcdtest.Options{Members: 3})
 	leader := cluster.Leader(t)
 	other := connect(t, cluster.Member((leader+1)%3).Addr())

@@ -54,13 +54,9 @@ func Address(tb testing.TB) string {
 }
 
 // New starts a cluster for one test (or benchmark), which the test may pause, kill and restart as it likes, and
-// closes it when the test is over. If it has several members, it may have to wait until those of other tests have
-// ended. Without a server program, the test is skipped or fails.
+// closes it when the test is over. Without a server program, the test is skipped or fails.
 func New(tb testing.TB, opts Options) *Cluster {
 	tb.Helper()
-	if opts.Members > 1 {
-		takeTurn(tb)
-	}
 	return testserver.New(tb, product, func() (*Cluster, error) { return Start(opts) })
 }
 
